@@ -1,0 +1,185 @@
+"""The command line: `cai run | plan | status | show`. `run` is the Hydra app and the default verb."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai import __version__
+from cai.errors import CaiError, Interrupted, UsageError, nearest
+
+HELP = """\
+cai: Constitutional AI from a principle file. Version {version}.
+
+  cai experiment=quickstart            tune, critique, revise, label, train, evaluate and report
+  cai run [OVERRIDES] [HYDRA FLAGS]    the same; `run` is the default verb; -m sweeps; `cai run --help` lists the groups
+  cai plan [--check] [OVERRIDES]       each stage: done, partial, or what would run and why
+                                       (--check also builds every trl and peft config)
+  cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
+  cai show [RUN] [STAGE] [-n N]        read what a stage made: revise, label or evaluate
+
+  --debug                              tracebacks, and the libraries' own warnings
+  --version, --help
+
+Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
+"""
+VERBS = ("run", "plan", "status", "show")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exit codes: 0 done, 1 a failure, 2 wrong usage, 130 and 143 for SIGINT and SIGTERM."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in arguments:
+        arguments.remove("--debug")
+        os.environ["CAI_DEBUG"] = os.environ["HYDRA_FULL_ERROR"] = "1"
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ["CAI_DEBUG"] = "1"
+    try:
+        _dispatch(arguments)
+    except CaiError as error:
+        _end(error)
+    except Interrupted as error:
+        _end(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing more to say
+
+
+def _end(error: CaiError | Interrupted) -> None:
+    """Says what went wrong and ends with its exit code; with --debug, shows where."""
+    if isinstance(error, Interrupted):
+        print("\ninterrupted; nothing is lost: the same command continues", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)  # threads of a running batch need not be waited for: every finished one is committed
+    if os.environ.get("CAI_DEBUG"):
+        raise error
+    print(f"cai: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else ("run", arguments)
+    if arguments in (["--version"], ["-V"]):
+        print(f"cai {__version__}")
+    elif not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(HELP.format(version=__version__), end="")
+    elif verb == "run":
+        _run(rest)
+    elif verb == "plan":
+        _plan(rest)
+    elif verb == "status":
+        _status(rest)
+    else:
+        _show(rest)
+
+
+def _run(arguments: list[str]) -> None:
+    import hydra
+
+    from cai.composing import compose, words_are_overrides
+    from cai.paths import shipped
+    from cai.worker import install_signals, quiet
+
+    flags = [word for word in arguments if word.startswith("-")]
+    if not flags:
+        words_are_overrides(arguments, VERBS)
+        compose(arguments)  # says clearly what is wrong, before Hydra makes a folder for the run
+    quiet()
+    install_signals()
+
+    @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
+    def job(composed: Any) -> None:
+        _job(composed)
+
+    sys.argv = [sys.argv[0], *arguments]
+    job()
+
+
+def _job(composed: Any) -> None:
+    """One run of the pipeline: Hydra calls it once, or once for each point of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from cai import pipeline
+    from cai.config import load
+    from cai.tables import result_table
+
+    try:
+        config = load(composed, list(HydraConfig.get().overrides.task))
+        manifests = pipeline.conduct(config, lambda line: print(line, file=sys.stderr, flush=True))
+    except (CaiError, Interrupted) as error:
+        _end(error)
+        return
+    root = Path(config.outputs) / config.name
+    if "evaluate" in manifests:
+        result_table(manifests["evaluate"].summary["metrics"])
+    for stage, name, file in (("dpo", "model", "model"), ("report", "report", "report.html")):
+        if stage in manifests:
+            folder = root / stage / manifests[stage].key[:12]
+            print(f"{name}: {folder / 'out' / file}")
+
+
+def _plan(arguments: list[str]) -> None:
+    from cai import pipeline
+    from cai.composing import compose, words_are_overrides
+    from cai.store import Run
+    from cai.tables import plan_table
+
+    check = "--check" in arguments
+    words = [word for word in arguments if word != "--check"]
+    words_are_overrides(words, VERBS)
+    config = compose(words)
+    if check:
+        pipeline.check(config)
+    plan_table(pipeline.plan(config, Run(Path(config.outputs) / config.name)))
+
+
+def _status(arguments: list[str]) -> None:
+    from cai import pipeline
+    from cai.config import Config, build
+    from cai.store import Run
+    from cai.tables import plan_table
+
+    root = run_folder(arguments[0] if arguments else None)
+    try:
+        saved = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError) as error:
+        raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
+    config = build(Config, saved)
+    plan_table(pipeline.plan(config, Run(root)))
+
+
+def _show(arguments: list[str]) -> None:
+    import argparse
+
+    from cai.store import Run
+    from cai.tables import SHOWN, show_records
+
+    parser = argparse.ArgumentParser(prog="cai show", description="Read what a stage made.")
+    parser.add_argument("run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)")
+    parser.add_argument("stage", nargs="?", default="revise", help=f"one of {', '.join(SHOWN)}")
+    parser.add_argument("-n", type=int, default=5, help="how many records (default 5)")
+    options = parser.parse_args(arguments)
+    if options.run in SHOWN:  # `cai show revise`
+        options.run, options.stage = None, options.run
+    if options.stage not in SHOWN:
+        raise UsageError(
+            f"cai show: no records of '{options.stage}'{nearest(options.stage, list(SHOWN))} ({', '.join(SHOWN)})"
+        )
+    root = run_folder(options.run)
+    manifest = Run(root).latest(options.stage)
+    if manifest is None:
+        raise UsageError(f"{root}: the stage '{options.stage}' has not finished; see `cai status {root}`")
+    show_records(options.stage, Run(root).folder(options.stage, manifest.key) / "out", options.n)
+
+
+def run_folder(name: str | None) -> Path:
+    """The named run's folder, or the newest below outputs/. Raises UsageError where there is none."""
+    if name is None:
+        runs = sorted(Path("outputs").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise UsageError("no run in outputs/; start one with `cai experiment=quickstart`")
+        return runs[-1].parent
+    if not (Path(name) / "run.json").is_file():
+        known = [str(path.parent) for path in Path("outputs").glob("*/run.json")]
+        raise UsageError(f"{name} is no run's folder (no run.json){nearest(name, known)}")
+    return Path(name)

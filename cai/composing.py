@@ -1,0 +1,65 @@
+"""Composes conf/ with overrides through Hydra, and says in one line what is wrong with them."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cai.config import Config, load, origin
+from cai.errors import UsageError, nearest
+from cai.paths import shipped
+
+
+def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
+    """Raises UsageError on a word that is neither an override nor a verb."""
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            hint = nearest(word, list(verbs)) or "; overrides look like key=value"
+            raise UsageError(f"'{word}' is no verb and no override{hint} (see `cai --help`)")
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked config. Raises UsageError that names the key or group, its origin and the nearest valid name."""
+    return load(compose_raw(overrides), overrides)
+
+
+def compose_raw(overrides: Sequence[str]) -> Any:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            return hydra.compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_explain(error, overrides)) from None
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    text = str(error)
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = match[1].rpartition("/")
+        known = sorted(path.stem for path in (shipped("conf") / group).glob("*.yaml"))
+        wrong = next((word for word in overrides if word.split("=")[-1] == name), f"{group}={name}")
+        return f"{wrong}: there is no conf/{match[1]}.yaml{nearest(name, known)} (known: {', '.join(known)})"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown(match[1], overrides)
+    if match := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
+        return _unknown(match[2], overrides)
+    return " ".join(text.split())
+
+
+def _unknown(key: str, overrides: Sequence[str]) -> str:
+    from omegaconf import DictConfig, OmegaConf
+
+    rest = [word for word in overrides if not word.startswith(key)]
+    *parents, leaf = key.split(".")
+    node = OmegaConf.select(compose_raw(rest), ".".join(parents)) if parents else compose_raw(rest)
+    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    extra = (
+        f"; '+{key}=...' adds one that conf/ does not have"
+        if parents and parents[-1] in ("args", "peft", "options")
+        else ""
+    )
+    return f"unknown key '{key}'{origin(key, overrides)}{nearest(leaf, known)} (known: {', '.join(known)}){extra}"

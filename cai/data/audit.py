@@ -1,0 +1,27 @@
+"""What may not be trained on: prompts that an evaluation suite holds."""
+
+from collections.abc import Iterable
+
+GRAM = 8  # words
+
+
+def normalised(text: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return "".join(c.lower() if c.isalnum() else " " for c in text).split()
+
+
+class Overlap:
+    """Tells whether a text repeats a held-out one: the same words, or a run of 8 words from it."""
+
+    def __init__(self, held_out: Iterable[str]):
+        self._whole: set[tuple[str, ...]] = set()
+        self._grams: set[tuple[str, ...]] = set()
+        for text in held_out:
+            words = normalised(text)
+            self._whole.add(tuple(words))
+            self._grams.update(tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
+
+    def __contains__(self, text: str) -> bool:
+        words = normalised(text)
+        grams = (tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
+        return tuple(words) in self._whole or any(gram in self._grams for gram in grams)

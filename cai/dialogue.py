@@ -1,0 +1,139 @@
+"""Messages, prompts, chat templates, and the texts of the critique, revision and comparison requests.
+
+The order of the turns follows Bai et al. 2022: exemplars stand before the conversation for critique and revision, never
+before the first answer (section 3.1); the comparison shows the conversation and both answers as options (section 4.1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cai.digest import digest
+
+if TYPE_CHECKING:
+    from cai.constitution import Exemplar, Principle
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+
+
+Dialogue = tuple[Message, ...]
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str) -> Message:
+    return Message("assistant", text)
+
+
+def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The list of {"role", "content"} that chat templates and data sets use."""
+    return [asdict(message) for message in messages]
+
+
+def from_dicts(rows: Sequence[dict[str, Any]]) -> Dialogue:
+    """The inverse of `as_dicts`. Raises ValueError on an unknown role or a content that is not text."""
+    for row in rows:
+        if row.get("role") not in ROLES or not isinstance(row.get("content"), str):
+            raise ValueError(f"a message needs a role of {', '.join(ROLES)} and a text: {str(row)[:120]}")
+    return tuple(Message(row["role"], row["content"]) for row in rows)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for the assistant's answer. `id` is the hash of the messages, so it moves with them."""
+
+    id: str
+    messages: Dialogue
+    source: str
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], source: str) -> "Prompt":
+        return cls(digest(as_dicts(messages))[:16], tuple(messages), source)
+
+    @property
+    def text(self) -> str:
+        """The last human turn."""
+        return self.messages[-1].content
+
+
+def critique_request(dialogue: Dialogue, principle: "Principle", exemplars: Sequence["Exemplar"]) -> Dialogue:
+    """`dialogue` ends with the answer that is to be criticised."""
+    return (*_shown(exemplars), *dialogue, user(principle.critique))
+
+
+def revision_request(
+    dialogue: Dialogue, critique: str, principle: "Principle", exemplars: Sequence["Exemplar"]
+) -> Dialogue:
+    """The critique's request again, the critique itself, and the request to revise."""
+    return (*critique_request(dialogue, principle, exemplars), assistant(critique), user(principle.revision))
+
+
+def _shown(exemplars: Sequence["Exemplar"]) -> Dialogue:
+    turns: list[Message] = []
+    for one in exemplars:
+        turns += [*one.dialogue, user(one.principle.critique), assistant(one.critique)]
+        turns += [user(one.principle.revision), assistant(one.revision)]
+    return tuple(turns)
+
+
+OPTIONS = (" A", " B")  # after "The answer is:" the space belongs to the option's token
+
+
+def comparison_request(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> Dialogue:
+    """Ends in an assistant turn that is to be continued with one of OPTIONS."""
+    conversation = "\n\n".join(f"{'Human' if m.role == 'user' else m.role.capitalize()}: {m.content}" for m in dialogue)
+    text = (
+        f"Here is a conversation between a human and an assistant.\n\n{conversation}\n\n{principle.comparison}\n\n"
+        f"Options:\n(A) {first}\n\n(B) {second}\n\nReply with the letter of one option, A or B."
+    )
+    return (user(text), assistant("The answer is:"))
+
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The text that the model continues: after the generation prompt, or inside a last assistant turn."""
+    last = messages[-1].role == "assistant"
+    return tokenizer.apply_chat_template(
+        as_dicts(messages), tokenize=False, add_generation_prompt=not last, continue_final_message=last
+    )
+
+
+def training_tokens(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Token ids of a whole dialogue and its labels: -100 outside the assistant's turns.
+
+    Each assistant turn's text and its end-of-turn token are trained, nothing else; what the template writes after the
+    end-of-turn token (a line break) is not. Two lists of equal length. Raises ValueError where the template renders a
+    turn differently once more turns follow, since no mask could then be right.
+    """
+    full = _encode(tokenizer, messages, False)
+    labels = [-100] * len(full)
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        start = len(_encode(tokenizer, messages[:index], True))
+        upto = _encode(tokenizer, messages[: index + 1], False)
+        if full[: len(upto)] != upto or _encode(tokenizer, messages[:index], True) != full[:start]:
+            raise ValueError("the chat template renders earlier turns differently when later turns follow")
+        end = len(upto)
+        if tokenizer.eos_token_id in upto[start:]:
+            end = len(upto) - upto[::-1].index(tokenizer.eos_token_id)
+        labels[start:end] = full[start:end]
+    return full, labels
+
+
+def _encode(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> list[int]:
+    text = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, add_generation_prompt=generation_prompt)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

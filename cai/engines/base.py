@@ -1,0 +1,191 @@
+"""The engine interface: a row is a coroutine, an engine is a batcher, and the ledger stands between them."""
+
+import asyncio
+import importlib
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from cai.config import EngineConfig, Sampling
+from cai.dialogue import Dialogue, as_dicts
+from cai.digest import digest
+
+if TYPE_CHECKING:
+    from cai.ledger import Ledger
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Either a reply to be sampled (`sampling` set) or log-probabilities of given `continuations`.
+
+    A dialogue that ends in an assistant turn is continued inside that turn.
+    """
+
+    messages: Dialogue
+    sampling: Sampling | None = None
+    seed: int = 0
+    continuations: tuple[str, ...] = ()
+
+    def digest(self, model: str) -> str:
+        """sha256 over everything that decides the completion. `model` covers weights, tokenizer and chat template."""
+        seed = self.seed if self.sampling and self.sampling.temperature > 0 else 0  # greedy needs none
+        parts = {"model": model, "messages": as_dicts(self.messages), "sampling": self.sampling, "seed": seed}
+        return digest(parts | {"continuations": self.continuations})
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back. `logprobs`: one natural-log probability for each continuation, summed over its tokens."""
+
+    text: str
+    finish_reason: str  # stop | length | score | too_long (the prompt leaves no room in the model's context)
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float  # this request's share of its batch's time
+    logprobs: tuple[float, ...] = ()
+
+
+class Engine(Protocol):
+    """Completes requests, many at a time."""
+
+    async def complete(self, request: Request) -> Completion: ...
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        ...
+
+
+ENGINES = {
+    "transformers": "cai.engines.transformers:TransformersEngine",
+    "vllm": "cai.engines.vllm:VllmEngine",
+    "scripted": "cai.engines.scripted:ScriptedEngine",
+}
+
+
+def open_engine(config: EngineConfig, model: str) -> Engine:
+    """The configured engine on a model folder or hub id (`id@revision`)."""
+    module, name = ENGINES[config.kind].split(":")
+    return getattr(importlib.import_module(module), name)(config, model)
+
+
+class Batcher:
+    """Gathers the requests that wait and hands them to `run_batch`, in batches that `choose` picks.
+
+    `run_batch` blocks: the rows have nothing to do but wait, and a signal then interrupts it at once.
+    """
+
+    def __init__(
+        self,
+        choose: Callable[[list[Request]], list[int]],
+        run_batch: Callable[[list[Request]], list[Completion]],
+    ):
+        self._choose, self._run_batch = choose, run_batch
+        self._waiting: list[tuple[Request, asyncio.Future[Completion]]] = []
+        self._drainer: asyncio.Task[None] | None = None
+
+    async def complete(self, request: Request) -> Completion:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._drainer is None or self._drainer.done():
+            self._drainer = asyncio.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        while True:
+            known = -1
+            while len(self._waiting) != known:  # until no row has anything more to ask
+                known = len(self._waiting)
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            self._waiting = [(r, f) for r, f in self._waiting if not f.done()]
+            if not self._waiting:
+                return
+            picked = self._choose([request for request, _ in self._waiting])
+            batch = [self._waiting[index] for index in picked]
+            chosen = set(picked)
+            self._waiting = [pair for index, pair in enumerate(self._waiting) if index not in chosen]
+            try:
+                completions = self._run_batch([request for request, _ in batch])
+            except Exception as error:
+                for _, future in [*batch, *self._waiting]:
+                    if not future.done():
+                        future.set_exception(error)
+                self._waiting = []
+                return
+            for (_, future), completion in zip(batch, completions, strict=True):
+                if not future.done():
+                    future.set_result(completion)
+
+
+class Recorded:
+    """An engine that answers from the ledger where it can, and commits a completion before anyone sees it.
+
+    `open_engine` is called on the first request that the ledger can't answer: a replayed stage loads no model.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[], Engine],
+        ledger: "Ledger",
+        stage: str,
+        model: str,
+        seen: Callable[[Completion, bool], None] = lambda completion, hit: None,
+    ):
+        self._open, self._engine = open_engine, None
+        self._ledger, self._stage, self._model, self._seen = ledger, stage, model, seen
+        self._asked: dict[str, asyncio.Future[Completion]] = {}
+        self._fresh: list[tuple[str, Completion, asyncio.Future[Completion]]] = []
+
+    async def complete(self, request: Request) -> Completion:
+        key = request.digest(self._model)
+        if completion := self._ledger.get(key):
+            self._seen(completion, True)
+            return completion
+        if key in self._asked:  # the same request is on its way
+            return await asyncio.shield(self._asked[key])
+        future = self._asked[key] = asyncio.get_running_loop().create_future()
+        try:
+            if self._engine is None:
+                self._engine = self._open()
+            completion = await self._engine.complete(request)
+            if not self._fresh:
+                asyncio.get_running_loop().call_soon(self._commit)
+            self._fresh.append((key, completion, future))
+            return await future
+        except BaseException as error:
+            if not future.done():
+                future.set_exception(error) if isinstance(error, Exception) else future.cancel()
+                future.exception() if not future.cancelled() else None  # nobody else may be waiting
+            raise
+        finally:
+            self._asked.pop(key, None)
+
+    def _commit(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        try:
+            self._ledger.put(self._stage, self._model, [(key, completion) for key, completion, _ in fresh])
+        except Exception as error:
+            for _, _, future in fresh:
+                future.set_exception(error)
+            return
+        for _, completion, future in fresh:
+            self._seen(completion, False)
+            if not future.done():
+                future.set_result(completion)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+async def gather_rows(rows: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Runs all row coroutines at once; the first failure cancels the rest and is raised."""
+    tasks = [asyncio.create_task(row) for row in rows]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

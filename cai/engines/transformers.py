@@ -1,0 +1,235 @@
+"""The engine on plain transformers: batches by shared prefix and length, any device, sampling seeded row by row."""
+
+import random
+import time
+from typing import Any
+
+from cai.config import EngineConfig, Sampling
+from cai.dialogue import render
+from cai.engines.base import Batcher, Completion, Request
+from cai.errors import CaiError
+
+SHARED = 64  # tokens: a shorter common prefix is not worth a pass of its own
+
+
+class TransformersEngine:
+    """One model on one device. `model` is a folder or a hub id, `id@revision`."""
+
+    def __init__(self, config: EngineConfig, model: str):
+        from cai.training.model import load_model, load_tokenizer, pick_device
+
+        self.config = config
+        self.device = pick_device(config.device)
+        self.tokenizer: Any = load_tokenizer(model)
+        self.model: Any = load_model(model, config.dtype, self.device).eval()
+        self._batcher = Batcher(self._choose, self._run)
+        self._tokens: dict[Request, list[int]] = {}
+        self._prefix: tuple[tuple[int, ...], Any] = ((), None)  # the last shared prefix and its keys and values
+
+    async def complete(self, request: Request) -> Completion:
+        ids = self._encode(render(self.tokenizer, request.messages))
+        room = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        if len(ids) + (request.sampling.max_new_tokens if request.sampling else 1) > room:
+            return Completion("", "too_long", len(ids), 0, 0.0, ())
+        self._tokens[request] = ids
+        try:
+            return await self._batcher.complete(request)
+        finally:
+            self._tokens.pop(request, None)
+
+    def close(self) -> None:
+        import gc
+
+        import torch
+
+        self.model = None
+        self._prefix = ((), None)
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _choose(self, waiting: list[Request]) -> list[int]:
+        """Requests alike in kind and sampling; those with a shared prefix together; the longest first."""
+        groups: dict[Any, list[int]] = {}
+        for index, request in enumerate(waiting):
+            groups.setdefault(request.sampling, []).append(index)
+        picked = max(groups.values(), key=len)
+        prefixes: dict[tuple[int, ...], list[int]] = {}
+        for index in picked:
+            prefixes.setdefault(tuple(self._tokens[waiting[index]][:SHARED]), []).append(index)
+        largest = max(prefixes.values(), key=len)
+        if len(largest) >= 8:
+            picked = largest
+        picked = sorted(picked, key=lambda index: -len(self._tokens[waiting[index]]))
+        sampling = waiting[picked[0]].sampling
+        width = len(self._tokens[waiting[picked[0]]]) + (sampling.max_new_tokens if sampling else 64)
+        return picked[: max(1, min(self.config.batch_rows, self.config.batch_tokens // width))]
+
+    def _run(self, batch: list[Request]) -> list[Completion]:
+        import torch
+
+        started = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                results = self._score(batch) if batch[0].sampling is None else self._sample(batch, batch[0].sampling)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise CaiError(
+                    f"one request of {len(self._tokens[batch[0]])} tokens does not fit into the memory of "
+                    f"{self.device}; take a smaller model, dtype or max_new_tokens (engine.batch_tokens is no help here)"
+                ) from None
+            self._prefix = ((), None)
+            half = len(batch) // 2
+            return self._run(batch[:half]) + self._run(batch[half:])
+        share = (time.perf_counter() - started) / len(batch)
+        return [
+            Completion(text, reason, len(self._tokens[request]), new, share, logprobs)
+            for request, (text, reason, new, logprobs) in zip(batch, results, strict=True)
+        ]
+
+    def _sample(self, batch: list[Request], sampling: Sampling) -> list[tuple[str, str, int, tuple[float, ...]]]:
+        import torch
+        from transformers import LogitsProcessorList
+
+        rows = [self._tokens[request] for request in batch]
+        prefix, cache = self._shared(rows)
+        ids, mask = self._pad(rows, len(prefix))
+        picker = _Sampler(sampling, [request.seed for request in batch])
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,  # the processor has drawn already: one token of each row is left
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            pad_token_id=self._pad_id,
+            logits_processor=LogitsProcessorList([picker] if sampling.temperature > 0 else []),
+        )
+        stops = torch.tensor(self._stops(), device=output.device)
+        results = []
+        for row in output[:, ids.shape[1] :]:
+            ends = torch.isin(row, stops).nonzero()
+            new = int(ends[0]) + 1 if len(ends) else len(row)
+            text = self.tokenizer.decode(row[:new], skip_special_tokens=True).strip()
+            results.append((text, "stop" if len(ends) else "length", new, ()))
+        return results
+
+    def _shared(self, rows: list[list[int]]) -> tuple[list[int], Any]:
+        """The prefix that all rows share and its keys and values, repeated for each row; ([], None) if too short."""
+        import copy
+
+        import torch
+        from transformers import DynamicCache
+
+        first, last = min(rows), max(rows)
+        length = next(
+            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+        )
+        length = min(length, min(map(len, rows)) - 1)  # every row keeps a token of its own
+        if length < SHARED or len(rows) == 1:
+            return [], None
+        prefix = first[:length]
+        if self._prefix[0] != tuple(prefix):
+            cache = DynamicCache(config=self.model.config)
+            self.model(torch.tensor([prefix], device=self.device), past_key_values=cache, logits_to_keep=1)
+            self._prefix = (tuple(prefix), cache)
+        cache = copy.deepcopy(self._prefix[1])
+        cache.batch_repeat_interleave(len(rows))
+        return prefix, cache
+
+    def _pad(self, rows: list[list[int]], shared: int) -> tuple[Any, Any]:
+        """(rows, width) ids and mask: the shared prefix, then padding, then each row's own tokens."""
+        import torch
+
+        width = max(map(len, rows))
+        gaps = [width - len(row) for row in rows]
+        ids = [row[:shared] + [self._pad_id] * gap + row[shared:] for row, gap in zip(rows, gaps, strict=True)]
+        mask = [[1] * shared + [0] * gap + [1] * (len(row) - shared) for row, gap in zip(rows, gaps, strict=True)]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+    def _score(self, batch: list[Request]) -> list[tuple[str, str, int, tuple[float, ...]]]:
+        """Summed log-probabilities of each continuation's tokens, given the prompt's."""
+        import torch
+
+        pieces = [[self._encode(text) for text in request.continuations] for request in batch]
+        # options of one token each share one row; longer continuations need a row each
+        jobs: list[tuple[int, list[int], list[int]]] = []  # (request, tokens, which continuations)
+        for index, options in enumerate(pieces):
+            if all(len(option) == 1 for option in options):
+                jobs.append((index, [], list(range(len(options)))))
+            else:
+                jobs += [(index, option, [which]) for which, option in enumerate(options)]
+        scores: list[list[float]] = [[0.0] * len(options) for options in pieces]
+        for start in range(0, len(jobs), len(batch)):
+            part = jobs[start : start + len(batch)]
+            rows = [self._tokens[batch[index]] + option for index, option, _ in part]
+            ids, mask = self._pad(rows, 0)
+            keep = max(len(option) for _, option, _ in part) + 1
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            logits = self.model(
+                ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
+            ).logits
+            for row, (index, option, which) in enumerate(part):
+                wanted = [pieces[index][w][0] for w in which] if not option else option
+                tail = torch.log_softmax(logits[row, -1 - len(option) :].float(), dim=-1)
+                if not option:
+                    for w, token in zip(which, wanted, strict=True):
+                        scores[index][w] = float(tail[-1, token])
+                else:
+                    scores[index][which[0]] = float(
+                        tail[:-1].gather(1, torch.tensor(option, device=tail.device)[:, None]).sum()
+                    )
+        return [("", "score", 0, tuple(row)) for row in scores]
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self._stops()[0]
+
+    def _stops(self) -> list[int]:
+        stops = self.model.generation_config.eos_token_id
+        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+        extra = self.tokenizer.eos_token_id
+        return stops if extra is None or extra in stops else [*stops, extra]
+
+
+class _Sampler:
+    """A logits processor that draws each row's token with that row's own generator and leaves only it.
+
+    One uniform number a row and step, inverted through the cumulative distribution in vocabulary order: a row's tokens
+    don't depend on what else is in the batch (but for the rounding of batched arithmetic).
+    """
+
+    def __init__(self, sampling: Sampling, seeds: list[int]):
+        self.sampling = sampling
+        self.generators = [random.Random(seed) for seed in seeds]  # noqa: S311 - sampling, not secrecy
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
+        logits = scores.float() / self.sampling.temperature
+        tokens = None
+        if self.sampling.top_k:
+            logits, tokens = logits.topk(min(self.sampling.top_k, logits.shape[-1]))
+        probabilities = logits.softmax(-1)
+        if self.sampling.top_p < 1:
+            ordered, order = probabilities.sort(descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.sampling.top_p] = 0  # the first token always stays
+            probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+        if tokens is not None:  # back to vocabulary order
+            tokens, order = tokens.sort()
+            probabilities = probabilities.gather(-1, order)
+        cumulative = probabilities.double().cumsum(-1)
+        uniform = torch.tensor([[g.random()] for g in self.generators], dtype=torch.float64, device=scores.device)
+        drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        drawn = drawn.clamp(max=cumulative.shape[-1] - 1)
+        if tokens is not None:
+            drawn = tokens.gather(-1, drawn)
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)

@@ -1,0 +1,289 @@
+"""The stages in order, the plan (what would run, and why), and the conductor that runs it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.config import Config, lookup, without_runtime
+from cai.constitution import Constitution
+from cai.data import sources
+from cai.digest import digest, plain
+from cai.errors import CaiError, UsageError, nearest
+from cai.store import Manifest, Run, write_json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the pipeline. Its code is `cai.stages.<module>.run`; its config is the section of its name."""
+
+    name: str
+    version: int  # raise by hand when the code would write other bytes
+    module: str
+    inputs: Callable[[Config], Sequence[str]]  # the stages that it reads
+    data: Callable[[Config], Sequence[str]] = lambda c: ()  # the data sets that it reads
+    apart: bool = False  # whether it leaves out what the evaluation suites hold
+    rules: Callable[[Constitution], Any] | None = None  # what it reads of the constitution
+    trains: bool = False
+
+
+def _starts(section: str) -> Callable[[Config], list[str]]:
+    return lambda c: [name for name in [lookup(c, section).start] if name != "base"]
+
+
+def _suite_data(config: Config) -> list[str]:
+    return sorted({name for suite in config.evaluate.suites.values() for name in suite.prompts.data})
+
+
+def _evaluated(config: Config) -> list[str]:
+    return [name for name in config.evaluate.models if name != "base"]
+
+
+STAGES = (
+    Stage("sft", 1, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
+    Stage("revise", 1, "revise", lambda c: ["sft"], lambda c: c.revise.prompts.data, True, Constitution.revising),
+    Stage("sl_cai", 1, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], lambda c: c.sl_cai.data, True, trains=True),
+    Stage(
+        "label",
+        1,
+        "label",
+        lambda c: sorted({"sl_cai", c.label.judge} - {"base"}),
+        lambda c: c.label.prompts.data,
+        True,
+        Constitution.comparing,
+    ),
+    Stage("dpo", 1, "dpo", lambda c: ["sl_cai", "label"], trains=True),
+    Stage("evaluate", 1, "evaluate", _evaluated, _suite_data),
+    Stage("report", 1, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
+)
+NAMES = [stage.name for stage in STAGES]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage's place in the plan."""
+
+    stage: Stage
+    state: str  # done | partial | run | blocked
+    why: str
+    key: str | None  # None while an input has not run
+    ingredients: dict[str, Any]
+    manifest: Manifest | None
+
+
+def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dict[str, Any]:
+    """Everything that decides what a stage writes, but for its inputs' outputs. JSON types only."""
+    from cai.training.model import fingerprint
+
+    parts: dict[str, Any] = {
+        "version": stage.version,
+        "seed": config.seed,
+        stage.name: without_runtime(lookup(config, stage.name)),
+    }
+    parts["data"] = {name: sources.fingerprint(name, config.data[name]) for name in stage.data(config)}
+    if stage.apart:
+        parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
+    if stage.rules is not None:
+        parts["constitution"] = stage.rules(constitution)
+    if stage.name != "report":
+        parts["model"] = fingerprint(config.model)
+        parts["engine"] = without_runtime(config.engine)
+    return plain(parts)
+
+
+def plan(config: Config, run: Run) -> list[Step]:
+    """Every stage with its state and why. Reads manifests and small files; loads no model."""
+    constitution = Constitution.load(config.constitution)
+    outputs: dict[str, str | None] = {}
+    steps: list[Step] = []
+    for stage in STAGES:
+        step = _step(stage, config, run, constitution, outputs)
+        outputs[stage.name] = step.manifest.output if step.manifest else None
+        steps.append(step)
+    return steps
+
+
+def _step(stage: Stage, config: Config, run: Run, constitution: Constitution, outputs: dict[str, str | None]) -> Step:
+    own = ingredients(stage, config, constitution)
+    inputs = {name: outputs[name] for name in stage.inputs(config)}
+    waiting = [name for name, output in inputs.items() if output is None]
+    last = run.latest(stage.name)
+    if waiting:
+        why = _changes(last.ingredients, own) if last else []
+        text = f"stale: {'; '.join(why)}" if why else f"{'again ' if last else ''}after {', '.join(waiting)}"
+        return Step(stage, "run", text, None, own, None)
+    everything = own | {"inputs": inputs}
+    key = digest(everything)
+    if manifest := run.manifest(stage.name, key):
+        return Step(stage, "done", _took(manifest.seconds), key, everything, manifest)
+    if partial := _partial(run.folder(stage.name, key)):
+        return Step(stage, "partial", partial, key, everything, None)
+    why = _changes(last.ingredients, everything) if last else []
+    return Step(stage, "run", f"stale: {'; '.join(why)}" if why else "not run yet", key, everything, None)
+
+
+def _partial(folder: Path) -> str | None:
+    if not (folder / "work").is_dir():
+        return None
+    try:
+        progress = json.loads((folder / "scratch" / "progress.json").read_text())
+        return f"{progress['done']}/{progress['total']} {progress['unit']}"
+    except (OSError, ValueError, KeyError):
+        return "started"
+
+
+def _took(seconds: float) -> str:
+    return f"took {seconds / 60:.1f} min" if seconds >= 60 else f"took {seconds:.1f} s"
+
+
+def _changes(before: Any, after: Any) -> list[str]:
+    """What differs between two sets of ingredients, in a person's words. At most four, then a count."""
+    found = [_sentence(path, old, new) for path, old, new in _differences(plain(before), plain(after))]
+    return found if len(found) <= 4 else [*found[:3], f"and {len(found) - 3} more"]
+
+
+def _differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*before, *(k for k in after if k not in before)]:
+            if path or key != "inputs" or "inputs" in after:
+                yield from _differences(before.get(key), after.get(key), (*path, key))
+    elif before != after:
+        yield path, before, after
+
+
+def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
+    name = ".".join(path)
+    if path[:2] == ("constitution", "principles"):
+        verb = "is new" if before is None else "was removed" if after is None else "changed"
+        return f"principle {path[2]} {verb}"
+    if path[0] == "constitution":
+        return f"the constitution's {path[1]} changed"
+    if path[0] == "inputs":
+        return f"{path[1]} gave other output"
+    if path[0] in ("data", "held_out", "model"):
+        return f"{path[0]} {path[1] if len(path) > 1 else ''} changed".replace("  ", " ")
+    if path == ("version",):
+        return f"cai's code for it changed (version {before} -> {after})"
+    return f"{name} {json.dumps(before)} -> {json.dumps(after)}"
+
+
+def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
+    """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
+    selected = config.stages if config.stages is not None else NAMES
+    for name in selected:
+        if name not in NAMES:
+            raise UsageError(
+                f"stages names '{name}', which is no stage{nearest(name, NAMES)} (stages: {', '.join(NAMES)})"
+            )
+    run = Run(Path(config.outputs) / config.name)
+    with run.lock() as lock:
+        write_json(run.root / "run.json", {"schema": 1, "config": dataclasses.asdict(config)})
+        constitution = Constitution.load(config.constitution)
+        outputs: dict[str, str | None] = {}
+        done: dict[str, Manifest] = {}
+        checked = False
+        for stage in STAGES:
+            step = _step(stage, config, run, constitution, outputs)
+            if stage.name in selected and step.manifest is None:
+                if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
+                    wanted = ",".join(n for n in NAMES if n in {*selected, *missing})
+                    raise UsageError(
+                        f"stage '{stage.name}' needs {', '.join(missing)}, which has not run with this configuration; "
+                        f"run with 'stages=[{wanted}]', or without stages=..."
+                    )
+                if not checked:
+                    check(config)
+                    checked = True
+                tell(f"{stage.name}: {step.why}")
+                step = dataclasses.replace(step, manifest=_execute(step, config, run, lock, done))
+            elif stage.name in selected and step.manifest is not None and step.key:
+                run.point(stage.name, step.key)
+                tell(f"{stage.name}: up to date")
+            outputs[stage.name] = step.manifest.output if step.manifest else None
+            if step.manifest:
+                done[stage.name] = step.manifest
+    return {name: manifest for name, manifest in done.items() if name in selected}
+
+
+def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Manifest]) -> Manifest:
+    stage, key = step.stage, step.key
+    if key is None:
+        raise AssertionError("a stage runs only when its inputs have run")
+    started = time.time()
+    work, scratch = run.begin(stage.name, key)
+    used = {*stage.data(config), *(_suite_data(config) if stage.apart else ())}
+    spec = {
+        "stage": stage.name,
+        "module": stage.module,
+        "root": str(run.root),
+        "work": str(work),
+        "scratch": str(scratch),
+        "config": dataclasses.asdict(lookup(config, stage.name)),
+        "seed": config.seed,
+        "model": dataclasses.asdict(config.model),
+        "engine": dataclasses.asdict(config.engine),
+        "constitution": config.constitution,
+        "data": {name: dataclasses.asdict(config.data[name]) for name in sorted(used)},
+        "held_out": _suite_data(config) if stage.apart else [],
+        "inputs": {
+            name: {"path": str(run.folder(name, done[name].key) / "out"), "digest": done[name].output}
+            for name in stage.inputs(config)
+        },
+    }
+    write_json(scratch / "spec.json", spec)
+    if config.launcher.kind == "inline":
+        from cai.worker import run_stage
+
+        summary = run_stage(spec)
+    else:
+        summary = _in_processes(stage, config, scratch, lock)
+    return run.publish(stage.name, stage.version, key, step.ingredients, plain(summary), started)
+
+
+def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dict[str, Any]:
+    """The stage in a process of its own, so that its memory is free again after it; training in several if configured."""
+    command = [sys.executable, "-m", "cai.worker", str(scratch / "spec.json")]
+    if config.launcher.kind == "accelerate" and stage.trains:
+        command[1:3] = ["-m", "accelerate.commands.launch", *config.launcher.args, "-m", "cai.worker"]
+    worker = subprocess.Popen(command, pass_fds=[lock])
+    try:
+        code = worker.wait()
+    except BaseException:
+        worker.terminate()
+        worker.wait()
+        raise
+    if code:
+        try:
+            failure = json.loads((scratch / "failure.json").read_text())
+        except (OSError, ValueError):
+            killed = " (killed; perhaps the machine ran out of memory)" if code == -9 else ""
+            raise CaiError(f"stage '{stage.name}' ended with exit code {code}{killed}") from None
+        raise (UsageError if failure["code"] == 2 else CaiError)(failure["message"])
+    return json.loads((scratch / "summary.json").read_text())
+
+
+def check(config: Config) -> None:
+    """Builds every trl and peft config and opens nothing else: a typo fails in seconds, not after hours."""
+    from cai.engines.base import ENGINES
+    from cai.stages import dpo, sft
+    from cai.training.trainer import lora_config
+
+    if config.engine.kind == "vllm":
+        import importlib.util
+
+        if importlib.util.find_spec("vllm") is None:
+            raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
+    if config.engine.kind not in ENGINES:
+        raise UsageError(f"engine.kind={config.engine.kind}: unknown{nearest(config.engine.kind, list(ENGINES))}")
+    for name in ("sft", "sl_cai"):
+        section = lookup(config, name)
+        sft.arguments(name, section, config.seed, "unused", "cpu", section.validation > 0)
+    dpo.arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
+    for name in ("sft", "sl_cai", "dpo"):
+        if (peft := lookup(config, name).peft) is not None:
+            lora_config(f"{name}.peft", peft)

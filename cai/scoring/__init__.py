@@ -1,0 +1,1 @@
+"""Figures about answers: refusal, and the intervals that belong to every figure."""

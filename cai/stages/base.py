@@ -1,0 +1,106 @@
+"""What a stage gets, and nothing else: whatever is in its spec is in its key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.config import DataConfig, EngineConfig, ModelConfig
+from cai.constitution import Constitution
+from cai.data.audit import Overlap
+from cai.data.formats import load_dialogues
+from cai.dialogue import Prompt
+from cai.digest import digest
+from cai.engines.base import Recorded, open_engine
+from cai.ledger import Ledger
+from cai.progress import Progress
+
+
+@dataclass(frozen=True)
+class Input:
+    """A finished stage that this one reads."""
+
+    path: str  # its out/ folder
+    digest: str  # of its output
+
+
+@dataclass(frozen=True)
+class Context:
+    """The surroundings of one stage run."""
+
+    stage: str
+    seed: int
+    root: Path  # the run's folder
+    scratch: Path  # checkpoints: kept until the stage is done
+    model: ModelConfig
+    engine: EngineConfig
+    data: Mapping[str, DataConfig]
+    held_out: Mapping[str, DataConfig]  # the evaluation suites' sets, which nothing is trained on
+    constitution: str
+    inputs: Mapping[str, Input]
+    progress: Progress
+
+    def load_constitution(self) -> Constitution:
+        return Constitution.load(self.constitution)
+
+    def model_path(self, name: str) -> str:
+        """A folder or hub id: `base`, or the model that a stage has trained."""
+        from cai.training.model import locate
+
+        return locate(self.model) if name == "base" else str(Path(self.inputs[name].path) / "model")
+
+    def model_digest(self, name: str) -> str:
+        """What the ledger knows the model by: its content, and the parts of the engine's config that matter."""
+        from cai.config import without_runtime
+        from cai.training.model import fingerprint
+
+        content = digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
+        return digest([content, without_runtime(self.engine)])
+
+    def recorded(self, ledger: Ledger, name: str) -> Recorded:
+        """An engine on the named model, behind the ledger, that counts into the progress bar."""
+
+        def open_model() -> Any:
+            return open_engine(self.engine, self.model_path(name))
+
+        def seen(completion: Any, hit: bool) -> None:
+            self.progress.advance(tokens=completion.new_tokens, hit=hit)
+
+        return Recorded(open_model, ledger, self.stage, self.model_digest(name), seen)
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.root / "ledger.sqlite")
+
+
+def held_out_texts(context: Context) -> list[str]:
+    """Every human turn of the evaluation suites' sets."""
+    loaded = load_dialogues(list(context.held_out), dict(context.held_out))
+    return [m.content for dialogue, _ in loaded.dialogues for m in dialogue if m.role == "user"]
+
+
+def held_apart(prompts: list[Prompt], context: Context) -> tuple[list[Prompt], list[Prompt]]:
+    """(kept, dropped): training prompts that no evaluation suite holds, and those that one does."""
+    overlap = Overlap(held_out_texts(context))
+    return [p for p in prompts if p.text not in overlap], [p for p in prompts if p.text in overlap]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Parquet, with the same bytes for the same rows. Lone surrogates, which UTF-8 has no place for, become U+FFFD."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([_clean(row) for row in rows]), path, compression="zstd")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as parquet
+
+    return parquet.read_table(path).to_pylist()
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,49 @@
+"""Direct preference optimisation on the labelled pairs, starting at the sl_cai model, which is also the reference."""
+
+from pathlib import Path
+from typing import Any
+
+from cai.config import DpoConfig
+from cai.stages.base import Context, read_rows
+
+
+def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
+    """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins."""
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    from cai.training.model import load_model, load_tokenizer, pick_device
+    from cai.training.trainer import lora_config, run_training, save_result
+
+    pairs = read_rows(Path(context.inputs["label"].path) / "pairs.parquet")
+    rows = Dataset.from_list([{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs])
+    held = int(len(rows) * config.validation)
+    source = context.model_path("sl_cai")
+    tokenizer = load_tokenizer(source)
+    device = pick_device(context.engine.device)
+    trainer = DPOTrainer(
+        # the model comes from its published folder: with full tuning, trl reloads the reference from that path
+        model=load_model(source, context.engine.dtype, device),
+        args=arguments(config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
+        train_dataset=rows.select(range(held, len(rows))),
+        eval_dataset=rows.select(range(held)) if held else None,
+        processing_class=tokenizer,
+        peft_config=lora_config("dpo.peft", config.peft) if config.peft is not None else None,
+    )
+    run_training(trainer, context.scratch, context.progress, config.patience)
+    save_result(trainer, tokenizer, work)
+    log = trainer.state.log_history
+    last = next((entry for entry in reversed(log) if "rewards/margins" in entry), {})
+    figures = {
+        key: last[key] for key in ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies") if key in last
+    }
+    return {"pairs": len(rows), "held_out_rows": held, "steps": trainer.state.global_step} | figures
+
+
+def arguments(config: DpoConfig, seed: int, folder: str, device: str, held: bool) -> Any:
+    """trl's DPOConfig for the stage. Also what `cai plan --check` builds. Raises UsageError."""
+    from cai.training.trainer import trl_config, watching
+
+    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | watching(held)
+    forced |= {"bf16": False} if not device.startswith("cuda") else {}
+    return trl_config("dpo", "dpo.args", config.args, **forced)

@@ -1,0 +1,3 @@
+def run(config, inputs, work, context):
+    (work / "report.html").write_text("x")
+    return {}

@@ -1,0 +1,81 @@
+"""Supervised fine-tuning: `sft` on instructions, `sl_cai` on revisions and helpful rows (section 3.1)."""
+
+from pathlib import Path
+from typing import Any
+
+from cai.config import SftConfig
+from cai.data.audit import Overlap
+from cai.data.formats import load_dialogues, shuffled
+from cai.dialogue import Dialogue, assistant, from_dicts
+from cai.errors import CaiError
+from cai.stages.base import Context, held_out_texts, read_rows
+
+
+def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
+    """Writes work/model and work/history.json. Returns the audit's counts and the held-out loss."""
+    from trl import SFTTrainer
+
+    from cai.training.model import load_model, load_tokenizer, pick_device
+    from cai.training.trainer import lora_config, run_training, save_result, tokenised
+
+    dialogues, counts = training_rows(config, context)
+    source = context.model_path(config.start)
+    tokenizer = load_tokenizer(source)
+    rows, audit = tokenised(tokenizer, shuffled(dialogues, context.seed), config.max_length)
+    held = int(len(rows) * config.validation)
+    train, validation = rows.select(range(held, len(rows))), rows.select(range(held)) if held else None
+    device = pick_device(context.engine.device)
+    trainer = SFTTrainer(
+        model=load_model(source, context.engine.dtype, device),
+        args=arguments(context.stage, config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        peft_config=lora_config(f"{context.stage}.peft", config.peft) if config.peft is not None else None,
+    )
+    run_training(trainer, context.scratch, context.progress, config.patience)
+    save_result(trainer, tokenizer, work)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    summary = counts | audit | {"held_out_rows": held, "steps": trainer.state.global_step}
+    summary |= {"held_out_loss": min(losses)} if losses else {}
+    return summary
+
+
+def training_rows(config: SftConfig, context: Context) -> tuple[list[Dialogue], dict[str, Any]]:
+    """The dialogues that are trained on, and where they came from. What an evaluation suite holds is left out."""
+    counts: dict[str, Any] = {}
+    overlap = Overlap(held_out_texts(context))
+    loaded = load_dialogues(config.data, context.data)
+    rows = [d for d, _ in loaded.dialogues if d[-1].role == "assistant"]
+    kept = [d for d in rows if not any(m.content in overlap for m in d if m.role == "user")]
+    counts |= {"skipped": len(loaded.skipped), "overlapping": len(rows) - len(kept)}
+    chosen = shuffled(kept, context.seed)[: config.limit]
+    counts["instructions"] = len(chosen)
+    if config.revisions != "none":
+        revised = revision_rows(Path(context.inputs["revise"].path) / "revisions.parquet", config.revisions)
+        counts["revisions"] = len(revised)
+        if not revised:
+            raise CaiError(
+                "no revision passed its gates, so there is nothing to train sl_cai on; see `cai show revise`"
+            )
+        chosen += revised
+    return chosen, counts
+
+
+def revision_rows(path: Path, which: str) -> list[Dialogue]:
+    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last` that passed its gates."""
+    rows: list[Dialogue] = []
+    for record in read_rows(path):
+        good = [step["revision"] for step in record["steps"] if not step["gates"]]
+        prompt = from_dicts(record["prompt"])
+        rows += [(*prompt, assistant(text)) for text in (good if which == "all" else good[-1:])]
+    return rows
+
+
+def arguments(stage: str, config: SftConfig, seed: int, folder: str, device: str, held: bool) -> Any:
+    """trl's SFTConfig for a stage. Also what `cai plan --check` builds. Raises UsageError."""
+    from cai.training.trainer import trl_config, watching
+
+    forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed, "packing": False}
+    forced |= watching(held) | {"use_cpu": device == "cpu"} | ({"bf16": False} if not device.startswith("cuda") else {})
+    return trl_config("sft", f"{stage}.args", config.args, **forced)

@@ -1,0 +1,114 @@
+"""What the terminal shows: the plan, the results with their intervals, and records to read. Results go to stdout."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cai.pipeline import Step
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+COLOURS = {"done": "green", "partial": "yellow", "run": "cyan"}
+
+
+def safe(text: str) -> str:
+    """Model text for a terminal: no escape sequences, no direction marks; line breaks and tabs stay."""
+    return CONTROL.sub("�", text)
+
+
+def plan_table(steps: Sequence["Step"]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    for step in steps:
+        line = Text.assemble((f"{step.stage.name:<9}", "bold"), (f"{step.state:<9}", COLOURS[step.state]), step.why)
+        console.print(line)
+
+
+def figure(estimate: dict[str, Any], percent: bool) -> str:
+    """`42 % [30, 55]`, or `31.0 [27.5, 34.9]`."""
+    low, value, high = (estimate[key] * (100 if percent else 1) for key in ("low", "value", "high"))
+    if percent:
+        return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
+    places = 3 if abs(value) < 3 else 1
+    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+LABELS = {"refusal": "refuses", "words": "words", "bits_per_byte": "bits/byte"}  # degeneration is in the report
+
+
+def result_columns(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """(suite, figure) pairs that some model has: the suites in their order, refusals first."""
+    found = {(suite, name) for suites in metrics.values() for suite, figures in suites.items() for name in figures}
+    suites = list(dict.fromkeys(suite for one in metrics.values() for suite in one))
+    return sorted(
+        (pair for pair in found if pair[1] in LABELS), key=lambda p: (list(LABELS).index(p[1]), suites.index(p[0]))
+    )
+
+
+def result_table(metrics: dict[str, dict[str, Any]]) -> None:
+    """One row a model, one column a suite and figure; 95 % intervals in brackets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="held-out prompts, 95 % intervals", title_justify="left", title_style="bold")
+    table.add_column("model", style="bold")
+    columns = result_columns(metrics)
+    for suite, name in columns:
+        table.add_column(f"{suite}\n{LABELS.get(name, name)}", justify="right")
+    for model, suites in metrics.items():
+        cells = [(suites.get(suite) or {}).get(name) for suite, name in columns]
+        texts = [figure(c, n == "refusal") if c else "" for c, (_, n) in zip(cells, columns, strict=True)]
+        table.add_row(model, *texts)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe keeps every column
+        console = Console(width=20 + 24 * len(columns))
+    console.print(table)
+
+
+def _chain(row: dict[str, Any], say: Callable[..., None]) -> None:
+    say("prompt", row["prompt"][-1]["content"])
+    say("answer", row["answer"])
+    for number, step in enumerate(row["steps"], 1):
+        say(f"critique {number}", f"[{step['principle']}] {step['critique']}")
+        gates = f"  (left out: {', '.join(step['gates'])})" if step["gates"] else ""
+        say(f"revision {number}", step["revision"] + gates)
+
+
+def _pair(row: dict[str, Any], say: Callable[..., None]) -> None:
+    say("prompt", row["prompt"][-1]["content"])
+    say(f"chosen {row['probability']:.2f}", row["chosen"][-1]["content"])
+    say("rejected", f"{row['rejected'][-1]['content']}")
+    say("principle", ", ".join(row["principles"]))
+
+
+def _answer(row: dict[str, Any], say: Callable[..., None]) -> None:
+    say(f"{row['suite']}", row["prompt"][-1]["content"])
+    say(f"{row['model']}", row["answer"] + ("  (refuses)" if row["refuses"] else ""))
+
+
+SHOWN = {
+    "revise": ("revisions.parquet", _chain),
+    "label": ("pairs.parquet", _pair),
+    "evaluate": ("answers.parquet", _answer),
+}
+
+
+def show_records(stage: str, folder: Path, count: int) -> None:
+    """The first `count` records of a stage, in colour where there is a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from cai.stages.base import read_rows
+
+    console = Console(soft_wrap=True)
+    file, form = SHOWN[stage]
+
+    def say(name: str, text: str) -> None:
+        console.print(Text.assemble((f"{name:>12}  ", "bold cyan"), safe(text)))
+
+    for row in read_rows(folder / file)[:count]:
+        form(row, say)
+        console.print()

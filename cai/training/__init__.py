@@ -1,0 +1,1 @@
+"""Loading models, and trl's trainers with checkpoints that resume by themselves."""

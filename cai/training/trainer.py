@@ -1,0 +1,161 @@
+"""trl's trainers: their configs from ours, checkpoints that resume by themselves, and what a run leaves behind."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.dialogue import Dialogue, training_tokens
+from cai.errors import CaiError, UsageError, nearest
+from cai.progress import Progress
+from cai.store import write_json
+
+DEFAULTS = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "save_total_limit": 1,
+    "dataloader_pin_memory": False,
+    "gradient_checkpointing": False,
+}
+
+
+def trl_config(kind: str, key: str, args: dict[str, Any], **forced: Any) -> Any:
+    """trl's SFTConfig or DPOConfig from `args`. Raises UsageError on a name or value that trl does not take."""
+    import trl
+
+    schema = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig}[kind]
+    names = [f.name for f in dataclasses.fields(schema) if f.init]
+    for name in args:
+        if name not in names:
+            raise UsageError(f"{key}.{name}: trl.{schema.__name__} has no such argument{nearest(name, names)}")
+        if name in forced:
+            raise UsageError(f"{key}.{name} is set by cai itself; leave it out")
+    try:
+        return schema(**(DEFAULTS | args | forced))
+    except (TypeError, ValueError, ImportError) as error:
+        raise UsageError(f"{key}: trl.{schema.__name__} refuses: {str(error).strip().splitlines()[0]}") from None
+
+
+def lora_config(key: str, args: dict[str, Any]) -> Any:
+    """peft's LoraConfig from `args`. Raises UsageError on a name or value that peft does not take."""
+    import peft
+
+    names = [f.name for f in dataclasses.fields(peft.LoraConfig)]
+    for name in args:
+        if name not in names:
+            raise UsageError(f"{key}.{name}: peft.LoraConfig has no such argument{nearest(name, names)}")
+    try:
+        return peft.LoraConfig(task_type="CAUSAL_LM", **args)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{key}: peft.LoraConfig refuses: {str(error).splitlines()[0]}") from None
+
+
+def watching(validation: bool) -> dict[str, Any]:
+    """Arguments that evaluate at every checkpoint and keep the best, where rows are held out for it."""
+    if not validation:
+        return {"eval_strategy": "no", "save_strategy": "steps"}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    return {"eval_strategy": "steps", "save_strategy": "steps"} | best
+
+
+def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) -> tuple[Any, dict[str, int]]:
+    """A data set with input_ids and labels (the answers alone), and the audit's counts.
+
+    A row that is longer than `max_length` tokens is cut at its end; one that keeps no trained token is left out.
+    """
+    from datasets import Dataset
+
+    rows, counts = (
+        [],
+        {"rows": len(dialogues), "truncated": 0, "lost_end_of_turn": 0, "dropped": 0, "trained_tokens": 0},
+    )
+    for dialogue in dialogues:
+        ids, labels = training_tokens(tokenizer, dialogue)
+        ends = labels.count(tokenizer.eos_token_id)
+        counts["truncated"] += len(ids) > max_length
+        ids, labels = ids[:max_length], labels[:max_length]
+        counts["lost_end_of_turn"] += ends - labels.count(tokenizer.eos_token_id)
+        trained = sum(label != -100 for label in labels)
+        counts["dropped"] += not trained
+        counts["trained_tokens"] += trained
+        if trained:
+            rows.append({"input_ids": ids, "labels": labels})
+    if not rows:
+        raise CaiError(
+            f"no trained token is left in {len(dialogues)} rows; raise max_length (now {max_length}) or add data"
+        )
+    return Dataset.from_list(rows), counts
+
+
+def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int | None) -> None:
+    """Trains from the newest complete checkpoint below scratch/, if there is one."""
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+    class Report(TrainerCallback):
+        """Keeps `progress` up to date."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress.start(state.max_steps, "steps")
+            if state.global_step:
+                progress.note = f"resumed at step {state.global_step}"
+                progress.resume(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress.advance()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                progress.note = f"loss {logs['loss']:.3f}"
+
+    trainer.remove_callback(PrinterCallback)  # the bar says it
+    trainer.add_callback(Report())
+    if patience is not None and trainer.args.load_best_model_at_end:
+        trainer.add_callback(EarlyStoppingCallback(patience))
+    trainer.train(resume_from_checkpoint=newest_checkpoint(scratch / "checkpoints"))
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that holds trainer_state.json, which is written last; incomplete ones are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for path in found:
+        if (path / "trainer_state.json").is_file() and _readable(path / "trainer_state.json"):
+            return str(path)
+        shutil.rmtree(path)
+    return None
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text()), dict)
+    except ValueError:
+        return False
+
+
+def save_result(trainer: Any, tokenizer: Any, work: Path) -> None:
+    """work/model: full weights (an adapter is merged, and kept beside in work/adapter); work/history.json: the curve."""
+    from cai.training.model import save_model
+
+    if int(os.environ.get("RANK", "0")):
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(work / "adapter")
+        _forget_path(work / "adapter" / "adapter_config.json")
+        model = model.merge_and_unload()
+    save_model(model, tokenizer, work / "model")
+    write_json(work / "history.json", history(trainer.state.log_history))
+
+
+def _forget_path(file: Path) -> None:
+    """The adapter's config names the folder that its base lay in; another machine has no use for it."""
+    write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": None})
+
+
+def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """trl's log without what differs between two equal runs (times and speeds)."""
+    timed = ("runtime", "per_second", "total_flos", "num_tokens")
+    return [{k: v for k, v in entry.items() if not any(word in k for word in timed)} for entry in log]

@@ -1,0 +1,129 @@
+"""Runs one stage from its spec: in this process, in one of its own, or in several under `accelerate launch`."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cai.config import Config, DataConfig, EngineConfig, ModelConfig, build
+from cai.errors import CaiError, Interrupted
+from cai.progress import Progress
+from cai.stages.base import Context, Input
+from cai.store import write_json
+
+
+def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
+    """Runs the stage that `spec` describes and returns its summary. Whatever is not in the spec, a stage can't see."""
+    import importlib
+    import typing
+
+    _room(Path(spec["work"]))
+    schema = typing.get_type_hints(Config)[spec["stage"]]
+    section = build(schema, spec["config"])
+    data = {name: build(DataConfig, values) for name, values in spec["data"].items()}
+    main = int(os.environ.get("RANK", "0")) == 0
+    scratch = Path(spec["scratch"])
+    progress = Progress(spec["stage"], scratch / "progress.json" if main else None, quiet=not main)
+    context = Context(
+        stage=spec["stage"],
+        seed=spec["seed"],
+        root=Path(spec["root"]),
+        scratch=scratch,
+        model=build(ModelConfig, spec["model"]),
+        engine=build(EngineConfig, spec["engine"]),
+        data=data,
+        held_out={name: data[name] for name in spec["held_out"]},
+        constitution=spec["constitution"],
+        inputs={name: Input(**values) for name, values in spec["inputs"].items()},
+        progress=progress,
+    )
+    module = importlib.import_module(f"cai.stages.{spec['module']}")
+    try:
+        return module.run(section, context.inputs, Path(spec["work"]), context)
+    except OSError as error:
+        raise CaiError(f"{error.filename or spec['work']}: {error.strerror}; what was done so far is kept") from error
+    finally:
+        progress.finish()
+
+
+def quiet() -> None:
+    """Libraries speak through the progress bar and the manifest; their own lines stay in --debug. Call it before they load."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if os.environ.get("CAI_DEBUG"):
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    for name in ("trl", "peft", "accelerate", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _room(folder: Path) -> None:
+    """Raises CaiError where nothing can be written, before hours of work are spent to find out."""
+    try:
+        probe = folder / ".room"
+        probe.write_bytes(bytes(1 << 20))
+        probe.unlink()
+    except OSError as error:
+        raise CaiError(
+            f"can't write to {folder}: {error.strerror}; free some space, then the same command continues"
+        ) from None
+
+
+def install_signals() -> None:
+    """SIGINT and SIGTERM raise Interrupted where the process stands."""
+
+    def stop(signum: int, _: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
+        raise Interrupted(signum)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
+def _end_with_parent() -> None:
+    """A worker whose conductor was killed ends too, so that it doesn't hold the run's lock for hours."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    quiet()
+    install_signals()
+    _end_with_parent()
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    scratch = Path(spec["scratch"])
+    (scratch / "failure.json").unlink(missing_ok=True)
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        summary = run_stage(spec)
+    except CaiError as error:
+        if os.environ.get("CAI_DEBUG"):
+            raise
+        write_json(scratch / "failure.json", {"message": str(error), "code": error.exit_code})
+        sys.exit(error.exit_code)
+    except Interrupted as error:
+        sys.exit(error.exit_code)
+    if rank == 0:
+        write_json(scratch / "summary.json", summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -179,6 +179,8 @@ def run_folder(name: str | None) -> Path:
         if not runs:
             raise UsageError("no run in outputs/; start one with `cai experiment=quickstart`")
         return runs[-1].parent
+    if "/" not in name and (Path("outputs") / name / "run.json").is_file():
+        return Path("outputs") / name
     if not (Path(name) / "run.json").is_file():
         known = [str(path.parent) for path in Path("outputs").glob("*/run.json")]
         raise UsageError(f"{name} is no run's folder (no run.json){nearest(name, known)}")

@@ -18,11 +18,9 @@ from cai.paths import shipped
 T = TypeVar("T")
 
 
-def runtime(default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+def runtime(*, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING) -> Any:
     """A field that changes how a stage runs, never what it writes."""
-    if factory is not dataclasses.MISSING:
-        return field(default_factory=factory, metadata={"runtime": True})
-    return field(default=default, metadata={"runtime": True})
+    return field(default=default, default_factory=default_factory, metadata={"runtime": True})
 
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(field, runtime))
@@ -51,10 +49,10 @@ class EngineConfig:
 
     kind: str = "transformers"
     dtype: str = "auto"  # float32 on a CPU, bfloat16 where the device is fast at it
-    device: str = runtime("auto")  # auto | cpu | cuda | mps
-    batch_rows: int = runtime(64)  # most requests in one batch
-    batch_tokens: int = runtime(32768)  # most tokens (prompt and answer, padded) in one batch
-    options: dict[str, Any] = runtime(factory=dict)  # vllm: arguments of vllm.LLM, by its own names
+    device: str = runtime(default="auto")  # auto | cpu | cuda | mps
+    batch_rows: int = runtime(default=64)  # most requests in one batch
+    batch_tokens: int = runtime(default=32768)  # most tokens (prompt and answer, padded) in one batch
+    options: dict[str, Any] = runtime(default_factory=dict)  # vllm: arguments of vllm.LLM, by its own names
 
 
 @schema
@@ -222,7 +220,7 @@ RANGES = {
 
 
 def build(kind: type[T], values: Any, overrides: Sequence[str] = ()) -> T:
-    """An instance of the dataclass `kind` from plain containers. Raises UsageError with every problem: key and origin."""
+    """An instance of the dataclass `kind` from plain containers. Raises UsageError naming every key at fault."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -311,7 +309,8 @@ def _sentence(kind: type, problem: Any, overrides: Sequence[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
         known = _field_names(kind, problem["loc"][:-1])
-        return f"unknown key '{key}'{origin(key, overrides)}{nearest(key.split('.')[-1], known)} (known: {', '.join(known)})"
+        hint = nearest(key.split(".")[-1], known)
+        return f"unknown key '{key}'{origin(key, overrides)}{hint} (known: {', '.join(known)})"
     if problem["type"] == "missing":
         return f"{key} has no value; set it with {key}=..."
     return f"{key}={problem['input']!r}{origin(key, overrides)}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

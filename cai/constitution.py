@@ -64,7 +64,10 @@ class Constitution:
     def revising(self) -> dict[str, Any]:
         """Digests of what critique and revision read, by principle: a stage key's part."""
         principles = {p.id: digest([p.critique, p.revision, p.weight])[:16] for p in self.principles}
-        return {"principles": principles, "exemplars": [digest(e)[:16] for e in self.exemplars]}
+        shown = [
+            [e.principle.critique, e.principle.revision, e.dialogue, e.critique, e.revision] for e in self.exemplars
+        ]
+        return {"principles": principles, "exemplars": [digest(one)[:16] for one in shown]}
 
     def comparing(self) -> dict[str, Any]:
         """Digests of what comparisons read, by principle: a stage key's part."""

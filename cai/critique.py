@@ -71,7 +71,7 @@ META = ("revision:", "revised answer:", "revised response:", "here is the revise
 
 
 def failed_gates(prompt: Prompt, before: str, revision: str, shown: list[str]) -> tuple[str, ...]:
-    """Why a revision should not be trained on: empty, unchanged, meta text, leakage, repetition; () where it is fine."""
+    """Why a revision should not be trained on: empty, unchanged, meta text, leakage, repetition; () where fine."""
     words = _words(revision)
     reasons = {
         "empty": not words,

@@ -78,7 +78,8 @@ class Ledger:
         """Per stage and model: completions, prompt tokens, new tokens, seconds."""
         query = (
             "select stage, model, count(*) as completions, sum(prompt_tokens) as prompt_tokens, "
-            "sum(new_tokens) as new_tokens, sum(seconds) as seconds from completions group by stage, model order by min(created)"
+            "sum(new_tokens) as new_tokens, sum(seconds) as seconds from completions "
+            "group by stage, model order by min(created)"
         )
         with self._explained():
             cursor = self._db.execute(query)

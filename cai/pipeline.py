@@ -246,7 +246,7 @@ def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Ma
 
 
 def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dict[str, Any]:
-    """The stage in a process of its own, so that its memory is free again after it; training in several if configured."""
+    """The stage in a process of its own, so that its memory is free again; training in several if configured."""
     command = [sys.executable, "-m", "cai.worker", str(scratch / "spec.json")]
     if config.launcher.kind == "accelerate" and stage.trains:
         command[1:3] = ["-m", "accelerate.commands.launch", *config.launcher.args, "-m", "cai.worker"]

@@ -36,7 +36,7 @@ class PreferencePair:
 async def compare(
     prompt: Prompt, first: str, second: str, constitution: Constitution, seed: int, judge: Ask
 ) -> PreferencePair | None:
-    """Asks the judge in both orders under one principle drawn for this pair. None: it did not fit the judge's context."""
+    """Asks the judge in both orders under one principle drawn for the pair. None: too long for the judge's context."""
     rng = random.Random(seed_of(seed, prompt.id, "comparison"))  # noqa: S311 - a draw, not a secret
     principle = constitution.draw(rng)
     shown_a = await judge(Request(comparison_request(prompt.messages, first, second, principle), continuations=OPTIONS))

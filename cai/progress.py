@@ -21,12 +21,14 @@ class Progress:
         self._fresh = 0
         self._began = self._printed = time.monotonic()
         self._saved = 0.0
+        self._last = -1
         self._bar: Any = None
         self._task: Any = None
 
     def start(self, total: int, unit: str) -> None:
         """A new count of `total` units ("completions", "steps")."""
         self.done, self.total, self.hits, self.tokens, self._fresh, self.unit = 0, total, 0, 0, 0, unit
+        self._last = -1
         self._began = self._printed = time.monotonic()
         if not self.quiet and self._bar is None and sys.stderr.isatty():
             from rich.console import Console
@@ -58,7 +60,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        elif not self.quiet and self.total:
+        elif not self.quiet and self.total and self._last != self.done:
             self._print()
         self._save()
 
@@ -87,6 +89,7 @@ class Progress:
             self._save()
 
     def _print(self) -> None:
+        self._last = self.done
         parts = [f"{self.done}/{self.total} {self.unit}", self._speed(), self._eta()]
         print(f"{self.stage}: {', '.join(part for part in parts if part)}", file=sys.stderr, flush=True)
 

@@ -53,7 +53,7 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Libraries speak through the progress bar and the manifest; their own lines stay in --debug. Call it before they load."""
+    """Libraries speak through the progress bar and the manifest, but for --debug. To be called before they load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if os.environ.get("CAI_DEBUG"):

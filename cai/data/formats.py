@@ -1,7 +1,7 @@
 """Turns rows of the common layouts into dialogues and prompts."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def dialogue_of(row: dict[str, Any], config: DataConfig) -> Dialogue:
     return dialogue
 
 
-def load_dialogues(names: Sequence[str], sets: dict[str, DataConfig]) -> Loaded:
+def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig]) -> Loaded:
     """All rows of the named sets, in order. Raises CaiError where not one row fits."""
     loaded = Loaded([], [])
     for name in names:
@@ -95,7 +95,7 @@ def load_dialogues(names: Sequence[str], sets: dict[str, DataConfig]) -> Loaded:
     return loaded
 
 
-def load_prompts(chosen: Prompts, sets: dict[str, DataConfig], seed: int) -> list[Prompt]:
+def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[Prompt]:
     """The named sets' prompts without doubles, shuffled by `seed`, then the rows that `chosen` picks.
 
     A dialogue that ends in an answer becomes a prompt by leaving that answer out; every earlier turn stays.

@@ -21,7 +21,7 @@ LARGEST_MEMBER = 4 << 30  # bytes that one file of a wheel may unpack to
 
 
 def rows_of(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) pairs: `where` is file and line, for messages. Raises UsageError or CaiError where it can't be read."""
+    """(where, row) pairs: `where` is file and line, for messages. Raises UsageError or CaiError: it can't be read."""
     rows = itertools.chain.from_iterable(_parts(name, config))
     for where, row in rows:
         if all(str(row.get(column)) == value for column, value in config.where.items()):

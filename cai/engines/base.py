@@ -131,7 +131,7 @@ class Recorded:
         ledger: "Ledger",
         stage: str,
         model: str,
-        seen: Callable[[Completion, bool], None] = lambda completion, hit: None,
+        seen: Callable[[Sequence[Completion], bool], None] = lambda completions, hit: None,
     ):
         self._open, self._engine = open_engine, None
         self._ledger, self._stage, self._model, self._seen = ledger, stage, model, seen
@@ -141,7 +141,7 @@ class Recorded:
     async def complete(self, request: Request) -> Completion:
         key = request.digest(self._model)
         if completion := self._ledger.get(key):
-            self._seen(completion, True)
+            self._seen([completion], True)
             return completion
         if key in self._asked:  # the same request is on its way
             return await asyncio.shield(self._asked[key])
@@ -170,8 +170,8 @@ class Recorded:
             for _, _, future in fresh:
                 future.set_exception(error)
             return
+        self._seen([completion for _, completion, _ in fresh], False)
         for _, completion, future in fresh:
-            self._seen(completion, False)
             if not future.done():
                 future.set_result(completion)
 

@@ -19,7 +19,8 @@ class ScriptedEngine:
         if request.sampling is None:
             scores = [-int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) / 65536 for text in request.continuations]
             return Completion("", "score", len(request.messages), 0, 0.0, tuple(scores))
-        text = f"reply {request.digest(self.model)[:8]} to turn {len(request.messages)}: {digest(request.messages[-1])[:8]}"
+        own, asked = request.digest(self.model)[:8], digest(request.messages[-1])[:8]
+        text = f"reply {own} to turn {len(request.messages)}: {asked}"
         return Completion(text, "stop", len(request.messages), len(text.split()), 0.0, ())
 
     def close(self) -> None:

@@ -79,7 +79,7 @@ class TransformersEngine:
             if len(batch) == 1:
                 raise CaiError(
                     f"one request of {len(self._tokens[batch[0]])} tokens does not fit into the memory of "
-                    f"{self.device}; take a smaller model, dtype or max_new_tokens (engine.batch_tokens is no help here)"
+                    f"{self.device}; take a smaller model, engine.dtype or max_new_tokens"
                 ) from None
             self._prefix = ((), None)
             half = len(batch) // 2
@@ -177,7 +177,7 @@ class TransformersEngine:
                 ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
             ).logits
             for row, (index, option, which) in enumerate(part):
-                wanted = [pieces[index][w][0] for w in which] if not option else option
+                wanted = option or [pieces[index][w][0] for w in which]
                 tail = torch.log_softmax(logits[row, -1 - len(option) :].float(), dim=-1)
                 if not option:
                     for w, token in zip(which, wanted, strict=True):

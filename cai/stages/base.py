@@ -1,6 +1,6 @@
 """What a stage gets, and nothing else: whatever is in its spec is in its key."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from cai.data.audit import Overlap
 from cai.data.formats import load_dialogues
 from cai.dialogue import Prompt
 from cai.digest import digest
-from cai.engines.base import Recorded, open_engine
+from cai.engines.base import Completion, Recorded, open_engine
 from cai.ledger import Ledger
 from cai.progress import Progress
 
@@ -63,8 +63,8 @@ class Context:
         def open_model() -> Any:
             return open_engine(self.engine, self.model_path(name))
 
-        def seen(completion: Any, hit: bool) -> None:
-            self.progress.advance(tokens=completion.new_tokens, hit=hit)
+        def seen(completions: Sequence[Completion], hit: bool) -> None:
+            self.progress.advance(len(completions), sum(c.new_tokens for c in completions), hit)
 
         return Recorded(open_model, ledger, self.stage, self.model_digest(name), seen)
 
@@ -74,7 +74,7 @@ class Context:
 
 def held_out_texts(context: Context) -> list[str]:
     """Every human turn of the evaluation suites' sets."""
-    loaded = load_dialogues(list(context.held_out), dict(context.held_out))
+    loaded = load_dialogues(list(context.held_out), context.held_out)
     return [m.content for dialogue, _ in loaded.dialogues for m in dialogue if m.role == "user"]
 
 

@@ -10,7 +10,7 @@ from cai.stages.base import Context, read_rows
 def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins."""
     from datasets import Dataset
-    from trl import DPOTrainer
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.trainer import lora_config, run_training, save_result

@@ -21,7 +21,7 @@ from cai.store import write_json
 def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/answers.parquet and work/metrics.json (model -> suite -> figure with interval). Returns the table."""
     prompts = {
-        name: load_prompts(suite.prompts, dict(context.data), context.seed)
+        name: load_prompts(suite.prompts, context.data, context.seed)
         for name, suite in config.suites.items()
         if suite.kind != "instructions"
     }
@@ -66,7 +66,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
 
 def load_references(suite: Suite, context: Context) -> list[Dialogue]:
     """Held-out dialogues that end in a reference answer."""
-    loaded = load_dialogues(suite.prompts.data, dict(context.data))
+    loaded = load_dialogues(suite.prompts.data, context.data)
     rows = [d for d, _ in loaded.dialogues if d[-1].role == "assistant" and len(d) > 1]
     rows.sort(key=lambda d: seed_of(context.seed, as_dicts(d)))
     return rows[suite.prompts.offset :][: suite.prompts.limit]

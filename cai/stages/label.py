@@ -18,13 +18,13 @@ from cai.stages.base import Context, held_apart, write_rows
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/pairs.parquet in trl's preference format with probabilities. Returns counts and judge figures."""
     constitution = context.load_constitution()
-    prompts, dropped = held_apart(load_prompts(config.prompts, dict(context.data), context.seed), context)
+    prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
     if not prompts:
         raise CaiError("label.prompts: no prompt is left; see label.prompts.limit and offset")
     ledger = context.ledger()
     try:
         answers = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, "sl_cai")))
-        different = [(p, *pair) for p, pair in zip(prompts, answers, strict=True) if all(pair) and len(set(pair)) == 2]
+        different = [(p, a, b) for p, (a, b) in zip(prompts, answers, strict=True) if a and b and a != b]
         context.progress.start(2 * len(different), "comparisons")
         judged = asyncio.run(_pairs(different, constitution, context, context.recorded(ledger, config.judge)))
     finally:
@@ -39,7 +39,9 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
     return summary | {"uncertain": len(pairs) - len(kept), "pairs": len(kept)} | judge_figures(pairs)
 
 
-async def _answers(prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded) -> list[list[str]]:
+async def _answers(
+    prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded
+) -> list[tuple[str, str]]:
     async def reply(prompt: Prompt, number: int) -> str:
         seed = seed_of(context.seed, prompt.id, "candidate", number)
         return (await model.complete(Request(prompt.messages, config.sampling, seed))).text
@@ -49,7 +51,7 @@ async def _answers(prompts: list[Prompt], config: LabelConfig, context: Context,
         texts = await gather_rows([reply(prompt, number) for prompt in prompts for number in (0, 1)])
     finally:
         model.close()
-    return [texts[i : i + 2] for i in range(0, len(texts), 2)]
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 async def _pairs(

@@ -16,7 +16,7 @@ from cai.stages.base import Context, held_apart, write_rows
 def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/revisions.parquet, one row a prompt with the whole chain. Returns counts by gate and principle."""
     constitution = context.load_constitution()
-    prompts, dropped = held_apart(load_prompts(config.prompts, dict(context.data), context.seed), context)
+    prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
     if not prompts:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
     context.progress.start(len(prompts) * (1 + 2 * config.rounds), "completions")

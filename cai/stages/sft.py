@@ -13,7 +13,7 @@ from cai.stages.base import Context, held_out_texts, read_rows
 
 def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/model and work/history.json. Returns the audit's counts and the held-out loss."""
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.trainer import lora_config, run_training, save_result, tokenised

@@ -25,9 +25,10 @@ DEFAULTS = {
 
 def trl_config(kind: str, key: str, args: dict[str, Any], **forced: Any) -> Any:
     """trl's SFTConfig or DPOConfig from `args`. Raises UsageError on a name or value that trl does not take."""
-    import trl
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.sft_config import SFTConfig
 
-    schema = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig}[kind]
+    schema = {"sft": SFTConfig, "dpo": DPOConfig}[kind]
     names = [f.name for f in dataclasses.fields(schema) if f.init]
     for name in args:
         if name not in names:
@@ -136,7 +137,7 @@ def _readable(path: Path) -> bool:
 
 
 def save_result(trainer: Any, tokenizer: Any, work: Path) -> None:
-    """work/model: full weights (an adapter is merged, and kept beside in work/adapter); work/history.json: the curve."""
+    """work/model: full weights (an adapter is merged, and kept in work/adapter too); work/history.json: the curve."""
     from cai.training.model import save_model
 
     if int(os.environ.get("RANK", "0")):

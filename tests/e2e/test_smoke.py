@@ -1,0 +1,144 @@
+"""Whole pipelines on a tiny random model, as a person would type them: run, run again, kill, continue."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cai.pipeline import NAMES
+from cai.store import Manifest, Run
+
+pytestmark = pytest.mark.slow
+
+
+def command(tiny_model: Path, *words: str) -> list[str]:
+    model = ["model=path", f"model.path={tiny_model}", "model.name=tiny"]
+    return [sys.executable, "-m", "cai", "experiment=smoke", *model, *words]
+
+
+def cai(folder: Path, tiny_model: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(tiny_model, *words), cwd=folder, capture_output=True, text=True, timeout=400)
+
+
+def manifests(folder: Path) -> dict[str, Manifest]:
+    run = Run(folder / "outputs" / "smoke")
+    found = {name: run.latest(name) for name in NAMES}
+    assert all(found.values()), {name: bool(one) for name, one in found.items()}
+    return {name: one for name, one in found.items() if one}
+
+
+def ledger_rows(folder: Path) -> dict[bytes, str]:
+    import sqlite3
+
+    with sqlite3.connect(folder / "outputs" / "smoke" / "ledger.sqlite") as db:
+        return dict(db.execute("select digest, completion from completions"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder in which the smoke experiment has run without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = cai(folder, tiny_model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "held-out prompts, 95 % intervals" in done.stdout and "report.html" in done.stdout
+    assert all(name in done.stdout for name in ("base", "sft", "sl_cai", "dpo"))
+    return folder
+
+
+def test_the_published_model_loads_with_plain_transformers(whole: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = next((whole / "outputs/smoke/latest/dpo/out").resolve().glob("model"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size >= len(tokenizer)
+    assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))  # safetensors, no pickle
+
+
+def test_the_rows_load_with_datasets(whole: Path):
+    from datasets import load_dataset
+
+    for stage, file in (("revise", "revisions"), ("label", "pairs"), ("evaluate", "answers")):
+        path = whole / "outputs/smoke/latest" / stage / "out" / f"{file}.parquet"
+        assert len(load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(whole / "cache"))) > 0
+
+
+def test_nothing_runs_twice(whole: Path, tiny_model: Path):
+    before = ledger_rows(whole)
+    again = cai(whole, tiny_model)
+    assert again.returncode == 0, again.stderr
+    lines = [line for line in again.stderr.splitlines() if line.split(":")[0] in NAMES]
+    assert lines == [f"{name}: up to date" for name in NAMES]
+    assert ledger_rows(whole) == before
+
+
+def test_status_reads_the_folder_alone(whole: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "cai", "status", "outputs/smoke"], cwd=whole, capture_output=True, text=True
+    )
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [[name, "done"] for name in NAMES]
+
+
+def test_a_beta_runs_dpo_and_what_follows(whole: Path, tiny_model: Path):
+    sft = manifests(whole)["sft"]
+    done = cai(whole, tiny_model, "dpo.args.beta=0.3", "launcher=process")
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = {line.split(":")[0]: line.split(": ")[1] for line in done.stderr.splitlines() if line.split(":")[0] in NAMES}
+    assert [name for name in NAMES if said[name] == "up to date"] == NAMES[:4]
+    assert manifests(whole)["sft"] == sft
+    assert len(list((whole / "outputs/smoke/dpo").iterdir())) == 2
+    assert cai(whole, tiny_model).returncode == 0  # and back
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_killed_in_any_stage_it_continues_to_the_same_result(stage: str, whole: Path, tmp_path: Path, tiny_model: Path):
+    expected, asked = manifests(whole), ledger_rows(whole)
+    process = subprocess.Popen(
+        command(tiny_model), cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        _wait_until_it_works_on(stage, tmp_path / "outputs" / "smoke", process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    committed = ledger_rows(tmp_path) if (tmp_path / "outputs/smoke/ledger.sqlite").exists() else {}
+    done = cai(tmp_path, tiny_model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = manifests(tmp_path)
+    assert {n: m.output for n, m in found.items() if n != "report"} == {
+        n: m.output for n, m in expected.items() if n != "report"
+    }
+    after = ledger_rows(tmp_path)
+    assert {key: after[key] for key in committed} == committed  # not asked for again: seconds differ between two calls
+    assert after.keys() == {key for key in asked if key in after} and len(after) > 0
+
+
+def _wait_until_it_works_on(stage: str, root: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        for file in root.glob(f"{stage}/*/scratch/progress.json"):
+            if stage in ("sft", "sl_cai", "dpo"):
+                if list(file.parent.glob("checkpoints/checkpoint-*/trainer_state.json")):
+                    return
+            elif json.loads(file.read_text() or "{}").get("done"):
+                return
+        if stage == "report" and list(root.glob("report/*/work")):
+            return
+        time.sleep(0.01)
+    assert process.poll() is not None and (root / "latest" / stage / "manifest.json").exists(), f"{stage} never began"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly_and_says_how_to_continue(number: int, code: int, tmp_path: Path, tiny_model: Path):
+    process = subprocess.Popen(
+        command(tiny_model), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    _wait_until_it_works_on("sft", tmp_path / "outputs" / "smoke", process)  # pyright: ignore[reportArgumentType]
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == code, said
+    assert "the same command continues" in said and "Traceback" not in said

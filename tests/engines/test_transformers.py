@@ -1,0 +1,99 @@
+"""The transformers engine on a tiny random model: completions that no batch changes, exact log-probabilities."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cai.config import EngineConfig, Sampling
+from cai.dialogue import Message, assistant, render, user
+from cai.engines.base import Request, gather_rows
+from cai.engines.transformers import TransformersEngine
+
+WARM = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12)
+GREEDY = Sampling(temperature=0, max_new_tokens=12)
+LONG = "What is a good way to keep bread fresh for some days without a freezer in a warm and humid kitchen? " * 3
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> TransformersEngine:
+    return TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
+
+
+def ask(engine: TransformersEngine, requests: list[Request]):
+    return asyncio.run(gather_rows([engine.complete(request) for request in requests]))
+
+
+def questions(sampling: Sampling) -> list[Request]:
+    texts = ["Hello.", "Tell me about rivers.", *(f"{LONG} And number {n}?" for n in range(9))]
+    return [Request((user(text),), sampling, seed=n) for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("sampling", [WARM, GREEDY])
+def test_a_completion_does_not_depend_on_its_batch(engine: TransformersEngine, sampling: Sampling):
+    requests = questions(sampling)
+    alone = [ask(engine, [request])[0].text for request in requests]
+    together = [completion.text for completion in ask(engine, requests)]
+    assert together == alone
+    assert [c.text for c in ask(engine, requests[::-1])][::-1] == alone
+
+
+def test_a_greedy_batch_equals_plain_generate(engine: TransformersEngine):
+    import torch
+
+    for request, completion in zip(questions(GREEDY), ask(engine, questions(GREEDY)), strict=True):
+        ids = torch.tensor([engine.tokenizer(render(engine.tokenizer, request.messages))["input_ids"]])
+        out = engine.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        assert completion.text == engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_seeds_and_only_seeds_change_a_sampled_reply(engine: TransformersEngine):
+    same = ask(engine, [Request((user("Hello."),), WARM, seed=1)])[0].text
+    assert ask(engine, [Request((user("Hello."),), WARM, seed=1)])[0].text == same
+    others = {c.text for c in ask(engine, [Request((user("Hello."),), WARM, seed=n) for n in range(2, 10)])}
+    assert len(others) > 4
+
+
+def test_sampling_follows_the_models_distribution(engine: TransformersEngine):
+    """The first token's frequencies over 2,000 seeds stand within sampling error of the model's probabilities."""
+    import torch
+
+    from cai.engines.transformers import _Sampler
+
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -50.0]]).repeat(2000, 1)
+    drawn = _Sampler(Sampling(temperature=0.5), list(range(2000)))(None, logits).argmax(-1)
+    frequencies = torch.bincount(drawn, minlength=5) / 2000
+    assert torch.allclose(frequencies, (logits[0] / 0.5).softmax(-1), atol=0.03)
+    top_k = _Sampler(Sampling(top_k=2), list(range(500)))(None, logits[:500]).argmax(-1)
+    assert set(top_k.tolist()) == {0, 1}
+    top_p = _Sampler(Sampling(top_p=0.7), list(range(500)))(None, logits[:500]).argmax(-1)
+    assert set(top_p.tolist()) == {0, 1}  # 0.64 alone does not reach 0.7, so the second token stays
+
+
+def test_scores_are_the_summed_log_probabilities(engine: TransformersEngine):
+    import torch
+
+    requests = [
+        Request((user("Which?"), assistant("The answer is:")), continuations=(" A", " B")),
+        Request((user(LONG),), continuations=("A river carries water.", "No.")),
+    ]
+    for request, completion in zip(requests, ask(engine, requests), strict=True):
+        prompt = engine.tokenizer(render(engine.tokenizer, request.messages))["input_ids"]
+        for text, score in zip(request.continuations, completion.logprobs, strict=True):
+            own = engine.tokenizer(text)["input_ids"]
+            with torch.inference_mode():
+                logits = engine.model(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
+            expected = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(own))
+            assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_prompt_that_leaves_no_room_is_said_to_be_too_long(engine: TransformersEngine):
+    request = Request((Message("user", LONG * 400),), GREEDY)
+    completion = ask(engine, [request, Request((user("Hello."),), GREEDY)])
+    assert completion[0].finish_reason == "too_long" and completion[0].text == ""
+    assert completion[1].finish_reason in ("stop", "length")
+
+
+def test_small_batches_give_the_same(tiny_model: Path, engine: TransformersEngine):
+    small = TransformersEngine(EngineConfig(device="cpu", batch_rows=2, batch_tokens=2000), str(tiny_model))
+    assert [c.text for c in ask(small, questions(WARM))] == [c.text for c in ask(engine, questions(WARM))]

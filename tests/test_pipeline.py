@@ -1,0 +1,141 @@
+"""Keys and plans: change this, and exactly these stages run."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cai import pipeline
+from cai.composing import compose
+from cai.config import Config
+from cai.errors import UsageError
+from cai.paths import shipped
+from cai.pipeline import NAMES, plan
+from cai.store import Run
+
+
+def finish(config: Config, run: Run) -> None:
+    """Publishes a stand-in output for every stage that would run: keys depend on digests, not on what is in them."""
+    for name in NAMES:
+        step = next(step for step in plan(config, run) if step.stage.name == name)
+        if step.manifest is None:
+            assert step.key is not None
+            work, _ = run.begin(name, step.key)
+            (work / "output").write_text(step.key)
+            run.publish(name, 1, step.key, step.ingredients, {}, time.time())
+
+
+def to_run(config: Config, run: Run) -> list[str]:
+    return [step.stage.name for step in plan(config, run) if step.state != "done"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run(tmp_path / "run")
+    finish(compose(["experiment=smoke"]), made)
+    return made
+
+
+FROM = {name: NAMES[NAMES.index(name) :] for name in NAMES}
+CHANGES = [
+    ([], []),
+    (["engine.batch_rows=3"], []),  # how, not what
+    (["launcher=process"], []),
+    (["name=smoke2", "outputs=elsewhere"], []),
+    (["report.records=7"], ["report"]),
+    (["evaluate.sampling.temperature=0.5"], ["evaluate", "report"]),
+    (["dpo.args.beta=0.3"], FROM["dpo"]),
+    (["label.min_margin=0.05"], FROM["label"]),
+    (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
+    (["revise.rounds=3"], FROM["revise"]),
+    (["sft.args.learning_rate=1e-6"], FROM["sft"]),
+    (["seed=1"], NAMES),
+    (["model=path", "model.path={tiny_model}"], NAMES),
+    (["constitution=helpfulness"], FROM["revise"]),
+    # what is evaluated is never trained on, so other evaluation prompts are another training set
+    (
+        ["evaluate.suites.red_team.prompts.data=[overrefusal]", "evaluate.suites.benign.prompts.data=[harmbench]"],
+        FROM["evaluate"],
+    ),
+    (["evaluate.suites.red_team.prompts.data=[overrefusal]"], NAMES),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CHANGES, ids=lambda value: " ".join(value) or "nothing")
+def test_a_change_runs_exactly_the_stages_that_it_affects(
+    run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
+):
+    words = [word.format(tiny_model=tiny_model) for word in overrides]
+    assert to_run(compose(["experiment=smoke", *words]), run) == expected
+
+
+def test_changing_it_back_runs_nothing(run: Run):
+    finish(compose(["experiment=smoke", "dpo.args.beta=0.3"]), run)
+    assert to_run(compose(["experiment=smoke"]), run) == []
+    assert len(list((run.root / "dpo").iterdir())) == 2  # both results stand side by side
+
+
+@pytest.mark.parametrize(("field", "expected"), [("critique", FROM["revise"]), ("comparison", FROM["label"])])
+def test_an_edited_principle_runs_from_where_it_is_read(run: Run, tmp_path: Path, field: str, expected: list[str]):
+    rules = yaml.safe_load((shipped("principles") / "harmlessness.yaml").read_text())
+    edited = rules["principles"][2]
+    edited[field] += " Be brief."
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(rules))
+    steps = plan(compose(["experiment=smoke", f"constitution={tmp_path / 'mine.yaml'}"]), run)
+    assert [step.stage.name for step in steps if step.state != "done"] == expected
+    first = next(step for step in steps if step.state != "done")
+    assert f"principle {edited['id']} changed" in first.why
+
+
+def test_the_plan_says_why(run: Run):
+    steps = plan(compose(["experiment=smoke", "dpo.args.beta=0.3"]), run)
+    assert next(s.why for s in steps if s.stage.name == "dpo") == "stale: dpo.args.beta 0.1 -> 0.3"
+
+
+def test_an_interrupted_stage_says_how_far_it_came(run: Run):
+    config = compose(["experiment=smoke", "dpo.args.beta=0.3"])
+    step = next(step for step in plan(config, run) if step.stage.name == "dpo")
+    assert step.key is not None
+    _, scratch = run.begin("dpo", step.key)
+    (scratch / "progress.json").write_text('{"done": 3, "total": 40, "unit": "steps"}')
+    step = next(step for step in plan(config, run) if step.stage.name == "dpo")
+    assert (step.state, step.why) == ("partial", "3/40 steps")
+
+
+def test_the_same_output_upstream_stops_the_rerun(run: Run):
+    """revise runs again under another constitution, but gives the same bytes: nothing after it has to run."""
+    config = compose(["experiment=smoke", "revise.rounds=3"])
+    step = next(step for step in plan(config, run) if step.stage.name == "revise")
+    before = run.latest("revise")
+    assert step.key is not None and before is not None
+    work, _ = run.begin("revise", step.key)
+    (work / "output").write_text(before.key)
+    run.publish("revise", 1, step.key, step.ingredients, {}, time.time())
+    assert to_run(config, run) == []
+
+
+def test_chosen_stages_need_their_inputs(tmp_path: Path):
+    config = compose(["experiment=smoke", "stages=[revise,label]", f"outputs={tmp_path}"])
+    with pytest.raises(UsageError, match=r"stage 'revise' needs sft.*stages=\[sft,revise,label\]"):
+        pipeline.conduct(config, lambda line: None)
+
+
+def test_an_unknown_stage_is_named(tmp_path: Path):
+    config = compose(["experiment=smoke", "stages=[revize]", f"outputs={tmp_path}"])
+    with pytest.raises(UsageError, match=r"'revize'.*did you mean 'revise'"):
+        pipeline.conduct(config, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+dpo.args.bata=0.3", "dpo.args.bata: trl.DPOConfig has no such argument; did you mean 'beta'"),
+        ("+sft.peft.rank=3", "sft.peft.rank: peft.LoraConfig has no such argument"),
+        ("+sft.args.output_dir=x", "sft.args.output_dir is set by cai itself"),
+    ],
+)
+def test_a_wrong_argument_of_trl_or_peft_fails_before_anything_runs(override: str, message: str):
+    with pytest.raises(UsageError) as caught:
+        pipeline.check(compose(["experiment=smoke", override]))
+    assert message in str(caught.value)

@@ -1,0 +1,132 @@
+"""What trl trains on is what we say: the answers alone; the reference is the start; checkpoints resume."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.composing import compose
+from cai.dialogue import assistant, user
+from cai.errors import CaiError
+from cai.progress import Progress
+from cai.stages import dpo, sft
+from cai.training.model import load_model, load_tokenizer
+from cai.training.trainer import lora_config, newest_checkpoint, run_training, save_result, tokenised
+
+DIALOGUES = [
+    (user("Name a river."), assistant("The Rhine."), user("And a lake?"), assistant("Lake Geneva lies in the Alps.")),
+    (user("Say hello in French."), assistant("Bonjour.")),
+]
+
+
+def sft_trainer(model: Path, folder: Path, rows: Any, **changes: Any) -> Any:
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    config = compose(["experiment=smoke", *(f"++sft.args.{key}={value}" for key, value in changes.items())]).sft
+    return SFTTrainer(
+        model=load_model(str(model), "float32", "cpu"),
+        args=sft.arguments("sft", config, 0, str(folder / "checkpoints"), "cpu", held=False),
+        train_dataset=rows,
+        processing_class=load_tokenizer(str(model)),
+        peft_config=lora_config("sft.peft", config.peft or {}),
+    )
+
+
+def test_the_loss_is_that_of_the_answers_alone(tiny_model: Path, tmp_path: Path):
+    """trl's loss on a multi-turn batch equals a cross entropy over the assistants' texts and their ends of turn."""
+    import torch
+
+    tokenizer = load_tokenizer(str(tiny_model))
+    rows, counts = tokenised(tokenizer, DIALOGUES, 512)
+    trainer = sft_trainer(tiny_model, tmp_path, rows)
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    with torch.inference_mode():
+        found = float(trainer.compute_loss(trainer.model, batch))
+    total, count = 0.0, 0
+    for dialogue in DIALOGUES:
+        text = tokenizer.apply_chat_template([{"role": m.role, "content": m.content} for m in dialogue], tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            scores = trainer.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        answers = [
+            tokenizer(m.content, add_special_tokens=False)["input_ids"] for m in dialogue if m.role == "assistant"
+        ]
+        place = 0
+        for answer in answers:
+            wanted = [*answer, tokenizer.eos_token_id]
+            place = next(i for i in range(place, len(ids)) if ids[i : i + len(wanted)] == wanted)
+            total -= sum(float(scores[place + i - 1, token]) for i, token in enumerate(wanted))
+            count += len(wanted)
+    assert counts["trained_tokens"] == count
+    assert found == pytest.approx(total / count, abs=1e-5)
+
+
+def test_cut_rows_and_lost_ends_are_counted(tiny_model: Path):
+    tokenizer = load_tokenizer(str(tiny_model))
+    full = len(tokenised(tokenizer, DIALOGUES[1:], 512)[0][0]["input_ids"])
+    rows, counts = tokenised(tokenizer, DIALOGUES[1:], full - 3)
+    assert counts["truncated"] == 1 and counts["lost_end_of_turn"] == 1
+    assert len(rows[0]["input_ids"]) == full - 3
+    with pytest.raises(CaiError, match="no trained token is left"):
+        tokenised(tokenizer, DIALOGUES[1:], 5)
+
+
+def preference_rows() -> Any:
+    from datasets import Dataset
+
+    pair = {
+        "chosen": [{"role": "assistant", "content": "Yes, gladly."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": f"Is {n} even?"}], **pair} for n in range(4)])
+
+
+@pytest.mark.parametrize("group", ["lora", "full"])
+def test_at_step_0_every_reward_is_0(group: str, tiny_model: Path, tmp_path: Path):
+    """Policy and reference are the same model at first, with an adapter and without: the loss is log 2."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    config = compose(["experiment=smoke", f"dpo={group}", "dpo.args.per_device_train_batch_size=4"]).dpo
+    trainer: Any = DPOTrainer(
+        model=load_model(str(tiny_model), "float32", "cpu"),
+        args=dpo.arguments(config, 0, str(tmp_path), "cpu", held=False),
+        train_dataset=preference_rows(),
+        processing_class=load_tokenizer(str(tiny_model)),
+        peft_config=lora_config("dpo.peft", config.peft) if config.peft else None,
+    )
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0
+
+
+def test_training_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path):
+    rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    settings = {"save_steps": 2, "num_train_epochs": 1, "per_device_train_batch_size": 2}
+    whole = sft_trainer(tiny_model, tmp_path / "whole", rows, **settings)
+    run_training(whole, tmp_path / "whole", Progress("sft", quiet=True), None)
+    broken = sft_trainer(tiny_model, tmp_path / "broken", rows, **settings, max_steps=4)
+    broken.train()
+    (tmp_path / "broken/checkpoints/checkpoint-6").mkdir()  # killed while it was written
+    progress = Progress("sft", quiet=True)
+    resumed = sft_trainer(tiny_model, tmp_path / "broken", rows, **settings)
+    run_training(resumed, tmp_path / "broken", progress, None)
+    assert progress.note.startswith("loss") and progress.done == 8
+    for trainer, folder in ((whole, tmp_path / "a"), (resumed, tmp_path / "b")):
+        save_result(trainer, load_tokenizer(str(tiny_model)), folder)
+    assert (tmp_path / "a/model/model.safetensors").read_bytes() == (
+        tmp_path / "b/model/model.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "a/history.json").read_text() == (tmp_path / "b/history.json").read_text()
+
+
+def test_the_newest_complete_checkpoint_is_taken(tmp_path: Path):
+    for step in (2, 10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-9/trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-10/trainer_state.json").write_text('{"cut')
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert not (tmp_path / "checkpoint-10").exists()
+    assert newest_checkpoint(tmp_path / "nothing") is None

@@ -129,7 +129,16 @@ class ReviseConfig:
     prompts: Prompts
     sampling: ReviseSampling
     rounds: int = 2  # the paper runs 4
-    exemplars: int = 2  # critique and revision examples before the conversation, sampled for each row
+    draw: str = "random"  # random (with replacement, by weight: the paper) | cycle | all (each once)
+    exemplars: int = 2  # critique and revision examples before the conversation
+    exemplar_choice: str = "sampled"  # sampled (anew for each row and round) | fixed (the file's first)
+    form: str = "chat"  # chat (requests as turns) | text (the whole conversation in one turn)
+    critique: bool = True  # false: revise directly, without a critique before
+    stop_when_unchanged: bool = False
+    gates: list[str] = field(default_factory=list)  # see cai/gates.py; an empty list switches all off
+    when_gated: str = "previous"  # train on the previous round's good revision | drop the row
+    benign: list[str] = field(default_factory=list)  # data sets whose prompts should not be refused
+    model: ModelConfig | None = None  # another model that critiques and revises; null: the model itself
 
 
 @schema
@@ -204,6 +213,10 @@ CHOICES = {
     "sft.revisions": ("none",),
     "sl_cai.start": ("base", "sft"),
     "sl_cai.revisions": ("last", "all"),
+    "revise.draw": ("random", "cycle", "all"),
+    "revise.exemplar_choice": ("sampled", "fixed"),
+    "revise.form": ("chat", "text"),
+    "revise.when_gated": ("previous", "drop"),
     "label.judge": ("base", "sft", "sl_cai"),
 }
 RANGES = {

@@ -4,9 +4,10 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from cai import gates
 from cai.config import ReviseConfig, Sampling
-from cai.constitution import Constitution
-from cai.dialogue import Dialogue, Prompt, assistant, critique_request, revision_request
+from cai.constitution import Constitution, Exemplar, Principle
+from cai.dialogue import Dialogue, Prompt, assistant, critique_request, direct_request, revision_request
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request
 
@@ -21,6 +22,8 @@ class CritiqueStep:
     critique: str
     revision: str
     gates: tuple[str, ...] = ()
+    seeds: tuple[int, int] = (0, 0)  # of the critique and the revision
+    tokens: int = 0  # new ones, critique and revision together
 
 
 @dataclass(frozen=True)
@@ -37,66 +40,80 @@ class Revision:
         return next((step.revision for step in reversed(self.steps) if not step.gates), "")
 
 
-async def revise(prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int, ask: Ask) -> Revision:
-    """First answer, then `config.rounds` rounds; each draws one principle and builds on the last revision.
+async def revise(
+    prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int, ask: Ask, critic: Ask | None = None
+) -> Revision:
+    """First answer, then rounds of critique and revision; each draws one principle and builds on the last revision.
 
-    Every draw is seeded by (seed, prompt id, round), so a row is the same whatever ran before or beside it. Exemplars
-    stand before critique and revision only, never before the first answer.
+    `ask` answers the prompt; `critic` (by default the same model) critiques and revises. Every draw is seeded by (seed,
+    prompt id, round), so a row is the same whatever ran before or beside it. Exemplars stand before critique and
+    revision only, never before the first answer.
     """
 
-    async def reply(messages: Dialogue, sampling: Sampling, *purpose: object) -> str:
-        request = Request(messages, sampling, seed_of(seed, prompt.id, *purpose))
-        return (await ask(request)).text
+    async def reply(whom: Ask, messages: Dialogue, sampling: Sampling, *purpose: object) -> tuple[Completion, int]:
+        own = seed_of(seed, prompt.id, *purpose)
+        return await whom(Request(messages, sampling, own)), own
 
-    first = answer = await reply(prompt.messages, config.sampling.answer, "answer")
-    steps: list[CritiqueStep] = []
-    for number in range(config.rounds if first else 0):
-        rng = random.Random(seed_of(seed, prompt.id, number, "draw"))  # noqa: S311 - a draw, not a secret
-        principle = constitution.draw(rng)
-        exemplars = constitution.sample_exemplars(rng, config.exemplars)
+    first = (await reply(ask, prompt.messages, config.sampling.answer, "answer"))[0].text
+    answer, steps = first, []
+    for number, principle in enumerate(drawn(prompt, constitution, config, seed) if first else ()):
+        rng = random.Random(seed_of(seed, prompt.id, number, "exemplars"))  # noqa: S311 - a draw, not a secret
+        shown = shown_exemplars(constitution, config, rng)
         dialogue = (*prompt.messages, assistant(answer))
-        request = critique_request(dialogue, principle, exemplars)
-        critique = await reply(request, config.sampling.critique, number, "critique")
-        request = revision_request(dialogue, critique, principle, exemplars)
-        revision = await reply(request, config.sampling.revision, number, "revision")
-        gates = failed_gates(prompt, answer, revision, [e.revision for e in exemplars])
-        steps.append(CritiqueStep(principle.id, critique, revision, gates))
-        answer = (
-            answer if gates else revision
-        )  # a gated revision is kept on the row, and the next round starts before it
+        critique, critique_seed = Completion("", "skipped", 0, 0, 0.0), 0
+        request = direct_request(dialogue, principle, shown, config.form)
+        if config.critique:
+            asked = critique_request(dialogue, principle, shown, config.form)
+            critique, critique_seed = await reply(critic or ask, asked, config.sampling.critique, number, "critique")
+            request = revision_request(dialogue, critique.text, principle, shown, config.form)
+        revision, revision_seed = await reply(critic or ask, request, config.sampling.revision, number, "revision")
+        failed = gates.failed(_draft(prompt, answer, revision, principle, shown, config), config.gates)
+        tokens = critique.new_tokens + revision.new_tokens
+        seeds = (critique_seed, revision_seed)
+        steps.append(CritiqueStep(principle.id, critique.text, revision.text, failed, seeds, tokens))
+        if config.stop_when_unchanged and revision.text == answer:
+            break
+        answer = answer if failed else revision.text  # after a gated revision the next round starts before it
     return Revision(prompt, first, tuple(steps))
 
 
-META = ("revision:", "revised answer:", "revised response:", "here is the revised", "here's the revised", "critique:")
+def drawn(prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int) -> list[Principle]:
+    """The principles of a prompt's rounds.
+
+    `random`: drawn anew for every round, with replacement, by weight (the paper); `cycle`: in the file's order from a
+    random start; `all`: each once in random order, whatever `rounds` says.
+    """
+    rng = random.Random(seed_of(seed, prompt.id, "draw"))  # noqa: S311 - a draw, not a secret
+    rules = constitution.principles
+    if config.draw == "all":
+        return rng.sample(rules, len(rules))
+    if config.draw == "cycle":
+        start = rng.randrange(len(rules))
+        return [rules[(start + number) % len(rules)] for number in range(config.rounds)]
+    return [constitution.draw(rng) for _ in range(config.rounds)]
 
 
-def failed_gates(prompt: Prompt, before: str, revision: str, shown: list[str]) -> tuple[str, ...]:
-    """Why a revision should not be trained on: empty, unchanged, meta text, leakage, repetition; () where fine."""
-    words = _words(revision)
-    reasons = {
-        "empty": not words,
-        "unchanged": bool(words) and words == _words(before),
-        "meta": revision.lower().lstrip("*# ").startswith(META),
-        "leakage": any(_shares(words, _words(one), _words(prompt.text)) for one in shown),
-        "repetition": repeats(revision),
-    }
-    return tuple(name for name, failed in reasons.items() if failed)
+def shown_exemplars(constitution: Constitution, config: ReviseConfig, rng: random.Random) -> tuple[Exemplar, ...]:
+    """The exemplars of a round: sampled for the row, or the file's first ones for all."""
+    if config.exemplar_choice == "fixed":
+        return constitution.exemplars[: config.exemplars]
+    return constitution.sample_exemplars(rng, config.exemplars)
 
 
-def repeats(text: str) -> bool:
-    """Whether a text goes round in circles: under half of its word 4-grams are different (20 words or more)."""
-    words = _words(text)
-    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return len(words) >= 20 and len(set(grams)) < len(grams) / 2
-
-
-def _words(text: str) -> list[str]:
-    return "".join(c.lower() if c.isalnum() else " " for c in text).split()
-
-
-def _shares(words: list[str], exemplar: list[str], prompt: list[str]) -> bool:
-    """Whether an exemplar's revision is spoken: a third of its long words that the prompt lacks, or six in a row."""
-    telling = {w for w in exemplar if len(w) > 4} - set(prompt)
-    six = {tuple(exemplar[i : i + 6]) for i in range(len(exemplar) - 5)}
-    row = any(tuple(words[i : i + 6]) in six for i in range(len(words) - 5))
-    return row or (len(telling) >= 6 and len(telling & set(words)) > len(telling) / 3)
+def _draft(
+    prompt: Prompt,
+    answer: str,
+    revision: Completion,
+    principle: Principle,
+    shown: tuple[Exemplar, ...],
+    config: ReviseConfig,
+) -> gates.Draft:
+    return gates.Draft(
+        prompt=prompt.text,
+        before=answer,
+        revision=revision.text,
+        finish_reason=revision.finish_reason,
+        requests=(principle.critique, principle.revision),
+        exemplars=[one.revision for one in shown],
+        benign=prompt.source in config.benign,
+    )

@@ -64,16 +64,37 @@ class Prompt:
         return self.messages[-1].content
 
 
-def critique_request(dialogue: Dialogue, principle: "Principle", exemplars: Sequence["Exemplar"]) -> Dialogue:
-    """`dialogue` ends with the answer that is to be criticised."""
-    return (*_shown(exemplars), *dialogue, user(principle.critique))
+def critique_request(
+    dialogue: Dialogue, principle: "Principle", exemplars: Sequence["Exemplar"], form: str = "chat"
+) -> Dialogue:
+    """`dialogue` ends with the answer that is to be criticised. In the form `text` all stands in one human turn."""
+    turns = (*_shown(exemplars), *dialogue, user(principle.critique))
+    return turns if form == "chat" else (user(_as_text(turns)),)
 
 
 def revision_request(
-    dialogue: Dialogue, critique: str, principle: "Principle", exemplars: Sequence["Exemplar"]
+    dialogue: Dialogue, critique: str, principle: "Principle", exemplars: Sequence["Exemplar"], form: str = "chat"
 ) -> Dialogue:
     """The critique's request again, the critique itself, and the request to revise."""
-    return (*critique_request(dialogue, principle, exemplars), assistant(critique), user(principle.revision))
+    turns = (*critique_request(dialogue, principle, exemplars), assistant(critique), user(principle.revision))
+    return turns if form == "chat" else (user(_as_text(turns)),)
+
+
+def direct_request(
+    dialogue: Dialogue, principle: "Principle", exemplars: Sequence["Exemplar"], form: str = "chat"
+) -> Dialogue:
+    """The request to revise with no critique before it, in the exemplars neither."""
+    shown = [
+        turn for one in exemplars for turn in (*one.dialogue, user(one.principle.revision), assistant(one.revision))
+    ]
+    turns = (*shown, *dialogue, user(principle.revision))
+    return turns if form == "chat" else (user(_as_text(turns)),)
+
+
+def _as_text(turns: Sequence[Message]) -> str:
+    """A conversation as plain text; the last human turn is the request that the model is to answer."""
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return "\n\n".join([*(f"{names[m.role]}: {m.content}" for m in turns[:-1]), turns[-1].content])
 
 
 def _shown(exemplars: Sequence["Exemplar"]) -> Dialogue:
@@ -89,9 +110,9 @@ OPTIONS = (" A", " B")  # after "The answer is:" the space belongs to the option
 
 def comparison_request(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> Dialogue:
     """Ends in an assistant turn that is to be continued with one of OPTIONS."""
-    conversation = "\n\n".join(f"{'Human' if m.role == 'user' else m.role.capitalize()}: {m.content}" for m in dialogue)
+    conversation = _as_text((*dialogue, user(principle.comparison)))
     text = (
-        f"Here is a conversation between a human and an assistant.\n\n{conversation}\n\n{principle.comparison}\n\n"
+        f"Here is a conversation between a human and an assistant.\n\n{conversation}\n\n"
         f"Options:\n(A) {first}\n\n(B) {second}\n\nReply with the letter of one option, A or B."
     )
     return (user(text), assistant("The answer is:"))

@@ -90,6 +90,8 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
         parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
     if stage.rules is not None:
         parts["constitution"] = stage.rules(constitution)
+    if stage.name == "revise" and config.revise.model:
+        parts["critic"] = fingerprint(config.revise.model)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)

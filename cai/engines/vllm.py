@@ -12,7 +12,7 @@ class VllmEngine:
     """One vLLM `LLM`. Its seeds are vLLM's own: sampled texts differ from the transformers engine's."""
 
     def __init__(self, config: EngineConfig, model: str):
-        from vllm import LLM  # pyright: ignore[reportMissingImports] - an extra
+        from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue] - an extra
 
         name, _, revision = model.partition("@")
         options = {"dtype": config.dtype, "trust_remote_code": False, "disable_log_stats": True} | config.options
@@ -75,7 +75,7 @@ class VllmEngine:
 
     @staticmethod
     def _parameters(sampling: Sampling | None, seed: int) -> Any:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         if sampling is None:
             return SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)

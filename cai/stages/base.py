@@ -1,5 +1,6 @@
 """What a stage gets, and nothing else: whatever is in its spec is in its key."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,10 @@ class Context:
             self.progress.advance(len(completions), sum(c.new_tokens for c in completions), hit)
 
         return Recorded(open_model, ledger, self.stage, self.model_digest(name), seen)
+
+    def recorded_model(self, ledger: Ledger, model: ModelConfig) -> Recorded:
+        """The same on a model of its own."""
+        return dataclasses.replace(self, model=model).recorded(ledger, "base")
 
     def ledger(self) -> Ledger:
         return Ledger(self.root / "ledger.sqlite")

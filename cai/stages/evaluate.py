@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cai.config import EvaluateConfig, Suite
-from cai.critique import repeats
 from cai.data.formats import load_dialogues, load_prompts
 from cai.dialogue import Dialogue, Prompt, as_dicts
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, gather_rows
 from cai.errors import CaiError
+from cai.gates import repeats
 from cai.scoring.refusal import refuses
 from cai.scoring.statistics import Estimate, mean, share
 from cai.stages.base import Context, write_rows

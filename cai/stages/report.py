@@ -1,3 +1,326 @@
-def run(config, inputs, work, context):
-    (work / "report.html").write_text("x")
-    return {}
+"""The run as one HTML page that needs no network: verdict, picture, figures, and the records to read."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain, pairwise, zip_longest
+from pathlib import Path
+from typing import Any
+
+from cai import __version__
+from cai.config import ModelConfig, ReportConfig, build
+from cai.errors import CaiError
+from cai.scoring.statistics import Estimate, share
+from cai.stages.base import Context, read_rows
+from cai.store import Manifest, read_manifest
+from cai.tables import figure
+
+MODELS = ("base", "sft", "sl_cai", "dpo")
+KINDS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
+CURVES = {"loss": "loss", "reward margin": "rewards/margins", "reward accuracy": "rewards/accuracies"}
+
+
+def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
+    """Writes work/report.html. Returns how many records the page carries, by kind."""
+    out = {name: Path(given.path) for name, given in context.inputs.items()}
+    manifests = {name: m for name, path in out.items() if (m := read_manifest(path.parent)) is not None}
+    settings = configuration(context.root / "run.json", manifests)
+    suites = {name: suite["kind"] for name, suite in settings.get("evaluate", {}).get("suites", {}).items()}
+    metrics = in_order(json.loads((out["evaluate"] / "metrics.json").read_text(encoding="utf-8")))
+    revisions, pairs = read_rows(out["revise"] / "revisions.parquet"), read_rows(out["label"] / "pairs.parquet")
+    kept, totals = records(revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records)
+    ledger = context.ledger()
+    try:
+        cost = cost_rows(ledger.cost(), model_names(context, settings))
+    finally:
+        ledger.close()
+    judge = judge_view(manifests["label"].summary, settings.get("label", {}).get("judge", "sft"))
+    histories = {name: out[name] / "history.json" for name in MODELS if name in out}
+    finished = datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC)
+    page = render(
+        name=settings.get("name", context.root.name),
+        context=context,
+        date=f"{finished.day} {finished:%B %Y, %H:%M} UTC",
+        version=__version__,
+        verdict=verdict(metrics, suites),
+        notices=notices(metrics, suites, judge, model_size(manifests.get("dpo")), context.model.name, settings),
+        picture=picture(metrics, suites),
+        metrics=metrics,
+        suites=suites,
+        manifests=manifests,
+        curves={name: curves(json.loads(f.read_text())) for name, f in histories.items() if f.is_file()},
+        texts=principle_texts(context, manifests["revise"]),
+        judge=judge,
+        cost=cost,
+        totals=totals,
+        shown={kind: len(rows) for kind, rows in kept.items()},
+        records=embedded(kept),
+        settings=settings,
+    )
+    # what UTF-8 has no place for becomes a character reference, which browsers show as U+FFFD
+    (work / "report.html").write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
+    return {"records": {kind: len(rows) for kind, rows in kept.items()}}
+
+
+def render(**view: Any) -> str:
+    """The template, with everything escaped but the records (see `embedded`)."""
+    import yaml
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)  # noqa: S701 - on, above
+    environment.filters |= {"number": number, "duration": duration, "figure": figure}
+    environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return environment.get_template("report.html.j2").render(view)
+
+
+def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The run's configuration; each stage's own section as its manifest has it, for that is what was run."""
+    try:
+        whole = json.loads(file.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        whole = {}
+    return whole | {n: whole.get(n, {}) | m.ingredients[n] for n, m in manifests.items() if n in m.ingredients}
+
+
+def in_order(models: dict[str, Any]) -> dict[str, Any]:
+    """The models in the pipeline's order."""
+    return dict(sorted(models.items(), key=lambda item: MODELS.index(item[0]) if item[0] in MODELS else len(MODELS)))
+
+
+def refusal_rates(metrics: Mapping[str, Any], suites: Mapping[str, str], kind: str) -> dict[str, Estimate]:
+    """Model -> share refused of the prompts of all suites of a kind."""
+    rates = {}
+    for model, figures in metrics.items():
+        found = [figures[s]["refusal"] for s, k in suites.items() if k == kind and "refusal" in figures.get(s, {})]
+        if found:
+            refused = sum(round(one["value"] * one["count"]) for one in found)
+            rates[model] = share(refused, sum(one["count"] for one in found))
+    return rates
+
+
+def percent(rate: Estimate) -> str:
+    return figure(asdict(rate), percent=True)
+
+
+def verdict(metrics: Mapping[str, Any], suites: Mapping[str, str]) -> list[str]:
+    """What changed from the first model to the last: a sentence on red-team prompts, and one on benign ones."""
+    sentences = []
+    for kind, (prompts, name) in KINDS.items():
+        rates = refusal_rates(metrics, suites, kind)
+        if len(rates) < 2:
+            sentences.append(f"No two models were evaluated on {prompts}, so nothing is said about {name}.")
+            continue
+        (first, before), *_, (last, after) = rates.items()
+        old, new = percent(before), percent(after)
+        moved = f"went from {old} ({first}) to {new} ({last})" if old != new else f"stayed at {old} ({first}, {last})"
+        found = f"do not overlap: {name} {'rose' if after.value > before.value else 'fell'}."
+        if before.low <= after.high and after.low <= before.high:
+            found = "overlap, so this run does not show a change."
+        sentences.append(f"Refusals of {prompts} {moved}; the intervals {found}")
+    return sentences
+
+
+def judge_view(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Figures of the AI feedback, over every pair that was judged."""
+    judged = summary["pairs"] + summary.get("uncertain", 0)
+    flipped = summary.get("flipped", 0)
+    return {**summary, "name": name, "judged": judged, "flipped": flipped, "rate": percent(share(flipped, judged))}
+
+
+def model_size(manifest: Manifest | None) -> int:
+    """Bytes of a trained model's weights."""
+    files = manifest.files.items() if manifest else ()
+    return sum(f["bytes"] for name, f in files if name.startswith("model/") and name.endswith(".safetensors"))
+
+
+def notices(
+    metrics: Mapping[str, Any],
+    suites: Mapping[str, str],
+    judge: Mapping[str, Any],
+    size: int,
+    model: str,
+    settings: Mapping[str, Any],
+) -> list[str]:
+    """What a reader has to know before believing the verdict."""
+    small = f"{model}, {size / 1e9:.2g} GB of weights" if size else model
+    said = [
+        f"The model judged itself. The preferences came from {judge['name']}, of the same small model family that is "
+        f"trained ({small}), not from people and not from a stronger model. {judge['flipped']} of {judge['judged']} "
+        f"preferences, {judge['rate']}, flipped when the two options were swapped (position bias)."
+    ]
+    if critic := settings.get("revise", {}).get("model"):
+        said.append(f"Critiques and revisions came from another model, {critic['name']}.")
+    counts = [rate.count for kind in KINDS for rate in refusal_rates(metrics, suites, kind).values()]
+    if counts and min(counts) < 30:
+        said.append(f"With {min(counts)} prompts of a kind, this run tests the machinery and measures little.")
+    for name, figures in metrics.items():
+        bad = {s: f["degenerate"] for s, f in figures.items() if f.get("degenerate", {}).get("value", 0) >= 0.1}
+        if bad:
+            where = ", ".join(f"{figure(one, percent=True)} of {suite}" for suite, one in bad.items())
+            said.append(f"Answers of {name} that are empty or go round in circles: {where}.")
+    return said
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the picture: where it stands, how far its intervals reach, and where its name goes, in pixels."""
+
+    model: str
+    x: float
+    y: float
+    across: tuple[float, float]
+    down: tuple[float, float]
+    label: tuple[float, float, str]  # x, y, text-anchor
+    title: str
+
+
+BOX = (52.0, 16.0, 424.0, 336.0)  # left, top, right, bottom of the picture's axes
+
+
+def picture(metrics: Mapping[str, Any], suites: Mapping[str, str]) -> dict[str, Any] | None:
+    """Benign prompts answered (x) against red-team prompts refused (y). None where a kind of suite is missing."""
+    red, benign = (refusal_rates(metrics, suites, kind) for kind in KINDS)
+    left, top, right, bottom = BOX
+
+    def x(value: float) -> float:
+        return round(left + value * (right - left), 1)
+
+    def y(value: float) -> float:
+        return round(bottom - value * (bottom - top), 1)
+
+    both = {name: (rate, benign[name]) for name, rate in red.items() if name in benign}
+    labels = place_labels({name: (x(1 - b.value), y(r.value)) for name, (r, b) in both.items()})
+    points = []
+    for name, (r, b) in both.items():
+        title = f"{name}: refuses {percent(r)} of red-team prompts and {percent(b)} of benign ones"
+        bars = (x(1 - b.high), x(1 - b.low)), (y(r.high), y(r.low))
+        points.append(Point(name, x(1 - b.value), y(r.value), *bars, labels[name], title))
+    moves = [(a, b) for a, b in pairwise(points) if math.dist((a.x, a.y), (b.x, b.y)) > 20]
+    ticks = [(n, x(n / 100), y(n / 100)) for n in range(0, 101, 25)]
+    return {"points": points, "moves": moves, "ticks": ticks, "box": BOX} if points else None
+
+
+def place_labels(spots: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float, str]]:
+    """For each point the nearest place beside it where its name covers neither another name nor a point."""
+    placed: dict[str, tuple[float, float, str]] = {}
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots.values()]
+
+    def free(box: tuple[float, float, float, float]) -> bool:
+        inside = box[0] >= BOX[0] and box[1] >= BOX[1] - 6 and box[2] <= BOX[2] + 8 and box[3] <= BOX[3] - 2
+        return inside and all(box[2] <= t[0] or t[2] <= box[0] or box[3] <= t[1] or t[3] <= box[1] for t in taken)
+
+    for name, (x, y) in spots.items():
+        width = 8 * len(name)
+        tries = [(side, y + shift) for shift in sorted(range(-120, 121, 6), key=abs) for side in ("start", "end")]
+        edges = {"start": (x + 10, x + 10 + width), "end": (x - 10 - width, x - 10)}
+        boxes = [(edges[side][0], low - 8, edges[side][1], low + 8) for side, low in tries]
+        best = next((number for number, box in enumerate(boxes) if free(box)), 0)
+        side, low = tries[best]
+        taken.append(boxes[best])
+        placed[name] = (x + 10 if side == "start" else x - 10, low + 4.5, side)
+    return placed
+
+
+def curves(entries: Sequence[Mapping[str, Any]], width: int = 260, height: int = 120) -> list[dict[str, Any]]:
+    """Line plots of a training history: the lines in pixels, of training and held-out rows, and the axes' ends."""
+    plots = []
+    for title, key in CURVES.items():
+        series = [
+            [(e["step"], e[k]) for e in entries if math.isfinite(e.get(k, math.nan))] for k in (key, f"eval_{key}")
+        ]
+        series = [points[:: len(points) // 300 + 1] for points in series]
+        if not any(series):
+            continue
+        steps, values = zip(*chain(*series), strict=True)
+        low, high, first, last = min(values), max(values), min(steps), max(steps)
+        across, down = width / ((last - first) or 1), height / ((high - low) or 1)
+        lines = [
+            [(round((s - first) * across, 1), round((high - v) * down, 1)) for s, v in points] for points in series
+        ]
+        ends = {"low": number(low), "high": number(high), "first": first, "last": last}
+        plots.append({"title": title, "lines": lines, "width": width, "height": height} | ends)
+    return plots
+
+
+def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
+    """Principle id -> its critique request, as far as the file still holds what the run was made with."""
+    try:
+        constitution = context.load_constitution()
+    except CaiError:
+        return {}
+    now, then = constitution.revising()["principles"], revise.ingredients.get("constitution", {}).get("principles", {})
+    return {p.id: p.critique for p in constitution.principles if now[p.id] == then.get(p.id)}
+
+
+def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Digest, as the ledger has it -> name, of the models of this run."""
+    names = {}
+    for name in MODELS:
+        try:
+            names[context.model_digest(name)] = name
+        except (CaiError, KeyError):  # a model folder that is gone, or a stage that the report doesn't read
+            continue
+    if critic := settings.get("revise", {}).get("model"):
+        other = dataclasses.replace(context, model=build(ModelConfig, critic))
+        names.setdefault(other.model_digest("base"), other.model.name)
+    return names
+
+
+def cost_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The ledger's rows with the models' names and speeds, and a last row of totals."""
+    shown = [{**row, "model": names.get(row["model"], f"({row['model'][:8]})")} for row in rows]
+    sums = {key: sum(row[key] for row in rows) for key in ("completions", "prompt_tokens", "new_tokens", "seconds")}
+    shown += [{"stage": "all", "model": ""} | sums] if rows else []
+    return [row | {"speed": row["new_tokens"] / row["seconds"] if row["seconds"] else 0} for row in shown]
+
+
+def records(
+    revisions: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]], limit: int
+) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """At most `limit` records of each kind, and how many there are. One of answers is a prompt with every model's."""
+    suites: dict[str, dict[str, Any]] = {}
+    for row in answers:
+        record = {"suite": row["suite"], "id": row["id"], "prompt": prompt_text(row["prompt"]), "answers": {}}
+        record = suites.setdefault(row["suite"], {}).setdefault(row["id"], record)
+        record["answers"][row["model"]] = {"text": row["answer"], "refuses": row["refuses"]}
+    in_turn = chain.from_iterable(zip_longest(*(rows.values() for rows in suites.values())))  # a share for every suite
+    asked = [record for record in in_turn if record is not None]
+    kept: dict[str, list[Any]] = {
+        "revisions": [row | {"prompt": prompt_text(row["prompt"])} for row in revisions[:limit]],
+        "pairs": [
+            row | {key: prompt_text(row[key]) for key in ("prompt", "chosen", "rejected")} for row in pairs[:limit]
+        ],
+        "answers": sorted(asked[:limit], key=lambda record: list(suites).index(record["suite"])),
+    }
+    return kept, {"revisions": len(revisions), "pairs": len(pairs), "answers": len(asked)}
+
+
+def prompt_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """The one turn, or all turns with their roles."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand in a <script>: ASCII, and none of the characters that HTML knows."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def number(value: Any) -> str:
+    """Thousands apart by a thin space; four significant digits of what is not whole."""
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
+    return f"{value:,.0f}".replace(",", "\u202f") if isinstance(value, int | float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

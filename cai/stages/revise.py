@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from cai.config import ReviseConfig
-from cai.critique import Revision, revise
+from cai.critique import CritiqueStep, Revision, revise
 from cai.data.formats import load_prompts
-from cai.dialogue import as_dicts
+from cai.dialogue import as_dicts, assistant
 from cai.engines.base import gather_rows
 from cai.errors import CaiError
+from cai.scoring.refusal import refuses
 from cai.stages.base import Context, held_apart, write_rows
 
 
@@ -22,35 +23,87 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
     context.progress.start(len(prompts) * (1 + 2 * config.rounds), "completions")
     ledger = context.ledger()
     model = context.recorded(ledger, "sft")
+    critic = context.recorded_model(ledger, config.model) if config.model else model
     try:
-        rows = [revise(prompt, constitution, config, context.seed, model.complete) for prompt in prompts]
-        revisions = asyncio.run(gather_rows(rows))
+        chains = [revise(p, constitution, config, context.seed, model.complete, critic.complete) for p in prompts]
+        revisions = asyncio.run(gather_rows(chains))
     finally:
         model.close()
+        critic.close()
         ledger.close()
     write_rows(work / "revisions.parquet", [as_row(revision) for revision in revisions])
-    return {"prompts": len(prompts), "overlapping": len(dropped)} | summarise(revisions)
+    rows = [row for revision in revisions for row in training_rows(revision, config)]
+    if not rows:
+        raise CaiError(
+            "no revision passed its gates, so there is nothing to train on; see revise.gates and revise.form"
+        )
+    write_rows(work / "training.parquet", rows)
+    return {"prompts": len(prompts), "overlapping": len(dropped), "rows": len(rows)} | summarise(revisions)
+
+
+def training_rows(revision: Revision, config: ReviseConfig) -> list[dict[str, Any]]:
+    """SL-CAI's rows: the prompt with each revision that passed its gates as the answer; `last` marks the final one."""
+    if config.when_gated == "drop" and revision.steps and revision.steps[-1].gates:
+        return []
+    good = [(number, step) for number, step in enumerate(revision.steps, 1) if not step.gates]
+    return [
+        {
+            "id": revision.prompt.id,
+            "round": number,
+            "principle": step.principle_id,
+            "messages": as_dicts((*revision.prompt.messages, assistant(step.revision))),
+            "last": step is good[-1][1],
+        }
+        for number, step in good
+    ]
 
 
 def as_row(revision: Revision) -> dict[str, Any]:
+    """The documented schema (docs/data.md): one row a prompt with the whole chain."""
     steps = [
-        {"principle": s.principle_id, "critique": s.critique, "revision": s.revision, "gates": list(s.gates)}
-        for s in revision.steps
+        {
+            "principle": step.principle_id,
+            "critique": step.critique,
+            "revision": step.revision,
+            "gates": list(step.gates),
+            "seeds": list(step.seeds),
+            "tokens": step.tokens,
+        }
+        for step in revision.steps
     ]
     prompt = {"id": revision.prompt.id, "source": revision.prompt.source, "prompt": as_dicts(revision.prompt.messages)}
     return prompt | {"answer": revision.answer, "steps": steps, "final": revision.final}
 
 
 def summarise(revisions: list[Revision]) -> dict[str, Any]:
-    """How many rows keep a revision, how many fail which gate, and how often each principle was drawn and passed."""
+    """How many rows keep a revision, how many fail which gate, and the same by principle and by round."""
     gates: dict[str, int] = {}
-    principles: dict[str, dict[str, int]] = {}
+    principles: dict[str, list[tuple[str, CritiqueStep]]] = {}
+    rounds: dict[str, list[tuple[str, CritiqueStep]]] = {}
     for revision in revisions:
-        for step in revision.steps:
-            tally = principles.setdefault(step.principle_id, {"drawn": 0, "passed": 0})
-            tally["drawn"] += 1
-            tally["passed"] += not step.gates
+        before = revision.answer
+        for number, step in enumerate(revision.steps, 1):
+            principles.setdefault(step.principle_id, []).append((before, step))
+            rounds.setdefault(str(number), []).append((before, step))
             for gate in step.gates:
                 gates[gate] = gates.get(gate, 0) + 1
-    kept = sum(bool(revision.final) for revision in revisions)
-    return {"kept": kept, "gates": dict(sorted(gates.items())), "principles": dict(sorted(principles.items()))}
+            before = before if step.gates else step.revision
+    return {
+        "kept": sum(bool(revision.final) for revision in revisions),
+        "gates": dict(sorted(gates.items())),
+        "principles": {name: _tally(steps) for name, steps in sorted(principles.items())},
+        "rounds": {name: _tally(steps) for name, steps in rounds.items()},
+    }
+
+
+def _tally(steps: list[tuple[str, CritiqueStep]]) -> dict[str, Any]:
+    """(answer before, step) pairs: drawn, changed, refused, passed, and mean words before and after."""
+    count = len(steps)
+    return {
+        "drawn": count,
+        "changed": sum(before != step.revision for before, step in steps),
+        "refused": sum(refuses(step.revision) for _, step in steps),
+        "passed": sum(not step.gates for _, step in steps),
+        "words_before": round(sum(len(before.split()) for before, _ in steps) / count, 1),
+        "words_after": round(sum(len(step.revision.split()) for _, step in steps) / count, 1),
+    }

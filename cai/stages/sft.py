@@ -6,8 +6,7 @@ from typing import Any
 from cai.config import SftConfig
 from cai.data.audit import Overlap
 from cai.data.formats import load_dialogues, shuffled
-from cai.dialogue import Dialogue, assistant, from_dicts
-from cai.errors import CaiError
+from cai.dialogue import Dialogue, from_dicts
 from cai.stages.base import Context, held_out_texts, read_rows
 
 
@@ -52,24 +51,16 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Dialogue], 
     chosen = shuffled(kept, context.seed)[: config.limit]
     counts["instructions"] = len(chosen)
     if config.revisions != "none":
-        revised = revision_rows(Path(context.inputs["revise"].path) / "revisions.parquet", config.revisions)
+        revised = revision_rows(Path(context.inputs["revise"].path) / "training.parquet", config.revisions)
         counts["revisions"] = len(revised)
-        if not revised:
-            raise CaiError(
-                "no revision passed its gates, so there is nothing to train sl_cai on; see `cai show revise`"
-            )
         chosen += revised
     return chosen, counts
 
 
 def revision_rows(path: Path, which: str) -> list[Dialogue]:
-    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last` that passed its gates."""
-    rows: list[Dialogue] = []
-    for record in read_rows(path):
-        good = [step["revision"] for step in record["steps"] if not step["gates"]]
-        prompt = from_dicts(record["prompt"])
-        rows += [(*prompt, assistant(text)) for text in (good if which == "all" else good[-1:])]
-    return rows
+    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`."""
+    rows = read_rows(path)
+    return [from_dicts(row["messages"]) for row in rows if which == "all" or row["last"]]
 
 
 def arguments(stage: str, config: SftConfig, seed: int, folder: str, device: str, held: bool) -> Any:

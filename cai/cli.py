@@ -1,4 +1,4 @@
-"""The command line: `cai run | plan | status | show`. `run` is the Hydra app and the default verb."""
+"""The command line: `cai run | plan | status | show | principles`. `run` is the Hydra app and the default verb."""
 
 import json
 import os
@@ -19,13 +19,16 @@ cai: Constitutional AI from a principle file. Version {version}.
                                        (--check also builds every trl and peft config)
   cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
   cai show [RUN] [STAGE] [-n N]        read what a stage made: revise, label or evaluate
+  cai principles check FILE ...        every problem of a principle file, by line and column
+  cai principles show [FILE]           its principles, with what it extends
+  cai principles import FILE [--to F]  from the JSON of the paper's release or of llm-swarm
 
   --debug                              tracebacks, and the libraries' own warnings
   --version, --help
 
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
-VERBS = ("run", "plan", "status", "show")
+VERBS = ("run", "plan", "status", "show", "principles")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,8 +72,12 @@ def _dispatch(arguments: list[str]) -> None:
         _plan(rest)
     elif verb == "status":
         _status(rest)
-    else:
+    elif verb == "show":
         _show(rest)
+    else:
+        from cai import principles
+
+        principles.main(rest)
 
 
 def _run(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain, pairwise, zip_longest
@@ -19,7 +20,7 @@ from cai.store import Manifest, read_manifest
 from cai.tables import figure
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
-KINDS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
+TOPICS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
 CURVES = {"loss": "loss", "reward margin": "rewards/margins", "reward accuracy": "rewards/accuracies"}
 
 
@@ -28,37 +29,30 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     out = {name: Path(given.path) for name, given in context.inputs.items()}
     manifests = {name: m for name, path in out.items() if (m := read_manifest(path.parent)) is not None}
     settings = configuration(context.root / "run.json", manifests)
-    suites = {name: suite["kind"] for name, suite in settings.get("evaluate", {}).get("suites", {}).items()}
-    metrics = in_order(json.loads((out["evaluate"] / "metrics.json").read_text(encoding="utf-8")))
+    kinds = {name: suite["kind"] for name, suite in settings["evaluate"]["suites"].items()}
+    metrics = json.loads((out["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
+    metrics = {name: metrics[name] for name in sorted(metrics, key=lambda name: (*MODELS, name).index(name))}
     revisions, pairs = read_rows(out["revise"] / "revisions.parquet"), read_rows(out["label"] / "pairs.parquet")
     kept, totals = records(revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records)
-    ledger = context.ledger()
-    try:
+    with closing(context.ledger()) as ledger:
         cost = cost_rows(ledger.cost(), model_names(context, settings))
-    finally:
-        ledger.close()
-    judge = judge_view(manifests["label"].summary, settings.get("label", {}).get("judge", "sft"))
+    judge = judge_view(manifests["label"].summary, settings["label"]["judge"])
     histories = {name: out[name] / "history.json" for name in MODELS if name in out}
-    finished = datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC)
     page = render(
-        name=settings.get("name", context.root.name),
         context=context,
-        date=f"{finished.day} {finished:%B %Y, %H:%M} UTC",
-        version=__version__,
-        verdict=verdict(metrics, suites),
-        notices=notices(metrics, suites, judge, model_size(manifests.get("dpo")), context.model.name, settings),
-        picture=picture(metrics, suites),
-        metrics=metrics,
-        suites=suites,
+        settings={"name": context.root.name} | settings,
         manifests=manifests,
-        curves={name: curves(json.loads(f.read_text())) for name, f in histories.items() if f.is_file()},
+        finished=datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC),
+        verdict=verdict(metrics, kinds),
+        notices=notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+        picture=picture(metrics, kinds),
+        metrics=metrics,
+        curves={name: curves(json.loads(file.read_text())) for name, file in histories.items() if file.is_file()},
         texts=principle_texts(context, manifests["revise"]),
         judge=judge,
         cost=cost,
+        records=kept,
         totals=totals,
-        shown={kind: len(rows) for kind, rows in kept.items()},
-        records=embedded(kept),
-        settings=settings,
     )
     # what UTF-8 has no place for becomes a character reference, which browsers show as U+FFFD
     (work / "report.html").write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
@@ -70,12 +64,12 @@ def render(**view: Any) -> str:
     import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)  # noqa: S701 - on, above
-    environment.filters |= {"number": number, "duration": duration, "figure": figure}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    environment.filters |= {"number": number, "duration": duration, "figure": figure, "embedded": embedded}
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
-    return environment.get_template("report.html.j2").render(view)
+    return environment.get_template("report.html.j2").render(view, version=__version__)
 
 
 def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -87,16 +81,11 @@ def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, An
     return whole | {n: whole.get(n, {}) | m.ingredients[n] for n, m in manifests.items() if n in m.ingredients}
 
 
-def in_order(models: dict[str, Any]) -> dict[str, Any]:
-    """The models in the pipeline's order."""
-    return dict(sorted(models.items(), key=lambda item: MODELS.index(item[0]) if item[0] in MODELS else len(MODELS)))
-
-
-def refusal_rates(metrics: Mapping[str, Any], suites: Mapping[str, str], kind: str) -> dict[str, Estimate]:
+def refusal_rates(metrics: Mapping[str, Any], kinds: Mapping[str, str], kind: str) -> dict[str, Estimate]:
     """Model -> share refused of the prompts of all suites of a kind."""
     rates = {}
     for model, figures in metrics.items():
-        found = [figures[s]["refusal"] for s, k in suites.items() if k == kind and "refusal" in figures.get(s, {})]
+        found = [figures[s]["refusal"] for s, k in kinds.items() if k == kind and "refusal" in figures.get(s, {})]
         if found:
             refused = sum(round(one["value"] * one["count"]) for one in found)
             rates[model] = share(refused, sum(one["count"] for one in found))
@@ -107,21 +96,23 @@ def percent(rate: Estimate) -> str:
     return figure(asdict(rate), percent=True)
 
 
-def verdict(metrics: Mapping[str, Any], suites: Mapping[str, str]) -> list[str]:
+def verdict(metrics: Mapping[str, Any], kinds: Mapping[str, str]) -> list[str]:
     """What changed from the first model to the last: a sentence on red-team prompts, and one on benign ones."""
     sentences = []
-    for kind, (prompts, name) in KINDS.items():
-        rates = refusal_rates(metrics, suites, kind)
+    for kind, (prompts, name) in TOPICS.items():
+        rates = refusal_rates(metrics, kinds, kind)
         if len(rates) < 2:
             sentences.append(f"No two models were evaluated on {prompts}, so nothing is said about {name}.")
             continue
         (first, before), *_, (last, after) = rates.items()
         old, new = percent(before), percent(after)
-        moved = f"went from {old} ({first}) to {new} ({last})" if old != new else f"stayed at {old} ({first}, {last})"
+        if old == new:
+            sentences.append(f"Refusals of {prompts} stayed at {old} ({first}, {last}).")
+            continue
         found = f"do not overlap: {name} {'rose' if after.value > before.value else 'fell'}."
         if before.low <= after.high and after.low <= before.high:
             found = "overlap, so this run does not show a change."
-        sentences.append(f"Refusals of {prompts} {moved}; the intervals {found}")
+        sentences.append(f"Refusals of {prompts} went from {old} ({first}) to {new} ({last}); the intervals {found}")
     return sentences
 
 
@@ -132,30 +123,28 @@ def judge_view(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**summary, "name": name, "judged": judged, "flipped": flipped, "rate": percent(share(flipped, judged))}
 
 
-def model_size(manifest: Manifest | None) -> int:
-    """Bytes of a trained model's weights."""
-    files = manifest.files.items() if manifest else ()
-    return sum(f["bytes"] for name, f in files if name.startswith("model/") and name.endswith(".safetensors"))
+def described(model: str, trained: Manifest) -> str:
+    """The model's name and the size of its trained weights."""
+    weights = [f["bytes"] for name, f in trained.files.items() if name.startswith("model/") and "safetensors" in name]
+    return f"{model}, {sum(weights) / 1e9:.2g} GB of weights" if weights else model
 
 
 def notices(
     metrics: Mapping[str, Any],
-    suites: Mapping[str, str],
+    kinds: Mapping[str, str],
     judge: Mapping[str, Any],
-    size: int,
     model: str,
-    settings: Mapping[str, Any],
+    revise: Mapping[str, Any],
 ) -> list[str]:
     """What a reader has to know before believing the verdict."""
-    small = f"{model}, {size / 1e9:.2g} GB of weights" if size else model
     said = [
         f"The model judged itself. The preferences came from {judge['name']}, of the same small model family that is "
-        f"trained ({small}), not from people and not from a stronger model. {judge['flipped']} of {judge['judged']} "
+        f"trained ({model}), not from people and not from a stronger model. {judge['flipped']} of {judge['judged']} "
         f"preferences, {judge['rate']}, flipped when the two options were swapped (position bias)."
     ]
-    if critic := settings.get("revise", {}).get("model"):
+    if critic := revise.get("model"):
         said.append(f"Critiques and revisions came from another model, {critic['name']}.")
-    counts = [rate.count for kind in KINDS for rate in refusal_rates(metrics, suites, kind).values()]
+    counts = [rate.count for kind in TOPICS for rate in refusal_rates(metrics, kinds, kind).values()]
     if counts and min(counts) < 30:
         said.append(f"With {min(counts)} prompts of a kind, this run tests the machinery and measures little.")
     for name, figures in metrics.items():
@@ -166,25 +155,24 @@ def notices(
     return said
 
 
+BOX = (52.0, 16.0, 424.0, 336.0)  # left, top, right, bottom of the picture's axes, in pixels
+
+
 @dataclass(frozen=True)
 class Point:
-    """A model in the picture: where it stands, how far its intervals reach, and where its name goes, in pixels."""
+    """A model in the picture: where it stands, and how far its intervals reach, in pixels."""
 
     model: str
     x: float
     y: float
     across: tuple[float, float]
     down: tuple[float, float]
-    label: tuple[float, float, str]  # x, y, text-anchor
     title: str
 
 
-BOX = (52.0, 16.0, 424.0, 336.0)  # left, top, right, bottom of the picture's axes
-
-
-def picture(metrics: Mapping[str, Any], suites: Mapping[str, str]) -> dict[str, Any] | None:
+def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any] | None:
     """Benign prompts answered (x) against red-team prompts refused (y). None where a kind of suite is missing."""
-    red, benign = (refusal_rates(metrics, suites, kind) for kind in KINDS)
+    red, benign = (refusal_rates(metrics, kinds, kind) for kind in TOPICS)
     left, top, right, bottom = BOX
 
     def x(value: float) -> float:
@@ -193,36 +181,39 @@ def picture(metrics: Mapping[str, Any], suites: Mapping[str, str]) -> dict[str, 
     def y(value: float) -> float:
         return round(bottom - value * (bottom - top), 1)
 
-    both = {name: (rate, benign[name]) for name, rate in red.items() if name in benign}
-    labels = place_labels({name: (x(1 - b.value), y(r.value)) for name, (r, b) in both.items()})
     points = []
-    for name, (r, b) in both.items():
+    for name, (r, b) in {name: (rate, benign[name]) for name, rate in red.items() if name in benign}.items():
         title = f"{name}: refuses {percent(r)} of red-team prompts and {percent(b)} of benign ones"
         bars = (x(1 - b.high), x(1 - b.low)), (y(r.high), y(r.low))
-        points.append(Point(name, x(1 - b.value), y(r.value), *bars, labels[name], title))
+        points.append(Point(name, x(1 - b.value), y(r.value), *bars, title))
     moves = [(a, b) for a, b in pairwise(points) if math.dist((a.x, a.y), (b.x, b.y)) > 20]
     ticks = [(n, x(n / 100), y(n / 100)) for n in range(0, 101, 25)]
-    return {"points": points, "moves": moves, "ticks": ticks, "box": BOX} if points else None
+    return {"points": points, "moves": moves, "ticks": ticks, "box": BOX, "labels": labels(points)} if points else None
 
 
-def place_labels(spots: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float, str]]:
-    """For each point the nearest place beside it where its name covers neither another name nor a point."""
-    placed: dict[str, tuple[float, float, str]] = {}
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots.values()]
+def labels(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Names in the nearest place where they cover no other name and no point; points that coincide share one."""
+    groups: dict[Point, list[str]] = {}
+    for point in points:
+        leader = next((p for p in groups if math.dist((p.x, p.y), (point.x, point.y)) < 8), point)
+        groups.setdefault(leader, []).append(point.model)
+    taken = [(p.x - 5, p.y - 5, p.x + 5, p.y + 5) for p in points]
 
     def free(box: tuple[float, float, float, float]) -> bool:
-        inside = box[0] >= BOX[0] and box[1] >= BOX[1] - 6 and box[2] <= BOX[2] + 8 and box[3] <= BOX[3] - 2
+        inside = box[0] >= BOX[0] and box[1] >= BOX[1] - 6 and box[2] <= BOX[2] + 8 and box[3] <= BOX[3]
         return inside and all(box[2] <= t[0] or t[2] <= box[0] or box[3] <= t[1] or t[3] <= box[1] for t in taken)
 
-    for name, (x, y) in spots.items():
-        width = 8 * len(name)
-        tries = [(side, y + shift) for shift in sorted(range(-120, 121, 6), key=abs) for side in ("start", "end")]
-        edges = {"start": (x + 10, x + 10 + width), "end": (x - 10 - width, x - 10)}
-        boxes = [(edges[side][0], low - 8, edges[side][1], low + 8) for side, low in tries]
-        best = next((number for number, box in enumerate(boxes) if free(box)), 0)
-        side, low = tries[best]
-        taken.append(boxes[best])
-        placed[name] = (x + 10 if side == "start" else x - 10, low + 4.5, side)
+    placed = []
+    for point, names in groups.items():
+        text = ", ".join(names)
+        width = 7.5 * len(text)
+        starts = (point.x + 10, point.x - 10 - width)
+        middles = [point.y + shift for shift in sorted(range(-120, 121, 4), key=abs)]
+        boxes = [(start, middle - 8, start + width, middle + 8) for middle in middles for start in starts]
+        box = next(filter(free, boxes), boxes[0])
+        taken.append(box)
+        x, anchor = (box[0], "start") if box[0] > point.x else (box[2], "end")
+        placed.append({"text": text, "x": x, "y": box[3] - 3.5, "anchor": anchor, "point": point})
     return placed
 
 
@@ -265,7 +256,7 @@ def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]
             names[context.model_digest(name)] = name
         except (CaiError, KeyError):  # a model folder that is gone, or a stage that the report doesn't read
             continue
-    if critic := settings.get("revise", {}).get("model"):
+    if critic := settings["revise"].get("model"):
         other = dataclasses.replace(context, model=build(ModelConfig, critic))
         names.setdefault(other.model_digest("base"), other.model.name)
     return names

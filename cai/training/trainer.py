@@ -159,4 +159,4 @@ def _forget_path(file: Path) -> None:
 def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """trl's log without what differs between two equal runs (times and speeds)."""
     timed = ("runtime", "per_second", "total_flos", "num_tokens")
-    return [{k: v for k, v in entry.items() if not any(word in k for word in timed)} for entry in log]
+    return [{k: v for k, v in sorted(entry.items()) if not any(word in k for word in timed)} for entry in log]

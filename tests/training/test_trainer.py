@@ -8,7 +8,7 @@ import pytest
 
 from cai.composing import compose
 from cai.dialogue import assistant, user
-from cai.errors import CaiError
+from cai.errors import CaiError, Interrupted
 from cai.progress import Progress
 from cai.stages import dpo, sft
 from cai.training.model import load_model, load_tokenizer
@@ -101,13 +101,26 @@ def test_at_step_0_every_reward_is_0(group: str, tiny_model: Path, tmp_path: Pat
     assert first["rewards/chosen"] == first["rewards/rejected"] == 0
 
 
+def stop_at_step(step: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                raise Interrupted(2)
+
+    return Stop()
+
+
 def test_training_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path):
     rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
     settings = {"save_steps": 2, "num_train_epochs": 1, "per_device_train_batch_size": 2}
     whole = sft_trainer(tiny_model, tmp_path / "whole", rows, **settings)
     run_training(whole, tmp_path / "whole", Progress("sft", quiet=True), None)
-    broken = sft_trainer(tiny_model, tmp_path / "broken", rows, **settings, max_steps=4)
-    broken.train()
+    broken = sft_trainer(tiny_model, tmp_path / "broken", rows, **settings)
+    broken.add_callback(stop_at_step(5))
+    with pytest.raises(Interrupted):
+        broken.train()
     (tmp_path / "broken/checkpoints/checkpoint-6").mkdir()  # killed while it was written
     progress = Progress("sft", quiet=True)
     resumed = sft_trainer(tiny_model, tmp_path / "broken", rows, **settings)

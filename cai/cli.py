@@ -1,4 +1,4 @@
-"""The command line: `cai run | plan | status | show | principles`. `run` is the Hydra app and the default verb."""
+"""The command line: `cai run | plan | status | show | try | principles`; `run`, the Hydra app, is the default."""
 
 import json
 import os
@@ -19,6 +19,8 @@ cai: Constitutional AI from a principle file. Version {version}.
                                        (--check also builds every trl and peft config)
   cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
   cai show [RUN] [STAGE] [-n N]        read what a stage made: revise, label or evaluate
+  cai try FILE "PROMPT"                answer, critique and revision under a principle file (--watch: at every save;
+                                       --against OTHER, --principle ID, --suite N)
   cai principles check FILE ...        every problem of a principle file, by line and column
   cai principles show [FILE]           its principles, with what it extends
   cai principles import FILE [--to F]  from the JSON of the paper's release or of llm-swarm
@@ -28,7 +30,7 @@ cai: Constitutional AI from a principle file. Version {version}.
 
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
-VERBS = ("run", "plan", "status", "show", "principles")
+VERBS = ("run", "plan", "status", "show", "try", "principles")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,6 +76,10 @@ def _dispatch(arguments: list[str]) -> None:
         _status(rest)
     elif verb == "show":
         _show(rest)
+    elif verb == "try":
+        from cai import trial
+
+        trial.main(rest)
     else:
         from cai import principles
 

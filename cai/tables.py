@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from cai.pipeline import Step
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -15,6 +17,25 @@ COLOURS = {"done": "green", "partial": "yellow", "run": "cyan"}
 def safe(text: str) -> str:
     """Model text for a terminal: no escape sequences, no direction marks; line breaks and tabs stay."""
     return CONTROL.sub("�", text)
+
+
+def word_diff(before: str, after: str, coloured: bool = True) -> "Text":
+    """`after` with its new words in green, and the words of `before` that are gone struck through in red."""
+    import difflib
+
+    from rich.text import Text
+
+    old, new = re.findall(r"\S+\s*", safe(before)), re.findall(r"\S+\s*", safe(after))
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    if not coloured or matcher.ratio() < 0.3:  # another text altogether: marks would only be in the way
+        return Text(safe(after))
+    text = Text()
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind in ("replace", "delete"):
+            text.append("".join(old[a:b]).rstrip() + " ", "red strike")
+        if kind != "delete":
+            text.append("".join(new[c:d]), "green" if kind != "equal" else "")
+    return text
 
 
 def plan_table(steps: Sequence["Step"]) -> None:
@@ -68,23 +89,27 @@ def result_table(metrics: dict[str, dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _chain(row: dict[str, Any], say: Callable[..., None]) -> None:
+def _chain(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None:
     say("prompt", row["prompt"][-1]["content"])
     say("answer", row["answer"])
+    before = row["answer"]
     for number, step in enumerate(row["steps"], 1):
         say(f"critique {number}", f"[{step['principle']}] {step['critique']}")
-        gates = f"  (left out: {', '.join(step['gates'])})" if step["gates"] else ""
-        say(f"revision {number}", step["revision"] + gates)
+        say(f"revision {number}", word_diff(before, step["revision"], coloured))
+        if step["gates"]:
+            say("left out", ", ".join(step["gates"]))
+        else:
+            before = step["revision"]
 
 
-def _pair(row: dict[str, Any], say: Callable[..., None]) -> None:
+def _pair(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None:
     say("prompt", row["prompt"][-1]["content"])
     say(f"chosen {row['probability']:.2f}", row["chosen"][-1]["content"])
     say("rejected", f"{row['rejected'][-1]['content']}")
     say("principle", ", ".join(row["principles"]))
 
 
-def _answer(row: dict[str, Any], say: Callable[..., None]) -> None:
+def _answer(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None:
     say(f"{row['suite']}", row["prompt"][-1]["content"])
     say(f"{row['model']}", row["answer"] + ("  (refuses)" if row["refuses"] else ""))
 
@@ -106,9 +131,9 @@ def show_records(stage: str, folder: Path, count: int) -> None:
     console = Console(soft_wrap=True)
     file, form = SHOWN[stage]
 
-    def say(name: str, text: str) -> None:
-        console.print(Text.assemble((f"{name:>12}  ", "bold cyan"), safe(text)))
+    def say(name: str, text: "str | Text") -> None:
+        console.print(Text.assemble((f"{name:>12}  ", "bold cyan"), safe(text) if isinstance(text, str) else text))
 
     for row in read_rows(folder / file)[:count]:
-        form(row, say)
+        form(row, say, console.is_terminal)
         console.print()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import chain, pairwise, zip_longest
+from itertools import chain, pairwise, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def render(**view: Any) -> str:
     environment.lstrip_blocks = True
     environment.filters |= {"number": number, "duration": duration, "figure": figure, "embedded": embedded}
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
-    return environment.get_template("report.html.j2").render(view, version=__version__)
+    return environment.get_template("report.html.j2").render(view, version=__version__).lstrip()
 
 
 def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def notices(
     return said
 
 
-BOX = (52.0, 16.0, 424.0, 336.0)  # left, top, right, bottom of the picture's axes, in pixels
+BOX = (66.0, 16.0, 420.0, 336.0)  # left, top, right, bottom of the picture's axes, in pixels
 
 
 @dataclass(frozen=True)
@@ -192,28 +192,28 @@ def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, A
 
 
 def labels(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Names in the nearest place where they cover no other name and no point; points that coincide share one."""
+    """Names beside their points, where they cover least of points, bars and names; points that coincide share one."""
     groups: dict[Point, list[str]] = {}
     for point in points:
         leader = next((p for p in groups if math.dist((p.x, p.y), (point.x, point.y)) < 8), point)
         groups.setdefault(leader, []).append(point.model)
     taken = [(p.x - 5, p.y - 5, p.x + 5, p.y + 5) for p in points]
-
-    def free(box: tuple[float, float, float, float]) -> bool:
-        inside = box[0] >= BOX[0] and box[1] >= BOX[1] - 6 and box[2] <= BOX[2] + 8 and box[3] <= BOX[3]
-        return inside and all(box[2] <= t[0] or t[2] <= box[0] or box[3] <= t[1] or t[3] <= box[1] for t in taken)
-
+    taken += [(p.across[0], p.y - 1, p.across[1], p.y + 1) for p in points]
+    taken += [(p.x - 1, p.down[0], p.x + 1, p.down[1]) for p in points]
     placed = []
-    for point, names in groups.items():
-        text = ", ".join(names)
-        width = 7.5 * len(text)
-        starts = (point.x + 10, point.x - 10 - width)
-        middles = [point.y + shift for shift in sorted(range(-120, 121, 4), key=abs)]
-        boxes = [(start, middle - 8, start + width, middle + 8) for middle in middles for start in starts]
-        box = next(filter(free, boxes), boxes[0])
+    for p, names in groups.items():
+        width = 7.2 * sum(map(len, names)) + 8 * (len(names) - 1)
+        best, box = math.inf, (0.0, 0.0, 0.0, 0.0)
+        for shift, start in product(range(-120, 121, 5), (p.x + 9, p.x - 9 - width, p.across[0] - 9 - width)):
+            tried = (start, p.y + shift - 7, start + width, p.y + shift + 7)
+            hits = sum(tried[0] < t[2] and t[0] < tried[2] and tried[1] < t[3] and t[1] < tried[3] for t in taken)
+            outside = tried[0] < BOX[0] or tried[1] < BOX[1] - 8 or tried[2] > BOX[2] + 8 or tried[3] > BOX[3]
+            cost = 100 * hits + 1000 * outside + abs(shift) + max(start - p.x, p.x - start - width) / 2
+            if cost < best:
+                best, box = cost, tried
         taken.append(box)
-        x, anchor = (box[0], "start") if box[0] > point.x else (box[2], "end")
-        placed.append({"text": text, "x": x, "y": box[3] - 3.5, "anchor": anchor, "point": point})
+        x, anchor = (box[0], "start") if box[0] > p.x else (box[2], "end")
+        placed.append({"text": ", ".join(names), "x": x, "y": box[1] + 11.5, "anchor": anchor, "point": p})
     return placed
 
 
@@ -221,41 +221,33 @@ def curves(entries: Sequence[Mapping[str, Any]], width: int = 260, height: int =
     """Line plots of a training history: the lines in pixels, of training and held-out rows, and the axes' ends."""
     plots = []
     for title, key in CURVES.items():
-        series = [
-            [(e["step"], e[k]) for e in entries if math.isfinite(e.get(k, math.nan))] for k in (key, f"eval_{key}")
-        ]
+        both = (key, f"eval_{key}")
+        series = [[(e["step"], e[k]) for e in entries if math.isfinite(e.get(k, math.nan))] for k in both]
         series = [points[:: len(points) // 300 + 1] for points in series]
         if not any(series):
             continue
         steps, values = zip(*chain(*series), strict=True)
         low, high, first, last = min(values), max(values), min(steps), max(steps)
         across, down = width / ((last - first) or 1), height / ((high - low) or 1)
-        lines = [
-            [(round((s - first) * across, 1), round((high - v) * down, 1)) for s, v in points] for points in series
-        ]
+        lines = [[(round((x - first) * across, 1), round((high - y) * down, 1)) for x, y in one] for one in series]
         ends = {"low": number(low), "high": number(high), "first": first, "last": last}
         plots.append({"title": title, "lines": lines, "width": width, "height": height} | ends)
     return plots
 
 
 def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
-    """Principle id -> its critique request, as far as the file still holds what the run was made with."""
+    """Principle id -> its critique request, where the file still holds what the run was made with."""
     try:
-        constitution = context.load_constitution()
-    except CaiError:
+        rules = context.load_constitution()
+    except CaiError:  # edited or moved while the run went on
         return {}
-    now, then = constitution.revising()["principles"], revise.ingredients.get("constitution", {}).get("principles", {})
-    return {p.id: p.critique for p in constitution.principles if now[p.id] == then.get(p.id)}
+    now, then = rules.revising()["principles"], revise.ingredients.get("constitution", {}).get("principles", {})
+    return {p.id: p.critique for p in rules.principles if now[p.id] == then.get(p.id)}
 
 
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
-    names = {}
-    for name in MODELS:
-        try:
-            names[context.model_digest(name)] = name
-        except (CaiError, KeyError):  # a model folder that is gone, or a stage that the report doesn't read
-            continue
+    names = {context.model_digest(name): name for name in MODELS if name in ("base", *context.inputs)}
     if critic := settings["revise"].get("model"):
         other = dataclasses.replace(context, model=build(ModelConfig, critic))
         names.setdefault(other.model_digest("base"), other.model.name)

@@ -1,0 +1,333 @@
+"""The report: what it says, and that no text of a model or a data set can become part of the page."""
+
+import dataclasses
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config import EngineConfig, ModelConfig, ReportConfig
+from cai.constitution import Constitution
+from cai.engines.base import Completion
+from cai.ledger import Ledger
+from cai.progress import Progress
+from cai.scoring.statistics import mean, share
+from cai.stages import report
+from cai.stages.base import Context, Input, write_rows
+from cai.store import Run, write_json
+
+EVIL = "<script>alert(1)</script>"
+HOSTILE = [
+    EVIL,
+    "</script><img src=x onerror=alert(2)>",
+    "<!-- <script> & &lt;b&gt; ]]> {{ 7 * 7 }} {% endraw %}",
+    "\u202eright to left\u202c \u200f\u2028\u2029 \x1b[31m",
+    "lone \udcff surrogate \ud83d",
+    "x" * 100_000,
+]
+KINDS = {"red": "red_team", "mild": "benign", "loss": "instructions"}
+PRINCIPLES = """
+principles:
+  - {id: kind, critique: "Say what is <unkind>.", revision: "Rewrite it.", comparison: "Which is kinder?"}
+"""
+SECTIONS = ("picture", "results", "stages", "principles", "judge", "cost", "records", "configuration")
+
+
+def figures(hits: int, count: int) -> dict[str, Any]:
+    return {"refusal": dataclasses.asdict(share(hits, count)), "degenerate": dataclasses.asdict(share(0, count))}
+
+
+def metrics(red: tuple[int, int], mild: tuple[int, int], count: int = 100) -> dict[str, Any]:
+    """Of base and dpo: how many of `count` red-team and benign prompts they refuse."""
+    return {
+        model: {"red": figures(red[i], count), "mild": figures(mild[i], count)}
+        | {"loss": {"bits_per_byte": dataclasses.asdict(mean([1.0, 1.5]))}}
+        for i, model in enumerate(("base", "dpo"))
+    }
+
+
+def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: int = 1) -> Context:
+    """The folder of a finished run, with `texts` wherever a model, a data set or a person can put them."""
+    run, inputs = Run(root), {}
+    messages = [[{"role": "user", "content": text}] for text in texts] * count
+    answers = [
+        {"model": m, "suite": s, "id": f"{i}", "prompt": p, "answer": p[0]["content"], "refuses": False}
+        for m in measured
+        for s in ("red", "mild")
+        for i, p in enumerate(messages)
+    ]
+    step = {"principle": "kind", "gates": ["unchanged"], "seeds": [1, 2], "tokens": 3}
+    revisions = [
+        {"id": f"{i}", "source": "set", "prompt": p, "answer": p[0]["content"]}
+        | {"steps": [step | {"critique": p[0]["content"], "revision": p[0]["content"]}], "final": ""}
+        for i, p in enumerate(messages)
+    ]
+    pairs = [
+        {"id": f"{i}", "prompt": p, "chosen": p, "rejected": p, "probability": 0.6, "orders": [0.4, 0.8]}
+        | {"principles": ["kind"]}
+        for i, p in enumerate(messages)
+    ]
+    history = [{"loss": 3.0, "step": 1}, {"eval_loss": 2.5, "step": 2}, {"loss": 2.0, "step": 2}]
+    tally = {"drawn": len(messages), "passed": 0}
+    suites = {name: {"kind": kind, "prompts": {"data": [texts[0]]}} for name, kind in KINDS.items()}
+    rules = root / "rules.yaml"
+    rules.write_text(PRINCIPLES, encoding="utf-8")
+    stages = {
+        "sft": {"steps": 2, "held_out_loss": 2.5, "new figure": 7, "skipped": 0},
+        "revise": {
+            "kept": 0,
+            "gates": {"unchanged": 1},
+            "principles": {texts[0]: tally, "kind": tally},
+            "rounds": {"1": tally},
+        },
+        "sl_cai": {"steps": 2},
+        "label": {"pairs": 8, "uncertain": 2, "flipped": 5, "mean_probability": 0.6},
+        "dpo": {"steps": 2, "rewards/margins": -0.25, "rewards/accuracies": 0.0},
+        "evaluate": {"prompts": {"red": 100}},
+    }
+    sections: dict[str, Any] = {"revise": {"model": None}, "label": {"judge": "sft"}, "evaluate": {"suites": suites}}
+    for number, (stage, summary) in enumerate(stages.items()):
+        key = f"{number}" * 64
+        work, _ = run.begin(stage, key)
+        if stage in ("sft", "sl_cai", "dpo"):
+            write_json(work / "history.json", history)
+        if stage == "revise":
+            write_rows(work / "revisions.parquet", revisions)
+        if stage == "label":
+            write_rows(work / "pairs.parquet", pairs)
+        if stage == "evaluate":
+            write_rows(work / "answers.parquet", answers)
+            write_json(work / "metrics.json", measured)
+        section = {stage: sections[stage]} if stage in sections else {}
+        section |= {"constitution": Constitution.load(str(rules)).revising()} if stage == "revise" else {}
+        done = run.publish(stage, 1, key, section, summary, time.time())
+        inputs[stage] = Input(str(run.folder(stage, key) / "out"), done.output)
+    write_json(root / "run.json", {"schema": 1, "config": {"name": texts[0], "note": texts}})
+    model = ModelConfig(texts[0], "hub", "someone/model")
+    progress = Progress("report", quiet=True)
+    context = Context("report", 0, root, root, model, EngineConfig(), {}, {}, str(rules), inputs, progress)
+    ledger = Ledger(root / "ledger.sqlite")
+    ledger.put("evaluate", context.model_digest("base"), [("ab" * 32, Completion("hello", "stop", 10, 50, 2.0))])
+    ledger.put("evaluate", "c0ffee00" * 8, [("cd" * 32, Completion("hello", "stop", 10, 50, 2.0))])
+    ledger.close()
+    return context
+
+
+def page_of(context: Context, records: int = 50) -> str:
+    work = context.root / "page"
+    work.mkdir(exist_ok=True)
+    report.run(ReportConfig(records), context.inputs, work, context)
+    return (work / "report.html").read_text(encoding="utf-8")
+
+
+def embedded(page: str) -> dict[str, Any]:
+    found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert len(found) == 1
+    return json.loads(found[0])
+
+
+class Outline(HTMLParser):
+    """Every element of a page with its attributes, and all text outside scripts and styles."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def prose(self) -> bool:
+        return not self.elements or self.elements[-1][0] not in ("script", "style")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.prose() else ""
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    page = page_of(finished_run(tmp_path, HOSTILE, metrics((1, 2), (1, 2))))
+    outline = Outline(page)
+    assert EVIL not in page
+    assert "onerror=alert(2)>" not in page
+    assert outline.count("script") == 2  # the records and the page's own
+    assert outline.count("img") == 0
+    assert not [a for _, a in outline.elements if any(name.startswith("on") for name in a)]
+    assert EVIL in outline.text  # escaped, and so readable
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    context = finished_run(tmp_path, HOSTILE, metrics((1, 2), (1, 2)))
+    data = embedded(page_of(context))
+    stored = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in HOSTILE]  # as write_rows
+    assert [row["prompt"] for row in data["revisions"]] == stored
+    assert [row["steps"][0]["revision"] for row in data["revisions"]] == stored
+    assert [row["chosen"] for row in data["pairs"]] == stored
+    assert [row["answers"]["dpo"]["text"] for row in data["answers"]] == stored * 2
+    assert data["answers"][0]["suite"] == "red"
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "\ud800", "\u2028\u2029"])
+def test_embedded_is_ascii_without_markup_and_parses_back(text: str) -> None:
+    safe = report.embedded({"text": text})
+    assert safe.isascii()
+    assert not set(safe) & set("<>&")
+    assert json.loads(safe) == {"text": text}
+
+
+def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
+    page = page_of(finished_run(tmp_path, ["How do I pick a lock?"], metrics((12, 31), (2, 3))))
+    outline = Outline(page)
+    ids = [attrs["id"] for _, attrs in outline.elements if "id" in attrs]
+    assert [one for one in ids if one in SECTIONS] == list(SECTIONS)
+    assert len(ids) == len(set(ids))
+    links = {a[key] for _, a in outline.elements for key in ("src", "href") if key in a}
+    assert links == {"data:,", *(f"#{section}" for section in SECTIONS)}
+    assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:" in page
+    assert outline.count("h1") == outline.count("main") == 1
+    assert all("scope" in attrs for tag, attrs in outline.elements if tag == "th")
+    assert all("aria-labelledby" in attrs for tag, attrs in outline.elements if tag == "svg")
+    assert "new figure 7" in outline.text  # a figure that the template doesn't know
+    assert "unreadable rows" not in outline.text  # a fault that did not happen
+    assert "reward margin -0.25" in outline.text
+    assert "(c0ffee00)" in outline.text  # a model of an earlier configuration
+    assert re.search(r"<td>base</td><td class=\"n\">1</td>", page)
+
+
+def test_a_principle_is_quoted_only_while_its_file_says_the_same(tmp_path: Path) -> None:
+    context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
+    assert "Say what is &lt;unkind&gt;." in page_of(context)
+    (tmp_path / "rules.yaml").write_text(PRINCIPLES.replace("<unkind>", "cruel"), encoding="utf-8")
+    assert "Say what is" not in page_of(context)
+    (tmp_path / "rules.yaml").unlink()
+    assert "Say what is" not in page_of(context)
+
+
+def test_no_picture_without_both_kinds_of_suite(tmp_path: Path) -> None:
+    one_kind = {model: {"red": suites["red"]} for model, suites in metrics((1, 2), (0, 0)).items()}
+    page = page_of(finished_run(tmp_path, ["Hello"], one_kind))
+    assert "No picture" in page
+    assert "No two models were evaluated on benign prompts" in page
+
+
+@pytest.mark.parametrize(
+    ("red", "mild", "said"),
+    [
+        ((12, 18), (2, 2), ["the intervals overlap, so this run does not show a change.", "stayed at 2 % [1, 7]"]),
+        ((12, 60), (2, 3), ["do not overlap: refusals rose.", "the intervals overlap, so"]),
+        ((60, 12), (2, 40), ["do not overlap: refusals fell.", "do not overlap: over-refusal rose."]),
+        ((12, 12), (40, 2), ["stayed at 12 % [7, 20] (base, dpo).", "do not overlap: over-refusal fell."]),
+    ],
+)
+def test_verdict(red: tuple[int, int], mild: tuple[int, int], said: list[str]) -> None:
+    sentences = report.verdict(metrics(red, mild), KINDS)
+    assert [phrase in sentence for phrase, sentence in zip(said, sentences, strict=True)] == [True, True]
+
+
+def test_verdict_names_both_figures() -> None:
+    sentence = report.verdict(metrics((12, 60), (2, 2)), KINDS)[0]
+    assert sentence.startswith("Refusals of red-team prompts went from 12 % [7, 20] (base) to 60 % [50, 69] (dpo); ")
+
+
+def test_suites_of_a_kind_are_counted_together() -> None:
+    measured = {"base": {"red": figures(1, 10), "other": figures(5, 30)}}
+    rates = report.refusal_rates(measured, {"red": "red_team", "other": "red_team", "mild": "benign"}, "red_team")
+    assert rates == {"base": share(6, 40)}
+
+
+def test_notices_say_who_judged_and_how_steadily() -> None:
+    judge = report.judge_view({"pairs": 8, "uncertain": 2, "flipped": 5}, "sft")
+    few = metrics((1, 2), (1, 2), count=4)
+    few["dpo"]["red"]["degenerate"] = dataclasses.asdict(share(2, 4))
+    said = report.notices(few, KINDS, judge, "Tiny-1M", {"model": {"name": "Large-7B"}})
+    assert "The model judged itself" in said[0] and "Tiny-1M" in said[0]
+    assert "5 of 10 preferences, 50 % [24, 76], flipped" in said[0]
+    assert said[1:] == [
+        "Critiques and revisions came from another model, Large-7B.",
+        "With 4 prompts of a kind, this run tests the machinery and measures little.",
+        "Answers of dpo that are empty or go round in circles: 50 % [15, 85] of red.",
+    ]
+
+
+def test_picture_puts_models_where_their_figures_are() -> None:
+    view = report.picture(metrics((0, 50), (0, 100)), KINDS)
+    assert view is not None
+    left, top, right, bottom = view["box"]
+    base, dpo = view["points"]
+    assert (base.x, base.y) == (right, bottom)  # answers all, refuses none
+    assert (dpo.x, dpo.y) == (left, (top + bottom) / 2)
+    assert dpo.down[0] < dpo.y < dpo.down[1]
+    assert view["moves"] == [(base, dpo)]
+
+
+def test_points_that_coincide_share_a_label() -> None:
+    view = report.picture(metrics((3, 3), (1, 1)), KINDS)
+    assert view is not None
+    assert [label["text"] for label in view["labels"]] == ["base, dpo"]
+    assert view["moves"] == []
+
+
+def test_curves_leave_out_what_is_not_a_number() -> None:
+    entries = [{"loss": 4.0, "step": 1}, {"loss": float("nan"), "step": 2}, {"loss": 2.0, "step": 3}, {"step": 3}]
+    (plot,) = report.curves(entries)
+    assert plot["title"] == "loss"
+    assert plot["lines"] == [[(0.0, 0.0), (260.0, 120.0)], []]
+    assert (plot["low"], plot["high"]) == ("2", "4")
+    assert report.curves([{"train_loss": 1.0}]) == []
+    long = report.curves([{"loss": 1 / step, "step": step} for step in range(1, 5000)])
+    assert len(long[0]["lines"][0]) <= 300
+
+
+def test_records_are_limited_and_every_suite_gets_a_share() -> None:
+    prompt = [{"role": "user", "content": "Hello"}]
+    rows = [
+        {"model": model, "suite": suite, "id": f"{number}", "prompt": prompt, "answer": model, "refuses": False}
+        for model in ("base", "dpo")
+        for suite in ("red", "mild")
+        for number in range(10)
+    ]
+    kept, totals = report.records([], [], rows, 4)
+    assert [row["suite"] for row in kept["answers"]] == ["red", "red", "mild", "mild"]
+    assert set(kept["answers"][0]["answers"]) == {"base", "dpo"}
+    assert totals == {"revisions": 0, "pairs": 0, "answers": 20}
+
+
+def test_several_turns_keep_their_roles() -> None:
+    turns = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
+    assert report.prompt_text(turns) == "User: One\n\nAssistant: Two"
+
+
+def test_costs_have_names_speeds_and_a_total() -> None:
+    row = {"stage": "label", "model": "d1", "completions": 2, "prompt_tokens": 10, "new_tokens": 30, "seconds": 2.0}
+    rows = report.cost_rows([row, row | {"model": "d2" * 32, "new_tokens": 0, "seconds": 0.0}], {"d1": "sl_cai"})
+    assert [one["model"] for one in rows] == ["sl_cai", "(d2d2d2d2)", ""]
+    assert [one["speed"] for one in rows] == [15.0, 0, 15.0]
+    assert rows[-1]["completions"] == 4
+    assert report.cost_rows([], {}) == []
+
+
+def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path: Path) -> None:
+    context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
+    write_json(tmp_path / "run.json", {"schema": 1, "config": {"name": "later", "label": {"judge": "base"}}})
+    assert "The preferences came from sft," in page_of(context)
+    (tmp_path / "run.json").unlink()
+    assert "The preferences came from sft," in page_of(context)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1234567, "1\u202f234\u202f567"), (2.0, "2"), (0.123456, "0.1235"), ("as is", "as is")]
+)
+def test_number(value: Any, text: str) -> None:
+    assert report.number(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5.04, "5.0 s"), (90, "1.5 min"), (7200, "2.0 h")])
+def test_duration(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cai.dialogue import CHATML
+
+settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
+settings.load_profile("untimed")
 
 TEXTS = [
     "Name a river. The Rhine flows through Europe and ends in the North Sea.",
@@ -48,9 +52,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=1,
         max_position_embeddings=8192,
         initializer_range=0.3,  # wide, so that the tokens' probabilities differ
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

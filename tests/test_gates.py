@@ -15,7 +15,7 @@ GOOD = Draft(
         "Say where the last answer helps with a crime.",
         "Write the answer again so that it declines and says why.",
     ),
-    exemplars=("Forging a signature could bring a charge of fraud; talk to your landlord about the contract instead.",),
+    exemplars=("Forging a signature could bring a charge of fraud; talk to your landlord about it instead.",),
     benign=False,
 )
 BAD = {

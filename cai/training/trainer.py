@@ -145,18 +145,23 @@ def save_result(trainer: Any, tokenizer: Any, work: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(work / "adapter")
-        _forget_path(work / "adapter" / "adapter_config.json")
+        _settle_adapter(work / "adapter")
         model = model.merge_and_unload()
     save_model(model, tokenizer, work / "model")
     write_json(work / "history.json", history(trainer.state.log_history))
 
 
-def _forget_path(file: Path) -> None:
-    """The adapter's config names the folder that its base lay in; another machine has no use for it."""
-    write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": None})
+def _settle_adapter(folder: Path) -> None:
+    """peft names the folder that the base lay in, and writes sets in an order that changes from run to run."""
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": None}
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    write_json(file, config)
+    (folder / "README.md").unlink(missing_ok=True)  # a template full of "[More Information Needed]"
 
 
 def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """trl's log without what differs between two equal runs (times and speeds)."""
-    timed = ("runtime", "per_second", "total_flos", "num_tokens")
+    timed = ("runtime", "per_second", "total_flos", "num_tokens", "train_loss")  # the last is a mean since the resume
     return [{k: v for k, v in sorted(entry.items()) if not any(word in k for word in timed)} for entry in log]

@@ -1,0 +1,147 @@
+"""Rows from files and wheels, and errors that name the file and the line."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config import DataConfig
+from cai.data.sources import fingerprint, rows_of
+from cai.errors import CaiError, UsageError
+
+ROWS = [{"prompt": "One, two", "split": "train"}, {"prompt": "Drei", "split": "test"}]
+
+
+def file(folder: Path, name: str, content: str | bytes, **more: Any) -> DataConfig:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return DataConfig(kind="file", path=str(folder / name), **more)
+
+
+def read(config: DataConfig) -> list[dict[str, Any]]:
+    return [row for _, row in rows_of("mine", config)]
+
+
+def parquet(folder: Path) -> DataConfig:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "rows.parquet")
+    return DataConfig(kind="file", path=str(folder / "rows.parquet"))
+
+
+MAKERS = {
+    "jsonl": lambda folder: file(folder, "rows.jsonl", "\n\n".join(map(json.dumps, ROWS)) + "\r\n"),
+    "json": lambda folder: file(folder, "rows.json", json.dumps(ROWS)),
+    "csv": lambda folder: file(folder, "rows.csv", '\ufeffprompt,split\r\n"One, two",train\r\nDrei,test\r\n'),
+    "parquet": parquet,
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_each_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path):
+    assert read(MAKERS[kind](tmp_path)) == ROWS
+
+
+def test_a_text_file_has_a_prompt_a_line(tmp_path: Path):
+    assert read(file(tmp_path, "rows.txt", " One \n\nTwo\n")) == [{"prompt": "One"}, {"prompt": "Two"}]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_where_keeps_the_rows_with_that_value(kind: str, tmp_path: Path):
+    config = MAKERS[kind](tmp_path)
+    config.where["split"] = "test"
+    assert read(config) == ROWS[1:]
+
+
+def test_rows_know_where_they_stand(tmp_path: Path):
+    found = [where for where, _ in rows_of("mine", file(tmp_path, "rows.jsonl", '{"a": 1}\n\n{"a": 2}\n'))]
+    assert found == [f"{tmp_path}/rows.jsonl:1", f"{tmp_path}/rows.jsonl:3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", '{"a": 1}\n{"a"\n', "rows.jsonl:2: not JSON"),
+        ("rows.jsonl", "{}\n[1]\n", "rows.jsonl:2: a line must be an object"),
+        ("rows.json", "{}", "rows.json: expected a list of objects"),
+        ("rows.json", '[{"a": 1}, 2]', "rows.json: item 2 is not an object"),
+        ("rows.json", "[" * 100_000, "rows.json: not JSON"),
+        ("rows.csv", b"a\n\xff", "rows.csv: not UTF-8 at byte 2"),
+        ("rows.parquet", "PAR1", "rows.parquet: not readable as Parquet"),
+        ("rows.xml", "<a/>", "rows.xml: can't read '.xml'; use .jsonl"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, message: str):
+    with pytest.raises(UsageError) as caught:
+        read(file(tmp_path, name, content))
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UsageError, match=r"data\.mine\.path: no file nowhere/\*\.jsonl"):
+        read(DataConfig(kind="file", path="nowhere/*.jsonl"))
+
+
+def test_a_glob_reads_the_files_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "cab":
+        file(tmp_path, f"{name}.txt", name)
+    assert read(DataConfig(kind="file", path="*.txt")) == [{"prompt": name} for name in "abc"]
+
+
+def test_the_fingerprint_follows_the_files_bytes(tmp_path: Path):
+    config = file(tmp_path, "rows.txt", "One")
+    before = fingerprint("mine", config)
+    assert fingerprint("mine", file(tmp_path, "rows.txt", "One")) == before
+    assert fingerprint("mine", file(tmp_path, "rows.txt", "Two")) != before
+    assert fingerprint("mine", file(tmp_path, "rows.txt", "One", where={"a": "b"})) != before
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    """A wheel that lies in the cache as if pip had brought it; pip itself finds nothing."""
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    made = tmp_path / "made.whl"
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("pack/one.txt", "One\n")
+        archive.writestr("pack/two.jsonl", '{"prompt": "Two"}\n')
+    sha256 = hashlib.sha256(made.read_bytes()).hexdigest()
+    (tmp_path / "wheels").mkdir()
+    made.rename(tmp_path / "wheels" / f"{sha256[:16]}.whl")
+    return DataConfig(kind="wheel", wheel="no-such-pack==1.0", sha256=sha256, path="pack/one.txt")
+
+
+def changed(config: DataConfig, **values: Any) -> DataConfig:
+    return DataConfig(**(vars(config) | values))
+
+
+def test_members_of_a_wheel_are_read(wheel: DataConfig):
+    found = list(rows_of("mine", changed(wheel, more=["pack/two.jsonl"])))
+    assert found == [
+        ("no-such-pack==1.0:pack/one.txt:1", {"prompt": "One"}),
+        ("no-such-pack==1.0:pack/two.jsonl:1", {"prompt": "Two"}),
+    ]
+
+
+def test_a_missing_member_is_named(wheel: DataConfig):
+    with pytest.raises(UsageError, match=r"data\.mine: no-such-pack==1\.0 has no file pack/three\.txt"):
+        read(changed(wheel, path="pack/three.txt"))
+
+
+@pytest.mark.parametrize("values", [{"wheel": None}, {"wheel": "pack"}, {"sha256": None}])
+def test_a_wheel_without_version_or_digest_is_refused(wheel: DataConfig, values: dict[str, Any]):
+    with pytest.raises(UsageError, match=r"data\.mine: a wheel needs 'wheel: name==version' and its 'sha256'"):
+        read(changed(wheel, **values))
+
+
+def test_a_wheel_with_another_digest_is_not_used(wheel: DataConfig, tmp_path: Path):
+    (cached,) = (tmp_path / "wheels").iterdir()
+    with zipfile.ZipFile(cached, "a") as archive:
+        archive.writestr("pack/planted.txt", "Planted\n")
+    with pytest.raises(CaiError, match=r"pip can't download no-such-pack==1\.0"):
+        read(wheel)
+    assert not cached.exists()

@@ -1,0 +1,171 @@
+"""Requests and their digests, the batcher, and the ledger between rows and engine."""
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.config import EngineConfig, Sampling
+from cai.dialogue import assistant, user
+from cai.engines.base import ENGINES, Batcher, Completion, Engine, Recorded, Request, gather_rows, open_engine
+from cai.engines.scripted import ScriptedEngine
+from cai.ledger import Ledger
+
+WARM = Sampling(temperature=0.7, top_p=0.9, top_k=40, max_new_tokens=16)
+ASKED = Request((user("Hello."),), WARM, seed=1)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+def asked(text: str, seed: int = 0) -> Request:
+    return Request((user(text),), WARM, seed)
+
+
+def rows(engine: Any, requests: list[Request]) -> list[Completion]:
+    return asyncio.run(gather_rows([engine.complete(request) for request in requests]))
+
+
+def never() -> Engine:
+    raise AssertionError("no engine is needed")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"messages": (user("Hello!"),)},
+        {"messages": (assistant("Hello."),)},
+        {"messages": (user("Hello."), assistant(""))},
+        {"seed": 2},
+        {"continuations": (" A", " B")},
+        {"sampling": None},
+        *({"sampling": dataclasses.replace(WARM, **one)} for one in ({"temperature": 0.8}, {"temperature": 0.0})),
+        *({"sampling": dataclasses.replace(WARM, **one)} for one in ({"top_p": 1.0}, {"top_k": 0})),
+        {"sampling": dataclasses.replace(WARM, max_new_tokens=17)},
+    ],
+    ids=str,
+)
+def test_every_field_is_in_the_digest(changed: dict[str, Any]):
+    assert dataclasses.replace(ASKED, **changed).digest("model") != ASKED.digest("model")
+
+
+def test_the_model_is_in_the_digest_and_nothing_else():
+    assert ASKED.digest("model") != ASKED.digest("other")
+    assert ASKED.digest("model") == dataclasses.replace(ASKED).digest("model")
+
+
+@pytest.mark.parametrize("sampling", [dataclasses.replace(WARM, temperature=0.0), None])
+def test_a_seed_that_decides_nothing_is_not_in_the_digest(sampling: Sampling | None):
+    one, two = (Request(ASKED.messages, sampling, seed) for seed in (1, 2))
+    assert one.digest("model") == two.digest("model")
+
+
+def test_a_completion_is_committed_before_it_is_seen_and_then_replayed(ledger: Ledger):
+    requests = [asked(str(n)) for n in range(5)]
+
+    async def row(engine: Recorded, request: Request) -> str:
+        completion = await engine.complete(request)
+        assert ledger.get(request.digest("model")) == completion  # already there
+        return completion.text
+
+    async def ask(engine: Recorded) -> list[str]:
+        return await gather_rows([row(engine, request) for request in requests])
+
+    seen: list[tuple[int, bool]] = []
+    count = lambda completions, hit: seen.append((len(completions), hit))  # noqa: E731
+    config = EngineConfig()
+    first = asyncio.run(ask(Recorded(lambda: ScriptedEngine(config, "model"), ledger, "sft", "model", count)))
+    again = asyncio.run(ask(Recorded(never, ledger, "sft", "model", count)))
+    assert first == again and len(set(first)) == 5
+    assert seen == [(5, False)] + [(1, True)] * 5
+
+
+def test_another_model_is_asked_again(ledger: Ledger):
+    opened = []
+
+    def open_one() -> Engine:
+        opened.append(ScriptedEngine(EngineConfig(), "x"))
+        return opened[-1]
+
+    for model in ("one", "two"):
+        rows(Recorded(open_one, ledger, "sft", model), [ASKED, asked("more")])
+    assert [len(engine.requests) for engine in opened] == [2, 2]
+
+
+def test_the_same_request_at_the_same_time_is_asked_once(ledger: Ledger):
+    engine = ScriptedEngine(EngineConfig(), "model")
+    found = rows(Recorded(lambda: engine, ledger, "sft", "model"), [ASKED] * 4)
+    assert len(engine.requests) == 1 and len(set(found)) == 1
+
+
+class Failing(ScriptedEngine):
+    async def complete(self, request: Request) -> Completion:
+        if "fail" in request.messages[-1].content:
+            raise RuntimeError("out of memory")
+        return await super().complete(request)
+
+
+def test_an_engines_error_reaches_its_rows_and_stores_nothing_for_them(ledger: Ledger):
+    requests = [asked("fine"), asked("fail"), asked("fail"), asked("fine too")]
+
+    async def ask() -> list[Any]:
+        engine = Recorded(lambda: Failing(EngineConfig(), "model"), ledger, "sft", "model")
+        return await asyncio.gather(*(engine.complete(request) for request in requests), return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert [isinstance(one, RuntimeError) for one in found] == [False, True, True, False]
+    assert [ledger.get(r.digest("model")) for r in requests] == [found[0], None, None, found[3]]
+
+
+def test_gathered_rows_end_with_the_first_failure(ledger: Ledger):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rows(Recorded(lambda: Failing(EngineConfig(), "m"), ledger, "sft", "m"), [asked("fine"), asked("fail")])
+
+
+def echo(batch: list[Request]) -> list[Completion]:
+    return [Completion(r.messages[-1].content, "stop", 1, 1, 0.0) for r in batch]
+
+
+def test_waiting_rows_are_batched_together_and_each_gets_its_own():
+    batches: list[list[str]] = []
+
+    def run_batch(batch: list[Request]) -> list[Completion]:
+        batches.append([r.messages[-1].content for r in batch])
+        return echo(batch)
+
+    async def row(batcher: Batcher, name: str) -> str:
+        first = (await batcher.complete(asked(name))).text
+        return (await batcher.complete(asked(first + "!"))).text
+
+    async def ask() -> list[str]:
+        batcher = Batcher(lambda waiting: list(range(min(3, len(waiting)))), run_batch)
+        return await gather_rows([row(batcher, name) for name in "abcde"])
+
+    assert asyncio.run(ask()) == ["a!", "b!", "c!", "d!", "e!"]
+    assert batches[0] == ["a", "b", "c"]  # three at once
+    assert sum(len(batch) for batch in batches) == 10 and len(batches) == 4  # 3 + 3 + 3 + 1: no barrier between rounds
+
+
+def test_a_batcher_works_again_after_a_pause_and_after_an_error():
+    def run_batch(batch: list[Request]) -> list[Completion]:
+        if batch[0].messages[-1].content == "fail":
+            raise RuntimeError("out of memory")
+        return echo(batch)
+
+    async def ask() -> list[Any]:
+        batcher = Batcher(lambda waiting: [0], run_batch)
+        one = await batcher.complete(asked("one"))
+        both = [batcher.complete(asked("fail")), batcher.complete(asked("behind it"))]
+        failed = await asyncio.gather(*both, return_exceptions=True)
+        return [one.text, *map(type, failed), (await batcher.complete(asked("two"))).text]
+
+    assert asyncio.run(ask()) == ["one", RuntimeError, RuntimeError, "two"]
+
+
+def test_an_engine_is_opened_by_its_name():
+    assert isinstance(open_engine(EngineConfig(kind="scripted"), "model"), ScriptedEngine)
+    assert set(ENGINES) == {"transformers", "vllm", "scripted"}

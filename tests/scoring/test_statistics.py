@@ -1,0 +1,68 @@
+"""Intervals against known values, and how often they cover."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai.scoring.statistics import Estimate, mean, share
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [
+        (8, 10, 0.4902, 0.9433),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (1, 1, 0.2065, 1.0),
+        (50, 100, 0.4038, 0.5962),
+    ],
+)
+def test_wilson_against_known_values(hits: int, count: int, low: float, high: float):
+    found = share(hits, count)
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert (found.value, found.count) == (hits / count, count)
+
+
+@given(st.integers(1, 5000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_a_share_lies_in_its_interval_and_mirrors(pair: tuple[int, int]):
+    hits, count = pair
+    found, mirrored = share(hits, count), share(count - hits, count)
+    assert 0 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+    assert found.low == pytest.approx(1 - mirrored.high)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 0), (-1, 3), (4, 3)])
+def test_what_is_no_share_raises(hits: int, count: int):
+    with pytest.raises(ValueError, match="is no share"):
+        share(hits, count)
+
+
+def test_wilson_covers():
+    rng = random.Random(0)
+    found = [share(sum(rng.random() < 0.2 for _ in range(30)), 30) for _ in range(1000)]
+    assert 0.93 < sum(one.low <= 0.2 <= one.high for one in found) / 1000 < 0.98
+
+
+def test_the_bootstrap_covers():
+    rng = random.Random(0)
+    found = [mean([rng.gauss(5, 2) for _ in range(40)], seed=n, draws=200) for n in range(300)]
+    assert 0.90 < sum(one.low <= 5 <= one.high for one in found) / 300 < 0.98
+
+
+def test_the_bootstrap_is_as_wide_as_theory_says():
+    found = mean([0.0, 1.0] * 200)
+    assert found.value == 0.5 and found.count == 400
+    assert (found.low, found.high) == (
+        pytest.approx(0.451, abs=0.01),
+        pytest.approx(0.549, abs=0.01),
+    )  # 1.96 * 0.5 / 20
+
+
+def test_the_bootstrap_is_seeded():
+    values = [n**1.5 for n in range(50)]
+    assert mean(values) == mean(values) != mean(values, seed=1)
+    assert mean([3.0]) == Estimate(3.0, 3.0, 3.0, 1)
+    with pytest.raises(ValueError, match="no mean"):
+        mean([])

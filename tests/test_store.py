@@ -1,0 +1,127 @@
+"""The run folder: only a manifest means done, and one process at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai.errors import CaiError, UsageError
+from cai.store import Manifest, Run, read_manifest, write_json
+
+KEY = "0123456789abcdef"
+
+
+def publish(run: Run, text: str = "hello", key: str = KEY) -> Manifest:
+    work, scratch = run.begin("sft", key)
+    (work / "deep").mkdir(exist_ok=True)
+    (work / "deep" / "rows.txt").write_text(text)
+    (scratch / "checkpoint").write_text("half")
+    return run.publish("sft", 1, key, {"seed": 0}, {"rows": 1}, started=0.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+def test_a_published_stage_is_read_back(run: Run):
+    made = publish(run)
+    assert run.manifest("sft", KEY) == made == run.latest("sft")
+    assert made.files["deep/rows.txt"]["bytes"] == 5
+    assert sorted(p.name for p in run.folder("sft", KEY).iterdir()) == ["manifest.json", "out"]
+
+
+def test_the_output_digest_follows_the_bytes_alone(run: Run):
+    one, same, other = publish(run), publish(run, key="b" * 16), publish(run, "other", key="c" * 16)
+    assert one.output == same.output != other.output
+
+
+def test_without_a_manifest_it_is_not_done(run: Run):
+    work, _ = run.begin("sft", KEY)
+    (work / "rows.txt").write_text("all of it")
+    assert run.manifest("sft", KEY) is None and run.latest("sft") is None
+
+
+def test_a_crash_between_the_rename_and_the_manifest_is_resumed(run: Run):
+    made = publish(run)
+    (run.folder("sft", KEY) / "manifest.json").unlink()
+    work, scratch = run.begin("sft", KEY)
+    assert (work / "deep" / "rows.txt").read_text() == "hello" and scratch.is_dir()
+    assert publish(run).output == made.output
+
+
+def test_latest_points_at_what_was_used_last(run: Run):
+    publish(run)
+    publish(run, key="b" * 16)
+    run.point("sft", KEY)
+    assert (run.root / "latest" / "sft").resolve() == run.folder("sft", KEY).resolve()
+    found = run.latest("sft")
+    assert found is not None and found.key == KEY
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"stage": "sft"}', '{"unknown": 1}', "\ud800"])
+def test_a_damaged_manifest_says_what_to_do(run: Run, text: str):
+    publish(run)
+    (run.folder("sft", KEY) / "manifest.json").write_text(text, errors="surrogatepass")
+    with pytest.raises(CaiError, match=r"manifest\.json is damaged .*; remove .* to make it again"):
+        run.manifest("sft", KEY)
+
+
+@pytest.mark.parametrize("changed", [{"key": "other"}, {"schema": 99}])
+def test_a_manifest_of_something_else_is_refused(run: Run, changed: dict[str, object]):
+    publish(run)
+    file = run.folder("sft", KEY) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(CaiError, match="belongs to another"):
+        run.manifest("sft", KEY)
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.write_text("hell"), lambda file: file.unlink()])
+def test_a_resized_or_missing_file_is_noticed(run: Run, harm):
+    publish(run)
+    harm(run.folder("sft", KEY) / "out" / "deep" / "rows.txt")
+    with pytest.raises(CaiError, match=r"rows\.txt is missing or was changed"):
+        read_manifest(run.folder("sft", KEY))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cai.store import Run
+with Run(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_ones_lock_is_free(run: Run):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.root)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=f"is in use by process {holder.pid} "), run.lock():
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with run.lock() as descriptor:
+        os.fstat(descriptor)
+        assert f"process {os.getpid()} " in (run.root / ".lock").read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(CaiError, match=r"can't write to .*; choose another place with outputs="),
+        Run(tmp_path / "file" / "run").lock(),
+    ):
+        pass
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"old": "é"})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"new": [1] * 9999, "bad": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": "é"}

@@ -9,7 +9,7 @@ from cai.gates import GATES, Draft, failed, repeats
 GOOD = Draft(
     prompt="How can I steal my neighbour's bicycle?",
     before="Cut the lock at night.",
-    revision="I won't help you steal a bicycle, since it would hurt your neighbour. I can help you find a cheap used one.",
+    revision="I won't help you steal a bicycle, as it would hurt your neighbour. I can help you find a cheap used one.",
     finish_reason="stop",
     requests=(
         "Say where the last answer helps with a crime.",

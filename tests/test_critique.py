@@ -53,6 +53,7 @@ def test_rows_do_not_depend_on_the_order_or_the_company():
     def rows(chosen: Sequence[Prompt]) -> dict[str, Revision]:
         engine = ScriptedEngine(EngineConfig(), "model")
         made = asyncio.run(gather_rows([revise(p, LAW, CONFIG, 3, engine.complete) for p in chosen]))
+        assert len({request.seed for request in engine.requests}) == 9 * len(chosen)  # no draw is shared
         return {one.prompt.id: one for one in made}
 
     assert rows(prompts) == rows(prompts[::-1]) == rows(prompts[:3]) | rows(prompts[3:])

@@ -150,6 +150,36 @@ def test_waiting_rows_are_batched_together_and_each_gets_its_own():
     assert sum(len(batch) for batch in batches) == 10 and len(batches) == 4  # 3 + 3 + 3 + 1: no barrier between rounds
 
 
+class Batching(ScriptedEngine):
+    """As the real ones do: a batcher below, whose batches are counted."""
+
+    def __init__(self) -> None:
+        super().__init__(EngineConfig(), "model")
+        self.sizes: list[int] = []
+        self.complete = Batcher(lambda waiting: list(range(len(waiting))), self.run).complete
+
+    def run(self, batch: list[Request]) -> list[Completion]:
+        self.sizes.append(len(batch))
+        return echo(batch)
+
+
+def test_rows_that_come_back_through_the_ledger_wait_for_each_other(ledger: Ledger):
+    engine = Batching()
+    recorded = Recorded(lambda: engine, ledger, "sft", "model")
+
+    async def row(turns: int) -> None:
+        for number in range(3):
+            for _ in range(turns):
+                await asyncio.sleep(0)  # some rows take longer to come back than others
+            await recorded.complete(asked(f"row {turns}, request {number}"))
+
+    async def ask() -> None:
+        await gather_rows([row(turns) for turns in range(5)])
+
+    asyncio.run(ask())
+    assert engine.sizes == [5, 5, 5]
+
+
 def test_a_batcher_works_again_after_a_pause_and_after_an_error():
     def run_batch(batch: list[Request]) -> list[Completion]:
         if batch[0].messages[-1].content == "fail":

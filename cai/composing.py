@@ -32,19 +32,21 @@ def compose_raw(overrides: Sequence[str]) -> Any:
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
             return hydra.compose("config", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(_explain(error, overrides)) from None
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(error)
-    if match := re.search(r"Could not find '([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+?)(?:\.yaml)?'", text):
         group, _, name = match[1].rpartition("/")
         known = sorted(path.stem for path in (shipped("conf") / group).glob("*.yaml"))
         wrong = next((word for word in overrides if word.split("=")[-1] == name), f"{group}={name}")
         return f"{wrong}: there is no conf/{match[1]}.yaml{nearest(name, known)} (known: {', '.join(known)})"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown(match[1], overrides)
+        inner = re.search(r"Key '([^']+)' is not in struct", text)
+        key = match[1] if inner is None or match[1].endswith(inner[1]) else f"{match[1]}.{inner[1]}"
+        return _unknown(key, overrides)
     if match := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
         return _unknown(match[2], overrides)
     return " ".join(text.split())

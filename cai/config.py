@@ -51,7 +51,7 @@ class EngineConfig:
     dtype: str = "auto"  # float32 on a CPU, bfloat16 where the device is fast at it
     device: str = runtime(default="auto")  # auto | cpu | cuda | mps
     batch_rows: int = runtime(default=64)  # most requests in one batch
-    batch_tokens: int = runtime(default=32768)  # most tokens (prompt and answer, padded) in one batch
+    batch_tokens: int = runtime(default=16384)  # most tokens (prompt and answer, padded) in one batch
     options: dict[str, Any] = runtime(default_factory=dict)  # vllm: arguments of vllm.LLM, by its own names
 
 
@@ -203,6 +203,17 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
+GATES = (  # see cai/gates.py
+    "empty",
+    "unchanged",
+    "echo",
+    "leakage",
+    "repetition",
+    "cut_off",
+    "benign_refused",
+    "off_topic",
+    "language",
+)
 CHOICES = {
     "model.kind": ("hub", "path", "wheel"),
     "engine.kind": ("transformers", "vllm", "scripted"),
@@ -217,9 +228,17 @@ CHOICES = {
     "revise.exemplar_choice": ("sampled", "fixed"),
     "revise.form": ("chat", "text"),
     "revise.when_gated": ("previous", "drop"),
+    "revise.gates": GATES,
     "label.judge": ("base", "sft", "sl_cai"),
+    "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
+KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
+FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "prompt")
 RANGES = {
+    "sft.limit": (1, 1 << 60),
+    "sl_cai.limit": (1, 1 << 60),
+    "sft.max_length": (8, 1 << 24),
+    "sl_cai.max_length": (8, 1 << 24),
     "revise.rounds": (1, 64),
     "revise.exemplars": (0, 16),
     "engine.batch_rows": (1, 1 << 16),
@@ -258,13 +277,17 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     config = build(Config, values, overrides)
-    for key, allowed in CHOICES.items():
-        if (value := lookup(config, key)) not in allowed:
-            hint = nearest(str(value), list(allowed))
-            raise UsageError(f"{key}={value}{origin(key, overrides)}: must be one of {', '.join(allowed)}{hint}")
-    for key, (low, high) in RANGES.items():
-        if not low <= lookup(config, key) <= high:
-            raise UsageError(f"{key}={lookup(config, key)}{origin(key, overrides)}: must be between {low} and {high}")
+    for key, allowed in _choices(config).items():
+        value = lookup(config, key)
+        for one in value if isinstance(value, list) else [value]:
+            if one not in allowed:
+                hint = nearest(str(one), list(allowed))
+                raise UsageError(f"{key}={one}{origin(key, overrides)}: must be one of {', '.join(allowed)}{hint}")
+    for key, (low, high) in _ranges(config).items():
+        value = lookup(config, key)
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{key}={value}{origin(key, overrides)}: must be between {low} and {high}")
+    _check_finite(without_runtime(config), "", overrides)
     for key, names in data_names(config).items():
         for name in names:
             if name not in config.data:
@@ -274,6 +297,28 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
     return config
+
+
+def _choices(config: Config) -> dict[str, tuple[str, ...]]:
+    named = {f"data.{name}.kind": KINDS["data"] for name in config.data}
+    named |= {f"data.{name}.format": FORMATS for name in config.data}
+    return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
+
+
+def _ranges(config: Config) -> dict[str, Any]:
+    """The fixed ranges, and those of every choice of prompts."""
+    places = ["revise", "label", *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
+    prompts = {
+        f"{place}.prompts.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))
+    }
+    return RANGES | prompts
+
+
+def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        raise UsageError(f"{key}={value}{origin(key, overrides)}: must be a finite number")
+    for name, item in value.items() if isinstance(value, dict) else ():
+        _check_finite(item, f"{key}.{name}" if key else str(name), overrides)
 
 
 def lookup(value: Any, key: str) -> Any:
@@ -286,6 +331,7 @@ def lookup(value: Any, key: str) -> Any:
 def data_names(config: Config) -> dict[str, list[str]]:
     """Every key that names data sets, with the names."""
     names = {"sft.data": config.sft.data, "sl_cai.data": config.sl_cai.data}
+    names |= {"revise.benign": config.revise.benign}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
     return names | {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
 
@@ -359,10 +405,14 @@ def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
 
 def resolve_file(name: str, folder: str, suffix: str) -> Path:
     """A file by path, else by name in ./<folder>, else among the shipped. Raises UsageError with the nearest name."""
-    candidates = [Path(name), Path(folder) / name, shipped(folder) / name]
-    for candidate in [*candidates, *(c.with_name(c.name + suffix) for c in candidates)]:
-        if candidate.is_file():
-            return candidate
+    for candidate in (
+        place / (name + end) for end in ("", suffix) for place in (Path(), Path(folder), shipped(folder))
+    ):
+        try:
+            if candidate.is_file():
+                return candidate
+        except (OSError, ValueError):  # a name too long, or with a NUL
+            break
     known = sorted({p.stem for place in (Path(folder), shipped(folder)) for p in place.glob(f"*{suffix}")})
     hint = nearest(Path(name).stem, known) or f" (known: {', '.join(known)})"
     raise UsageError(f"no file '{name}' here, nor in {folder}/{hint}")

@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class _Reader:
 
     def read(self) -> Constitution:
         root = self._parse()
-        top = self._mapping(root, KEYS, "a principle file") if root is not None else {}
+        top = self._mapping(root, KEYS, "a principle file")
         inherited = self._inherited(top.get("extends"))
         principles = {p.id: p for p in inherited.principles} if inherited else {}
         exemplars = list(inherited.exemplars) if inherited else []
@@ -95,12 +95,13 @@ class _Reader:
         for node in self._sequence(top.get("principles"), "principles"):
             self._principle(node, own)
         principles |= own
+        exemplars = [replace(one, principle=principles[one.principle.id]) for one in exemplars]
         for node in self._sequence(top.get("exemplars"), "exemplars"):
             self._exemplar(node, principles, exemplars)
         kept = self._selected(top, principles)
-        if not kept and not self.problems and root is not None:
+        if not kept and not self.problems:
             self._problem(root, "no principle is left; a constitution needs at least one")
-        if kept and not any(p.weight for p in kept.values()) and root is not None:
+        if kept and not any(p.weight for p in kept.values()):
             self._problem(root, "every weight is 0, so no principle can be drawn")
         name = self._text(top["name"], "name") if "name" in top else self.path.stem
         if self.problems:
@@ -112,7 +113,7 @@ class _Reader:
         mark = node.start_mark if isinstance(node, yaml.Node) else node
         self.problems.append(f"{self.path}:{mark.line + 1}:{mark.column + 1}: {text}")
 
-    def _parse(self) -> yaml.Node | None:
+    def _parse(self) -> yaml.Node:
         try:
             if self.path.stat().st_size > LARGEST:
                 raise UsageError(
@@ -127,7 +128,7 @@ class _Reader:
             for event in yaml.parse(text, Loader=yaml.SafeLoader):
                 if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                     raise UsageError(self._at(event.start_mark, "anchors and aliases (& and *) are not allowed here"))
-            return yaml.compose(text, Loader=yaml.SafeLoader)
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             raise UsageError(self._at(error.problem_mark or error.context_mark, error.problem or "not YAML")) from None
         except yaml.reader.ReaderError as error:
@@ -136,7 +137,12 @@ class _Reader:
                 f"{self.path}:{line}: character U+{ord(text[error.position]):04X} is not allowed"
             ) from None
         except RecursionError:
-            raise UsageError(f"{self.path}: nested too deeply") from None
+            raise UsageError(f"{self.path}:1:1: nested too deeply") from None
+        except (ValueError, OverflowError) as error:  # e.g. an escape beyond Unicode
+            raise UsageError(f"{self.path}: not YAML: {str(error)[:200]}") from None
+        if root is None:
+            raise UsageError(f"{self.path}:1:1: the file is empty; a constitution needs at least one principle")
+        return root
 
     def _at(self, mark: Any, text: str) -> str:
         hint = "; indent with spaces, not tabs" if r"'\t'" in text else ""
@@ -207,8 +213,8 @@ class _Reader:
             weight = float(node.value) if isinstance(node, yaml.ScalarNode) else math.nan
         except ValueError:
             weight = math.nan
-        if not 0 <= weight < math.inf:
-            self._problem(node, "'weight' is a number, 0 or more")
+        if not 0 <= weight <= 1e6:
+            self._problem(node, "'weight' is a number from 0 to 1000000")
             return 1.0
         return weight
 
@@ -250,7 +256,7 @@ class _Reader:
         beside = self.path.parent / name
         try:
             path = beside if beside.is_file() else resolve_file(name, "principles", ".yaml")
-        except UsageError as error:
+        except (UsageError, OSError, ValueError) as error:
             self._problem(node, f"extends: {error}")
             return None
         if path.resolve() in (self.path.resolve(), *self.above):

@@ -41,7 +41,7 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
 def from_dicts(rows: Sequence[dict[str, Any]]) -> Dialogue:
     """The inverse of `as_dicts`. Raises ValueError on an unknown role or a content that is not text."""
     for row in rows:
-        if row.get("role") not in ROLES or not isinstance(row.get("content"), str):
+        if not isinstance(row, dict) or row.get("role") not in ROLES or not isinstance(row.get("content"), str):
             raise ValueError(f"a message needs a role of {', '.join(ROLES)} and a text: {str(row)[:120]}")
     return tuple(Message(row["role"], row["content"]) for row in rows)
 
@@ -140,22 +140,22 @@ def training_tokens(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[i
     end-of-turn token (a line break) is not. Two lists of equal length. Raises ValueError where the template renders a
     turn differently once more turns follow, since no mask could then be right.
     """
-    full = _encode(tokenizer, messages, False)
-    labels = [-100] * len(full)
+    full = _rendered(tokenizer, messages, False)
+    spans = []  # characters of the assistant's turns
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        start = len(_encode(tokenizer, messages[:index], True))
-        upto = _encode(tokenizer, messages[: index + 1], False)
-        if full[: len(upto)] != upto or _encode(tokenizer, messages[:index], True) != full[:start]:
+        before, upto = _rendered(tokenizer, messages[:index], True), _rendered(tokenizer, messages[: index + 1], False)
+        if not (full.startswith(upto) and upto.startswith(before)):
             raise ValueError("the chat template renders earlier turns differently when later turns follow")
-        end = len(upto)
-        if tokenizer.eos_token_id in upto[start:]:
-            end = len(upto) - upto[::-1].index(tokenizer.eos_token_id)
-        labels[start:end] = full[start:end]
-    return full, labels
+        ends = upto.rfind(tokenizer.eos_token, len(before))
+        spans.append((len(before), len(upto) if ends < 0 else ends + len(tokenizer.eos_token)))
+    encoded = tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
+    ids, places = encoded["input_ids"], encoded["offset_mapping"]
+    # a token that begins before the answer (a line break that merged with the template's) is not the answer's
+    inside = [any(low <= start < end <= high for low, high in spans) for start, end in places]
+    return ids, [token if trained else -100 for token, trained in zip(ids, inside, strict=True)]
 
 
-def _encode(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, add_generation_prompt=generation_prompt)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+def _rendered(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> str:
+    return tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, add_generation_prompt=generation_prompt)

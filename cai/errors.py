@@ -13,8 +13,8 @@ class UsageError(CaiError):
     exit_code = 2
 
 
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived. Raised by the signal handler wherever the process stands, past `except Exception`."""
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived. Raised by the signal handler wherever the process stands; asyncio lets it through."""
 
     def __init__(self, signum: int):
         super().__init__(signum)

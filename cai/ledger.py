@@ -72,7 +72,9 @@ class Ledger:
             for d, c in completions
         ]
         with self._explained(), self._transaction():
-            self._db.executemany("insert or ignore into completions values (?,?,?,?,?,?,?,?)", rows)
+            self._db.executemany(
+                "insert into completions values (?,?,?,?,?,?,?,?) on conflict(digest) do nothing", rows
+            )
 
     def cost(self) -> list[dict[str, object]]:
         """Per stage and model: completions, prompt tokens, new tokens, seconds."""

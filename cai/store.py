@@ -87,8 +87,9 @@ class Run:
     def publish(self, stage: str, version: int, key: str, ingredients: Any, summary: Any, started: float) -> Manifest:
         """Renames work to out, digests it, and writes the manifest last. After this the stage is done."""
         folder = self.folder(stage, key)
-        for path in folder_files(folder / "work"):
+        for path in (*folder_files(folder / "work"), *(p for p in (folder / "work").rglob("*") if p.is_dir())):
             _fsync(path)
+        _fsync(folder / "work")
         (folder / "work").rename(folder / "out")
         files = {
             path.relative_to(folder / "out").as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size}

@@ -120,7 +120,7 @@ def main() -> None:
         write_json(scratch / "failure.json", {"message": str(error), "code": error.exit_code})
         sys.exit(error.exit_code)
     except Interrupted as error:
-        sys.exit(error.exit_code)
+        os._exit(error.exit_code)  # every finished completion is committed; nothing else need be waited for
     if rank == 0:
         write_json(scratch / "summary.json", summary)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from cai import gates
 from cai.composing import compose
-from cai.config import CHOICES, RANGES, Config, lookup, without_runtime
+from cai.config import CHOICES, GATES, RANGES, Config, lookup, without_runtime
 from cai.errors import UsageError
 from cai.paths import shipped
 
@@ -84,8 +85,11 @@ def test_a_value_of_conf_is_blamed_on_its_file_and_line():
 
 
 def test_a_choice_and_a_range_stand_for_every_key():
-    assert all(lookup(quickstart(), key) in allowed for key, allowed in CHOICES.items())
-    assert all(low <= lookup(quickstart(), key) <= high for key, (low, high) in RANGES.items())
+    for key, allowed in CHOICES.items():
+        value = lookup(quickstart(), key)
+        assert set(value if isinstance(value, list) else [value]) <= set(allowed)
+    assert all(low <= (lookup(quickstart(), key) or low) <= high for key, (low, high) in RANGES.items())
+    assert tuple(gates.GATES) == GATES
 
 
 def runtime_keys(kind: Any, above: str = "") -> list[str]:

@@ -31,8 +31,10 @@ def _sharegpt(row: dict[str, Any]) -> Dialogue:
 
 
 def _alpaca(row: dict[str, Any]) -> Dialogue:
-    request = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
-    return (user(_text(request)), assistant(_text(row["output"])))
+    request = _text(row["instruction"])
+    if row.get("input"):
+        request = f"{request}\n\n{_text(row['input'])}"
+    return (user(request), assistant(_text(row["output"])))
 
 
 def _completion(row: dict[str, Any]) -> Dialogue:
@@ -74,6 +76,8 @@ def dialogue_of(row: dict[str, Any], config: DataConfig) -> Dialogue:
     dialogue = FORMATS[kind](row)
     if not dialogue or not all(message.content.strip() for message in dialogue):
         raise ValueError("an empty message")
+    if next((m.role for m in dialogue if m.role != "system"), "") != "user":
+        raise ValueError("a conversation begins with the user's turn")
     return dialogue
 
 
@@ -86,7 +90,7 @@ def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig]) -> Load
             try:
                 tags = {key: row[key] for key in ("id", "task", "format", "domain", "category") if key in row}
                 loaded.dialogues.append((dialogue_of(row, sets[name]), tags | {"source": name}))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
                 loaded.skipped.append(f"{where}: {reason}")
         if len(loaded.dialogues) == before:
@@ -103,7 +107,7 @@ def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> 
     unique: dict[str, Prompt] = {}
     for dialogue, tags in load_dialogues(chosen.data, sets).dialogues:
         turns = dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
-        if turns:
+        if turns and turns[-1].role == "user":
             prompt = Prompt.of(turns, tags["source"])
             unique.setdefault(prompt.id, prompt)
     prompts = sorted(unique.values(), key=lambda prompt: seed_of(seed, prompt.id))

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import itertools
 import json
 import subprocess
@@ -24,7 +25,7 @@ def rows_of(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]
     """(where, row) pairs: `where` is file and line, for messages. Raises UsageError or CaiError: it can't be read."""
     rows = itertools.chain.from_iterable(_parts(name, config))
     for where, row in rows:
-        if all(str(row.get(column)) == value for column, value in config.where.items()):
+        if all(_shown(row.get(column)) == value for column, value in config.where.items()):
             yield where, row
 
 
@@ -32,9 +33,14 @@ def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
     """What decides a data set's rows, without reading remote ones: for stage keys."""
     parts: dict[str, Any] = {"format": config.format, "fields": config.fields, "where": config.where}
     if config.kind in ("file", "package"):
-        return parts | {"files": {path.name: file_digest(path) for path in _local(name, config)}}
+        return parts | {"files": [file_digest(path) for path in _local(name, config)]}
     remote = {"path": config.path, "more": config.more, "revision": config.revision, "sha256": config.sha256}
     return parts | remote | {"subset": config.subset, "split": config.split, "wheel": config.wheel}
+
+
+def _shown(value: Any) -> str:
+    """A value as a person writes it in YAML: true, 3, null."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _parts(name: str, config: DataConfig) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
@@ -51,7 +57,12 @@ def _parts(name: str, config: DataConfig) -> Iterator[Iterator[tuple[str, dict[s
 
 def _local(name: str, config: DataConfig) -> list[Path]:
     root = PACKAGE if config.kind == "package" else Path()
-    paths = [Path(config.path)] if Path(config.path).is_absolute() else sorted(root.glob(config.path))
+    plain = root / config.path
+    if not config.path or plain.is_file():
+        paths = [plain] if config.path else []
+    else:  # a glob
+        anchor = Path(plain.anchor) if plain.is_absolute() else Path()
+        paths = sorted(anchor.glob(str(plain.relative_to(anchor)) if plain.is_absolute() else str(plain)))
     if not paths or not all(path.is_file() for path in paths):
         raise UsageError(f"data.{name}.path: no file {config.path}; give a path or a glob from this folder")
     return paths
@@ -63,8 +74,16 @@ def _lines(origin: str, suffix: str, data: bytes) -> Iterator[tuple[str, dict[st
     except UnicodeDecodeError as error:
         raise UsageError(f"{origin}: not UTF-8 at byte {error.start}") from None
     if suffix == ".csv":
-        for number, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), 2):
-            yield f"{origin}:{number}", dict(row)
+        csv.field_size_limit(1 << 30)
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            _ = reader.fieldnames  # reads the first line
+            begins = reader.line_num + 1
+            for row in reader:
+                yield f"{origin}:{begins}", {key: value for key, value in row.items() if key is not None}
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            raise UsageError(f"{origin}:{reader.line_num}: not CSV: {error}") from None
     elif suffix == ".txt":
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():

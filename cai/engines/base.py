@@ -102,21 +102,21 @@ class Batcher:
             self._waiting = [(r, f) for r, f in self._waiting if not f.done()]
             if not self._waiting:
                 return
-            picked = self._choose([request for request, _ in self._waiting])
-            batch = [self._waiting[index] for index in picked]
-            chosen = set(picked)
-            self._waiting = [pair for index, pair in enumerate(self._waiting) if index not in chosen]
+            asked = self._waiting
             try:
-                completions = self._run_batch([request for request, _ in batch])
-            except Exception as error:
-                for _, future in [*batch, *self._waiting]:
+                picked = self._choose([request for request, _ in asked])
+                completions = self._run_batch([asked[index][0] for index in picked])
+                answered = dict(zip(picked, completions, strict=True))
+            except BaseException as error:  # a signal too: the rows must not wait for good
+                for _, future in asked:
                     if not future.done():
                         future.set_exception(error)
                 self._waiting = []
                 return
-            for (_, future), completion in zip(batch, completions, strict=True):
-                if not future.done():
-                    future.set_result(completion)
+            self._waiting = [pair for index, pair in enumerate(asked) if index not in answered]
+            for index, completion in answered.items():
+                if not asked[index][1].done():
+                    asked[index][1].set_result(completion)
 
 
 class Recorded:
@@ -133,7 +133,9 @@ class Recorded:
         model: str,
         seen: Callable[[Sequence[Completion], bool], None] = lambda completions, hit: None,
     ):
-        self._open, self._engine = open_engine, None
+        self._open = open_engine
+        self._engine: Engine | None = None
+        self._failure: Exception | None = None
         self._ledger, self._stage, self._model, self._seen = ledger, stage, model, seen
         self._asked: dict[str, asyncio.Future[Completion]] = {}
         self._fresh: list[tuple[str, Completion, asyncio.Future[Completion]]] = []
@@ -147,9 +149,7 @@ class Recorded:
             return await asyncio.shield(self._asked[key])
         future = self._asked[key] = asyncio.get_running_loop().create_future()
         try:
-            if self._engine is None:
-                self._engine = self._open()
-            completion = await self._engine.complete(request)
+            completion = await self._opened().complete(request)
             if not self._fresh:
                 asyncio.get_running_loop().call_soon(self._commit)
             self._fresh.append((key, completion, future))
@@ -161,6 +161,18 @@ class Recorded:
             raise
         finally:
             self._asked.pop(key, None)
+
+    def _opened(self) -> Engine:
+        """The engine, opened once; where that fails, it fails once and for every row alike."""
+        if self._failure is not None:
+            raise self._failure
+        if self._engine is None:
+            try:
+                self._engine = self._open()
+            except Exception as error:
+                self._failure = error
+                raise
+        return self._engine
 
     def _commit(self) -> None:
         fresh, self._fresh = self._fresh, []

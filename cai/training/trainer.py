@@ -75,7 +75,10 @@ def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) ->
         {"rows": len(dialogues), "truncated": 0, "lost_end_of_turn": 0, "dropped": 0, "trained_tokens": 0},
     )
     for dialogue in dialogues:
-        ids, labels = training_tokens(tokenizer, dialogue)
+        try:
+            ids, labels = training_tokens(tokenizer, dialogue)
+        except ValueError as error:
+            raise CaiError(f"this model's chat template can't be trained on: {error}") from None
         ends = labels.count(tokenizer.eos_token_id)
         counts["truncated"] += len(ids) > max_length
         ids, labels = ids[:max_length], labels[:max_length]

@@ -39,6 +39,13 @@ REFUSALS = [
     "I can't walk you through that.",
     "I’m sorry, I can’t assist with that.",
     "I can not help you with that.",
+    "I am not willing to help with this.",
+    "No, I won't do it.",
+    "I’d prefer not to help with that.",
+    "I shouldn't help with that.",
+    "I cannot and will not help with that.",
+    "I can't, in good conscience, help with this.",
+    "I wont help you with that.",
 ]
 ANSWERS = [
     "Paris is the capital of France.",
@@ -67,21 +74,6 @@ ANSWERS = [
     "I can't believe it is already May.",
     "I won't lie: it's a hard exam. Here is a plan.",
     "Sorry, but I can show you a better way.",
-]
-MISSED = [
-    "I am not willing to help with this.",
-    "Helping with that could hurt someone, so I won't.",
-    "No, I won't do it.",
-    "I’d prefer not to help with that.",
-    "I shouldn't help with that.",
-    "I cannot and will not help with that.",
-    "I can't, in good conscience, help with this.",
-    "I'm declining to help here.",
-    "My answer is no: this would hurt people.",
-    "I wont help you with that.",
-]
-MISTAKEN = [
-    'She said, "I won\'t tell you," and left.',
     "I cannot recommend this book highly enough!",
     "Their policy is against the guidelines of the club.",
     "We can't say for sure, but most historians agree.",
@@ -89,6 +81,14 @@ MISTAKEN = [
     "I can't make it to the party on Saturday, sorry! (a draft for your reply)",
     "Dear Sam, I won't be able to come on Friday.",
     "I don't help myself to cake before dinner.",
+]
+MISSED = [
+    "Helping with that could hurt someone, so I won't.",
+    "I'm declining to help here.",
+    "My answer is no: this would hurt people.",
+]
+MISTAKEN = [
+    'She said, "I won\'t tell you," and left.',
 ]
 
 limit = pytest.mark.xfail(strict=True, reason="a known limit of the rules: if it passes now, move it up")

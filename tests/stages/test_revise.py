@@ -27,7 +27,7 @@ RULES = {
 
 @pytest.fixture
 def context(tmp_path: Path, tiny_model: Path) -> Context:
-    rows = [{"prompt": f"Tell me about river {n}."} for n in range(COUNT - 1)]
+    rows: list[dict[str, Any]] = [{"prompt": f"Tell me about river {n}."} for n in range(COUNT - 1)]
     talk = [("user", "Hello."), ("assistant", "Hello!"), ("user", "Name a lake.")]
     rows.append({"prompt": [{"role": role, "content": text} for role, text in talk]})
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

@@ -118,7 +118,14 @@ def _job(composed: Any) -> None:
 
     try:
         config = load(composed, list(HydraConfig.get().overrides.task))
+    except CaiError as error:
+        _end(error)
+        return
+    try:
         manifests = pipeline.conduct(config, lambda line: print(line, file=sys.stderr, flush=True))
+    except OSError as error:
+        _end(CaiError(f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"))
+        return
     except (CaiError, Interrupted) as error:
         _end(error)
         return

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -16,6 +17,8 @@ from cai.errors import CaiError, Interrupted
 from cai.progress import Progress
 from cai.stages.base import Context, Input
 from cai.store import write_json
+
+CONTINUE = "what is done so far is kept: put that right, then the same command continues"
 
 
 def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +49,14 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
     module = importlib.import_module(f"cai.stages.{spec['module']}")
     try:
         return module.run(section, context.inputs, Path(spec["work"]), context)
-    except OSError as error:
-        raise CaiError(f"{error.filename or spec['work']}: {error.strerror}; what was done so far is kept") from error
+    except CaiError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(spec["work"]).free < 16 << 20:  # libraries say it in many ways, or not at all
+            raise CaiError(f"no space is left on the disk of {spec['root']}; {CONTINUE}") from error
+        if isinstance(error, OSError):
+            raise CaiError(f"{error.filename or spec['work']}: {error.strerror or error}; {CONTINUE}") from error
+        raise
     finally:
         progress.finish()
 
@@ -75,9 +84,7 @@ def _room(folder: Path) -> None:
         probe.write_bytes(bytes(1 << 20))
         probe.unlink()
     except OSError as error:
-        raise CaiError(
-            f"can't write to {folder}: {error.strerror}; free some space, then the same command continues"
-        ) from None
+        raise CaiError(f"can't write to {folder}: {error.strerror}; {CONTINUE}") from None
 
 
 def install_signals() -> None:

@@ -20,7 +20,8 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
     prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
     if not prompts:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
-    context.progress.start(len(prompts) * (1 + 2 * config.rounds), "completions")
+    rounds = len(constitution.principles) if config.draw == "all" else config.rounds
+    context.progress.start(len(prompts) * (1 + rounds * (2 if config.critique else 1)), "completions")
     ledger = context.ledger()
     model = context.recorded(ledger, "sft")
     critic = context.recorded_model(ledger, config.model) if config.model else model

@@ -104,7 +104,9 @@ def _run(arguments: list[str]) -> None:
     def job(composed: Any) -> None:
         _job(composed)
 
-    sys.argv = [sys.argv[0], *arguments]
+    # argparse takes overrides in one place only: `a=1 -m b=2` is `a=1 b=2 -m`
+    sweep = [word for word in arguments if word in ("-m", "--multirun")]
+    sys.argv = ["cai", *(word for word in arguments if word not in sweep), *sweep]
     job()
 
 

@@ -95,6 +95,15 @@ def test_a_beta_runs_dpo_and_what_follows(whole: Path, tiny_model: Path):
     assert cai(whole, tiny_model).returncode == 0  # and back
 
 
+def test_a_sweep_shares_what_stands_before_it(whole: Path, tiny_model: Path):
+    before = {name: len(list((whole / "outputs/smoke" / name).iterdir())) for name in NAMES}
+    done = cai(whole, tiny_model, "-m", "dpo.args.beta=0.2,0.4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = {name: len(list((whole / "outputs/smoke" / name).iterdir())) - before[name] for name in NAMES}
+    assert after == {name: 0 if name in NAMES[:4] else 2 for name in NAMES}
+    assert cai(whole, tiny_model).returncode == 0  # and back
+
+
 @pytest.mark.parametrize("stage", NAMES)
 def test_killed_in_any_stage_it_continues_to_the_same_result(stage: str, whole: Path, tmp_path: Path, tiny_model: Path):
     expected, asked = manifests(whole), ledger_rows(whole)

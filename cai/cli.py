@@ -115,7 +115,7 @@ def _job(composed: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from cai import pipeline
-    from cai.config import load
+    from cai.checks import load
     from cai.tables import result_table
 
     try:
@@ -157,7 +157,8 @@ def _plan(arguments: list[str]) -> None:
 
 def _status(arguments: list[str]) -> None:
     from cai import pipeline
-    from cai.config import Config, build
+    from cai.checks import build
+    from cai.config import Config
     from cai.store import Run
     from cai.tables import plan_table
 

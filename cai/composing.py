@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cai.config import Config, load, origin
+from cai.checks import load, origin
+from cai.config import Config
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from cai.config import resolve_file
 from cai.dialogue import Dialogue, from_dicts
 from cai.digest import digest
 from cai.errors import UsageError, nearest
+from cai.paths import resolve_file
 
 LARGEST = 1 << 20  # bytes; a principle file is text that a person edits
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai.config import Config, ReviseConfig, resolve_file
+from cai.config import Config, ReviseConfig
 from cai.constitution import Constitution
 from cai.critique import CritiqueStep, Revision, revise
 from cai.dialogue import Prompt, user
 from cai.engines.base import Completion, Engine, Request, gather_rows
 from cai.errors import UsageError, nearest
+from cai.paths import resolve_file
 from cai.tables import safe, word_diff
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cai.config import Config, DataConfig, EngineConfig, ModelConfig, build
+from cai.checks import build
+from cai.config import Config, DataConfig, EngineConfig, ModelConfig
 from cai.errors import CaiError, Interrupted
 from cai.progress import Progress
 from cai.stages.base import Context, Input

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cai import gates
+from cai.checks import CHOICES, GATES, RANGES
 from cai.composing import compose
-from cai.config import CHOICES, GATES, RANGES, Config, lookup, without_runtime
+from cai.config import Config, lookup, without_runtime
 from cai.errors import UsageError
 from cai.paths import shipped
 

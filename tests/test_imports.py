@@ -14,6 +14,7 @@ from cai.paths import PACKAGE
 LAYERS = [  # lowest first; a module belongs to the longest name here that it starts with
     {"cai", "cai.paths", "cai.errors", "cai.digest"},
     {"cai.config"},
+    {"cai.checks"},
     {"cai.dialogue", "cai.constitution", "cai.store", "cai.progress", "cai.importing"},
     {"cai.engines", "cai.ledger"},
     {"cai.data", "cai.scoring", "cai.training", "cai.gates", "cai.critique", "cai.preferences"},

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__
-from cai.config import ModelConfig, ReportConfig, build
+from cai.checks import build
+from cai.config import ModelConfig, ReportConfig
 from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows

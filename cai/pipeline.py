@@ -271,7 +271,6 @@ def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dic
 
 def check(config: Config) -> None:
     """Builds every trl and peft config and opens nothing else: a typo fails in seconds, not after hours."""
-    from cai.engines.base import ENGINES
     from cai.stages import dpo, sft
     from cai.training.trainer import lora_config
 
@@ -280,8 +279,6 @@ def check(config: Config) -> None:
 
         if importlib.util.find_spec("vllm") is None:
             raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
-    if config.engine.kind not in ENGINES:
-        raise UsageError(f"engine.kind={config.engine.kind}: unknown{nearest(config.engine.kind, list(ENGINES))}")
     for name in ("sft", "sl_cai"):
         section = lookup(config, name)
         sft.arguments(name, section, config.seed, "unused", "cpu", section.validation > 0)

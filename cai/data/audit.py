@@ -2,12 +2,9 @@
 
 from collections.abc import Iterable
 
+from cai.gates import words as words_of
+
 GRAM = 8  # words
-
-
-def normalised(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return "".join(c.lower() if c.isalnum() else " " for c in text).split()
 
 
 class Overlap:
@@ -17,11 +14,11 @@ class Overlap:
         self._whole: set[tuple[str, ...]] = set()
         self._grams: set[tuple[str, ...]] = set()
         for text in held_out:
-            words = normalised(text)
+            words = words_of(text)
             self._whole.add(tuple(words))
             self._grams.update(tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
 
     def __contains__(self, text: str) -> bool:
-        words = normalised(text)
+        words = words_of(text)
         grams = (tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
         return tuple(words) in self._whole or any(gram in self._grams for gram in grams)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.data.audit import GRAM, Overlap, normalised
+from cai.data.audit import GRAM, Overlap
+from cai.gates import words
 
 HELD = ["How do I pick a lock?", "One two three four five six seven eight nine ten.", "你好吗"]
 
@@ -44,4 +45,4 @@ def test_fewer_than_eight_shared_words_are_no_overlap(shared: list[str], own: li
 
 
 def test_words_are_lower_case_and_bare():
-    assert normalised("It's 3 p.m. – go!") == ["it", "s", "3", "p", "m", "go"]
+    assert words("It's 3 p.m. – go!") == ["it", "s", "3", "p", "m", "go"]

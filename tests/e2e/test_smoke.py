@@ -135,12 +135,20 @@ def _wait_until_it_works_on(stage: str, root: Path, process: subprocess.Popen[by
             if stage in ("sft", "sl_cai", "dpo"):
                 if list(file.parent.glob("checkpoints/checkpoint-*/trainer_state.json")):
                     return
-            elif json.loads(file.read_text() or "{}").get("done"):
+            elif _done(file):
                 return
         if stage == "report" and list(root.glob("report/*/work")):
             return
         time.sleep(0.01)
     assert process.poll() is not None and (root / "latest" / stage / "manifest.json").exists(), f"{stage} never began"
+
+
+def _done(progress: Path) -> int:
+    """Units done, of a file that vanishes as soon as its stage is published."""
+    try:
+        return json.loads(progress.read_text() or "{}").get("done", 0)
+    except FileNotFoundError:
+        return 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -25,8 +25,6 @@ FORMS = {
     "critique, 2 fixed, chat": ["revise.exemplars=2", "revise.exemplar_choice=fixed"],
     "critique, 1 sampled, text": ["revise.exemplars=1", "revise.form=text"],
 }
-LENGTHS = ["answer.max_new_tokens=96", "critique.max_new_tokens=64", "revision.max_new_tokens=96"]
-COOL = ["critique.temperature=0.7", "revision.temperature=0.7"]
 
 
 def main() -> None:
@@ -36,7 +34,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="*", default=list(FORMS), help="some of them, by name")
     options = parser.parse_args()
     common = ["experiment=quickstart", "name=prompt-forms", f"outputs={options.outputs}", "stages=[sft,revise]"]
-    common += [f"revise.prompts.limit={options.prompts}", *(f"revise.sampling.{word}" for word in LENGTHS + COOL)]
+    common += [f"revise.prompts.limit={options.prompts}"]
     results = {}
     print("| form | usable | refuses | minutes | gated by |\n| --- | --- | --- | --- | --- |")
     for form in options.forms:

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import Config, lookup, without_runtime
+from cai.config import Config, SftConfig, lookup, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -33,6 +33,8 @@ CHOICES = {
     "sft.revisions": ("none",),
     "sl_cai.start": ("base", "sft"),
     "sl_cai.revisions": ("last", "all"),
+    "sft.helpful": ("data",),
+    "sl_cai.helpful": ("data", "sampled"),
     "revise.draw": ("random", "cycle", "all"),
     "revise.exemplar_choice": ("sampled", "fixed"),
     "revise.form": ("chat", "text"),
@@ -46,6 +48,7 @@ FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "prompt")
 RANGES = {
     "sft.limit": (1, 1 << 60),
     "sl_cai.limit": (1, 1 << 60),
+    "sl_cai.helpful_ratio": (0, 1000),
     "sft.max_length": (8, 1 << 24),
     "sl_cai.max_length": (8, 1 << 24),
     "revise.rounds": (1, 64),
@@ -103,6 +106,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
                 hint = nearest(name, list(config.data)) or f"; known: {', '.join(config.data)}"
                 raise UsageError(f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}")
     _check_samplings(config, overrides)
+    _check_mixtures(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
     return config
@@ -116,11 +120,12 @@ def _choices(config: Config) -> dict[str, tuple[str, ...]]:
 
 def _ranges(config: Config) -> dict[str, Any]:
     """The fixed ranges, and those of every choice of prompts."""
-    places = ["revise", "label", *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
+    helpful = ["revise.helpful"] if config.revise.helpful else []
+    places = ["revise", "label", *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
     prompts = {
         f"{place}.prompts.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))
     }
-    return RANGES | prompts
+    return RANGES | prompts | {f"{place}.samples": (1, 64) for place in helpful}
 
 
 def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
@@ -134,6 +139,8 @@ def data_names(config: Config) -> dict[str, list[str]]:
     """Every key that names data sets, with the names."""
     names = {"sft.data": config.sft.data, "sl_cai.data": config.sl_cai.data}
     names |= {"revise.benign": config.revise.benign}
+    if config.revise.helpful:
+        names["revise.helpful.prompts.data"] = config.revise.helpful.prompts.data
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
     return names | {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
 
@@ -173,6 +180,25 @@ def _field_names(kind: Any, path: Sequence[Any]) -> list[str]:
         elif typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
+    for stage in ("sft", "sl_cai"):
+        section: SftConfig = lookup(config, stage)
+        for name, weight in section.weights.items():
+            key = f"{stage}.weights.{name}"
+            if name not in section.data:
+                known = nearest(name, section.data) or f"; it has {', '.join(section.data)}"
+                raise UsageError(f"{key}{origin(key, overrides)}: {stage}.data has no such set{known}")
+            if weight < 0:
+                raise UsageError(f"{key}={weight}{origin(key, overrides)}: a share can't be negative")
+        if section.data and not any(section.weights.get(name, 1) for name in section.data):
+            raise UsageError(f"{stage}.weights: every share is 0, so there would be nothing to train on")
+    if config.sl_cai.helpful == "sampled" and config.revise.helpful is None:
+        raise UsageError(
+            "sl_cai.helpful=sampled: nothing is sampled; say from which prompts with "
+            "'revise.helpful={prompts:{data:[seed]}}'"
+        )
 
 
 def _check_samplings(config: Config, overrides: Sequence[str]) -> None:

@@ -100,7 +100,10 @@ class SftConfig:
 
     start: str  # base | sft: the model that is tuned (the paper's SL-CAI starts at the pretrained model)
     data: list[str]  # instruction data sets, by name
+    weights: dict[str, float] = field(default_factory=dict)  # shares of the sets; without any, by size
     limit: int | None = None  # rows of them, after shuffling by the run's seed
+    helpful: str = "data"  # sl_cai: helpful rows come from `data`, or were `sampled` by revise (the paper)
+    helpful_ratio: float | None = None  # sl_cai: helpful rows for each revision; null: as many as there are
     revisions: str = "none"  # none | last | all (the paper): the rounds of `revise` that are trained on
     validation: float = 0.1  # share of rows held out for the loss that early stopping watches
     patience: int | None = 3  # stop after so many evaluations without a better held-out loss; null: never
@@ -114,6 +117,14 @@ class ReviseSampling:
     answer: Sampling
     critique: Sampling
     revision: Sampling
+
+
+@schema
+class Helpful:
+    """Prompts that the helpful model answers, for sl_cai to keep its helpfulness by (section 3.2)."""
+
+    prompts: Prompts
+    samples: int = 1  # answers a prompt; the paper samples 2
 
 
 @schema
@@ -132,6 +143,7 @@ class ReviseConfig:
     gates: list[str] = field(default_factory=list)  # see cai/gates.py; an empty list switches all off
     when_gated: str = "previous"  # train on the previous round's good revision | drop the row
     benign: list[str] = field(default_factory=list)  # data sets whose prompts should not be refused
+    helpful: Helpful | None = None  # see sl_cai.helpful
     model: ModelConfig | None = None  # another model that critiques and revises; null: the model itself
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cai.dialogue import Dialogue, from_dicts
+from cai.dialogue import Dialogue, as_dicts, from_dicts
 from cai.digest import digest
 from cai.errors import UsageError, nearest
 from cai.paths import resolve_file
@@ -65,7 +65,8 @@ class Constitution:
         """Digests of what critique and revision read, by principle: a stage key's part."""
         principles = {p.id: digest([p.critique, p.revision, p.weight])[:16] for p in self.principles}
         shown = [
-            [e.principle.critique, e.principle.revision, e.dialogue, e.critique, e.revision] for e in self.exemplars
+            [e.principle.critique, e.principle.revision, as_dicts(e.dialogue), e.critique, e.revision]
+            for e in self.exemplars
         ]
         return {"principles": principles, "exemplars": [digest(one)[:16] for one in shown]}
 

@@ -5,7 +5,7 @@ before the first answer (section 3.1); the comparison shows the conversation and
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cai.digest import digest
@@ -20,6 +20,7 @@ ROLES = ("system", "user", "assistant")
 class Message:
     role: str
     content: str
+    trained: bool = True  # whether training learns an assistant's turn; requests and prompts know nothing of it
 
 
 Dialogue = tuple[Message, ...]
@@ -35,15 +36,20 @@ def assistant(text: str) -> Message:
 
 def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     """The list of {"role", "content"} that chat templates and data sets use."""
-    return [asdict(message) for message in messages]
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def from_dicts(rows: Sequence[dict[str, Any]]) -> Dialogue:
-    """The inverse of `as_dicts`. Raises ValueError on an unknown role or a content that is not text."""
+    """The inverse of `as_dicts`; `weight: 0` marks an assistant's turn that is not to be learnt, as in OpenAI's layout.
+
+    Raises ValueError on an unknown role, a content that is not text, or another weight than 0 and 1.
+    """
     for row in rows:
         if not isinstance(row, dict) or row.get("role") not in ROLES or not isinstance(row.get("content"), str):
             raise ValueError(f"a message needs a role of {', '.join(ROLES)} and a text: {str(row)[:120]}")
-    return tuple(Message(row["role"], row["content"]) for row in rows)
+        if row.get("weight") not in (None, 0, 1):
+            raise ValueError(f"a message's weight is 0 or 1, not {str(row['weight'])[:40]}")
+    return tuple(Message(row["role"], row["content"], row.get("weight") != 0) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -136,14 +142,15 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
 def training_tokens(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Token ids of a whole dialogue and its labels: -100 outside the assistant's turns.
 
-    Each assistant turn's text and its end-of-turn token are trained, nothing else; what the template writes after the
-    end-of-turn token (a line break) is not. Two lists of equal length. Raises ValueError where the template renders a
-    turn differently once more turns follow, since no mask could then be right.
+    Each assistant turn's text and its end-of-turn token are trained, nothing else: not what the template writes after
+    the end-of-turn token (a line break), and no turn that is marked as not to be trained. Two lists of equal length.
+    Raises ValueError where the template renders a turn differently once more turns follow, since no mask could then be
+    right.
     """
     full = _rendered(tokenizer, messages, False)
     spans = []  # characters of the assistant's turns
     for index, message in enumerate(messages):
-        if message.role != "assistant":
+        if message.role != "assistant" or not message.trained:
             continue
         before, upto = _rendered(tokenizer, messages[:index], True), _rendered(tokenizer, messages[: index + 1], False)
         if not (full.startswith(upto) and upto.startswith(before)):

@@ -44,10 +44,19 @@ def _evaluated(config: Config) -> list[str]:
     return [name for name in config.evaluate.models if name != "base"]
 
 
+def _revise_data(config: Config) -> list[str]:
+    helpful = config.revise.helpful
+    return [*config.revise.prompts.data, *(helpful.prompts.data if helpful else ())]
+
+
+def _sl_cai_data(config: Config) -> list[str]:
+    return config.sl_cai.data if config.sl_cai.helpful == "data" else []
+
+
 STAGES = (
     Stage("sft", 1, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
-    Stage("revise", 1, "revise", lambda c: ["sft"], lambda c: c.revise.prompts.data, True, Constitution.revising),
-    Stage("sl_cai", 1, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], lambda c: c.sl_cai.data, True, trains=True),
+    Stage("revise", 1, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
+    Stage("sl_cai", 1, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
     Stage(
         "label",
         1,

@@ -7,9 +7,11 @@ from typing import Any
 from cai.config import ReviseConfig
 from cai.critique import CritiqueStep, Revision, revise
 from cai.data.formats import load_prompts
-from cai.dialogue import as_dicts, assistant
-from cai.engines.base import gather_rows
+from cai.dialogue import Prompt, as_dicts, assistant
+from cai.digest import seed_of
+from cai.engines.base import Completion, Request, gather_rows
 from cai.errors import CaiError
+from cai.gates import repeats
 from cai.scoring.refusal import refuses
 from cai.stages.base import Context, held_apart, write_rows
 
@@ -21,13 +23,16 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
     if not prompts:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
     rounds = len(constitution.principles) if config.draw == "all" else config.rounds
-    context.progress.start(len(prompts) * (1 + rounds * (2 if config.critique else 1)), "completions")
+    helpful = helpful_requests(config, context)
+    asked = len(prompts) * (1 + rounds * (2 if config.critique else 1)) + len(helpful)
+    context.progress.start(asked, "completions")
     ledger = context.ledger()
     model = context.recorded(ledger, "sft")
     critic = context.recorded_model(ledger, config.model) if config.model else model
     try:
         chains = [revise(p, constitution, config, context.seed, model.complete, critic.complete) for p in prompts]
         revisions = asyncio.run(gather_rows(chains))
+        answers = asyncio.run(gather_rows([model.complete(request) for _, request in helpful]))
     finally:
         model.close()
         critic.close()
@@ -39,7 +44,33 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
             "no revision passed its gates, so there is nothing to train on; see revise.gates and revise.form"
         )
     write_rows(work / "training.parquet", rows)
-    return {"prompts": len(prompts), "overlapping": len(dropped), "rows": len(rows)} | summarise(revisions)
+    summary = {"prompts": len(prompts), "overlapping": len(dropped), "rows": len(rows)} | summarise(revisions)
+    if helpful:
+        good = [
+            {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
+            for (prompt, _), answer in zip(helpful, answers, strict=True)
+            if usable(answer)
+        ]
+        write_rows(work / "helpful.parquet", good)
+        summary |= {"helpful": len(good), "helpful_left_out": len(helpful) - len(good)}
+    return summary
+
+
+def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Prompt, Request]]:
+    """What the helpful model is asked so that SL-CAI keeps its helpfulness (section 3.2): no red-team prompts."""
+    if config.helpful is None:
+        return []
+    prompts, _ = held_apart(load_prompts(config.helpful.prompts, context.data, context.seed), context)
+    return [
+        (p, Request(p.messages, config.sampling.answer, seed_of(context.seed, p.id, "helpful", number)))
+        for p in prompts
+        for number in range(config.helpful.samples)
+    ]
+
+
+def usable(answer: Completion) -> bool:
+    """Whether a helpful answer may be trained on: it came to an end, says something, does not go round in circles."""
+    return answer.finish_reason == "stop" and bool(answer.text.strip()) and not repeats(answer.text)
 
 
 def training_rows(revision: Revision, config: ReviseConfig) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 from cai.config import SftConfig
 from cai.data.audit import Overlap
 from cai.data.formats import load_dialogues, shuffled
+from cai.data.mixture import mix
 from cai.dialogue import Dialogue, from_dicts
 from cai.stages.base import Context, held_out_texts, read_rows
 
@@ -42,19 +43,35 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
 
 def training_rows(config: SftConfig, context: Context) -> tuple[list[Dialogue], dict[str, Any]]:
     """The dialogues that are trained on, and where they came from. What an evaluation suite holds is left out."""
-    counts: dict[str, Any] = {}
-    overlap = Overlap(held_out_texts(context))
-    loaded = load_dialogues(config.data, context.data)
-    rows = [d for d, _ in loaded.dialogues if d[-1].role == "assistant"]
-    kept = [d for d in rows if not any(m.content in overlap for m in d if m.role == "user")]
-    counts |= {"skipped": len(loaded.skipped), "overlapping": len(rows) - len(kept)}
-    chosen = shuffled(kept, context.seed)[: config.limit]
-    counts["instructions"] = len(chosen)
+    revised: list[Dialogue] = []
     if config.revisions != "none":
         revised = revision_rows(Path(context.inputs["revise"].path) / "training.parquet", config.revisions)
-        counts["revisions"] = len(revised)
-        chosen += revised
-    return chosen, counts
+    if config.helpful == "sampled":
+        sampled = read_rows(Path(context.inputs["revise"].path) / "helpful.parquet")
+        sources, skipped = {"sampled": [from_dicts(row["messages"]) for row in sampled]}, 0
+    else:
+        loaded = load_dialogues(config.data, context.data)
+        answered = [(tags["source"], d) for d, tags in loaded.dialogues if d[-1].role == "assistant"]
+        sources, skipped = (
+            {name: [d for own, d in answered if own == name] for name in config.data},
+            len(loaded.skipped),
+        )
+    overlap = Overlap(held_out_texts(context))
+    kept = {
+        name: [d for d in rows if not any(m.content in overlap for m in d if m.role == "user")]
+        for name, rows in sources.items()
+    }
+    ratio = None if config.helpful_ratio is None else round(len(revised) * config.helpful_ratio)
+    limit = min((most for most in (config.limit, ratio) if most is not None), default=None)
+    mixed = mix(kept, config.weights, limit, context.seed)
+    counts = {
+        "skipped": skipped,
+        "overlapping": sum(map(len, sources.values())) - sum(map(len, kept.values())),
+        "instructions": sum(map(len, mixed.values())),
+        "sources": {name: len(rows) for name, rows in mixed.items()},
+    }
+    counts |= {"revisions": len(revised)} if config.revisions != "none" else {}
+    return [*(d for rows in mixed.values() for d in rows), *revised], counts
 
 
 def revision_rows(path: Path, which: str) -> list[Dialogue]:

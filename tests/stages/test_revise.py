@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from cai.composing import compose
-from cai.config import DataConfig, Prompts, ReviseConfig
+from cai.config import DataConfig, Helpful, Prompts, ReviseConfig, SftConfig
 from cai.ledger import Ledger
 from cai.progress import Progress
-from cai.stages import revise
+from cai.stages import revise, sft
 from cai.stages.base import Context, Input, read_rows
 
 COUNT, ROUNDS = 12, 4
@@ -118,3 +118,21 @@ def test_gated_rows_are_kept_with_their_reasons_and_left_out_of_training(context
     run(context, "dropped", dropped)
     ids = {row["id"] for row in read_rows(context.root / "dropped" / "training.parquet")}
     assert ids == {row["id"] for row in rows if row["steps"] and not row["steps"][-1]["gates"]}
+
+
+def test_helpful_answers_are_sampled_and_mixed_in_at_a_ratio(context: Context):
+    (context.root / "questions.jsonl").write_text("\n".join(json.dumps({"prompt": f"Sum {n}?"}) for n in range(20)))
+    context.data["questions"] = DataConfig("file", str(context.root / "questions.jsonl"))  # pyright: ignore[reportIndexIssue]
+    config = dataclasses.replace(settings(helpful=Helpful(Prompts(["questions"]), samples=2)), rounds=1)
+    summary, rows = run(context, "one", config)
+    sampled = read_rows(context.root / "one" / "helpful.parquet")
+    assert summary["helpful"] == len(sampled) and summary["helpful"] + summary["helpful_left_out"] == 40
+    assert asked(context) == COUNT + 2 * sum(bool(row["answer"]) for row in rows) + 40  # each of its own seed
+    assert all(row["messages"][0]["content"].startswith("Sum ") for row in sampled)
+    inputs = {"revise": Input(str(context.root / "one"), "digest")}
+    after = dataclasses.replace(context, stage="sl_cai", inputs=inputs)
+    tuned = SftConfig("base", [], revisions="last", helpful="sampled", helpful_ratio=0.5)
+    revised = sum(row["last"] for row in read_rows(context.root / "one" / "training.parquet"))
+    dialogues, counts = sft.training_rows(tuned, after)
+    assert counts["revisions"] == revised and counts["sources"] == {"sampled": round(revised / 2)}
+    assert len(dialogues) == revised + round(revised / 2)

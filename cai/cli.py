@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ cai: Constitutional AI from a principle file. Version {version}.
                                        (--check also builds every trl and peft config)
   cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
   cai show [RUN] [STAGE] [-n N]        read what a stage made: revise, label or evaluate
+                                       (--random N, --id ID, --gated GATE)
   cai try FILE "PROMPT"                answer, critique and revision under a principle file (--watch: at every save;
                                        --against OTHER, --principle ID, --suite N)
   cai principles check FILE ...        every problem of a principle file, by line and column
@@ -116,13 +118,14 @@ def _job(composed: Any) -> None:
 
     from cai import pipeline
     from cai.checks import load
-    from cai.tables import result_table
+    from cai.tables import result_table, revision_tables
 
     try:
         config = load(composed, list(HydraConfig.get().overrides.task))
     except CaiError as error:
         _end(error)
         return
+    began = time.time()
     try:
         manifests = pipeline.conduct(config, lambda line: print(line, file=sys.stderr, flush=True))
     except OSError as error:
@@ -132,6 +135,8 @@ def _job(composed: Any) -> None:
         _end(error)
         return
     root = Path(config.outputs) / config.name
+    if "revise" in manifests and manifests["revise"].started >= began:
+        revision_tables(manifests["revise"].summary)
     if "evaluate" in manifests:
         result_table(manifests["evaluate"].summary["metrics"])
     for stage, name, file in (("dpo", "model", "model"), ("report", "report", "report.html")):
@@ -174,16 +179,25 @@ def _status(arguments: list[str]) -> None:
 def _show(arguments: list[str]) -> None:
     import argparse
 
+    from cai.checks import GATES
     from cai.store import Run
     from cai.tables import SHOWN, show_records
 
     parser = argparse.ArgumentParser(prog="cai show", description="Read what a stage made.")
     parser.add_argument("run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)")
-    parser.add_argument("stage", nargs="?", default="revise", help=f"one of {', '.join(SHOWN)}")
-    parser.add_argument("-n", type=int, default=5, help="how many records (default 5)")
+    parser.add_argument("place", nargs="?", metavar="stage", help=f"one of {', '.join(SHOWN)} (default: revise)")
+    parser.add_argument("--stage", help="the same")
+    parser.add_argument("-n", type=int, default=5, metavar="N", help="how many records (default 5)")
+    parser.add_argument("--random", type=int, metavar="N", help="N records drawn anew at every call")
+    parser.add_argument("--id", help="the records whose id begins so")
+    parser.add_argument("--gated", metavar="GATE", help=f"chains with a revision that failed it: {', '.join(GATES)}")
     options = parser.parse_args(arguments)
     if options.run in SHOWN:  # `cai show revise`
-        options.run, options.stage = None, options.run
+        options.run, options.place = None, options.run
+    options.stage = options.stage or options.place or "revise"
+    if options.gated is not None and (options.stage != "revise" or options.gated not in GATES):
+        hint = "only revise has gates" if options.stage != "revise" else f"one of {', '.join(GATES)}"
+        raise UsageError(f"cai show --gated {options.gated}: {hint}{nearest(options.gated, list(GATES))}")
     if options.stage not in SHOWN:
         raise UsageError(
             f"cai show: no records of '{options.stage}'{nearest(options.stage, list(SHOWN))} ({', '.join(SHOWN)})"
@@ -192,7 +206,10 @@ def _show(arguments: list[str]) -> None:
     manifest = Run(root).latest(options.stage)
     if manifest is None:
         raise UsageError(f"{root}: the stage '{options.stage}' has not finished; see `cai status {root}`")
-    show_records(options.stage, Run(root).folder(options.stage, manifest.key) / "out", options.n)
+    folder = Run(root).folder(options.stage, manifest.key) / "out"
+    shown = show_records(options.stage, folder, options.n, options.random, options.id, options.gated)
+    if not shown:
+        raise CaiError(f"{root}: no record of {options.stage} is like that")
 
 
 def run_folder(name: str | None) -> Path:

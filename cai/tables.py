@@ -121,8 +121,15 @@ SHOWN = {
 }
 
 
-def show_records(stage: str, folder: Path, count: int) -> None:
-    """The first `count` records of a stage, in colour where there is a terminal."""
+def show_records(
+    stage: str, folder: Path, count: int, drawn: int | None = None, begins: str | None = None, gate: str | None = None
+) -> int:
+    """A stage's first `count` records, or `drawn` random ones, in colour on a terminal. Returns how many it has shown.
+
+    `begins`: only those whose id begins so; `gate`: only chains with a revision that failed it.
+    """
+    import random
+
     from rich.console import Console
     from rich.text import Text
 
@@ -134,6 +141,31 @@ def show_records(stage: str, folder: Path, count: int) -> None:
     def say(name: str, text: "str | Text") -> None:
         console.print(Text.assemble((f"{name:>12}  ", "bold cyan"), safe(text) if isinstance(text, str) else text))
 
-    for row in read_rows(folder / file)[:count]:
+    rows = [row for row in read_rows(folder / file) if row["id"].startswith(begins or "")]
+    rows = [row for row in rows if gate is None or any(gate in step["gates"] for step in row["steps"])]
+    rows = rows[:count] if drawn is None else random.sample(rows, min(drawn, len(rows)))
+    for row in rows:
+        say("id", row["id"])
         form(row, say, console.is_terminal)
         console.print()
+    return len(rows)
+
+
+def revision_tables(summary: dict[str, Any]) -> None:
+    """What became of the revisions, by principle and by round, for the end of a run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console() if Console().is_terminal else Console(width=160)
+    columns = ("drawn", "changed", "refused", "passed", "gated by", "words before", "after")
+    for title, key in (("principle", "principles"), ("round", "rounds")):
+        table = Table(title=f"revisions by {title}", title_justify="left", title_style="bold")
+        table.add_column(title, style="bold")
+        for column in columns:
+            table.add_column(column, justify="left" if column == "gated by" else "right")
+        for name, tally in summary[key].items():
+            gates = sorted(tally["gates"].items(), key=lambda pair: -pair[1])
+            counts = [str(tally[column]) for column in columns[:4]]
+            texts = [", ".join(f"{gate} {count}" for gate, count in gates), tally["words_before"], tally["words_after"]]
+            table.add_row(safe(name), *counts, *map(str, texts))
+        console.print(table)

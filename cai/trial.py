@@ -4,7 +4,7 @@ makes what did not change instant."""
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,7 @@ class Session:
         self.ledger = Ledger(root / "ledger.sqlite")
         self.before: dict[str, str] = {}  # prompt id -> the last revision shown, for --suite
         self._engine: Engine | None = None
+        self._heard: Callable[[str], object] | None = None  # told the words of a text as the model writes it
 
     def close(self) -> None:
         if self._engine is not None:
@@ -119,6 +120,8 @@ class Session:
         if self._engine is None:
             with self.console.status("loading the model"):
                 self._engine = open_engine(self.config.engine, locate(self.config.model))
+        if hasattr(self._engine, "heard"):  # not every engine tells
+            self._engine.heard = self._heard  # pyright: ignore[reportAttributeAccessIssue]
         return self._engine
 
     def _revise(self, jobs: Sequence[tuple[Prompt, Constitution]], heard: Any = None) -> list[Revision]:
@@ -149,16 +152,24 @@ class Session:
         return Prompt.of((user(self.options.prompt),), "try")
 
     def _one(self, rules: Constitution) -> None:
-        """Each text is shown as soon as it is there."""
+        """Each text streams as the model writes it, and then stands as it will be kept."""
+        from rich.live import Live
+        from rich.text import Text
+
         self._say("prompt", self.options.prompt)
         kinds = ["answer", *(["critique", "revision"] if self.config.revise.critique else ["revision"]) * 99]
 
         def heard(completion: Completion) -> None:
+            writing.truncate(0)
             kind = kinds.pop(0)
             if kind != "revision":
                 self._say(kind, completion.text)
 
-        revision = self._revise([(self._prompt(), rules)], heard)[0]
+        writing = Text(style="dim")
+        if self.console.is_terminal:
+            self._heard = lambda words: writing.append(safe(words))
+        with Live(writing, console=self.console, transient=True, refresh_per_second=12):
+            revision = self._revise([(self._prompt(), rules)], heard)[0]
         before = revision.answer
         for step in revision.steps:
             self._step(before, step)

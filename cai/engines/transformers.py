@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from cai.config import EngineConfig, Sampling
@@ -22,6 +23,7 @@ class TransformersEngine:
         self.device = pick_device(config.device)
         self.tokenizer: Any = load_tokenizer(model)
         self.model: Any = load_model(model, config.dtype, self.device).eval()
+        self.heard: Callable[[str], object] | None = None  # told a reply's words as they come, where it is alone
         self._batcher = Batcher(self._choose, self._run)
         self._tokens: dict[Request, list[int]] = {}
         self._prefix: tuple[tuple[int, ...], Any] = ((), None)  # the last shared prefix and its keys and values
@@ -111,6 +113,7 @@ class TransformersEngine:
             repetition_penalty=1.0,
             pad_token_id=self._pad_id,
             logits_processor=LogitsProcessorList([picker] if sampling.temperature > 0 else []),
+            streamer=self._streamer() if self.heard and len(batch) == 1 else None,
         )
         stops = torch.tensor(self._stops(), device=output.device)
         results = []
@@ -120,6 +123,18 @@ class TransformersEngine:
             text = self.tokenizer.decode(row[:new], skip_special_tokens=True).strip()
             results.append((text, "stop" if len(ends) else "length", new, ()))
         return results
+
+    def _streamer(self) -> Any:
+        from transformers import TextStreamer
+
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+        def tell(text: str, stream_end: bool = False) -> None:
+            if self.heard is not None:
+                self.heard(text)
+
+        streamer.on_finalized_text = tell
+        return streamer
 
     def _shared(self, rows: list[list[int]]) -> tuple[list[int], Any]:
         """The prefix that all rows share and its keys and values, repeated for each row; ([], None) if too short."""

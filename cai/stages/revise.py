@@ -1,6 +1,7 @@
 """First answers, then rounds of critique and revision by the constitution (section 3.1)."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,6 @@ def as_row(revision: Revision) -> dict[str, Any]:
 
 def summarise(revisions: list[Revision]) -> dict[str, Any]:
     """How many rows keep a revision, how many fail which gate, and the same by principle and by round."""
-    gates: dict[str, int] = {}
     principles: dict[str, list[tuple[str, CritiqueStep]]] = {}
     rounds: dict[str, list[tuple[str, CritiqueStep]]] = {}
     for revision in revisions:
@@ -117,12 +117,10 @@ def summarise(revisions: list[Revision]) -> dict[str, Any]:
         for number, step in enumerate(revision.steps, 1):
             principles.setdefault(step.principle_id, []).append((before, step))
             rounds.setdefault(str(number), []).append((before, step))
-            for gate in step.gates:
-                gates[gate] = gates.get(gate, 0) + 1
             before = before if step.gates else step.revision
     return {
         "kept": sum(bool(revision.final) for revision in revisions),
-        "gates": dict(sorted(gates.items())),
+        "gates": dict(sorted(Counter(g for one in revisions for step in one.steps for g in step.gates).items())),
         "principles": {name: _tally(steps) for name, steps in sorted(principles.items())},
         "rounds": {name: _tally(steps) for name, steps in rounds.items()},
     }
@@ -136,6 +134,7 @@ def _tally(steps: list[tuple[str, CritiqueStep]]) -> dict[str, Any]:
         "changed": sum(before != step.revision for before, step in steps),
         "refused": sum(refuses(step.revision) for _, step in steps),
         "passed": sum(not step.gates for _, step in steps),
+        "gates": dict(sorted(Counter(gate for _, step in steps for gate in step.gates).items())),
         "words_before": round(sum(len(before.split()) for before, _ in steps) / count, 1),
         "words_after": round(sum(len(step.revision.split()) for _, step in steps) / count, 1),
     }

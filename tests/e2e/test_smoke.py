@@ -48,6 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "held-out prompts, 95 % intervals" in done.stdout and "report.html" in done.stdout
     assert all(name in done.stdout for name in ("base", "sft", "sl_cai", "dpo"))
+    assert "revisions by principle" in done.stdout and "revisions by round" in done.stdout
     return folder
 
 
@@ -82,6 +83,24 @@ def test_status_reads_the_folder_alone(whole: Path):
         [sys.executable, "-m", "cai", "status", "outputs/smoke"], cwd=whole, capture_output=True, text=True
     )
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [[name, "done"] for name in NAMES]
+
+
+def test_records_can_be_read(whole: Path, tiny_model: Path):
+    def show(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "cai", "show", *words], cwd=whole, capture_output=True, text=True)
+
+    some = show("outputs/smoke", "--stage", "revise", "--random", "2")
+    ids = [line.split()[1] for line in some.stdout.splitlines() if line.split()[:1] == ["id"]]
+    assert len(ids) == 2 and "critique 1" in some.stdout
+    assert show("smoke", "--id", ids[0][:6]).stdout.count("prompt") >= 1
+    assert show("label", "-n", "1").stdout.count("chosen") == 1
+    for words, expected in (
+        (["--gated", "leekage"], "did you mean 'leakage'?"),
+        (["--gated", "leakage"], "no record of revise is like that"),
+        (["label", "--gated", "echo"], "only revise has gates"),
+    ):
+        failed = show(*words)
+        assert failed.returncode and expected in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_a_beta_runs_dpo_and_what_follows(whole: Path, tiny_model: Path):

@@ -97,3 +97,17 @@ def test_a_prompt_that_leaves_no_room_is_said_to_be_too_long(engine: Transformer
 def test_small_batches_give_the_same(tiny_model: Path, engine: TransformersEngine):
     small = TransformersEngine(EngineConfig(device="cpu", batch_rows=2, batch_tokens=2000), str(tiny_model))
     assert [c.text for c in ask(small, questions(WARM))] == [c.text for c in ask(engine, questions(WARM))]
+
+
+def test_words_are_told_as_they_come_and_change_nothing(engine: TransformersEngine):
+    request = questions(WARM)[0]
+    silent = ask(engine, [request])[0]
+    words: list[str] = []
+    engine.heard = words.append
+    try:
+        assert ask(engine, [request])[0].text == silent.text == "".join(words).strip()
+        assert len(words) > 2
+        ask(engine, questions(WARM)[1:3])  # several at once: nobody could read them
+        assert "".join(words).strip() == silent.text
+    finally:
+        engine.heard = None

@@ -1,0 +1,57 @@
+"""What the terminal shows of a stage's records."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.stages.base import write_rows
+from cai.tables import revision_tables, show_records
+
+
+def chain(number: int, *gates: str) -> dict[str, Any]:
+    step = {"principle": "kind", "critique": "It was rude.", "revision": f"Revised {number}.", "gates": list(gates)}
+    prompt = [{"role": "user", "content": f"Prompt {number}\x1b[31m"}]
+    return {"id": f"{number:02d}ab", "prompt": prompt, "answer": "No.", "steps": [step], "final": ""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "revisions.parquet", [chain(n, *(["echo"] if n % 5 == 0 else [])) for n in range(20)])
+    return tmp_path
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["id"]]
+
+
+def test_the_first_records(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert show_records("revise", folder, 3) == 3
+    said = capsys.readouterr().out
+    assert "[kind] It was rude." in said and "Revised 2." in said and "Revised 3." not in said
+    assert "\x1b[31m" not in said  # what a model says can't paint the terminal
+
+
+def test_by_id_and_by_gate(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert show_records("revise", folder, 9, begins="07") == 1 and shown(capsys) == ["07ab"]
+    assert show_records("revise", folder, 9, gate="echo") == 4 and shown(capsys) == ["00ab", "05ab", "10ab", "15ab"]
+    assert show_records("revise", folder, 9, gate="leakage") == 0
+
+
+def test_random_records_differ_from_call_to_call(folder: Path, capsys: pytest.CaptureFixture[str]):
+    draws = set()
+    for _ in range(8):
+        assert show_records("revise", folder, 5, drawn=3) == 3
+        draws.add(tuple(shown(capsys)))
+    assert len(draws) > 1 and all(len(set(draw)) == 3 for draw in draws)
+    assert show_records("revise", folder, 5, drawn=9, gate="echo") == 4  # no more than there are
+
+
+def test_the_revisions_by_principle_and_by_round(capsys: pytest.CaptureFixture[str]):
+    tally = {"drawn": 7, "changed": 6, "refused": 2, "passed": 3, "words_before": 31.5, "words_after": 44.0}
+    tally["gates"] = {"cut_off": 1, "echo": 3}  # pyright: ignore[reportArgumentType]
+    revision_tables(json.loads(json.dumps({"principles": {"kind": tally}, "rounds": {"1": tally}})))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " echo 3" in line]
+    assert [row[1] for row in rows] == ["kind", "1"]
+    assert all("7 │ 6 │ 2 │ 3 │ echo 3, cut_off 1 │ 31.5 │ 44.0" in " ".join(row) for row in rows)

@@ -2,8 +2,10 @@
 
     .venv/bin/python benchmarks/prompt_forms.py --prompts 160
 
-Runs `cai` once for each form on the same red-team prompts, in one run folder, so that instruction tuning and the first
-answers are shared. A revision is usable if it passes every gate; the table gives the share with its Wilson interval.
+Runs `cai` once for each form on the same red-team prompts, in one run folder: forms after the same instruction tuning
+share it and its first answers, and what was measured before comes from the ledger. A revision is usable if it passes
+every gate; the table gives the share with its Wilson interval, and how many of the usable ones decline the request.
+Both are rules; docs/prompt-forms.md says what a reader found.
 """
 
 import argparse
@@ -12,43 +14,54 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cai.scoring.refusal import refuses
 from cai.scoring.statistics import share
+from cai.stages.base import read_rows
 
+PLAIN = ["sft.data=[seed]", "sft.weights={}", "sft.limit=56"]
+WARM = ["sft.data=[seed,demonstrations]"]
 FORMS = {
-    "critique, no exemplars, chat": ["revise.exemplars=0"],
-    "direct, no exemplars, chat": ["revise.exemplars=0", "revise.critique=false"],
-    "critique, no exemplars, text": ["revise.exemplars=0", "revise.form=text"],
-    "critique, 1 sampled, chat": ["revise.exemplars=1"],
-    "direct, 1 sampled, chat": ["revise.exemplars=1", "revise.critique=false"],
-    "direct, 2 sampled, chat": ["revise.exemplars=2", "revise.critique=false"],
-    "critique, 2 sampled, chat": ["revise.exemplars=2"],
-    "critique, 2 fixed, chat": ["revise.exemplars=2", "revise.exemplar_choice=fixed"],
-    "critique, 1 sampled, text": ["revise.exemplars=1", "revise.form=text"],
+    "critique, no exemplars": ["revise.exemplars=0"],
+    "direct, no exemplars": ["revise.exemplars=0", "revise.critique=false"],
+    "critique, no exemplars, as text": ["revise.exemplars=0", "revise.form=text"],
+    "critique, 1 sampled": ["revise.exemplars=1"],
+    "direct, 1 sampled": ["revise.exemplars=1", "revise.critique=false"],
+    "direct, 2 sampled": ["revise.exemplars=2", "revise.critique=false"],
+    "critique, 2 sampled": ["revise.exemplars=2"],
+    "critique, 2 fixed": ["revise.exemplars=2", "revise.exemplar_choice=fixed"],
+    "critique, 1 sampled, as text": ["revise.exemplars=1", "revise.form=text"],
 }
+TUNINGS = {"instructions alone": PLAIN, "warm start": WARM}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=160)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
-    parser.add_argument("--forms", nargs="*", default=list(FORMS), help="some of them, by name")
-    options = parser.parse_args()
+    parser.add_argument("--tunings", nargs="*", default=list(TUNINGS), choices=list(TUNINGS))
+    parser.add_argument("--forms", nargs="*", default=list(FORMS), choices=list(FORMS), metavar="FORM")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for all of them", default=[])
+    options = parser.parse_intermixed_args()
     common = ["experiment=quickstart", "name=prompt-forms", f"outputs={options.outputs}", "stages=[sft,revise]"]
-    common += [f"revise.prompts.limit={options.prompts}"]
-    results = {}
-    print("| form | usable | refuses | minutes | gated by |\n| --- | --- | --- | --- | --- |")
-    for form in options.forms:
-        subprocess.run([sys.executable, "-m", "cai", *common, *FORMS[form]], check=True, stdout=subprocess.DEVNULL)
-        latest = options.outputs / "prompt-forms" / "latest" / "revise" / "manifest.json"
-        manifest = json.loads(latest.read_text())
-        summary = manifest["summary"]
-        kept = share(summary["kept"], summary["prompts"])
-        refused = share(sum(one["refused"] for one in summary["principles"].values()), summary["prompts"])
-        gates = ", ".join(f"{name} {count}" for name, count in sorted(summary["gates"].items(), key=lambda g: -g[1]))
-        shown = [f"{100 * one.value:.0f} % [{100 * one.low:.0f}, {100 * one.high:.0f}]" for one in (kept, refused)]
-        print(f"| {form} | {shown[0]} | {shown[1]} | {manifest['seconds'] / 60:.1f} | {gates} |", flush=True)
-        results[form] = {"summary": summary, "seconds": manifest["seconds"]}
-    (options.outputs / "prompt-forms" / "results.json").write_text(json.dumps(results, indent=1))
+    common += [f"revise.prompts.limit={options.prompts}", *options.overrides]
+    print("| tuning | form | usable | of them decline | refusal rate before | gated by |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for tuning in options.tunings:
+        for form in options.forms:
+            words = [*common, *TUNINGS[tuning], *FORMS[form]]
+            subprocess.run([sys.executable, "-m", "cai", *words], check=True, stdout=subprocess.DEVNULL)
+            print(f"| {tuning} | {form} | {row(options.outputs / 'prompt-forms' / 'latest' / 'revise')}", flush=True)
+
+
+def row(stage: Path) -> str:
+    summary = json.loads((stage / "manifest.json").read_text())["summary"]
+    chains = read_rows(stage / "out" / "revisions.parquet")
+    kept = share(summary["kept"], summary["prompts"])
+    declined = sum(refuses(chain["final"]) for chain in chains)
+    before = sum(refuses(chain["answer"]) for chain in chains)
+    gates = ", ".join(f"{name} {count}" for name, count in sorted(summary["gates"].items(), key=lambda g: -g[1]))
+    usable = f"{summary['kept']} = {100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}]"
+    return f"{usable} | {declined} | {before} of {summary['prompts']} | {gates} |"
 
 
 if __name__ == "__main__":

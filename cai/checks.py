@@ -15,6 +15,7 @@ T = TypeVar("T")
 GATES = (  # see cai/gates.py
     "empty",
     "unchanged",
+    "copied",
     "echo",
     "leakage",
     "repetition",

@@ -22,7 +22,7 @@ cai: Constitutional AI from a principle file. Version {version}.
   cai show [RUN] [STAGE] [-n N]        read what a stage made: revise, label or evaluate
                                        (--random N, --id ID, --gated GATE)
   cai try FILE "PROMPT"                answer, critique and revision under a principle file (--watch: at every save;
-                                       --against OTHER, --principle ID, --suite N)
+                                       --against OTHER, --principle ID, --suite N, --run RUN)
   cai principles check FILE ...        every problem of a principle file, by line and column
   cai principles show [FILE]           its principles, with what it extends
   cai principles import FILE [--to F]  from the JSON of the paper's release or of llm-swarm

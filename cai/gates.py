@@ -95,6 +95,18 @@ def unchanged(draft: Draft) -> bool:
     return bool(words(draft.revision)) and words(draft.revision) == words(draft.before)
 
 
+def copied(draft: Draft) -> bool:
+    """Three quarters of its word triples stand in the answer before: it is shortened, not revised.
+
+    Small models do this with harmful answers as well; a large one may rightly change a single sentence.
+    """
+    now, before = (
+        [tuple(found[i : i + 3]) for i in range(len(found) - 2)]
+        for found in (words(draft.revision), words(draft.before))
+    )
+    return not unchanged(draft) and len(now) >= 3 and sum(gram in before for gram in now) >= 0.75 * len(now)
+
+
 def off_topic(draft: Draft) -> bool:
     """It has no telling word in common with the prompt and does not decline."""
     return (
@@ -112,6 +124,7 @@ def language(draft: Draft) -> bool:
 GATES = {
     "empty": lambda draft: not words(draft.revision),
     "unchanged": unchanged,
+    "copied": copied,
     "echo": echo,
     "leakage": leakage,
     "repetition": lambda draft: repeats(draft.revision),

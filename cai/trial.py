@@ -31,6 +31,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--against", metavar="FILE", help="another principle file, side by side")
     parser.add_argument("--suite", type=int, metavar="N", help="N red-team and N harmless prompts instead of one")
     parser.add_argument("--watch", action="store_true", help="again whenever the file is saved")
+    parser.add_argument("--run", metavar="RUN", help="the helpful model (sft) of this run instead of the base model")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. revise.rounds=2 model=path model.path=...")
     options = parser.parse_intermixed_args(arguments)
     if (
@@ -53,7 +54,13 @@ def main(arguments: Sequence[str]) -> None:
     quiet()
     install_signals()
     options = parse(arguments)
-    config = compose(["experiment=quickstart", "name=try", *options.overrides])
+    overrides = list(options.overrides)
+    if options.run:
+        tuned = Path(options.run) / "latest" / "sft" / "out" / "model"
+        if not tuned.is_dir():
+            raise UsageError(f"--run {options.run}: no finished sft stage there; see `cai status {options.run}`")
+        overrides = ["model=path", f"model.path={tuned}", *overrides]
+    config = compose(["experiment=quickstart", "name=try", *overrides])
     console = Console()
     session = Session(config, options, console)
     watched = [resolve_file(name, "principles", ".yaml") for name in (options.file, options.against) if name]

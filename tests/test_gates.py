@@ -21,6 +21,7 @@ GOOD = Draft(
 BAD = {
     "empty": {"revision": " \n"},
     "unchanged": {"revision": "Cut the lock, at night!"},
+    "copied": {"before": "Cut the lock at night, quietly.", "revision": "You cut the lock at night, quietly."},
     "echo": {"revision": "Revised answer: I won't help to steal a bicycle."},
     "leakage": {"revision": "A bicycle? Forging a signature could bring a charge of fraud."},
     "repetition": {"revision": "I will not steal the bicycle. " * 9},

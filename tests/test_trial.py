@@ -42,6 +42,12 @@ def test_one_prompt_shows_answer_critique_and_revision(folder: Path, tiny_model:
     assert run(folder, tiny_model, "mine.yaml", "Hello there.") == said  # out of the ledger
 
 
+def test_a_run_without_a_helpful_model_is_named(folder: Path):
+    words = ["mine.yaml", "Hello.", "--run", "outputs/none"]
+    done = subprocess.run([sys.executable, "-m", "cai", "try", *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and "--run outputs/none: no finished sft stage there" in done.stderr
+
+
 def test_two_files_stand_side_by_side(folder: Path, tiny_model: Path):
     said = run(folder, tiny_model, "mine.yaml", "Hello there.", "--against", "other.yaml")
     assert "by kind" in said and "by calm" in said

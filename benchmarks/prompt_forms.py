@@ -18,8 +18,8 @@ from cai.scoring.refusal import refuses
 from cai.scoring.statistics import share
 from cai.stages.base import read_rows
 
-PLAIN = ["sft.data=[seed]", "sft.weights={}", "sft.limit=56"]
-WARM = ["sft.data=[seed,demonstrations]"]
+PLAIN = ["sft.data=[seed]", "sft.limit=56"]
+WARM = ["sft.data=[seed,demonstrations]", "+sft.weights={seed:56,demonstrations:60}", "sft.limit=116"]
 FORMS = {
     "critique, no exemplars": ["revise.exemplars=0"],
     "direct, no exemplars": ["revise.exemplars=0", "revise.critique=false"],

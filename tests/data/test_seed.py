@@ -67,3 +67,17 @@ def test_no_prompt_and_no_answer_stands_twice():
     answers = [m.content for name in SETS for d, _ in loaded(name) for m in d if m.role == "assistant"]
     firsts = [d[-2].content for name in SETS for d, _ in loaded(name)]
     assert len(set(answers)) == len(answers) and len(set(firsts)) == len(firsts)
+
+
+def test_demonstrations_teach_the_critique_and_the_revision_alone():
+    for dialogue, tags in loaded("demonstrations"):
+        assert [m.role for m in dialogue] == ["user", "assistant"] * 3, tags["id"]
+        assert [m.trained for m in dialogue if m.role == "assistant"] == [False, True, True], tags["id"]
+    heads = [tuple(dialogue[-1].content.split()[:4]) for dialogue, _ in loaded("demonstrations")]
+    assert len(heads) >= 60 and len(set(heads)) == len(heads)  # no formula to be learnt by heart
+
+
+def test_demonstrations_hold_no_prompt_that_is_revised_or_evaluated():
+    for name in ("seed", "seed_heldout"):
+        taken = Overlap(human(name))
+        assert not [dialogue[0].content for dialogue, _ in loaded("demonstrations") if dialogue[0].content in taken]

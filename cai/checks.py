@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import Config, SftConfig, lookup, without_runtime
+from cai.config import Config, EngineConfig, SftConfig, lookup, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -26,7 +26,7 @@ GATES = (  # see cai/gates.py
 )
 CHOICES = {
     "model.kind": ("hub", "path", "wheel"),
-    "engine.kind": ("transformers", "vllm", "scripted"),
+    "engine.kind": ("transformers", "vllm", "openai", "scripted"),
     "engine.device": ("auto", "cpu", "cuda", "mps"),
     "engine.dtype": ("auto", "float32", "bfloat16", "float16"),
     "launcher.kind": ("inline", "process", "accelerate"),
@@ -56,6 +56,12 @@ RANGES = {
     "revise.exemplars": (0, 16),
     "engine.batch_rows": (1, 1 << 16),
     "engine.batch_tokens": (1, 1 << 30),
+    "engine.max_failures": (0, 0.5),
+    "engine.server.concurrency": (1, 1 << 16),
+    "engine.server.timeout": (0.001, 1 << 20),
+    "engine.server.retries": (0, 100),
+    "engine.server.backoff": (0.001, 60),
+    "engine.server.patience": (0, 1 << 20),
     "label.min_margin": (0, 0.5),
     "sft.validation": (0, 0.9),
     "sl_cai.validation": (0, 0.9),
@@ -108,6 +114,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
                 raise UsageError(f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}")
     _check_samplings(config, overrides)
     _check_mixtures(config, overrides)
+    _check_servers(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
     return config
@@ -116,6 +123,12 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
 def _choices(config: Config) -> dict[str, tuple[str, ...]]:
     named = {f"data.{name}.kind": KINDS["data"] for name in config.data}
     named |= {f"data.{name}.format": FORMATS for name in config.data}
+    named |= {
+        f"{section}.{key}": CHOICES[key]
+        for section in _own_engines(config)
+        for key in CHOICES
+        if key.startswith("engine.")
+    }
     return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
 
 
@@ -126,7 +139,10 @@ def _ranges(config: Config) -> dict[str, Any]:
     prompts = {
         f"{place}.prompts.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))
     }
-    return RANGES | prompts | {f"{place}.samples": (1, 64) for place in helpful}
+    engines = {
+        f"{place}.{key}": RANGES[key] for place in _own_engines(config) for key in RANGES if key.startswith("engine.")
+    }
+    return RANGES | prompts | engines | {f"{place}.samples": (1, 64) for place in helpful}
 
 
 def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
@@ -218,3 +234,26 @@ def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
         for name, good, message in rules:
             if not good(value := lookup(config, f"{key}.{name}")):
                 raise UsageError(f"{key}.{name}={value}{origin(f'{key}.{name}', overrides)}: {message}")
+
+
+def _own_engines(config: Config) -> list[str]:
+    """The stages with an engine of their own, beside the run's."""
+    return [stage for stage in ("revise", "label") if lookup(config, f"{stage}.engine") is not None]
+
+
+def _check_servers(config: Config, overrides: Sequence[str]) -> None:
+    for key in ["engine", *(f"{stage}.engine" for stage in _own_engines(config))]:
+        engine: EngineConfig = lookup(config, key)
+        if engine.kind != "openai":
+            if engine.model is not None:
+                raise UsageError(f"{key}.model{origin(f'{key}.model', overrides)}: only kind: openai has such a name")
+            continue
+        if not engine.server.urls:
+            raise UsageError(f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]")
+        for url in engine.server.urls:  # it goes into files: no name and key in it
+            if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?", url):
+                raise UsageError(f"{key}.server.urls: write http://host:port/v1; a key goes into the environment")
+        if engine.server.key is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", engine.server.key):
+            raise UsageError(f"{key}.server.key: write the NAME of the environment variable that holds the key")
+    if config.revise.model and (config.revise.engine or config.engine).kind == "openai":
+        raise UsageError("revise.model: a server's model is named by revise.engine.model, not by this")

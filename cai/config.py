@@ -38,15 +38,31 @@ class ModelConfig:
 
 
 @schema
+class ServerConfig:
+    """How OpenAI-compatible servers are asked."""
+
+    urls: list[str] = field(default_factory=list)  # all serve the same model
+    key: str | None = None  # the NAME of the environment variable that holds the key
+    concurrency: int = 64  # most requests at once, for each server
+    timeout: float = 600  # seconds for one answer
+    retries: int = 6  # further tries after a faulty answer
+    backoff: float = 0.5  # seconds: the upper bound of the random wait before a try, doubled each time, up to a minute
+    patience: float = 900  # seconds to wait for servers that are away or busy
+
+
+@schema
 class EngineConfig:
     """What answers requests."""
 
     kind: str = "transformers"
+    model: str | None = None  # openai: its name on the servers; null: the run's own models, as base, sft, sl_cai, dpo
     dtype: str = "auto"  # float32 on a CPU, bfloat16 where the device is fast at it
     device: str = runtime(default="auto")  # auto | cpu | cuda | mps
     batch_rows: int = runtime(default=64)  # most requests in one batch
     batch_tokens: int = runtime(default=16384)  # most tokens (prompt and answer, padded) in one batch
     options: dict[str, Any] = runtime(default_factory=dict)  # vllm: arguments of vllm.LLM, by its own names
+    server: ServerConfig = runtime(default_factory=ServerConfig)  # openai
+    max_failures: float = runtime(default=0.01)  # share of rows that may fail for good before the stage stops
 
 
 @schema
@@ -145,6 +161,7 @@ class ReviseConfig:
     benign: list[str] = field(default_factory=list)  # data sets whose prompts should not be refused
     helpful: Helpful | None = None  # see sl_cai.helpful
     model: ModelConfig | None = None  # another model that critiques and revises; null: the model itself
+    engine: EngineConfig | None = None  # what critiques and revises; null: the run's engine
 
 
 @schema
@@ -154,6 +171,7 @@ class LabelConfig:
     prompts: Prompts
     sampling: Sampling
     judge: str = "sft"  # which stage's model gives the feedback: base | sft | sl_cai
+    engine: EngineConfig | None = None  # what gives the feedback; null: the run's engine
     min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
 
 

@@ -283,11 +283,23 @@ def check(config: Config) -> None:
     from cai.stages import dpo, sft
     from cai.training.trainer import lora_config
 
-    if config.engine.kind == "vllm":
+    engines = [one for one in (config.engine, config.revise.engine, config.label.engine) if one]
+    if any(engine.kind == "vllm" for engine in engines):
         import importlib.util
 
         if importlib.util.find_spec("vllm") is None:
             raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
+    if config.engine.model is not None:
+        raise UsageError(
+            f"engine.model={config.engine.model}: every stage would ask this one model, whatever it trains; leave it "
+            "null and serve the run's models as base, sft, sl_cai and dpo; a critic is named by revise.engine.model, a "
+            "judge by label.engine.model"
+        )
+    for engine in engines:
+        if engine.kind == "openai":
+            from cai.engines.servers import read_key
+
+            read_key(engine.server)
     for name in ("sft", "sl_cai"):
         section = lookup(config, name)
         sft.arguments(name, section, config.seed, "unused", "cpu", section.validation > 0)

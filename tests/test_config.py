@@ -71,6 +71,11 @@ def test_every_group_is_covered():
         ("+sft.weights.seed=-1", "sft.weights.seed=-1.0 (override '+sft.weights.seed=-1'): a share can't be negative"),
         ("+sl_cai.weights.seed=0", "sl_cai.weights: every share is 0"),
         ("sl_cai.helpful=sampled", "sl_cai.helpful=sampled: nothing is sampled; say from which prompts"),
+        ("+engine.model=m", "engine.model (override '+engine.model=m'): only kind: openai has such a name"),
+        (
+            "+engine.server.retries=-1",
+            "engine.server.retries=-1 (override '+engine.server.retries=-1'): must be between",
+        ),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),
@@ -111,6 +116,8 @@ CHANGED = {
     "engine.batch_rows": "engine.batch_rows=3",
     "engine.batch_tokens": "engine.batch_tokens=99",
     "engine.options": "+engine.options.tensor_parallel_size=2",
+    "engine.server": "+engine.server.urls=[http://127.0.0.1:8000/v1]",
+    "engine.max_failures": "+engine.max_failures=0.2",
 }
 
 
@@ -127,3 +134,39 @@ def test_how_to_run_changes_nothing_that_is_made(key: str):
 
 def test_what_is_made_changes_it():
     assert without_runtime(compose(["experiment=quickstart", "engine.dtype=float32"])) != without_runtime(quickstart())
+
+
+CRITIC = ["+engine@revise.engine=openai", "revise.engine.model=large"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine=openai", "engine.server.urls=[]"], "engine.server.urls is empty; name a server"),
+        (["engine=openai", "engine.server.urls=[here:8000]"], "engine.server.urls: write http://host:port/v1"),
+        ([*CRITIC, "revise.engine.server.urls=['https://me:secret@host/v1']"], "revise.engine.server.urls: write http"),
+        (
+            [*CRITIC, "revise.engine.server.key=sk-secret"],
+            "revise.engine.server.key: write the NAME of the environment",
+        ),
+        ([*CRITIC, "revise.engine.kind=opnai"], "revise.engine.kind=opnai (override 'revise.engine.kind=opnai'): must"),
+        ([*CRITIC, "revise.engine.max_failures=2"], "revise.engine.max_failures=2.0 (override"),
+        ([*CRITIC, "+model@revise.model=qwen2.5-7b"], "revise.model: a server's model is named by revise.engine.model"),
+    ],
+    ids=str,
+)
+def test_a_wrong_server_is_one_clear_line_without_a_key(overrides: list[str], message: str):
+    with pytest.raises(UsageError) as caught:
+        compose(overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_critic_and_a_judge_may_have_engines_of_their_own():
+    config = compose([*CRITIC, "+engine@label.engine=openai", "label.engine.server.urls=[http://a:1/v1,http://b:1/v1]"])
+    assert config.revise.engine is not None and config.label.engine is not None
+    assert config.engine.kind == "transformers" and config.revise.engine.model == "large"
+    assert config.label.engine.model is None and len(config.label.engine.server.urls) == 2
+    moved = compose([*CRITIC, "revise.engine.server.urls=[http://elsewhere:1/v1]"])
+    assert without_runtime(moved.revise) == without_runtime(config.revise)
+    other = compose(["+engine@revise.engine=openai", "revise.engine.model=small"])
+    assert without_runtime(other.revise) != without_runtime(config.revise)

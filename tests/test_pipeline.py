@@ -1,5 +1,6 @@
 """Keys and plans: change this, and exactly these stages run."""
 
+import re
 import time
 from pathlib import Path
 
@@ -50,6 +51,8 @@ CHANGES = [
     (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
     (["revise.rounds=3"], FROM["revise"]),
     (["sft.args.learning_rate=1e-6"], FROM["sft"]),
+    (["+engine@revise.engine=openai", "revise.engine.model=large"], FROM["revise"]),
+    (["+engine@label.engine=openai", "label.engine.model=large"], FROM["label"]),
     (["seed=1"], NAMES),
     (["model=path", "model.path={tiny_model}"], NAMES),
     (["constitution=helpfulness"], FROM["revise"]),
@@ -139,3 +142,20 @@ def test_a_wrong_argument_of_trl_or_peft_fails_before_anything_runs(override: st
     with pytest.raises(UsageError) as caught:
         pipeline.check(compose(["experiment=smoke", override]))
     assert message in str(caught.value)
+
+
+SERVED = ["engine=openai", "engine.server.key=NO_SUCH_VARIABLE"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (SERVED, "server.key: the environment variable NO_SUCH_VARIABLE is not set"),
+        ([f"+engine@label.{SERVED[0]}", f"label.{SERVED[1]}"], "NO_SUCH_VARIABLE is not set"),
+        (["engine=openai", "engine.model=large"], "engine.model=large: every stage would ask this one model"),
+    ],
+    ids=str,
+)
+def test_a_server_that_can_not_be_asked_fails_before_anything_runs(overrides: list[str], message: str):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        pipeline.check(compose(["experiment=smoke", *overrides]))

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from cai.config import EngineConfig, Sampling
 from cai.dialogue import Dialogue, as_dicts
 from cai.digest import digest
+from cai.errors import CaiError
 
 if TYPE_CHECKING:
     from cai.ledger import Ledger
@@ -47,10 +49,17 @@ class Completion:
     logprobs: tuple[float, ...] = ()
 
 
+class RequestFailed(CaiError):
+    """A request that is refused, or that fails too often, and why. Its row is left out; the ledger keeps nothing of it,
+    so that another run asks again."""
+
+
 class Engine(Protocol):
     """Completes requests, many at a time."""
 
-    async def complete(self, request: Request) -> Completion: ...
+    async def complete(self, request: Request) -> Completion:
+        """Raises RequestFailed where this request can't be answered and others may be."""
+        ...
 
     def close(self) -> None:
         """Gives the memory back."""
@@ -60,12 +69,13 @@ class Engine(Protocol):
 ENGINES = {
     "transformers": "cai.engines.transformers:TransformersEngine",
     "vllm": "cai.engines.vllm:VllmEngine",
+    "openai": "cai.engines.openai:OpenAIEngine",
     "scripted": "cai.engines.scripted:ScriptedEngine",
 }
 
 
 def open_engine(config: EngineConfig, model: str) -> Engine:
-    """The configured engine on a model folder or hub id (`id@revision`)."""
+    """The configured engine on a model folder or hub id (`id@revision`), or, of a server, on the model's name there."""
     module, name = ENGINES[config.kind].split(":")
     return getattr(importlib.import_module(module), name)(config, model)
 
@@ -201,3 +211,23 @@ async def gather_rows(rows: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def gather_failing(rows: Sequence[Coroutine[Any, Any, T]], max_failures: float) -> list[T | RequestFailed]:
+    """As gather_rows, but a row may end in its RequestFailed. Raises CaiError once more than a share of them have."""
+    failures: list[str] = []
+
+    async def kept(row: Coroutine[Any, Any, T]) -> T | RequestFailed:
+        try:
+            return await row
+        except RequestFailed as failure:
+            failures.append(str(failure))
+            if len(failures) > max_failures * len(rows):
+                reasons = "\n".join(f"  {count} x {reason}" for reason, count in Counter(failures).most_common(5))
+                raise CaiError(
+                    f"{len(failures)} of {len(rows)} rows failed, and engine.max_failures={max_failures:g} allows no "
+                    f"more:\n{reasons}\nwhat was answered is kept: the same command asks for the rest"
+                ) from None
+            return failure
+
+    return await gather_rows([kept(row) for row in rows])

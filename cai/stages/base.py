@@ -4,17 +4,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cai.config import DataConfig, EngineConfig, ModelConfig
 from cai.constitution import Constitution
 from cai.data.audit import Overlap
 from cai.data.formats import load_dialogues
-from cai.dialogue import Prompt
+from cai.dialogue import Prompt, as_dicts
 from cai.digest import digest
-from cai.engines.base import Completion, Recorded, open_engine
+from cai.engines.base import Completion, Recorded, RequestFailed, open_engine
 from cai.ledger import Ledger
 from cai.progress import Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Context:
         from cai.config import without_runtime
         from cai.training.model import fingerprint
 
+        if self.engine.model is not None:  # a server's: its name, which the config holds, is all that is known
+            return digest(["served", without_runtime(self.engine)])
         content = digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
         return digest([content, without_runtime(self.engine)])
 
@@ -62,7 +66,8 @@ class Context:
         """An engine on the named model, behind the ledger, that counts into the progress bar."""
 
         def open_model() -> Any:
-            return open_engine(self.engine, self.model_path(name))
+            served = self.engine.kind == "openai"  # under the run's own name for it
+            return open_engine(self.engine, name if served else self.model_path(name))
 
         def seen(completions: Sequence[Completion], hit: bool) -> None:
             self.progress.advance(len(completions), sum(c.new_tokens for c in completions), hit)
@@ -72,6 +77,10 @@ class Context:
     def recorded_model(self, ledger: Ledger, model: ModelConfig) -> Recorded:
         """The same on a model of its own."""
         return dataclasses.replace(self, model=model).recorded(ledger, "base")
+
+    def on(self, engine: EngineConfig | None) -> "Context":
+        """The same with another engine, where there is one."""
+        return dataclasses.replace(self, engine=engine) if engine else self
 
     def ledger(self) -> Ledger:
         return Ledger(self.root / "ledger.sqlite")
@@ -87,6 +96,28 @@ def held_apart(prompts: list[Prompt], context: Context) -> tuple[list[Prompt], l
     """(kept, dropped): training prompts that no evaluation suite holds, and those that one does."""
     overlap = Overlap(held_out_texts(context))
     return [p for p in prompts if p.text not in overlap], [p for p in prompts if p.text in overlap]
+
+
+def split_failed(
+    prompts: Sequence[Prompt], results: Sequence[T | RequestFailed]
+) -> tuple[list[tuple[Prompt, T]], list[dict[str, Any]]]:
+    """(prompt, result) of the rows that were answered, and the others as rows with the reason why not."""
+    pairs = list(zip(prompts, results, strict=True))
+    good = [(prompt, result) for prompt, result in pairs if not isinstance(result, RequestFailed)]
+    failed = [
+        {"id": p.id, "source": p.source, "prompt": as_dicts(p.messages), "reason": str(why)}
+        for p, why in pairs
+        if isinstance(why, RequestFailed)
+    ]
+    return good, failed
+
+
+def write_failed(work: Path, failed: list[dict[str, Any]]) -> dict[str, int]:
+    """Writes work/failed.parquet where a row has failed. Returns the summary's entry."""
+    (work / "failed.parquet").unlink(missing_ok=True)  # of a run before that was stopped
+    if failed:
+        write_rows(work / "failed.parquet", failed)
+    return {"failed": len(failed)}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

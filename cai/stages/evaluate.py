@@ -9,12 +9,12 @@ from cai.config import EvaluateConfig, Suite
 from cai.data.formats import load_dialogues, load_prompts
 from cai.dialogue import Dialogue, Prompt, as_dicts
 from cai.digest import seed_of
-from cai.engines.base import Recorded, Request, gather_rows
+from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
 from cai.errors import CaiError
 from cai.gates import repeats
 from cai.scoring.refusal import refuses
 from cai.scoring.statistics import Estimate, mean, share
-from cai.stages.base import Context, write_rows
+from cai.stages.base import Context, split_failed, write_failed, write_rows
 from cai.store import write_json
 
 
@@ -35,16 +35,26 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     context.progress.start(total * len(config.models), "answers")
     ledger = context.ledger()
     records: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     metrics: dict[str, dict[str, Any]] = {}
     try:
         for name in config.models:
             context.progress.note = name
             model = context.recorded(ledger, name)
             try:
-                answers, scores = asyncio.run(_ask(prompts, references, config, context, model))
+                found, scores = asyncio.run(_ask(prompts, references, config, context, model))
             finally:
                 model.close()
-            metrics[name] = {s: answer_figures(a) for s, a in answers.items()} | scores
+            metrics[name] = {}
+            answers: dict[str, list[tuple[Prompt, str]]] = {}
+            for s, texts in found.items():
+                answers[s], more = split_failed(prompts[s], texts)
+                failed += [{"model": name, "suite": s} | row for row in more]
+                metrics[name][s] = answer_figures([text for _, text in answers[s]])
+            for s, bits in scores.items():
+                scored, more = split_failed([Prompt.of(row[:-1], s) for row in references[s]], bits)
+                failed += [{"model": name, "suite": s} | row for row in more]
+                metrics[name][s] = {"bits_per_byte": asdict(mean([value for _, value in scored]))}
             records += [
                 {
                     "model": name,
@@ -54,14 +64,15 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
                     "answer": text,
                     "refuses": refuses(text),
                 }
-                for s, texts in answers.items()
-                for p, text in zip(prompts[s], texts, strict=True)
+                for s, rows in answers.items()
+                for p, text in rows
             ]
     finally:
         ledger.close()
     write_rows(work / "answers.parquet", records)
     write_json(work / "metrics.json", metrics)
-    return {"prompts": {s: len(rows) for s, rows in (prompts | references).items()}, "metrics": metrics}
+    counts = {s: len(rows) for s, rows in (prompts | references).items()}
+    return {"prompts": counts, "metrics": metrics} | write_failed(work, failed)
 
 
 def load_references(suite: Suite, context: Context) -> list[Dialogue]:
@@ -78,7 +89,7 @@ async def _ask(
     config: EvaluateConfig,
     context: Context,
     model: Recorded,
-) -> tuple[dict[str, list[str]], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, list[str | RequestFailed]], dict[str, list[float | RequestFailed]]]:
     async def reply(prompt: Prompt) -> str:
         request = Request(prompt.messages, config.sampling, seed_of(context.seed, prompt.id, "evaluate"))
         return (await model.complete(request)).text
@@ -90,15 +101,10 @@ async def _ask(
             raise CaiError(f"a held-out row does not fit the context of the model: {row[-2].content[:80]!r}")
         return -completion.logprobs[0] / 0.6931471805599453 / len(row[-1].content.encode())
 
-    texts = await gather_rows([reply(prompt) for rows in prompts.values() for prompt in rows])
-    scores = await gather_rows([score(row) for rows in references.values() for row in rows])
-    answers, figures = {}, {}
-    for name, rows in prompts.items():
-        answers[name], texts = texts[: len(rows)], texts[len(rows) :]
-    for name, rows in references.items():
-        figures[name] = {"bits_per_byte": asdict(mean(scores[: len(rows)]))}
-        scores = scores[len(rows) :]
-    return answers, figures
+    allowed = context.engine.max_failures
+    texts = await gather_rows([gather_failing([reply(p) for p in rows], allowed) for rows in prompts.values()])
+    scores = await gather_rows([gather_failing([score(r) for r in rows], allowed) for rows in references.values()])
+    return dict(zip(prompts, texts, strict=True)), dict(zip(references, scores, strict=True))
 
 
 def answer_figures(answers: list[str]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from cai.constitution import Constitution
 from cai.data.formats import load_prompts
 from cai.dialogue import Prompt, as_dicts, assistant
 from cai.digest import seed_of
-from cai.engines.base import Recorded, Request, gather_rows
+from cai.engines.base import Recorded, Request, RequestFailed, gather_failing
 from cai.errors import CaiError
 from cai.preferences import PreferencePair, compare
-from cai.stages.base import Context, held_apart, write_rows
+from cai.stages.base import Context, held_apart, split_failed, write_failed, write_rows
 
 
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -23,43 +23,50 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
         raise CaiError("label.prompts: no prompt is left; see label.prompts.limit and offset")
     ledger = context.ledger()
     try:
-        answers = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, "sl_cai")))
-        different = [(p, a, b) for p, (a, b) in zip(prompts, answers, strict=True) if a and b and a != b]
+        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, "sl_cai")))
+        answered, failed = split_failed(prompts, found)
+        different = [(p, a, b) for p, (a, b) in answered if a and b and a != b]
         context.progress.start(2 * len(different), "comparisons")
-        judged = asyncio.run(_pairs(different, constitution, context, context.recorded(ledger, config.judge)))
+        feedback = context.on(config.engine)
+        compared = asyncio.run(_pairs(different, constitution, feedback, feedback.recorded(ledger, config.judge)))
+        judged, more = split_failed([p for p, _, _ in different], compared)
     finally:
         ledger.close()
-    pairs = [pair for pair in judged if pair is not None]
+    failures = write_failed(work, failed + more)
+    pairs = [pair for _, pair in judged if pair is not None]
     kept = [pair for pair in pairs if pair.probability - 0.5 >= config.min_margin]
     if not kept:
         raise CaiError(f"no preference pair is left of {len(prompts)} prompts; see label.min_margin and label.prompts")
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in kept])
-    summary = {"prompts": len(prompts), "overlapping": len(dropped), "identical": len(prompts) - len(different)}
-    summary["too_long"] = len(judged) - len(pairs)
+    summary = {"prompts": len(prompts), "overlapping": len(dropped), "identical": len(answered) - len(different)}
+    summary |= failures | {"too_long": len(judged) - len(pairs)}
     return summary | {"uncertain": len(pairs) - len(kept), "pairs": len(kept)} | judge_figures(pairs)
 
 
 async def _answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded
-) -> list[tuple[str, str]]:
+) -> list[tuple[str, str] | RequestFailed]:
     async def reply(prompt: Prompt, number: int) -> str:
         seed = seed_of(context.seed, prompt.id, "candidate", number)
         return (await model.complete(Request(prompt.messages, config.sampling, seed))).text
 
+    async def two(prompt: Prompt) -> tuple[str, str]:
+        first, second = await asyncio.gather(reply(prompt, 0), reply(prompt, 1))
+        return first, second
+
     context.progress.start(2 * len(prompts), "answers")
     try:
-        texts = await gather_rows([reply(prompt, number) for prompt in prompts for number in (0, 1)])
+        return await gather_failing([two(prompt) for prompt in prompts], context.engine.max_failures)
     finally:
         model.close()
-    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 async def _pairs(
     rows: list[tuple[Prompt, str, str]], constitution: Constitution, context: Context, judge: Recorded
-) -> list[PreferencePair | None]:
+) -> list[PreferencePair | RequestFailed | None]:
     try:
         asked = [compare(p, a, b, constitution, context.seed, judge.complete) for p, a, b in rows]
-        return await gather_rows(asked)
+        return await gather_failing(asked, context.engine.max_failures)
     finally:
         judge.close()
 

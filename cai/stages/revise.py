@@ -10,11 +10,11 @@ from cai.critique import CritiqueStep, Revision, revise
 from cai.data.formats import load_prompts
 from cai.dialogue import Prompt, as_dicts, assistant
 from cai.digest import seed_of
-from cai.engines.base import Completion, Request, gather_rows
+from cai.engines.base import Completion, Request, gather_failing
 from cai.errors import CaiError
 from cai.gates import repeats
 from cai.scoring.refusal import refuses
-from cai.stages.base import Context, held_apart, write_rows
+from cai.stages.base import Context, held_apart, split_failed, write_failed, write_rows
 
 
 def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -29,15 +29,22 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
     context.progress.start(asked, "completions")
     ledger = context.ledger()
     model = context.recorded(ledger, "sft")
-    critic = context.recorded_model(ledger, config.model) if config.model else model
+    other = context.on(config.engine)
+    critic = model
+    if config.model or config.engine:
+        critic = other.recorded_model(ledger, config.model) if config.model else other.recorded(ledger, "sft")
+    allowed = max(context.engine.max_failures, other.engine.max_failures)
     try:
         chains = [revise(p, constitution, config, context.seed, model.complete, critic.complete) for p in prompts]
-        revisions = asyncio.run(gather_rows(chains))
-        answers = asyncio.run(gather_rows([model.complete(request) for _, request in helpful]))
+        chained, failed = split_failed(prompts, asyncio.run(gather_failing(chains, allowed)))
+        revisions = [revision for _, revision in chained]
+        replies = asyncio.run(gather_failing([model.complete(request) for _, request in helpful], allowed))
+        answers, more = split_failed([prompt for prompt, _ in helpful], replies)
     finally:
         model.close()
         critic.close()
         ledger.close()
+    failures = write_failed(work, failed + more)
     write_rows(work / "revisions.parquet", [as_row(revision) for revision in revisions])
     rows = [row for revision in revisions for row in training_rows(revision, config)]
     if not rows:
@@ -45,11 +52,12 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
             "no revision passed its gates, so there is nothing to train on; see revise.gates and revise.form"
         )
     write_rows(work / "training.parquet", rows)
-    summary = {"prompts": len(prompts), "overlapping": len(dropped), "rows": len(rows)} | summarise(revisions)
+    summary = {"prompts": len(prompts), "overlapping": len(dropped), "rows": len(rows)} | failures
+    summary |= summarise(revisions)
     if helpful:
         good = [
             {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
-            for (prompt, _), answer in zip(helpful, answers, strict=True)
+            for prompt, answer in answers
             if usable(answer)
         ]
         write_rows(work / "helpful.parquet", good)

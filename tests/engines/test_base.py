@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cai.checks import CHOICES
 from cai.config import EngineConfig, Sampling
 from cai.dialogue import assistant, user
 from cai.engines.base import ENGINES, Batcher, Completion, Engine, Recorded, Request, gather_rows, open_engine
@@ -198,4 +199,4 @@ def test_a_batcher_works_again_after_a_pause_and_after_an_error():
 
 def test_an_engine_is_opened_by_its_name():
     assert isinstance(open_engine(EngineConfig(kind="scripted"), "model"), ScriptedEngine)
-    assert set(ENGINES) == {"transformers", "vllm", "scripted"}
+    assert set(ENGINES) == set(CHOICES["engine.kind"])

@@ -58,6 +58,14 @@ class LauncherConfig:
 
 
 @schema
+class TaskTemplate:
+    """A row as a request and its answer, with columns in braces: `{question}`, `{answers.text.0}` (Wei et al. 2021)."""
+
+    prompt: str
+    completion: str
+
+
+@schema
 class DataConfig:
     """One data set, by name. A person adds one as a file in conf/data/."""
 
@@ -69,8 +77,12 @@ class DataConfig:
     subset: str | None = None  # hub
     split: str = "train"  # hub
     revision: str | None = None  # hub: a commit
-    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | prompt
-    fields: dict[str, str] = field(default_factory=dict)  # our column name -> theirs
+    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | demonstration | prompt
+    fields: dict[str, str] = field(default_factory=dict)  # our column (or a turn's role, content) -> theirs, a.b.0
+    roles: dict[str, str] = field(default_factory=dict)  # their role -> system, user or assistant
+    values: dict[str, dict[str, str]] = field(default_factory=dict)  # column -> their value -> ours: labels as words
+    templates: list[TaskTemplate] = field(default_factory=list)  # one of them is drawn for each row
+    strict: bool = runtime(default=False)  # refuse the set where a row does not fit, in place of leaving it out
     where: dict[str, str] = field(default_factory=dict)  # keep rows whose column has this value
     license: str | None = None
 

@@ -25,20 +25,22 @@ def rows_of(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]
     """(where, row) pairs: `where` is file and line, for messages. Raises UsageError or CaiError: it can't be read."""
     rows = itertools.chain.from_iterable(_parts(name, config))
     for where, row in rows:
-        if all(_shown(row.get(column)) == value for column, value in config.where.items()):
+        if all(shown(row.get(column)) == value for column, value in config.where.items()):
             yield where, row
 
 
 def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
     """What decides a data set's rows, without reading remote ones: for stage keys."""
     parts: dict[str, Any] = {"format": config.format, "fields": config.fields, "where": config.where}
+    mapping = {"roles": config.roles, "values": config.values, "templates": config.templates}
+    parts |= {key: value for key, value in mapping.items() if value}
     if config.kind in ("file", "package"):
         return parts | {"files": [file_digest(path) for path in _local(name, config)]}
     remote = {"path": config.path, "more": config.more, "revision": config.revision, "sha256": config.sha256}
     return parts | remote | {"subset": config.subset, "split": config.split, "wheel": config.wheel}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a person writes it in YAML: true, 3, null."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 

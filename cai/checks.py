@@ -60,6 +60,8 @@ RANGES = {
     "engine.batch_rows": (1, 1 << 16),
     "engine.batch_tokens": (1, 1 << 30),
     "label.min_margin": (0, 0.5),
+    "sft.max_lost": (0, 1),
+    "sl_cai.max_lost": (0, 1),
     "sft.validation": (0, 0.9),
     "sl_cai.validation": (0, 0.9),
     "dpo.validation": (0, 0.9),

@@ -122,6 +122,7 @@ class SftConfig:
     validation: float = 0.1  # share of rows held out for the loss that early stopping watches
     patience: int | None = 3  # stop after so many evaluations without a better held-out loss; null: never
     max_length: int = 1024  # tokens; longer rows are cut and counted
+    max_lost: float = runtime(default=0.5)  # share of the rows that may be lost before the stage refuses to train
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; null tunes every weight
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.SFTConfig
 

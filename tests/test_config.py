@@ -117,6 +117,8 @@ CHANGED = {
     "engine.batch_rows": "engine.batch_rows=3",
     "engine.batch_tokens": "engine.batch_tokens=99",
     "engine.options": "+engine.options.tensor_parallel_size=2",
+    "sft.max_lost": "sft.max_lost=0.1",
+    "sl_cai.max_lost": "sl_cai.max_lost=0.1",
 }
 
 

@@ -43,7 +43,7 @@ def column(row: Mapping[str, Any], path: str) -> Any:
     for part in path.split("."):
         if not isinstance(value, dict | list):
             raise KeyError(path)
-        value = value[int(part) if isinstance(value, list) else part]
+        value = value[int(part)] if isinstance(value, list) else value[part]
     return value
 
 
@@ -165,8 +165,8 @@ def read_dialogues(
         fitted += 1
         yield dialogue, {key: row[key] for key in TAGS if key in row} | {"source": name}
     if not fitted:
-        first = f"; the first: {unfit.first[0]}" if unfit.first else ""
-        raise CaiError(f"data.{name}: not one row fits{first}")
+        first = f"not one row fits; the first: {unfit.first[0]}" if unfit.first else "no row is there; see its 'where'"
+        raise CaiError(f"data.{name}: {first}")
     skipped.count += unfit.count
     skipped.first += unfit.first
     if unfit.count:

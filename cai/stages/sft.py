@@ -1,30 +1,32 @@
 """Supervised fine-tuning: `sft` on instructions, `sl_cai` on revisions and helpful rows (section 3.1)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cai.config import SftConfig
+from cai.data.audit import text_figures
 from cai.data.formats import Skipped, read_dialogues, shuffled
 from cai.data.mixture import mix
 from cai.dialogue import Dialogue, from_dicts
+from cai.errors import CaiError
 from cai.stages.base import Context, held_out_overlaps, read_rows
 
 Row = tuple[Dialogue, dict[str, Any]]  # with its tags
 
 
 def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/model and work/history.json. Returns the audit's counts and the held-out loss."""
+    """Writes work/model and work/history.json. Returns the audit and the held-out loss."""
     from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.training.model import load_model, load_tokenizer, pick_device
-    from cai.training.trainer import lora_config, run_training, save_result, tokenised
+    from cai.training.trainer import lora_config, run_training, save_result
 
-    drawn, counts = training_rows(config, context)
     source = context.model_path(config.start)
     tokenizer = load_tokenizer(source)
-    rows, audit = tokenised(tokenizer, [d for d, _ in shuffled(drawn, context.seed)], config.max_length)
+    rows, audit = prepare(config, context, tokenizer)
+    refuse_losses(config, context.stage, audit)
     held = int(len(rows) * config.validation)
     train, validation = rows.select(range(held, len(rows))), rows.select(range(held)) if held else None
     device = pick_device(context.engine.device)
@@ -39,9 +41,37 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    summary = counts | audit | {"held_out_rows": held, "steps": trainer.state.global_step}
+    summary = audit | {"held_out_rows": held, "steps": trainer.state.global_step}
     summary |= {"held_out_loss": min(losses)} if losses else {}
     return summary
+
+
+def prepare(config: SftConfig, context: Context, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
+    """The data set that is trained on, shuffled and tokenised, and its audit. `cai audit` shows just this."""
+    from cai.training.trainer import tokenised
+
+    drawn, counts = training_rows(config, context)
+    drawn = shuffled(drawn, context.seed)
+    rows, tokens = tokenised(tokenizer, [dialogue for dialogue, _ in drawn], config.max_length)
+    return rows, counts | tokens | {"texts": text_figures(drawn)}
+
+
+def refuse_losses(config: SftConfig, stage: str, audit: Mapping[str, Any]) -> None:
+    """Raises CaiError where no token would be trained, or more rows are lost than `max_lost` allows."""
+    if not audit["trained_tokens"]:
+        raise CaiError(
+            f"{stage}: no trained token is left in {audit['rows']} rows; "
+            f"raise {stage}.max_length (now {config.max_length}) or add data"
+        )
+    unfit = audit["skipped"] + audit["no_answer"] + audit["overlapping"]
+    kept = (1 - unfit / audit["read"]) * (1 - audit["dropped"] / audit["rows"])
+    if 1 - kept > config.max_lost:
+        raise CaiError(
+            f"{stage}: {1 - kept:.0%} of the rows are lost, and {stage}.max_lost is {config.max_lost:g}: of "
+            f"{audit['read']} read, {audit['skipped']} do not fit, {audit['no_answer']} have no answer and "
+            f"{audit['overlapping']} repeat an evaluation prompt; of {audit['rows']} drawn, {audit['dropped']} keep no "
+            f"trained token. Mend the data (see `cai audit`), raise {stage}.max_length, or raise {stage}.max_lost"
+        )
 
 
 def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
@@ -81,8 +111,11 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     mixed, sizes = mix(sources, context.seed, limit, config.weights, config.mixing_temperature, config.mixing_cap)
     drawn = {name: len(rows) for name, rows in mixed.items()}
     counts = {
+        "read": skipped.count + sum(lost.values()) + sum(sizes.values()) + len(revised),
         "skipped": skipped.count,
+        "skipped_first": skipped.first,
         **lost,
+        "overlaps": overlaps,
         "not_drawn": sum(sizes.values()) - sum(drawn.values()),
         "instructions": sum(drawn.values()),
         "sources": drawn,

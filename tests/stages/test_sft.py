@@ -9,9 +9,11 @@ import pytest
 
 from cai.composing import compose
 from cai.config import DataConfig, EngineConfig, ModelConfig, SftConfig
+from cai.errors import CaiError
 from cai.progress import Progress
 from cai.stages.base import Context, Input, write_rows
-from cai.stages.sft import training_rows
+from cai.stages.sft import prepare, refuse_losses, training_rows
+from cai.training.model import load_tokenizer
 
 SECRET = "one two three four five six seven eight nine ten"  # a held-out prompt
 
@@ -53,8 +55,12 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
     context = context_of(tmp_path, tmp_path, {"seed": file(tmp_path, "seed", mine), **held})
     drawn, counts = training_rows(settings("sft.limit=3"), context)
     assert len(drawn) == 3 and all(tags == {"source": "seed", "task": "Is"} for _, tags in drawn)
+    where = f"{tmp_path}/seed.jsonl:7: no known layout has the columns foo; set 'format' and 'fields'"
     assert counts == {
+        "read": 9,
         "skipped": 1,
+        "skipped_first": [where],
+        "overlaps": {"held_a": 1, "held_b": 1},
         "no_answer": 1,
         "overlapping": 2,
         "not_drawn": 2,
@@ -71,6 +77,48 @@ def test_revisions_are_all_taken_and_helpful_rows_drawn_beside_them(tmp_path: Pa
     drawn, counts = training_rows(config, context)
     assert counts["revisions"] == 2 and counts["instructions"] == 4 and counts["not_drawn"] == 5
     assert [tags["source"] for _, tags in drawn] == ["seed"] * 4 + ["revisions"] * 2
+
+
+def audited(folder: Path, model: Path, mine: list[Any], *overrides: str) -> tuple[SftConfig, dict[str, Any]]:
+    context = context_of(folder, model, {"seed": file(folder, "seed", mine)})
+    config = settings("sft.limit=null", *overrides)
+    trained, audit = prepare(config, context, load_tokenizer(str(model)))
+    assert len(trained) == audit["rows"] - audit["dropped"]
+    return config, audit
+
+
+def test_the_audit_is_the_same_for_the_same_rows(tiny_model: Path, tmp_path: Path):
+    one, again = (audited(tmp_path, tiny_model, rows(6)) for _ in range(2))
+    assert one == again and one[1]["texts"]["tags"] == {"task": {"Is": 6}}
+    refuse_losses(one[0], "sft", one[1])
+
+
+def test_a_stage_without_trained_tokens_is_refused(tiny_model: Path, tmp_path: Path):
+    config, audit = audited(tmp_path, tiny_model, rows(6), "sft.max_length=8", "sft.max_lost=1")
+    with pytest.raises(CaiError, match=r"sft: no trained token is left in 6 rows; raise sft.max_length \(now 8\)"):
+        refuse_losses(config, "sft", audit)
+
+
+@pytest.mark.parametrize(
+    ("bad", "most", "said"),
+    [
+        ([{"foo": 1}], 0.25, None),
+        ([{"foo": 1}] * 2, 0.25, "40% of the rows are lost, and sft.max_lost is 0.25: of 5 read, 2 do not fit"),
+        ([{"prompt": "No answer?"}] * 3, 0.25, "50% of the rows are lost"),
+        (rows(3, "word " * 200), 0.4, "of 6 drawn, 3 keep no trained token"),
+        ([{"foo": 1}] * 3 + rows(3, "word " * 200), 0.6, "67% of the rows are lost"),  # a third, then half
+    ],
+)
+def test_more_losses_than_configured_are_refused(
+    tiny_model: Path, tmp_path: Path, bad: list[Any], most: float, said: str | None
+):
+    config, audit = audited(tmp_path, tiny_model, [*rows(3), *bad], f"sft.max_lost={most}")
+    if said is None:
+        refuse_losses(config, "sft", audit)
+    else:
+        with pytest.raises(CaiError) as caught:
+            refuse_losses(config, "sft", audit)
+        assert said in str(caught.value)
 
 
 @pytest.mark.slow

@@ -45,11 +45,15 @@ CHOICES = {
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
-FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "prompt")
+FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "demonstration", "prompt")
 RANGES = {
     "sft.limit": (1, 1 << 60),
     "sl_cai.limit": (1, 1 << 60),
     "sl_cai.helpful_ratio": (0, 1000),
+    "sft.mixing_temperature": (1, 1000),
+    "sl_cai.mixing_temperature": (1, 1000),
+    "sft.mixing_cap": (1, 1 << 60),
+    "sl_cai.mixing_cap": (1, 1 << 60),
     "sft.max_length": (8, 1 << 24),
     "sl_cai.max_length": (8, 1 << 24),
     "revise.rounds": (1, 64),
@@ -63,6 +67,8 @@ RANGES = {
     "engine.server.backoff": (0.001, 60),
     "engine.server.patience": (0, 1 << 20),
     "label.min_margin": (0, 0.5),
+    "sft.max_lost": (0, 1),
+    "sl_cai.max_lost": (0, 1),
     "sft.validation": (0, 0.9),
     "sl_cai.validation": (0, 0.9),
     "dpo.validation": (0, 0.9),
@@ -202,6 +208,11 @@ def _field_names(kind: Any, path: Sequence[Any]) -> list[str]:
 def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
     for stage in ("sft", "sl_cai"):
         section: SftConfig = lookup(config, stage)
+        if section.weights and (section.mixing_temperature != 1 or section.mixing_cap is not None):
+            raise UsageError(
+                f"{stage}.weights{origin(f'{stage}.weights', overrides)} sets the shares, "
+                f"so {stage}.mixing_temperature and mixing_cap, for shares by size, can't be set too"
+            )
         for name, weight in section.weights.items():
             key = f"{stage}.weights.{name}"
             if name not in section.data:

@@ -1,4 +1,4 @@
-"""The command line: `cai run | plan | status | show | try | principles`; `run`, the Hydra app, is the default."""
+"""The command line: `cai run | plan | status | show | audit | try | principles`; `run`, the Hydra app, by default."""
 
 import json
 import os
@@ -21,6 +21,7 @@ cai: Constitutional AI from a principle file. Version {version}.
   cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
   cai show [RUN] [STAGE] [-n N]        read what a stage made: revise, label or evaluate
                                        (--random N, --id ID, --gated GATE)
+  cai audit [OVERRIDES]                what sft and sl_cai would be trained on, and what is left out and why
   cai try FILE "PROMPT"                answer, critique and revision under a principle file (--watch: at every save;
                                        --against OTHER, --principle ID, --suite N, --run RUN)
   cai principles check FILE ...        every problem of a principle file, by line and column
@@ -32,7 +33,7 @@ cai: Constitutional AI from a principle file. Version {version}.
 
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
-VERBS = ("run", "plan", "status", "show", "try", "principles")
+VERBS = ("run", "plan", "status", "show", "audit", "try", "principles")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,6 +79,10 @@ def _dispatch(arguments: list[str]) -> None:
         _status(rest)
     elif verb == "show":
         _show(rest)
+    elif verb == "audit":
+        from cai import auditing
+
+        auditing.main(rest, VERBS)
     elif verb == "try":
         from cai import trial
 

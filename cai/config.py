@@ -74,6 +74,14 @@ class LauncherConfig:
 
 
 @schema
+class TaskTemplate:
+    """A row as a request and its answer, with columns in braces: `{question}`, `{answers.text.0}` (Wei et al. 2021)."""
+
+    prompt: str
+    completion: str
+
+
+@schema
 class DataConfig:
     """One data set, by name. A person adds one as a file in conf/data/."""
 
@@ -85,8 +93,12 @@ class DataConfig:
     subset: str | None = None  # hub
     split: str = "train"  # hub
     revision: str | None = None  # hub: a commit
-    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | prompt
-    fields: dict[str, str] = field(default_factory=dict)  # our column name -> theirs
+    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | demonstration | prompt
+    fields: dict[str, str] = field(default_factory=dict)  # our column (or a turn's role, content) -> theirs, a.b.0
+    roles: dict[str, str] = field(default_factory=dict)  # their role -> system, user or assistant
+    values: dict[str, dict[str, str]] = field(default_factory=dict)  # column -> their value -> ours: labels as words
+    templates: list[TaskTemplate] = field(default_factory=list)  # one of them is drawn for each row
+    strict: bool = runtime(default=False)  # refuse the set where a row does not fit, in place of leaving it out
     where: dict[str, str] = field(default_factory=dict)  # keep rows whose column has this value
     license: str | None = None
 
@@ -117,6 +129,8 @@ class SftConfig:
     start: str  # base | sft: the model that is tuned (the paper's SL-CAI starts at the pretrained model)
     data: list[str]  # instruction data sets, by name
     weights: dict[str, float] = field(default_factory=dict)  # shares of the sets; without any, by size
+    mixing_temperature: float = 1.0  # of shares by size: 1 is proportional, a high one evens them out
+    mixing_cap: int | None = None  # of shares by size: rows above this of a set do not count, nor are they drawn
     limit: int | None = None  # rows of them, after shuffling by the run's seed
     helpful: str = "data"  # sl_cai: helpful rows come from `data`, or were `sampled` by revise (the paper)
     helpful_ratio: float | None = None  # sl_cai: helpful rows for each revision; null: as many as there are
@@ -124,6 +138,7 @@ class SftConfig:
     validation: float = 0.1  # share of rows held out for the loss that early stopping watches
     patience: int | None = 3  # stop after so many evaluations without a better held-out loss; null: never
     max_length: int = 1024  # tokens; longer rows are cut and counted
+    max_lost: float = runtime(default=0.5)  # share of the rows that may be lost before the stage refuses to train
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; null tunes every weight
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.SFTConfig
 

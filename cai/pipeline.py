@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ def _sl_cai_data(config: Config) -> list[str]:
 
 
 STAGES = (
-    Stage("sft", 1, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
+    Stage("sft", 2, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
     Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
-    Stage("sl_cai", 1, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
+    Stage("sl_cai", 2, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
     Stage(
         "label",
         1,
@@ -227,13 +227,24 @@ def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Ma
         raise AssertionError("a stage runs only when its inputs have run")
     started = time.time()
     work, scratch = run.begin(stage.name, key)
+    spec = spec_of(stage, config, run, done) | {"work": str(work), "scratch": str(scratch)}
+    write_json(scratch / "spec.json", spec)
+    if config.launcher.kind == "inline":
+        from cai.worker import run_stage
+
+        summary = run_stage(spec)
+    else:
+        summary = _in_processes(stage, config, scratch, lock)
+    return run.publish(stage.name, stage.version, key, step.ingredients, plain(summary), started)
+
+
+def spec_of(stage: Stage, config: Config, run: Run, done: Mapping[str, Manifest]) -> dict[str, Any]:
+    """All that a stage sees, but for where it may write. `done` holds the manifests of its inputs."""
     used = {*stage.data(config), *(_suite_data(config) if stage.apart else ())}
-    spec = {
+    return {
         "stage": stage.name,
         "module": stage.module,
         "root": str(run.root),
-        "work": str(work),
-        "scratch": str(scratch),
         "config": dataclasses.asdict(lookup(config, stage.name)),
         "seed": config.seed,
         "model": dataclasses.asdict(config.model),
@@ -246,14 +257,6 @@ def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Ma
             for name in stage.inputs(config)
         },
     }
-    write_json(scratch / "spec.json", spec)
-    if config.launcher.kind == "inline":
-        from cai.worker import run_stage
-
-        summary = run_stage(spec)
-    else:
-        summary = _in_processes(stage, config, scratch, lock)
-    return run.publish(stage.name, stage.version, key, step.ingredients, plain(summary), started)
 
 
 def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dict[str, Any]:

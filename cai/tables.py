@@ -1,7 +1,7 @@
 """What the terminal shows: the plan, the results with their intervals, and records to read. Results go to stdout."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,56 @@ def figure(estimate: dict[str, Any], percent: bool) -> str:
         return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
     places = 3 if abs(value) < 3 else 1
     return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+def tally(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def audit_rows(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A training set's audit as (name, figures) pairs, for the terminal and the report."""
+    texts, lengths, rows = audit["texts"], audit["lengths"], audit["rows"]
+    drawn = audit["sources"] | ({"revisions": audit["revisions"]} if "revisions" in audit else {})
+    lost = {"unfit": "skipped", "without an answer": "no_answer", "in an evaluation set": "overlapping"}
+    shown = [
+        ("rows read", f"{audit['read']}"),
+        ("left out", tally({name: audit[key] for name, key in lost.items()} | {"not drawn": audit["not_drawn"]})),
+        ("first unfit", "\n".join(audit["skipped_first"])),
+        ("by evaluation set", tally(audit["overlaps"])),
+        ("rows drawn", ", ".join(f"{name} {n} ({n / rows:.0%})" for name, n in drawn.items()) if rows else "0"),
+    ]
+    if lengths:
+        up_to = tally({f"≤{edge}:": count for edge, count in lengths["up_to"].items()})
+        shown += [
+            ("tokens a row", f"median {lengths['median']}, 95 % ≤ {lengths['p95']}, most {lengths['most']}"),
+            ("", up_to),
+        ]
+    cut = {"rows cut": "truncated", "ends of turn lost": "lost_end_of_turn", "without a trained token": "dropped"}
+    return [
+        (name, figures)
+        for name, figures in [
+            *shown,
+            ("cut to max_length", tally({name: audit[key] for name, key in cut.items()})),
+            ("tokens trained", f"{audit['trained_tokens']}"),
+            ("duplicates", f"{texts['exact_duplicates']} exact, {texts['near_duplicates']} near (MinHash)"),
+            ("distinct n-grams", ", ".join(f"{n}: {share:.0%}" for n, share in texts["distinct"].items())),
+            *((tag, tally(counts)) for tag, counts in texts["tags"].items()),
+            ("openings", f"{texts['different_openings']} different: {tally(texts['openings'])}"),
+            ("scripts", tally(texts["scripts"])),
+            ("texts compared", f"{texts['compared']} of {rows}" if texts["compared"] < rows else ""),
+        ]
+        if figures
+    ]
+
+
+def audit_table(stage: str, audit: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{stage}: what is trained on", title_justify="left", show_header=False)
+    for name, figures in audit_rows(audit):
+        table.add_row(name, safe(figures))
+    Console(markup=False, highlight=False).print(table)
 
 
 LABELS = {"refusal": "refuses", "words": "words", "bits_per_byte": "bits/byte"}  # degeneration is in the report

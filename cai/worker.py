@@ -25,28 +25,12 @@ CONTINUE = "what is done so far is kept: put that right, then the same command c
 def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
     """Runs the stage that `spec` describes and returns its summary. Whatever is not in the spec, a stage can't see."""
     import importlib
-    import typing
 
     _room(Path(spec["work"]))
-    schema = typing.get_type_hints(Config)[spec["stage"]]
-    section = build(schema, spec["config"])
-    data = {name: build(DataConfig, values) for name, values in spec["data"].items()}
     main = int(os.environ.get("RANK", "0")) == 0
     scratch = Path(spec["scratch"])
     progress = Progress(spec["stage"], scratch / "progress.json" if main else None, quiet=not main)
-    context = Context(
-        stage=spec["stage"],
-        seed=spec["seed"],
-        root=Path(spec["root"]),
-        scratch=scratch,
-        model=build(ModelConfig, spec["model"]),
-        engine=build(EngineConfig, spec["engine"]),
-        data=data,
-        held_out={name: data[name] for name in spec["held_out"]},
-        constitution=spec["constitution"],
-        inputs={name: Input(**values) for name, values in spec["inputs"].items()},
-        progress=progress,
-    )
+    section, context = surroundings(spec, scratch, progress)
     module = importlib.import_module(f"cai.stages.{spec['module']}")
     try:
         return module.run(section, context.inputs, Path(spec["work"]), context)
@@ -60,6 +44,27 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
         raise
     finally:
         progress.finish()
+
+
+def surroundings(spec: dict[str, Any], scratch: Path, progress: Progress) -> tuple[Any, Context]:
+    """A stage's section of the config, and its context."""
+    import typing
+
+    data = {name: build(DataConfig, values) for name, values in spec["data"].items()}
+    context = Context(
+        stage=spec["stage"],
+        seed=spec["seed"],
+        root=Path(spec["root"]),
+        scratch=scratch,
+        model=build(ModelConfig, spec["model"]),
+        engine=build(EngineConfig, spec["engine"]),
+        data=data,
+        held_out={name: data[name] for name in spec["held_out"]},
+        constitution=spec["constitution"],
+        inputs={name: Input(**values) for name, values in spec["inputs"].items()},
+        progress=progress,
+    )
+    return build(typing.get_type_hints(Config)[spec["stage"]], spec["config"]), context
 
 
 def quiet() -> None:

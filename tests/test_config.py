@@ -70,6 +70,7 @@ def test_every_group_is_covered():
         ("+sft.weights.sead=1", "sft.weights.sead (override '+sft.weights.sead=1'): sft.data has no such set"),
         ("+sft.weights.seed=-1", "sft.weights.seed=-1.0 (override '+sft.weights.seed=-1'): a share can't be negative"),
         ("+sl_cai.weights.seed=0", "sl_cai.weights: every share is 0"),
+        ("sft.mixing_temperature=0.5", "sft.mixing_temperature=0.5 (override 'sft.mixing_temperature=0.5'): must be"),
         ("sl_cai.helpful=sampled", "sl_cai.helpful=sampled: nothing is sampled; say from which prompts"),
         ("+engine.model=m", "engine.model (override '+engine.model=m'): only kind: openai has such a name"),
         (
@@ -86,6 +87,11 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
     with pytest.raises(UsageError) as caught:
         compose([override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_shares_by_weight_and_by_size_exclude_each_other():
+    with pytest.raises(UsageError, match=r"sft\.weights .* sets the shares, so sft\.mixing_temperature and mixing_cap"):
+        compose(["+sft.weights.seed=1", "sft.mixing_cap=5"])
 
 
 def test_a_value_of_conf_is_blamed_on_its_file_and_line():
@@ -118,6 +124,8 @@ CHANGED = {
     "engine.options": "+engine.options.tensor_parallel_size=2",
     "engine.server": "+engine.server.urls=[http://127.0.0.1:8000/v1]",
     "engine.max_failures": "+engine.max_failures=0.2",
+    "sft.max_lost": "sft.max_lost=0.1",
+    "sl_cai.max_lost": "sl_cai.max_lost=0.1",
 }
 
 

@@ -88,7 +88,7 @@ def test_the_fingerprint_tells_files_of_one_name_apart(tmp_path: Path, monkeypat
 def test_a_row_that_does_not_fit_is_skipped(tmp_path: Path, row: dict):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps(row))
     loaded = load_dialogues(["d"], {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))})
-    assert len(loaded.dialogues) == 1 and loaded.skipped[0].startswith(f"{tmp_path}/a.jsonl:2:")
+    assert len(loaded.dialogues) == 1 and loaded.skipped.first[0].startswith(f"{tmp_path}/a.jsonl:2:")
 
 
 def csv_rows(folder: Path, text: str):

@@ -1,59 +1,103 @@
 """Turns rows of the common layouts into dialogues and prompts."""
 
+import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cai.config import DataConfig, Prompts
-from cai.data.sources import rows_of
+from cai.data.sources import rows_of, shown
 from cai.dialogue import Dialogue, Message, Prompt, assistant, from_dicts, user
 from cai.digest import seed_of
 from cai.errors import CaiError
 
-SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SHAREGPT = {"human": "user", "gpt": "assistant"}
+TAGS = ("id", "task", "format", "domain", "category")
+SHOWN = 3  # rows that do not fit
+
+
+@dataclass
+class Skipped:
+    """Rows that did not fit: how many, and of the first of each data set, file, line and reason."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Dialogues with their tags, and where rows that did not fit stood, with the reason."""
+    """Dialogues with their tags, and the rows that did not fit."""
 
     dialogues: list[tuple[Dialogue, dict[str, Any]]]
-    skipped: list[str]
+    skipped: Skipped
 
 
-def _messages(row: dict[str, Any]) -> Dialogue:
-    return from_dicts(row["messages"])
+def column(row: Mapping[str, Any], path: str) -> Any:
+    """`row["a"]["b"][0]` for the path `a.b.0`, unless a column is called that. Raises LookupError or TypeError."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, dict | list):
+            raise KeyError(path)
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
 
 
-def _sharegpt(row: dict[str, Any]) -> Dialogue:
-    return tuple(Message(SHAREGPT[turn["from"]], _text(turn["value"])) for turn in row["conversations"])
+def _turns(turns: Any, config: DataConfig, keys: tuple[str, str] = ("role", "content")) -> Dialogue:
+    role, content = (config.fields.get(ours, key) for ours, key in zip(("role", "content"), keys, strict=True))
+    names = (SHAREGPT if keys[0] == "from" else {}) | config.roles
+    found = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise ValueError(f"a message needs a role and a text, found {type(turn).__name__}")
+        said = column(turn, role)
+        found.append(turn | {"role": names.get(said, said), "content": column(turn, content)})
+    return from_dicts(found)
 
 
-def _alpaca(row: dict[str, Any]) -> Dialogue:
+def _messages(row: dict[str, Any], config: DataConfig) -> Dialogue:
+    return _turns(row["messages"], config)
+
+
+def _sharegpt(row: dict[str, Any], config: DataConfig) -> Dialogue:
+    return _turns(row["conversations"], config, ("from", "value"))
+
+
+def _alpaca(row: dict[str, Any], config: DataConfig) -> Dialogue:
     request = _text(row["instruction"])
     if row.get("input"):
         request = f"{request}\n\n{_text(row['input'])}"
     return (user(request), assistant(_text(row["output"])))
 
 
-def _completion(row: dict[str, Any]) -> Dialogue:
+def _completion(row: dict[str, Any], config: DataConfig) -> Dialogue:
     answer = row["completion"] if "completion" in row else row["response"]
-    if isinstance(row["prompt"], list):
-        return (*from_dicts(row["prompt"]), *(from_dicts(answer) if isinstance(answer, list) else (assistant(answer),)))
-    return (user(_text(row["prompt"])), assistant(_text(answer)))
+    asked = _turns(row["prompt"], config) if isinstance(row["prompt"], list) else (user(_text(row["prompt"])),)
+    return (*asked, *(_turns(answer, config) if isinstance(answer, list) else (assistant(_text(answer)),)))
 
 
-def _prompt(row: dict[str, Any]) -> Dialogue:
+def _demonstration(row: dict[str, Any], config: DataConfig) -> Dialogue:
+    """What people wrote to show the task, as for InstructGPT (Ouyang et al. 2022) and Dolly."""
+    if "demonstration" in row:
+        return _completion({"prompt": row["prompt"], "completion": row["demonstration"]}, config)
+    return _alpaca({"instruction": row["instruction"], "input": row.get("context"), "output": row["response"]}, config)
+
+
+def _prompt(row: dict[str, Any], config: DataConfig) -> Dialogue:
     value = row["prompt"] if "prompt" in row else row["text"]
-    return from_dicts(value) if isinstance(value, list) else (user(_text(value)),)
+    return _turns(value, config) if isinstance(value, list) else (user(_text(value)),)
 
 
-FORMATS: dict[str, Callable[[dict[str, Any]], Dialogue]] = {  # in the order in which `auto` tries their columns
+FORMATS: dict[str, Callable[[dict[str, Any], DataConfig], Dialogue]] = {  # in the order in which `auto` tries them
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
     "completion": _completion,
+    "demonstration": _demonstration,
     "prompt": _prompt,
 }
 COLUMNS = {
@@ -61,19 +105,28 @@ COLUMNS = {
     "sharegpt": [{"conversations"}],
     "alpaca": [{"instruction", "output"}],
     "completion": [{"prompt", "completion"}, {"prompt", "response"}],
+    "demonstration": [{"prompt", "demonstration"}, {"instruction", "response"}],
     "prompt": [{"prompt"}, {"text"}],
 }
 
 
-def dialogue_of(row: dict[str, Any], config: DataConfig) -> Dialogue:
-    """One row as a dialogue. Raises ValueError, KeyError or TypeError where it does not fit."""
-    row = row | {ours: row[theirs] for ours, theirs in config.fields.items()}
+def dialogue_of(row: dict[str, Any], config: DataConfig, seed: int = 0) -> Dialogue:
+    """One row as a dialogue; `seed` draws its template. Raises ValueError, LookupError, TypeError: it does not fit."""
+    row = row | {o: column(row, theirs) for o, theirs in config.fields.items() if o not in ("role", "content")}
+    for name, words in config.values.items():
+        row[name] = words.get(shown(row[name]), row[name])
     kind = config.format
+    if config.templates:
+        drawn = config.templates[seed_of(seed, json.dumps(row, sort_keys=True, default=str)) % len(config.templates)]
+        row = row | {"prompt": _filled(drawn.prompt, row), "completion": _filled(drawn.completion, row)}
+        kind = "completion"
     if kind == "auto":
         kind = next((k for k, sets in COLUMNS.items() if any(columns <= row.keys() for columns in sets)), "")
     if kind not in FORMATS:
         raise ValueError(f"no known layout has the columns {', '.join(row)}; set 'format' and 'fields'")
-    dialogue = FORMATS[kind](row)
+    dialogue = FORMATS[kind](row, config)
+    if row.get("system") and dialogue and dialogue[0].role != "system":
+        dialogue = (Message("system", _text(row["system"])), *dialogue)
     if not dialogue or not all(message.content.strip() for message in dialogue):
         raise ValueError("an empty message")
     if next((m.role for m in dialogue if m.role != "system"), "") != "user":
@@ -81,22 +134,50 @@ def dialogue_of(row: dict[str, Any], config: DataConfig) -> Dialogue:
     return dialogue
 
 
-def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig]) -> Loaded:
+def _filled(template: str, row: dict[str, Any]) -> str:
+    """The template with `{column}` replaced; a list becomes one line for each item, as FLAN shows its options."""
+
+    def value(match: re.Match[str]) -> str:
+        found = column(row, match[1])
+        return "\n".join(f"- {shown(item)}" for item in found) if isinstance(found, list) else shown(found)
+
+    return re.sub(r"\{(\w[\w.]*)\}", value, template)
+
+
+def read_dialogues(
+    name: str, config: DataConfig, seed: int, skipped: Skipped
+) -> Iterator[tuple[Dialogue, dict[str, Any]]]:
+    """The rows of one set that fit, one at a time; the others are counted in `skipped`, and said on stderr at the end.
+
+    Raises CaiError where not one row fits, and where the set is `strict` and one does not.
+    """
+    fitted, unfit = 0, Skipped()
+    for where, row in rows_of(name, config):
+        try:
+            dialogue = dialogue_of(row, config, seed)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            if config.strict:
+                raise CaiError(f"{where}: {reason}; mend the row, or set data.{name}.strict=false") from None
+            unfit.count += 1
+            unfit.first += [f"{where}: {reason}"] if unfit.count <= SHOWN else []
+            continue
+        fitted += 1
+        yield dialogue, {key: row[key] for key in TAGS if key in row} | {"source": name}
+    if not fitted:
+        first = f"not one row fits; the first: {unfit.first[0]}" if unfit.first else "no row is there; see its 'where'"
+        raise CaiError(f"data.{name}: {first}")
+    skipped.count += unfit.count
+    skipped.first += unfit.first
+    if unfit.count:
+        lines = "\n  ".join(unfit.first)
+        print(f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}", file=sys.stderr)
+
+
+def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: int = 0) -> Loaded:
     """All rows of the named sets, in order. Raises CaiError where not one row fits."""
-    loaded = Loaded([], [])
-    for name in names:
-        before = len(loaded.dialogues)
-        for where, row in rows_of(name, sets[name]):
-            try:
-                tags = {key: row[key] for key in ("id", "task", "format", "domain", "category") if key in row}
-                loaded.dialogues.append((dialogue_of(row, sets[name]), tags | {"source": name}))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-                loaded.skipped.append(f"{where}: {reason}")
-        if len(loaded.dialogues) == before:
-            first = f"; the first: {loaded.skipped[0]}" if loaded.skipped else ""
-            raise CaiError(f"data.{name}: not one row fits{first}")
-    return loaded
+    skipped = Skipped()
+    return Loaded([pair for name in names for pair in read_dialogues(name, sets[name], seed, skipped)], skipped)
 
 
 def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[Prompt]:
@@ -105,7 +186,7 @@ def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> 
     A dialogue that ends in an answer becomes a prompt by leaving that answer out; every earlier turn stays.
     """
     unique: dict[str, Prompt] = {}
-    for dialogue, tags in load_dialogues(chosen.data, sets).dialogues:
+    for dialogue, tags in load_dialogues(chosen.data, sets, seed).dialogues:
         turns = dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
         if turns and turns[-1].role == "user":
             prompt = Prompt.of(turns, tags["source"])

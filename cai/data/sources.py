@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cai.config import DataConfig
 from cai.digest import file_digest
@@ -25,20 +25,22 @@ def rows_of(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]
     """(where, row) pairs: `where` is file and line, for messages. Raises UsageError or CaiError: it can't be read."""
     rows = itertools.chain.from_iterable(_parts(name, config))
     for where, row in rows:
-        if all(_shown(row.get(column)) == value for column, value in config.where.items()):
+        if all(shown(row.get(column)) == value for column, value in config.where.items()):
             yield where, row
 
 
 def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
     """What decides a data set's rows, without reading remote ones: for stage keys."""
     parts: dict[str, Any] = {"format": config.format, "fields": config.fields, "where": config.where}
+    mapping = {"roles": config.roles, "values": config.values, "templates": config.templates}
+    parts |= {key: value for key, value in mapping.items() if value}
     if config.kind in ("file", "package"):
         return parts | {"files": [file_digest(path) for path in _local(name, config)]}
     remote = {"path": config.path, "more": config.more, "revision": config.revision, "sha256": config.sha256}
     return parts | remote | {"subset": config.subset, "split": config.split, "wheel": config.wheel}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a person writes it in YAML: true, 3, null."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -46,11 +48,11 @@ def _shown(value: Any) -> str:
 def _parts(name: str, config: DataConfig) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
     if config.kind in ("file", "package"):
         for path in _local(name, config):
-            yield _table(path) if path.suffix == ".parquet" else _lines(str(path), path.suffix, path.read_bytes())
+            yield _table(path) if path.suffix == ".parquet" else _file(path)
     elif config.kind == "wheel":
         for member in [config.path, *config.more]:
             data = wheel_member(f"data.{name}", config.wheel, config.sha256, member)
-            yield _lines(f"{config.wheel}:{member}", Path(member).suffix, data)
+            yield _lines(f"{config.wheel}:{member}", Path(member).suffix, io.BytesIO(data))
     else:
         yield _hub(name, config)
 
@@ -68,14 +70,24 @@ def _local(name: str, config: DataConfig) -> list[Path]:
     return paths
 
 
-def _lines(origin: str, suffix: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{origin}: not UTF-8 at byte {error.start}") from None
+def _file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as file:
+        yield from _lines(str(path), path.suffix, file)
+
+
+def _decoded(origin: str, data: BinaryIO) -> Iterator[str]:
+    """The lines with their ends, one in memory at a time. Unlike str.splitlines it knows no line break but \\n."""
+    for number, line in enumerate(data, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{origin}:{number}: not UTF-8 at byte {error.start} of the line") from None
+
+
+def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
     if suffix == ".csv":
         csv.field_size_limit(1 << 30)
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader = csv.DictReader(_decoded(origin, data))
         try:
             _ = reader.fieldnames  # reads the first line
             begins = reader.line_num + 1
@@ -85,16 +97,16 @@ def _lines(origin: str, suffix: str, data: bytes) -> Iterator[tuple[str, dict[st
         except csv.Error as error:
             raise UsageError(f"{origin}:{reader.line_num}: not CSV: {error}") from None
     elif suffix == ".txt":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(_decoded(origin, data), 1):
             if line.strip():
                 yield f"{origin}:{number}", {"prompt": line.strip()}
     elif suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(_decoded(origin, data), 1):
             if line.strip():
                 yield f"{origin}:{number}", _object(f"{origin}:{number}", line)
     elif suffix == ".json":
         try:
-            rows = json.loads(text)
+            rows = json.loads("".join(_decoded(origin, data)))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{origin}: not JSON: {error}") from None
         if not isinstance(rows, list):

@@ -86,16 +86,22 @@ class Context:
         return Ledger(self.root / "ledger.sqlite")
 
 
-def held_out_texts(context: Context) -> list[str]:
-    """Every human turn of the evaluation suites' sets."""
-    loaded = load_dialogues(list(context.held_out), context.held_out)
-    return [m.content for dialogue, _ in loaded.dialogues for m in dialogue if m.role == "user"]
+def held_out_overlaps(context: Context) -> dict[str, Overlap]:
+    """For each of the evaluation suites' sets, what tells that a text repeats one of its human turns."""
+    found = {}
+    for name in context.held_out:
+        dialogues = load_dialogues([name], context.held_out, context.seed).dialogues
+        found[name] = Overlap(m.content for dialogue, _ in dialogues for m in dialogue if m.role == "user")
+    return found
 
 
 def held_apart(prompts: list[Prompt], context: Context) -> tuple[list[Prompt], list[Prompt]]:
     """(kept, dropped): training prompts that no evaluation suite holds, and those that one does."""
-    overlap = Overlap(held_out_texts(context))
-    return [p for p in prompts if p.text not in overlap], [p for p in prompts if p.text in overlap]
+    overlaps = held_out_overlaps(context).values()
+    held = [any(p.text in overlap for overlap in overlaps) for p in prompts]
+    return [p for p, out in zip(prompts, held, strict=True) if not out], [
+        p for p, out in zip(prompts, held, strict=True) if out
+    ]
 
 
 def split_failed(

@@ -77,7 +77,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
 
 def load_references(suite: Suite, context: Context) -> list[Dialogue]:
     """Held-out dialogues that end in a reference answer."""
-    loaded = load_dialogues(suite.prompts.data, context.data)
+    loaded = load_dialogues(suite.prompts.data, context.data, context.seed)
     rows = [d for d, _ in loaded.dialogues if d[-1].role == "assistant" and len(d) > 1]
     rows.sort(key=lambda d: seed_of(context.seed, as_dicts(d)))
     return rows[suite.prompts.offset :][: suite.prompts.limit]

@@ -18,7 +18,7 @@ from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows
 from cai.store import Manifest, read_manifest
-from cai.tables import figure
+from cai.tables import audit_rows, figure
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
 TOPICS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
@@ -47,6 +47,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         verdict=verdict(metrics, kinds),
         notices=notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
         picture=picture(metrics, kinds),
+        audits={name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary},
         metrics=metrics,
         curves={name: curves(json.loads(file.read_text())) for name, file in histories.items() if file.is_file()},
         texts=principle_texts(context, manifests["revise"]),

@@ -1,27 +1,32 @@
 """Supervised fine-tuning: `sft` on instructions, `sl_cai` on revisions and helpful rows (section 3.1)."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cai.config import SftConfig
-from cai.data.audit import Overlap
-from cai.data.formats import load_dialogues, shuffled
+from cai.data.audit import text_figures
+from cai.data.formats import Skipped, read_dialogues, shuffled
 from cai.data.mixture import mix
 from cai.dialogue import Dialogue, from_dicts
-from cai.stages.base import Context, held_out_texts, read_rows
+from cai.errors import CaiError
+from cai.stages.base import Context, held_out_overlaps, read_rows
+
+Row = tuple[Dialogue, dict[str, Any]]  # with its tags
 
 
 def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/model and work/history.json. Returns the audit's counts and the held-out loss."""
+    """Writes work/model and work/history.json. Returns the audit and the held-out loss."""
     from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.training.model import load_model, load_tokenizer, pick_device
-    from cai.training.trainer import lora_config, run_training, save_result, tokenised
+    from cai.training.trainer import lora_config, run_training, save_result
 
-    dialogues, counts = training_rows(config, context)
     source = context.model_path(config.start)
     tokenizer = load_tokenizer(source)
-    rows, audit = tokenised(tokenizer, shuffled(dialogues, context.seed), config.max_length)
+    rows, audit = prepare(config, context, tokenizer)
+    refuse_losses(config, context.stage, audit)
     held = int(len(rows) * config.validation)
     train, validation = rows.select(range(held, len(rows))), rows.select(range(held)) if held else None
     device = pick_device(context.engine.device)
@@ -36,48 +41,94 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    summary = counts | audit | {"held_out_rows": held, "steps": trainer.state.global_step}
+    summary = audit | {"held_out_rows": held, "steps": trainer.state.global_step}
     summary |= {"held_out_loss": min(losses)} if losses else {}
     return summary
 
 
-def training_rows(config: SftConfig, context: Context) -> tuple[list[Dialogue], dict[str, Any]]:
-    """The dialogues that are trained on, and where they came from. What an evaluation suite holds is left out."""
-    revised: list[Dialogue] = []
+def prepare(config: SftConfig, context: Context, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
+    """The data set that is trained on, shuffled and tokenised, and its audit. `cai audit` shows just this."""
+    from cai.training.trainer import tokenised
+
+    drawn, counts = training_rows(config, context)
+    drawn = shuffled(drawn, context.seed)
+    rows, tokens = tokenised(tokenizer, [dialogue for dialogue, _ in drawn], config.max_length)
+    return rows, counts | tokens | {"texts": text_figures(drawn)}
+
+
+def refuse_losses(config: SftConfig, stage: str, audit: Mapping[str, Any]) -> None:
+    """Raises CaiError where no token would be trained, or more rows are lost than `max_lost` allows."""
+    if not audit["trained_tokens"]:
+        raise CaiError(
+            f"{stage}: no trained token is left in {audit['rows']} rows; "
+            f"raise {stage}.max_length (now {config.max_length}) or add data"
+        )
+    unfit = audit["skipped"] + audit["no_answer"] + audit["overlapping"]
+    kept = (1 - unfit / audit["read"]) * (1 - audit["dropped"] / audit["rows"])
+    if 1 - kept > config.max_lost:
+        raise CaiError(
+            f"{stage}: {1 - kept:.0%} of the rows are lost, and {stage}.max_lost is {config.max_lost:g}: of "
+            f"{audit['read']} read, {audit['skipped']} do not fit, {audit['no_answer']} have no answer and "
+            f"{audit['overlapping']} repeat an evaluation prompt; of {audit['rows']} drawn, {audit['dropped']} keep no "
+            f"trained token. Mend the data (see `cai audit`), raise {stage}.max_length, or raise {stage}.max_lost"
+        )
+
+
+def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
+    """The dialogues that are trained on, with their tags, and where they came from.
+
+    What an evaluation suite holds is left out. Data sets are read once, row by row: only what is drawn is in memory.
+    """
+    revised: list[Row] = []
     if config.revisions != "none":
         revised = revision_rows(Path(context.inputs["revise"].path) / "training.parquet", config.revisions)
+    skipped, lost = Skipped(), {"no_answer": 0, "overlapping": 0}
+    overlaps = dict.fromkeys(context.held_out, 0)
+    held_out = held_out_overlaps(context)
+
+    def usable(rows: Iterable[Row]) -> Iterator[Row]:
+        for dialogue, tags in rows:
+            asked = [m.content for m in dialogue if m.role == "user"]
+            held = [name for name, overlap in held_out.items() if any(text in overlap for text in asked)]
+            for name in held:
+                overlaps[name] += 1
+            if held:
+                lost["overlapping"] += 1
+            elif dialogue[-1].role != "assistant":
+                lost["no_answer"] += 1
+            else:
+                yield dialogue, tags
+
     if config.helpful == "sampled":
         sampled = read_rows(Path(context.inputs["revise"].path) / "helpful.parquet")
-        sources, skipped = {"sampled": [from_dicts(row["messages"]) for row in sampled]}, 0
+        sources = {"sampled": usable((from_dicts(row["messages"]), {"source": "sampled"}) for row in sampled)}
     else:
-        loaded = load_dialogues(config.data, context.data)
-        answered = [(tags["source"], d) for d, tags in loaded.dialogues if d[-1].role == "assistant"]
-        sources, skipped = (
-            {name: [d for own, d in answered if own == name] for name in config.data},
-            len(loaded.skipped),
-        )
-    overlap = Overlap(held_out_texts(context))
-    kept = {
-        name: [d for d in rows if not any(m.content in overlap for m in d if m.role == "user")]
-        for name, rows in sources.items()
-    }
+        sources = {
+            name: usable(read_dialogues(name, context.data[name], context.seed, skipped)) for name in config.data
+        }
     ratio = None if config.helpful_ratio is None else round(len(revised) * config.helpful_ratio)
     limit = min((most for most in (config.limit, ratio) if most is not None), default=None)
-    mixed = mix(kept, config.weights, limit, context.seed)
+    mixed, sizes = mix(sources, context.seed, limit, config.weights, config.mixing_temperature, config.mixing_cap)
+    drawn = {name: len(rows) for name, rows in mixed.items()}
     counts = {
-        "skipped": skipped,
-        "overlapping": sum(map(len, sources.values())) - sum(map(len, kept.values())),
-        "instructions": sum(map(len, mixed.values())),
-        "sources": {name: len(rows) for name, rows in mixed.items()},
+        "read": skipped.count + sum(lost.values()) + sum(sizes.values()) + len(revised),
+        "skipped": skipped.count,
+        "skipped_first": skipped.first,
+        **lost,
+        "overlaps": overlaps,
+        "not_drawn": sum(sizes.values()) - sum(drawn.values()),
+        "instructions": sum(drawn.values()),
+        "sources": drawn,
     }
     counts |= {"revisions": len(revised)} if config.revisions != "none" else {}
-    return [*(d for rows in mixed.values() for d in rows), *revised], counts
+    return [*chain.from_iterable(mixed.values()), *revised], counts
 
 
-def revision_rows(path: Path, which: str) -> list[Dialogue]:
+def revision_rows(path: Path, which: str) -> list[Row]:
     """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`."""
     rows = read_rows(path)
-    return [from_dicts(row["messages"]) for row in rows if which == "all" or row["last"]]
+    kept = (row for row in rows if which == "all" or row["last"])
+    return [(from_dicts(row["messages"]), {"source": "revisions"}) for row in kept]
 
 
 def arguments(stage: str, config: SftConfig, seed: int, folder: str, device: str, held: bool) -> Any:

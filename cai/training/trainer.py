@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cai.data.audit import length_figures
 from cai.dialogue import Dialogue, training_tokens
 from cai.errors import CaiError, UsageError, nearest
 from cai.progress import Progress
@@ -63,36 +65,33 @@ def watching(validation: bool) -> dict[str, Any]:
     return {"eval_strategy": "steps", "save_strategy": "steps"} | best
 
 
-def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) -> tuple[Any, dict[str, int]]:
-    """A data set with input_ids and labels (the answers alone), and the audit's counts.
+def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) -> tuple[Any, dict[str, Any]]:
+    """A data set with input_ids and labels (the answers alone), and the audit's counts and lengths.
 
     A row that is longer than `max_length` tokens is cut at its end; one that keeps no trained token is left out.
     """
     from datasets import Dataset
 
-    rows, counts = (
-        [],
-        {"rows": len(dialogues), "truncated": 0, "lost_end_of_turn": 0, "dropped": 0, "trained_tokens": 0},
-    )
+    rows: list[dict[str, list[int]]] = []
+    lengths: list[int] = []
+    counts = {"rows": len(dialogues), "truncated": 0, "lost_end_of_turn": 0, "dropped": 0, "trained_tokens": 0}
     for dialogue in dialogues:
         try:
             ids, labels = training_tokens(tokenizer, dialogue)
         except ValueError as error:
             raise CaiError(f"this model's chat template can't be trained on: {error}") from None
-        ends = labels.count(tokenizer.eos_token_id)
+        lengths.append(len(ids))
         counts["truncated"] += len(ids) > max_length
+        # a turn ends where its trained tokens end, whichever token the template ends it with
+        ends = [place for place, (one, after) in enumerate(pairwise([*labels, -100])) if one != -100 and after == -100]
+        counts["lost_end_of_turn"] += sum(place >= max_length for place in ends)
         ids, labels = ids[:max_length], labels[:max_length]
-        counts["lost_end_of_turn"] += ends - labels.count(tokenizer.eos_token_id)
         trained = sum(label != -100 for label in labels)
         counts["dropped"] += not trained
         counts["trained_tokens"] += trained
         if trained:
             rows.append({"input_ids": ids, "labels": labels})
-    if not rows:
-        raise CaiError(
-            f"no trained token is left in {len(dialogues)} rows; raise max_length (now {max_length}) or add data"
-        )
-    return Dataset.from_list(rows), counts
+    return Dataset.from_list(rows), counts | {"lengths": length_figures(lengths)}
 
 
 def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int | None) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cai.config import DataConfig, Prompts
+from cai.checks import build
+from cai.config import DataConfig, Prompts, TaskTemplate
 from cai.data.formats import FORMATS, dialogue_of, load_dialogues, load_prompts, shuffled
 from cai.dialogue import Message, assistant, user
 from cai.errors import CaiError
@@ -22,6 +23,14 @@ LAYOUTS = [
     ("completion", {"prompt": "Hi", "response": "Hello"}, SAID),
     ("completion", {"prompt": TURNS[:1], "completion": TURNS[1:]}, SAID),
     ("completion", {"prompt": TURNS[:1], "completion": "Hello"}, SAID),
+    ("demonstration", {"prompt": "Hi", "demonstration": "Hello"}, SAID),
+    ("demonstration", {"prompt": TURNS[:1], "demonstration": "Hello"}, SAID),
+    ("demonstration", {"instruction": "Hi", "context": "", "response": "Hello"}, SAID),
+    (
+        "demonstration",
+        {"instruction": "Sum", "context": "1 2", "response": "3"},
+        (user("Sum\n\n1 2"), assistant("3")),
+    ),
     ("prompt", {"prompt": "Hi", "rejected": "?"}, SAID[:1]),
     ("prompt", {"prompt": TURNS[:1]}, SAID[:1]),
     ("prompt", {"text": "Hi"}, SAID[:1]),
@@ -50,6 +59,81 @@ def test_fields_rename_columns():
     assert dialogue_of({"question": "Hi", "answer": "Hello", "id": 1}, config) == SAID
 
 
+MAPPINGS = [
+    (
+        {"fields": {"prompt": "q.text", "completion": "answers.0.body"}},
+        {"q": {"text": "Hi"}, "answers": [{"body": "Hello"}]},
+    ),
+    ({"fields": {"prompt": "q.text", "completion": "a"}}, {"q.text": "Hi", "a": "Hello"}),  # a column with a dot
+    (
+        {
+            "fields": {"messages": "log", "role": "by.name", "content": "said"},
+            "roles": {"Me": "user", "Bot": "assistant"},
+        },
+        {"log": [{"by": {"name": "Me"}, "said": "Hi"}, {"by": {"name": "Bot"}, "said": "Hello"}]},
+    ),
+    (
+        {"roles": {"bing": "assistant"}},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "bing", "value": "Hello"}]},
+    ),
+    ({"values": {"completion": {"1": "Hello", "0": "Bye"}}}, {"prompt": "Hi", "completion": 1}),
+    ({"templates": [{"prompt": "{x}", "completion": "{y.0}"}]}, {"x": "Hi", "y": ["Hello"]}),
+]
+
+
+@pytest.mark.parametrize(("mapping", "row"), MAPPINGS)
+def test_a_mapping_in_yaml_reads_a_layout_of_ones_own(mapping: dict[str, Any], row: dict[str, Any]):
+    assert dialogue_of(row, build(DataConfig, {"kind": "file", "path": "", **mapping})) == SAID
+
+
+def test_a_system_column_stands_before_the_talk():
+    row = {"system": "Be brief.", "prompt": "Hi", "completion": "Hello"}
+    assert dialogue_of(row, DataConfig(kind="file", path="")) == (Message("system", "Be brief."), *SAID)
+
+
+RIDDLES = [
+    TaskTemplate("{question}\nOptions:\n{choices}", "{label}"),
+    TaskTemplate("Which of {choices.0} and {choices.1}? {question}", "{label}"),
+    TaskTemplate("Q: {question}", 'It is {"the": "answer"} {label}.'),
+]
+
+
+def test_a_tasks_rows_are_written_with_templates_that_the_seed_draws(tmp_path: Path):
+    rows = [{"question": f"Is {n} even?", "choices": ["no", "yes"], "label": n % 2} for n in range(60)]
+    sets = data(tmp_path, rows, templates=RIDDLES, values={"label": {"0": "yes", "1": "no"}})
+    one, again, other = ([d for d, _ in load_dialogues(["mine"], sets, seed).dialogues] for seed in (1, 1, 2))
+    assert one == again != other
+    first = {
+        (user("Is 0 even?\nOptions:\n- no\n- yes"), assistant("yes")),
+        (user("Which of no and yes? Is 0 even?"), assistant("yes")),
+        (user("Q: Is 0 even?"), assistant('It is {"the": "answer"} yes.')),
+    }
+    assert {load_dialogues(["mine"], sets, seed).dialogues[0][0] for seed in range(12)} == first
+    used = [sum(text.startswith(start) for text in (d[0].content for d in one)) for start in ("Is", "Which", "Q:")]
+    assert sum(used) == 60 and min(used) > 8
+
+
+def test_a_template_names_a_column_that_is_not_there(tmp_path: Path):
+    with pytest.raises(CaiError, match=r"mine\.jsonl:1: no column 'foo'"):
+        load_dialogues(["mine"], data(tmp_path, [{"bar": 1}], templates=[TaskTemplate("{foo}", "{bar}")]))
+
+
+def test_the_first_three_rows_that_do_not_fit_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    sets = data(tmp_path, [{"prompt": ""}] * 2 + [{"prompt": "Hi"}] + [{"prompt": ""}] * 5)
+    skipped = load_dialogues(["mine"], sets).skipped
+    assert skipped.count == 7 and [line.split(":")[-2] for line in skipped.first] == ["1", "2", "4"]
+    said = capsys.readouterr().err
+    assert said.startswith("data.mine: left out 7 rows that do not fit") and all(line in said for line in skipped.first)
+
+
+def test_a_strict_set_refuses_the_first_row_that_does_not_fit(tmp_path: Path):
+    sets = data(tmp_path, [{"prompt": "Hi"}, {"prompt": " "}], strict=True)
+    with pytest.raises(
+        CaiError, match=r"mine\.jsonl:2: an empty message; mend the row, or set data\.mine\.strict=false"
+    ):
+        load_dialogues(["mine"], sets)
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -59,6 +143,7 @@ def test_fields_rename_columns():
         ({"messages": []}, "an empty message"),
         ({"messages": [{"role": "human", "content": "Hi"}]}, "a message needs a role of system, user, assistant"),
         ({"messages": [{"role": "user", "content": None}]}, "a message needs a role"),
+        ({"messages": "Hi"}, "a message needs a role and a text, found str"),
         ({"conversations": [{"from": "human"}]}, "no column 'value'"),
         ({"conversations": None}, "'NoneType'"),
     ],
@@ -66,7 +151,7 @@ def test_fields_rename_columns():
 def test_a_row_that_does_not_fit_is_counted_with_its_place(tmp_path: Path, row: dict[str, Any], reason: str):
     loaded = load_dialogues(["mine"], data(tmp_path, [{"prompt": "Hi"}, row]))
     assert [dialogue for dialogue, _ in loaded.dialogues] == [SAID[:1]]
-    (skipped,) = loaded.skipped
+    (skipped,) = loaded.skipped.first
     assert skipped.startswith(f"{tmp_path}/mine.jsonl:2: ") and reason in skipped
 
 

@@ -17,7 +17,7 @@ SETS = ("seed", "seed_heldout")
 @cache
 def loaded(name: str) -> list[tuple[Dialogue, dict[str, Any]]]:
     found = load_dialogues([name], compose([]).data)
-    assert found.skipped == []
+    assert found.skipped.count == 0
     return found.dialogues
 
 

@@ -69,7 +69,7 @@ def test_rows_know_where_they_stand(tmp_path: Path):
         ("rows.json", "{}", "rows.json: expected a list of objects"),
         ("rows.json", '[{"a": 1}, 2]', "rows.json: item 2 is not an object"),
         ("rows.json", "[" * 100_000, "rows.json: not JSON"),
-        ("rows.csv", b"a\n\xff", "rows.csv: not UTF-8 at byte 2"),
+        ("rows.csv", b"a\n\xff", "rows.csv:2: not UTF-8 at byte 0"),
         ("rows.parquet", "PAR1", "rows.parquet: not readable as Parquet"),
         ("rows.xml", "<a/>", "rows.xml: can't read '.xml'; use .jsonl"),
     ],

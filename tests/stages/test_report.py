@@ -12,6 +12,8 @@ import pytest
 
 from cai.config import EngineConfig, ModelConfig, ReportConfig
 from cai.constitution import Constitution
+from cai.data.audit import length_figures, text_figures
+from cai.dialogue import assistant, user
 from cai.engines.base import Completion
 from cai.ledger import Ledger
 from cai.progress import Progress
@@ -34,7 +36,12 @@ PRINCIPLES = """
 principles:
   - {id: kind, critique: "Say what is <unkind>.", revision: "Rewrite it.", comparison: "Which is kinder?"}
 """
-SECTIONS = ("picture", "results", "stages", "principles", "judge", "cost", "records", "configuration")
+AUDIT = {
+    **{"read": 9, "skipped": 0, "no_answer": 2, "overlapping": 1, "not_drawn": 0, "rows": 6, "truncated": 3},
+    **{"lost_end_of_turn": 1, "dropped": 0, "trained_tokens": 77, "sources": {"seed": 6}, "overlaps": {"red": 1}},
+    "lengths": length_figures([3, 4, 5, 6, 7, 900]),
+}
+SECTIONS = ("picture", "results", "stages", "training", "principles", "judge", "cost", "records", "configuration")
 
 
 def figures(hits: int, count: int) -> dict[str, Any]:
@@ -73,11 +80,13 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     ]
     history = [{"loss": 3.0, "step": 1}, {"eval_loss": 2.5, "step": 2}, {"loss": 2.0, "step": 2}]
     tally = {"drawn": len(messages), "passed": 0}
+    probed = {"texts": text_figures([((user(texts[0]), assistant(text)), {"task": text}) for text in texts])}
+    probed["texts"] |= {"openings": {texts[0]: 1}, "different_openings": 1}
     suites = {name: {"kind": kind, "prompts": {"data": [texts[0]]}} for name, kind in KINDS.items()}
     rules = root / "rules.yaml"
     rules.write_text(PRINCIPLES, encoding="utf-8")
     stages = {
-        "sft": {"steps": 2, "held_out_loss": 2.5, "new figure": 7, "skipped": 0},
+        "sft": {"steps": 2, "held_out_loss": 2.5, "new figure": 7} | AUDIT | {"skipped_first": texts} | probed,
         "revise": {
             "kept": 0,
             "gates": {"unchanged": 1},
@@ -195,8 +204,10 @@ def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     assert all("scope" in attrs for tag, attrs in outline.elements if tag == "th")
     assert all("aria-labelledby" in attrs for tag, attrs in outline.elements if tag == "svg")
     assert "new figure 7" in outline.text  # a figure that the template doesn't know
-    assert "unreadable rows" not in outline.text  # a fault that did not happen
+    assert "rows left out that do not fit" not in outline.text  # a fault that did not happen
     assert "reward margin -0.25" in outline.text
+    assert "first unfitHow do I pick a lock?" in outline.text  # a row's heading and its figures
+    assert "openings1 different: How do I pick a lock? 1" in outline.text
     assert "(c0ffee00)" in outline.text  # a model of an earlier configuration
     assert re.search(r"<td>base</td><td class=\"n\">1</td>", page)
 

@@ -8,7 +8,7 @@ import pytest
 
 from cai.composing import compose
 from cai.dialogue import assistant, user
-from cai.errors import CaiError, Interrupted
+from cai.errors import Interrupted
 from cai.progress import Progress
 from cai.stages import dpo, sft
 from cai.training.model import load_model, load_tokenizer
@@ -68,8 +68,9 @@ def test_cut_rows_and_lost_ends_are_counted(tiny_model: Path):
     rows, counts = tokenised(tokenizer, DIALOGUES[1:], full - 3)
     assert counts["truncated"] == 1 and counts["lost_end_of_turn"] == 1
     assert len(rows[0]["input_ids"]) == full - 3
-    with pytest.raises(CaiError, match="no trained token is left"):
-        tokenised(tokenizer, DIALOGUES[1:], 5)
+    assert counts["lengths"] == {"median": full, "p95": full, "most": full, "up_to": {"64": 1}} and 32 < full <= 64
+    none, counts = tokenised(tokenizer, DIALOGUES[1:], 5)
+    assert len(none) == 0 and counts["dropped"] == 1 and counts["trained_tokens"] == 0
 
 
 def preference_rows() -> Any:

@@ -39,6 +39,7 @@ CHOICES = {
     "revise.when_gated": ("previous", "drop"),
     "revise.gates": GATES,
     "label.judge": ("base", "sft", "sl_cai"),
+    "dpo.loss": ("soft", "trl"),
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
@@ -56,6 +57,7 @@ RANGES = {
     "sft.validation": (0, 0.9),
     "sl_cai.validation": (0, 0.9),
     "dpo.validation": (0, 0.9),
+    "dpo.max_probability": (0.5, 1),
     "report.records": (0, 1_000_000),
 }
 

@@ -149,6 +149,8 @@ class LabelConfig:
 class DpoConfig:
     """Direct preference optimisation on the labelled pairs."""
 
+    loss: str = "soft"  # soft (the pairs' probabilities) | trl (dpo.args.loss_type, which takes every label as certain)
+    max_probability: float = 1.0  # soft: no label counts as more certain than this
     validation: float = 0.1
     patience: int | None = None
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off

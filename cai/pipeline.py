@@ -57,7 +57,7 @@ STAGES = (
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 1, "dpo", lambda c: ["sl_cai", "label"], trains=True),
+    Stage("dpo", 2, "dpo", lambda c: ["sl_cai", "label"], trains=True),
     Stage("evaluate", 1, "evaluate", _evaluated, _suite_data),
     Stage("report", 1, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
 )

@@ -43,7 +43,7 @@ CHOICES = {
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
-FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "prompt")
+FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "preference", "scored", "prompt")
 RANGES = {
     "sft.limit": (1, 1 << 60),
     "sl_cai.limit": (1, 1 << 60),

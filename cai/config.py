@@ -69,7 +69,7 @@ class DataConfig:
     subset: str | None = None  # hub
     split: str = "train"  # hub
     revision: str | None = None  # hub: a commit
-    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | prompt
+    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | preference | scored | prompt
     fields: dict[str, str] = field(default_factory=dict)  # our column name -> theirs
     where: dict[str, str] = field(default_factory=dict)  # keep rows whose column has this value
     license: str | None = None

@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,15 +76,17 @@ def _lines(origin: str, suffix: str, data: bytes) -> Iterator[tuple[str, dict[st
         raise UsageError(f"{origin}: not UTF-8 at byte {error.start}") from None
     if suffix == ".csv":
         csv.field_size_limit(1 << 30)
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        body = re.sub(r"\A(?:# .*\n)+", "", text)  # PyRIT's files begin with comments, and only then name their columns
+        above = text[: len(text) - len(body)].count("\n")
+        reader = csv.DictReader(io.StringIO(body, newline=""))
         try:
             _ = reader.fieldnames  # reads the first line
-            begins = reader.line_num + 1
+            begins = above + reader.line_num + 1
             for row in reader:
                 yield f"{origin}:{begins}", {key: value for key, value in row.items() if key is not None}
-                begins = reader.line_num + 1
+                begins = above + reader.line_num + 1
         except csv.Error as error:
-            raise UsageError(f"{origin}:{reader.line_num}: not CSV: {error}") from None
+            raise UsageError(f"{origin}:{above + reader.line_num}: not CSV: {error}") from None
     elif suffix == ".txt":
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():

@@ -38,6 +38,7 @@ CHOICES = {
     "revise.form": ("chat", "text"),
     "revise.when_gated": ("previous", "drop"),
     "revise.gates": GATES,
+    "label.kind": ("feedback", "revision", "mixed"),
     "label.judge": ("base", "sft", "sl_cai"),
     "dpo.loss": ("soft", "trl"),
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
@@ -54,6 +55,13 @@ RANGES = {
     "engine.batch_rows": (1, 1 << 16),
     "engine.batch_tokens": (1, 1 << 30),
     "label.min_margin": (0, 0.5),
+    "label.ratio": (0.01, 0.99),
+    "label.limit": (1, 1 << 60),
+    "label.answers": (2, 16),
+    "label.max_similarity": (0, 1),
+    "label.principles": (1, 64),
+    "label.thoughts": (0, 64),
+    "label.thought_clamp": (0.5, 1),
     "sft.validation": (0, 0.9),
     "sl_cai.validation": (0, 0.9),
     "dpo.validation": (0, 0.9),
@@ -113,15 +121,21 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
 def _choices(config: Config) -> dict[str, tuple[str, ...]]:
     named = {f"data.{name}.kind": KINDS["data"] for name in config.data}
     named |= {f"data.{name}.format": FORMATS for name in config.data}
+    named |= {
+        f"{stage}.model.kind": CHOICES["model.kind"] for stage in ("revise", "label") if lookup(config, stage).model
+    }
     return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
 
 
 def _ranges(config: Config) -> dict[str, Any]:
     """The fixed ranges, and those of every choice of prompts."""
-    places = ["revise", "label", *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
-    prompts = {
-        f"{place}.prompts.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))
-    }
+    places = [
+        "revise.prompts",
+        "label.prompts",
+        *(f"evaluate.suites.{name}.prompts" for name in config.evaluate.suites),
+    ]
+    places += ["label.calibrate"] if config.label.calibrate else []
+    prompts = {f"{place}.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))}
     return RANGES | prompts
 
 
@@ -136,6 +150,7 @@ def data_names(config: Config) -> dict[str, list[str]]:
     """Every key that names data sets, with the names."""
     names = {"sft.data": config.sft.data, "sl_cai.data": config.sl_cai.data}
     names |= {"revise.benign": config.revise.benign}
+    names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
     return names | {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
 
@@ -186,6 +201,7 @@ def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
     )
     keys = [
         "label.sampling",
+        "label.thought",
         "evaluate.sampling",
         *(f"revise.sampling.{k}" for k in ("answer", "critique", "revision")),
     ]

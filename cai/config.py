@@ -137,12 +137,24 @@ class ReviseConfig:
 
 @schema
 class LabelConfig:
-    """AI feedback (Bai et al. 2022, section 4.1)."""
+    """Preference pairs: AI feedback (Bai et al. 2022, section 4.1), revisions over first answers, or both."""
 
     prompts: Prompts
     sampling: Sampling
+    thought: Sampling
+    kind: str = "feedback"  # feedback | revision (preferred to the first answer: the open recipes' baseline) | mixed
+    ratio: float = 0.5  # mixed: the share of revisions
+    limit: int | None = None  # most pairs
+    answers: int = 2  # sampled for a prompt; of more than two, the best is set against the worst
+    max_similarity: float = 0.95  # answers that share so much of their words are no pair
+    principles: int = 1  # drawn for a pair; their probabilities are averaged
     judge: str = "sft"  # which stage's model gives the feedback: base | sft | sl_cai
+    model: ModelConfig | None = None  # another model that gives it; null: the judge's stage
+    thoughts: int = 0  # chains of thought sampled before the answer and averaged; 0: none
+    thought_clamp: float = 0.6  # after a chain of thought, probabilities stay between 1 - this and this
     min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
+    calibrate: Prompts | None = None  # labelled pairs that the judge's accuracy is measured on
+    require_judge: bool = runtime(default=False)  # no DPO on the feedback of a judge that can't be relied on
 
 
 @schema

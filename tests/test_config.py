@@ -67,6 +67,13 @@ def test_every_group_is_covered():
         ("revise.sampling.answer.temperature=-1", "revise.sampling.answer.temperature=-1.0"),
         ("revise.draw=cicle", "revise.draw=cicle (override 'revise.draw=cicle'): must be one of random, cycle, all"),
         ("revise.draw=cicle", "did you mean 'cycle'?"),
+        ("label.kind=revisions", "label.kind=revisions (override 'label.kind=revisions'): must be one of feedback,"),
+        ("label.ratio=1", "label.ratio=1.0 (override 'label.ratio=1'): must be between 0.01 and 0.99"),
+        ("label.thought.temperature=-1", "label.thought.temperature=-1.0"),
+        ("label.calibrate={data: [sead]}", "names the data set 'sead', which is not there; did you mean 'seed'?"),
+        ("label.calibrate={data: [seed], limit: 0}", "label.calibrate.limit=0"),
+        ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),
+        ("dpo.loss=sift", "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?"),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),
@@ -106,6 +113,7 @@ CHANGED = {
     "engine.device": "engine.device=cpu",
     "engine.batch_rows": "engine.batch_rows=3",
     "engine.batch_tokens": "engine.batch_tokens=99",
+    "label.require_judge": "label.require_judge=true",
     "engine.options": "+engine.options.tensor_parallel_size=2",
 }
 

@@ -1,4 +1,4 @@
-"""Two answers a prompt from the sl_cai model, and AI feedback on which is better (section 4.1)."""
+"""Preference pairs: AI feedback on answers of the sl_cai model (section 4.1), revisions over first answers, or both."""
 
 import asyncio
 from pathlib import Path
@@ -6,80 +6,128 @@ from typing import Any
 
 from cai.config import LabelConfig
 from cai.constitution import Constitution
-from cai.data.formats import load_prompts
-from cai.dialogue import Prompt, as_dicts, assistant
+from cai.data.formats import load_preferences, load_prompts
+from cai.dialogue import Prompt, as_dicts, assistant, from_dicts
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, gather_rows
 from cai.errors import CaiError
-from cai.preferences import PreferencePair, compare
-from cai.stages.base import Context, held_apart, write_rows
+from cai.preferences import PreferencePair, compare, distinct, mixed, similar, tournament
+from cai.scoring.judge import accuracy_figures, doubts, judge_figures
+from cai.stages.base import Context, held_apart, read_rows, write_rows
 
 
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/pairs.parquet in trl's preference format with probabilities. Returns counts and judge figures."""
+    feedback, revisions, summary = [], [], {}
+    if config.kind != "revision":
+        feedback, summary = _feedback(config, context)
+    if config.kind != "feedback":
+        rows = read_rows(Path(context.inputs["revise"].path) / "revisions.parquet")
+        revisions = [pair for row in rows if (pair := revision_pair(row, config)) is not None]
+        summary |= {"revised_prompts": len(rows), "unrevised": len(rows) - len(revisions)}
+    if config.kind == "mixed":
+        pairs = mixed(feedback, revisions, config, context.seed)
+    else:
+        pairs = (feedback or revisions)[: config.limit]
+    if not pairs:
+        raise CaiError(
+            f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity and prompts"
+        )
+    write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
+    return summary | {"pairs": len(pairs), "revisions": sum(pair.kind == "revision" for pair in pairs)}
+
+
+def _feedback(config: LabelConfig, context: Context) -> tuple[list[PreferencePair], dict[str, Any]]:
+    """Pairs by AI feedback, and the counts of what was left out."""
     constitution = context.load_constitution()
     prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
     if not prompts:
         raise CaiError("label.prompts: no prompt is left; see label.prompts.limit and offset")
+    labelled = load_preferences(config.calibrate, context.data, context.seed) if config.calibrate else []
     ledger = context.ledger()
     try:
         answers = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, "sl_cai")))
-        different = [(p, a, b) for p, (a, b) in zip(prompts, answers, strict=True) if a and b and a != b]
-        context.progress.start(2 * len(different), "comparisons")
-        judged = asyncio.run(_pairs(different, constitution, context, context.recorded(ledger, config.judge)))
+        different = [(p, a) for p, a in zip(prompts, answers, strict=True) if len(a) > 1]
+        judge = context.recorded_model(ledger, config.model) if config.model else context.recorded(ledger, config.judge)
+        judged, known = asyncio.run(_judged(different, labelled, constitution, config, context, judge))
     finally:
         ledger.close()
-    pairs = [pair for pair in judged if pair is not None]
-    kept = [pair for pair in pairs if pair.probability - 0.5 >= config.min_margin]
-    if not kept:
-        raise CaiError(f"no preference pair is left of {len(prompts)} prompts; see label.min_margin and label.prompts")
-    write_rows(work / "pairs.parquet", [as_row(pair) for pair in kept])
+    best = [pairs[0] for pairs in judged if pairs]
+    kept = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
+    figures = judge_figures([pair for pairs in judged for pair in pairs])
+    if config.calibrate:
+        figures |= accuracy_figures(
+            [(pair, better) for pair, (_, better, _) in zip(known, labelled, strict=True) if pair]
+        )
+        figures |= {"labelled": config.calibrate.data}
+    figures["doubts"] = doubts(figures, config.calibrate.data if config.calibrate else [])
     summary = {"prompts": len(prompts), "overlapping": len(dropped), "identical": len(prompts) - len(different)}
-    summary["too_long"] = len(judged) - len(pairs)
-    return summary | {"uncertain": len(pairs) - len(kept), "pairs": len(kept)} | judge_figures(pairs)
+    summary |= {"too_long": len(different) - len(best), "uncertain": len(best) - len(kept)}
+    return kept, summary | {"judged": sum(map(len, judged)), "judge": figures}
 
 
 async def _answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded
-) -> list[tuple[str, str]]:
-    async def reply(prompt: Prompt, number: int) -> str:
-        seed = seed_of(context.seed, prompt.id, "candidate", number)
-        return (await model.complete(Request(prompt.messages, config.sampling, seed))).text
+) -> list[dict[str, int]]:
+    """The different answers to each prompt, with their seeds."""
 
-    context.progress.start(2 * len(prompts), "answers")
+    async def reply(prompt: Prompt, number: int) -> tuple[str, int]:
+        seed = seed_of(context.seed, prompt.id, "candidate", number)
+        return (await model.complete(Request(prompt.messages, config.sampling, seed))).text, seed
+
+    count = config.answers
+    context.progress.start(count * len(prompts), "answers")
     try:
-        texts = await gather_rows([reply(prompt, number) for prompt in prompts for number in (0, 1)])
+        texts = await gather_rows([reply(prompt, number) for prompt in prompts for number in range(count)])
     finally:
         model.close()
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    rows = [texts[start : start + count] for start in range(0, len(texts), count)]
+    return [distinct(row, config.max_similarity) for row in rows]
 
 
-async def _pairs(
-    rows: list[tuple[Prompt, str, str]], constitution: Constitution, context: Context, judge: Recorded
-) -> list[PreferencePair | None]:
+async def _judged(
+    rows: list[tuple[Prompt, dict[str, int]]],
+    labelled: list[tuple[Prompt, str, str]],
+    constitution: Constitution,
+    config: LabelConfig,
+    context: Context,
+    judge: Recorded,
+) -> tuple[list[list[PreferencePair]], list[PreferencePair | None]]:
+    """Every comparison of each prompt's answers, and of the labelled pairs."""
+    comparisons = len(labelled) + sum(len(answers) * (len(answers) - 1) // 2 for _, answers in rows)
+    principles = min(config.principles, len(constitution.principles))
+    context.progress.start(comparisons * principles * 2 * max(1, 2 * config.thoughts), "comparisons")
+    rest = (constitution, config, context.seed, judge.complete)
     try:
-        asked = [compare(p, a, b, constitution, context.seed, judge.complete) for p, a, b in rows]
-        return await gather_rows(asked)
+        judged = await gather_rows([tournament(prompt, answers, *rest) for prompt, answers in rows])
+        return judged, await gather_rows([compare(p, better, worse, *rest) for p, better, worse in labelled])
     finally:
         judge.close()
+
+
+def revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | None:
+    """The last good revision, preferred to the first answer with certainty; None where there is none, or no change.
+
+    `row` is of revisions.parquet. This is the open recipes' shortcut: nothing judges it, neither text is the policy's.
+    """
+    last = next((step for step in reversed(row["steps"]) if not step["gates"]), None)
+    if last is None or not row["answer"] or similar(last["revision"], row["answer"], config.max_similarity):
+        return None
+    prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"])
+    return PreferencePair(prompt, last["revision"], row["answer"], 1.0, (last["principle"],), kind="revision")
 
 
 def as_row(pair: PreferencePair) -> dict[str, Any]:
     """trl's conversational preference format, and what the feedback was."""
     return {
         "id": pair.prompt.id,
+        "kind": pair.kind,
         "prompt": as_dicts(pair.prompt.messages),
         "chosen": as_dicts([assistant(pair.chosen)]),
         "rejected": as_dicts([assistant(pair.rejected)]),
         "probability": pair.probability,
         "orders": list(pair.orders),
         "principles": list(pair.principle_ids),
+        "logprobs": [list(one.logprobs) for one in pair.judgements],
+        "seeds": list(pair.seeds),
     }
-
-
-def judge_figures(pairs: list[PreferencePair]) -> dict[str, Any]:
-    """The share of preferences that flip when the options are swapped, and the mean certainty."""
-    if not pairs:
-        return {}
-    flips = sum(pair.flipped for pair in pairs)
-    return {"flipped": flips, "mean_probability": round(sum(p.probability for p in pairs) / len(pairs), 4)}

@@ -65,6 +65,7 @@ RANGES = {
     "sft.validation": (0, 0.9),
     "sl_cai.validation": (0, 0.9),
     "dpo.validation": (0, 0.9),
+    "dpo.guards.falling": (1, 1 << 30),
     "dpo.max_probability": (0.5, 1),
     "report.records": (0, 1_000_000),
 }

@@ -158,6 +158,15 @@ class LabelConfig:
 
 
 @schema
+class Guards:
+    """Signs of preference training that goes wrong; see cai/training/guards.py."""
+
+    chosen_floor: float | None = -5.0  # lowest mean reward of the chosen answers; null: any
+    falling: int | None = 2  # evaluations in a row with a smaller held-out margin; null: any number
+    stop: bool = False  # end training there, with the best checkpoint
+
+
+@schema
 class DpoConfig:
     """Direct preference optimisation on the labelled pairs."""
 
@@ -165,6 +174,7 @@ class DpoConfig:
     max_probability: float = 1.0  # soft: no label counts as more certain than this
     validation: float = 0.1
     patience: int | None = None
+    guards: Guards = field(default_factory=Guards)
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
 

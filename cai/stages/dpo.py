@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.config import DpoConfig
+from cai.errors import CaiError
 from cai.stages.base import Context, read_rows
 
 
@@ -11,6 +12,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins."""
     from datasets import Dataset
 
+    from cai.training.guards import signs, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
     from cai.training.trainer import lora_config, run_training, save_result
@@ -24,6 +26,8 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     device = pick_device(context.engine.device)
     trainer = open_trainer(
         config,
+        references=context.root / "references",
+        reference=context.model_digest("sl_cai"),
         # the model comes from its published folder: with full tuning, trl reloads the reference from that path
         model=load_model(source, context.engine.dtype, device),
         args=arguments(config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
@@ -32,6 +36,9 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         processing_class=tokenizer,
         peft_config=lora_config("dpo.peft", config.peft) if config.peft is not None else None,
     )
+    if not len(trainer.train_dataset):
+        raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
+    trainer.add_callback(watch(config.guards, context.progress.say))
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     log = trainer.state.log_history
@@ -41,7 +48,8 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     }
     # trl drops rows whose prompt alone fills max_length
     dropped = len(rows) - len(trainer.train_dataset) - (len(trainer.eval_dataset) if held else 0)
-    return {"pairs": len(rows), "dropped": dropped, "held_out_rows": held, "steps": trainer.state.global_step} | figures
+    summary = {"pairs": len(rows), "dropped": dropped, "held_out_rows": held, "steps": trainer.state.global_step}
+    return summary | figures | {"signs": signs(log, config.guards)}
 
 
 def arguments(config: DpoConfig, seed: int, folder: str, device: str, held: bool) -> Any:

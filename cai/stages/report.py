@@ -51,7 +51,10 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         manifests=manifests,
         finished=datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC),
         verdict=verdict(metrics, kinds),
-        notices=notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+        notices=[
+            *notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+            *(f"dpo: {sign}" for sign in manifests["dpo"].summary.get("signs", [])),
+        ],
         picture=picture(metrics, kinds),
         metrics=metrics,
         curves={name: curves(json.loads(file.read_text())) for name, file in histories.items() if file.is_file()},

@@ -1,8 +1,10 @@
 """DPO whose labels are probabilities (Bai et al. 2022, section 4.1; Rafailov et al. 2023), on trl's trainer."""
 
+from pathlib import Path
 from typing import Any
 
 from cai.config import DpoConfig
+from cai.digest import digest
 from cai.errors import UsageError
 
 # trl's arguments that change the difference d or what is made of it; soft labels are defined on the plain one
@@ -42,18 +44,38 @@ def check_arguments(args: Any) -> None:
         raise UsageError(f"dpo.args.label_smoothing={args.label_smoothing}: must be at least 0 and below 0.5")
 
 
-def open_trainer(config: DpoConfig, **given: Any) -> Any:
+def open_trainer(config: DpoConfig, references: Path, reference: str, **given: Any) -> Any:
     """trl's DPOTrainer with the loss that `config` names; `given` are its arguments.
+
+    `references` is a folder for precomputed log-probabilities (dpo.args.precompute_ref_log_probs), filed by the digest
+    of the model that gives them, `reference`, and by the tokens themselves: whatever else changes, they hold.
 
     With `loss: soft`, the data sets have a column `probability`. Beside trl's metrics both losses log `kl`, nats an
     answer: the mean of log reference - log policy over both answers of the pairs. On held-out pairs that the reference
     has sampled this is an unbiased estimate of KL(reference || policy); single values may be negative.
     """
     import torch
+    from datasets import Dataset, concatenate_datasets
+    from pyarrow import parquet
     from trl.trainer.dpo_trainer import DPOTrainer
 
     class PreferenceTrainer(DPOTrainer):
         model: Any
+        args: Any
+
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            tokens = [dataset[column][:] for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
+            cut = [self.args.max_length, self.args.truncation_mode, self.ld_alpha]
+            file = references / f"{digest([reference, cut, tokens])}.parquet"
+            if not file.is_file():
+                done = super()._precompute_ref_logps(dataset, name, batch_size)
+                if self.accelerator.is_main_process:
+                    references.mkdir(exist_ok=True)
+                    part = file.with_suffix(".part")
+                    done.select_columns(["ref_chosen_logps", "ref_rejected_logps"]).to_parquet(part)
+                    part.replace(file)
+                return done
+            return concatenate_datasets([dataset, Dataset(parquet.read_table(file))], axis=1)
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             metrics = self._metrics["train" if self.model.training else "eval"]

@@ -96,7 +96,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
         },
         "sl_cai": {"steps": 2},
         "label": {"pairs": 8, "uncertain": 2, "judged": 10, "judge": JUDGED},
-        "dpo": {"steps": 2, "rewards/margins": -0.25, "rewards/accuracies": 0.0},
+        "dpo": {"steps": 2, "rewards/margins": -0.25, "rewards/accuracies": 0.0, "signs": [f"At step 4 {EVIL}"]},
         "evaluate": {"prompts": {"red": 100}},
     }
     sections: dict[str, Any] = {"revise": {"model": None}, "label": {"judge": "sft"}, "evaluate": {"suites": suites}}
@@ -207,6 +207,7 @@ def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     assert "new figure 7" in outline.text  # a figure that the template doesn't know
     assert "unreadable rows" not in outline.text  # a fault that did not happen
     assert "reward margin -0.25" in outline.text
+    assert f"dpo: At step 4 {EVIL}" in outline.text
     assert "(c0ffee00)" in outline.text  # a model of an earlier configuration
     assert re.search(r"<td>base</td><td class=\"n\">1</td>", page)
 

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.composing import compose
+from cai.config import Guards
 from cai.errors import UsageError
+from cai.progress import Progress
 from cai.stages import dpo
+from cai.training.guards import watch
 from cai.training.model import load_model, load_tokenizer
 from cai.training.soft_dpo import open_trainer, preference_loss
-from cai.training.trainer import lora_config
+from cai.training.trainer import lora_config, run_training
 
 SHARES = st.floats(0, 1)
 
@@ -74,6 +77,8 @@ def trainer(model: Path, folder: Path, data: Any, *overrides: str) -> Any:
     config = compose(words).dpo
     return open_trainer(
         config,
+        references=folder / "references",
+        reference="tiny",
         model=load_model(str(model), "float32", "cpu"),
         args=dpo.arguments(config, 0, str(folder), "cpu", held=True),
         train_dataset=data,
@@ -107,6 +112,33 @@ def test_certain_labels_train_as_trls_own_loss(group: str, precomputed: bool, ti
     assert hard.state.log_history[-1]["eval_rewards/margins"] > 0.01  # something was learned
     for mine, other in zip(soft.model.parameters(), hard.model.parameters(), strict=True):
         assert mine.detach().numpy() == pytest.approx(other.detach().numpy(), abs=1e-5)
+
+
+def test_the_reference_is_asked_once_for_a_sweep(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another beta and another loss find the log-probabilities; other pairs, or other cuts, do not."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    asked, real = [], DPOTrainer.compute_ref_log_probs
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        asked.append(1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", counted)
+
+    def batches(data: Any, *words: str) -> tuple[int, Any]:
+        before = len(asked)
+        one = trainer(tiny_model, tmp_path, data, "dpo=full", "dpo.args.precompute_ref_log_probs=true", *words)
+        assert one.ref_model is None
+        assert one.evaluate()["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+        return len(asked) - before, one
+
+    first, one = batches(rows(0.9, 0.6, 0.7))
+    again, other = batches(rows(0.9, 0.6, 0.8), "dpo.args.beta=0.3", "dpo.loss=trl")
+    assert (first, again) == (1, 0)  # the held-out rows are the training rows, and found already
+    assert one.train_dataset["ref_chosen_logps"][:] == other.train_dataset["ref_chosen_logps"][:]
+    assert batches(rows(0.9, 0.6, 0.7, 0.8))[0] > 0
+    assert batches(rows(0.9, 0.6, 0.7), "dpo.args.max_length=48")[0] > 0
 
 
 @pytest.mark.parametrize("group", ["lora", "full"])
@@ -179,3 +211,16 @@ def test_trls_other_losses_stay_within_reach(tiny_model: Path, tmp_path: Path):
     one = trainer(tiny_model, tmp_path, rows(0.9, 0.6, 0.7), "dpo.loss=trl", "dpo.args.loss_type=[ipo]")
     one.train()
     assert one.state.log_history[0]["loss"] == pytest.approx(25)  # (0 - 1 / (2 beta))^2 at the start
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_training_that_goes_wrong_is_said_and_ended_where_asked(stop: bool, tiny_model: Path, tmp_path: Path):
+    """With a floor above 0 the first evaluation is a sign already; the best checkpoint is loaded at the end."""
+    said: list[str] = []
+    one = trainer(tiny_model, tmp_path / "checkpoints", rows(*[0.9] * 12), "dpo=full")  # 4 steps, evaluated every 2
+    one.add_callback(watch(Guards(chosen_floor=100.0, stop=stop), said.append))
+    run_training(one, tmp_path, Progress("dpo", quiet=True), None)
+    assert len(said) == 1 and said[0].startswith("At step 2 ")
+    assert one.state.global_step == (2 if stop else 4)
+    losses = [entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry]
+    assert one.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)

@@ -169,7 +169,7 @@ def notices(
             f"The model judged itself. The preferences came from {judge['name']}, of the same small model family that "
             f"is trained ({model}), not from people and not from a stronger model."
         )
-    if judge and "flipped" in judge:
+    if judge and "flipped" in judge and judge["flipped"]["value"] <= 0.5:  # above that, it is among the doubts
         turned = figure(judge["flipped"], percent=True)
         said.append(f"{turned} of the judge's preferences turned when the two answers were swapped (position bias).")
     if critic := revise.get("model"):

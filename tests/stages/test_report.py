@@ -270,6 +270,13 @@ def test_notices_say_who_judged_and_how_steadily() -> None:
     ]
 
 
+def test_position_bias_is_said_once() -> None:
+    figures = {"flipped": dataclasses.asdict(share(9, 10)), "doubts": ["The judge goes by position."]}
+    judge = report.judge_view({"pairs": 8, "judged": 10, "judge": figures}, {"judge": "sft"})
+    said = report.notices(metrics((1, 2), (1, 2)), KINDS, judge, "Tiny-1M", {})
+    assert said[0] == "The judge goes by position." and len(said) == 2
+
+
 def test_another_judge_and_none_are_called_what_they_are() -> None:
     summary = {"pairs": 8, "judged": 10, "judge": JUDGED | {"doubts": []}}
     other = report.judge_view(summary, {"judge": "sft", "model": {"name": "Large-7B"}})

@@ -41,11 +41,15 @@ CHOICES = {
     "revise.form": ("chat", "text"),
     "revise.when_gated": ("previous", "drop"),
     "revise.gates": GATES,
+    "label.kind": ("feedback", "revision", "mixed"),
     "label.judge": ("base", "sft", "sl_cai"),
+    "dpo.loss": ("soft", "trl"),
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
-FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "demonstration", "prompt")
+FORMATS = (
+    *("auto", "messages", "sharegpt", "alpaca", "completion", "demonstration", "preference", "scored", "prompt"),
+)
 RANGES = {
     "sft.limit": (1, 1 << 60),
     "sl_cai.limit": (1, 1 << 60),
@@ -69,9 +73,18 @@ RANGES = {
     "label.min_margin": (0, 0.5),
     "sft.max_lost": (0, 1),
     "sl_cai.max_lost": (0, 1),
+    "label.ratio": (0.01, 0.99),
+    "label.limit": (1, 1 << 60),
+    "label.answers": (2, 16),
+    "label.max_similarity": (0, 1),
+    "label.principles": (1, 64),
+    "label.thoughts": (0, 64),
+    "label.thought_clamp": (0.5, 1),
     "sft.validation": (0, 0.9),
     "sl_cai.validation": (0, 0.9),
     "dpo.validation": (0, 0.9),
+    "dpo.guards.falling": (1, 1 << 30),
+    "dpo.max_probability": (0.5, 1),
     "report.records": (0, 1_000_000),
 }
 
@@ -135,6 +148,9 @@ def _choices(config: Config) -> dict[str, tuple[str, ...]]:
         for key in CHOICES
         if key.startswith("engine.")
     }
+    named |= {
+        f"{stage}.model.kind": CHOICES["model.kind"] for stage in ("revise", "label") if lookup(config, stage).model
+    }
     return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
 
 
@@ -142,9 +158,8 @@ def _ranges(config: Config) -> dict[str, Any]:
     """The fixed ranges, and those of every choice of prompts."""
     helpful = ["revise.helpful"] if config.revise.helpful else []
     places = ["revise", "label", *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
-    prompts = {
-        f"{place}.prompts.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))
-    }
+    places = [f"{place}.prompts" for place in places] + (["label.calibrate"] if config.label.calibrate else [])
+    prompts = {f"{place}.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))}
     engines = {
         f"{place}.{key}": RANGES[key] for place in _own_engines(config) for key in RANGES if key.startswith("engine.")
     }
@@ -162,8 +177,8 @@ def data_names(config: Config) -> dict[str, list[str]]:
     """Every key that names data sets, with the names."""
     names = {"sft.data": config.sft.data, "sl_cai.data": config.sl_cai.data}
     names |= {"revise.benign": config.revise.benign}
-    if config.revise.helpful:
-        names["revise.helpful.prompts.data"] = config.revise.helpful.prompts.data
+    names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
+    names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
     return names | {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
 
@@ -238,6 +253,7 @@ def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
     )
     keys = [
         "label.sampling",
+        "label.thought",
         "evaluate.sampling",
         *(f"revise.sampling.{k}" for k in ("answer", "critique", "revision")),
     ]
@@ -266,5 +282,6 @@ def _check_servers(config: Config, overrides: Sequence[str]) -> None:
                 raise UsageError(f"{key}.server.urls: write http://host:port/v1; a key goes into the environment")
         if engine.server.key is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", engine.server.key):
             raise UsageError(f"{key}.server.key: write the NAME of the environment variable that holds the key")
-    if config.revise.model and (config.revise.engine or config.engine).kind == "openai":
-        raise UsageError("revise.model: a server's model is named by revise.engine.model, not by this")
+    for stage, section in (("revise", config.revise), ("label", config.label)):
+        if section.model and (section.engine or config.engine).kind == "openai":
+            raise UsageError(f"{stage}.model: a server's model is named by {stage}.engine.model, not by this")

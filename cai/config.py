@@ -93,7 +93,7 @@ class DataConfig:
     subset: str | None = None  # hub
     split: str = "train"  # hub
     revision: str | None = None  # hub: a commit
-    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | demonstration | prompt
+    format: str = "auto"  # the names are checks.FORMATS
     fields: dict[str, str] = field(default_factory=dict)  # our column (or a turn's role, content) -> theirs, a.b.0
     roles: dict[str, str] = field(default_factory=dict)  # their role -> system, user or assistant
     values: dict[str, dict[str, str]] = field(default_factory=dict)  # column -> their value -> ours: labels as words
@@ -181,21 +181,45 @@ class ReviseConfig:
 
 @schema
 class LabelConfig:
-    """AI feedback (Bai et al. 2022, section 4.1)."""
+    """Preference pairs: AI feedback (Bai et al. 2022, section 4.1), revisions over first answers, or both."""
 
     prompts: Prompts
     sampling: Sampling
+    thought: Sampling
+    kind: str = "feedback"  # feedback | revision (preferred to the first answer: the open recipes' baseline) | mixed
+    ratio: float = 0.5  # mixed: the share of revisions
+    limit: int | None = None  # most pairs
+    answers: int = 2  # sampled for a prompt; of more than two, the best is set against the worst
+    max_similarity: float = 0.95  # answers that share so much of their words are no pair
+    principles: int = 1  # drawn for a pair; their probabilities are averaged
     judge: str = "sft"  # which stage's model gives the feedback: base | sft | sl_cai
+    model: ModelConfig | None = None  # another model that gives it; null: the judge's stage
     engine: EngineConfig | None = None  # what gives the feedback; null: the run's engine
+    thoughts: int = 0  # chains of thought sampled before the answer and averaged; 0: none
+    thought_clamp: float = 0.6  # after a chain of thought, probabilities stay between 1 - this and this
     min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
+    calibrate: Prompts | None = None  # labelled pairs that the judge's accuracy is measured on
+    require_judge: bool = runtime(default=False)  # no DPO on the feedback of a judge that can't be relied on
+
+
+@schema
+class Guards:
+    """Signs of preference training that goes wrong; see cai/training/guards.py."""
+
+    chosen_floor: float | None = -5.0  # lowest mean reward of the chosen answers; null: any
+    falling: int | None = 2  # evaluations in a row with a smaller held-out margin; null: any number
+    stop: bool = False  # end training there, with the best checkpoint
 
 
 @schema
 class DpoConfig:
     """Direct preference optimisation on the labelled pairs."""
 
+    loss: str = "soft"  # soft (the pairs' probabilities) | trl (dpo.args.loss_type, which takes every label as certain)
+    max_probability: float = 1.0  # soft: no label counts as more certain than this
     validation: float = 0.1
     patience: int | None = None
+    guards: Guards = field(default_factory=Guards)
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
 

@@ -114,14 +114,32 @@ def _shown(exemplars: Sequence["Exemplar"]) -> Dialogue:
 OPTIONS = (" A", " B")  # after "The answer is:" the space belongs to the option's token
 
 
-def comparison_request(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> Dialogue:
-    """Ends in an assistant turn that is to be continued with one of OPTIONS."""
-    conversation = _as_text((*dialogue, user(principle.comparison)))
-    text = (
-        f"Here is a conversation between a human and an assistant.\n\n{conversation}\n\n"
-        f"Options:\n(A) {first}\n\n(B) {second}\n\nReply with the letter of one option, A or B."
-    )
+def comparison_request(
+    dialogue: Dialogue, first: str, second: str, principle: "Principle", thought: str | None = None
+) -> Dialogue:
+    """Ends in an assistant turn that one of OPTIONS is to continue; a chain of `thought` may stand before it."""
+    if thought is not None:
+        asked, begun = thought_request(dialogue, first, second, principle)
+        return (asked, assistant(f"{begun.content} {thought}\n\nThe answer is:"))
+    text = f"{_options(dialogue, first, second, principle)}\n\nReply with the letter of one option, A or B."
     return (user(text), assistant("The answer is:"))
+
+
+def thought_request(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> Dialogue:
+    """Ends in an assistant turn that is to be continued with a chain of thought about both options (section 4.1)."""
+    text = (
+        f"{_options(dialogue, first, second, principle)}\n\n"
+        "Weigh both options in a few sentences, then give the letter of one option, A or B."
+    )
+    return (user(text), assistant("Let's think step by step:"))
+
+
+def _options(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> str:
+    conversation = _as_text((*dialogue, user(principle.comparison)))
+    return (
+        f"Here is a conversation between a human and an assistant.\n\n{conversation}\n\n"
+        f"Options:\n(A) {first}\n\n(B) {second}"
+    )
 
 
 CHATML = (

@@ -53,22 +53,30 @@ def _sl_cai_data(config: Config) -> list[str]:
     return config.sl_cai.data if config.sl_cai.helpful == "data" else []
 
 
+def _labelled_from(config: Config) -> list[str]:
+    label = config.label
+    names = {"revise"} if label.kind != "feedback" else set()
+    if label.kind != "revision":
+        names |= {"sl_cai", "sl_cai" if label.model else label.judge}
+    return sorted(names - {"base"})
+
+
 STAGES = (
     Stage("sft", 2, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
     Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage("sl_cai", 2, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
     Stage(
         "label",
-        1,
+        2,
         "label",
-        lambda c: sorted({"sl_cai", c.label.judge} - {"base"}),
-        lambda c: c.label.prompts.data,
+        _labelled_from,
+        lambda c: [*c.label.prompts.data, *(c.label.calibrate.data if c.label.calibrate else ())],
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 1, "dpo", lambda c: ["sl_cai", "label"], trains=True),
+    Stage("dpo", 2, "dpo", lambda c: ["sl_cai", "label"], trains=True),
     Stage("evaluate", 1, "evaluate", _evaluated, _suite_data),
-    Stage("report", 1, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
+    Stage("report", 2, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
 )
 NAMES = [stage.name for stage in STAGES]
 
@@ -101,6 +109,8 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
         parts["constitution"] = stage.rules(constitution)
     if stage.name == "revise" and config.revise.model:
         parts["critic"] = fingerprint(config.revise.model)
+    if stage.name == "label" and config.label.model:
+        parts["judge"] = fingerprint(config.label.model)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)
@@ -210,6 +220,8 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
                 if not checked:
                     check(config)
                     checked = True
+                if stage.name == "dpo":
+                    _heed(done["label"], config, tell)
                 tell(f"{stage.name}: {step.why}")
                 step = dataclasses.replace(step, manifest=_execute(step, config, run, lock, done))
             elif stage.name in selected and step.manifest is not None and step.key:
@@ -219,6 +231,18 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
             if step.manifest:
                 done[stage.name] = step.manifest
     return {name: manifest for name, manifest in done.items() if name in selected}
+
+
+def _heed(label: Manifest, config: Config, tell: Callable[[str], None]) -> None:
+    """Says why the judge can't be relied on. Raises CaiError where the configuration asks for one that can."""
+    doubts = label.summary.get("judge", {}).get("doubts", [])
+    for doubt in doubts:
+        tell(f"WARNING: {doubt}")
+    if doubts and config.label.require_judge:
+        raise CaiError(
+            "label.require_judge: no DPO on this feedback. Take another judge (label.judge, label.model), other "
+            "comparisons in the principle file, or label.require_judge=false"
+        )
 
 
 def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Manifest]) -> Manifest:

@@ -55,6 +55,11 @@ class Progress:
         self.done = done
         self._show(force=True)
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one (rich takes care of that)."""
+        if not self.quiet:
+            print(f"{self.stage}: {text}", file=sys.stderr, flush=True)
+
     def finish(self) -> None:
         """Takes the bar away and prints the stage's last line."""
         if self._bar is not None:

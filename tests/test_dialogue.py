@@ -17,6 +17,7 @@ from cai.dialogue import (
     from_dicts,
     render,
     revision_request,
+    thought_request,
     training_tokens,
     user,
 )
@@ -64,6 +65,14 @@ def test_a_comparison_ends_before_the_letter():
         "System: Be brief.\n\nHuman: Why?\n\nAssistant: Because.\n\nHuman: Why?!\n\nWhich is kinder?\n\n"
         "Options:\n(A) Once.\n\n(B) Twice.\n\nReply with the letter of one option, A or B."
     )
+
+
+def test_a_chain_of_thought_stands_before_the_letter():
+    shown = (TALK[:3], "Once.", "Twice.", RULE)
+    asked, begun = thought_request(*shown)
+    assert "(A) Once.\n\n(B) Twice.\n\nWeigh both options" in asked.content and begun.role == "assistant"
+    after = comparison_request(*shown, "A is kinder.")
+    assert after == (asked, assistant("Let's think step by step: A is kinder.\n\nThe answer is:"))
 
 
 def test_dicts_there_and_back():

@@ -48,6 +48,11 @@ CHANGES = [
     (["evaluate.sampling.temperature=0.5"], ["evaluate", "report"]),
     (["dpo.args.beta=0.3"], FROM["dpo"]),
     (["label.min_margin=0.05"], FROM["label"]),
+    (["label.require_judge=true"], []),
+    (["label.kind=mixed"], FROM["label"]),
+    (["label.calibrate={data: [seed]}"], FROM["label"]),
+    (["label.model={name: tiny, kind: path, path: {tiny_model}}"], FROM["label"]),
+    (["dpo.loss=trl"], FROM["dpo"]),
     (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
     (["revise.rounds=3"], FROM["revise"]),
     (["sft.args.learning_rate=1e-6"], FROM["sft"]),
@@ -69,7 +74,7 @@ CHANGES = [
 def test_a_change_runs_exactly_the_stages_that_it_affects(
     run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
 ):
-    words = [word.format(tiny_model=tiny_model) for word in overrides]
+    words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
     assert to_run(compose(["experiment=smoke", *words]), run) == expected
 
 
@@ -131,10 +136,55 @@ def test_an_unknown_stage_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("words", "inputs"),
+    [
+        ([], ["sft", "sl_cai"]),
+        (["label.judge=base"], ["sl_cai"]),
+        (["label.kind=mixed"], ["revise", "sft", "sl_cai"]),
+        (["label.kind=revision"], ["revise"]),
+        (["label.model={name: other, kind: hub, path: some/model}"], ["sl_cai"]),
+    ],
+)
+def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: list[str]):
+    stage = next(stage for stage in pipeline.STAGES if stage.name == "label")
+    assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+
+
+def label_with_doubts(root: Path) -> None:
+    """A run whose label stage is done, by a judge that can't be relied on."""
+    made, config = Run(root / "smoke"), compose(["experiment=smoke"])
+    for name in ("sft", "revise", "sl_cai", "label"):
+        step = next(step for step in plan(config, made) if step.stage.name == name)
+        assert step.key is not None
+        work, _ = made.begin(name, step.key)
+        (work / "output").write_text(step.key)
+        summary = {"judge": {"doubts": ["The judge throws coins."]}} if name == "label" else {}
+        made.publish(name, 1, step.key, step.ingredients, summary, time.time())
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(required: bool, tmp_path: Path):
+    label_with_doubts(tmp_path)
+    said: list[str] = []
+    config = compose(["experiment=smoke", f"outputs={tmp_path}", f"label.require_judge={required}"])
+    # dpo itself fails, for there is no pair in the stand-in's output: what counts is whether it has started
+    with pytest.raises(Exception, match=r"label\.require_judge: no DPO" if required else "pairs"):
+        pipeline.conduct(config, said.append)
+    assert said[:4] == [f"{name}: up to date" for name in ("sft", "revise", "sl_cai", "label")]
+    assert said[4] == "WARNING: The judge throws coins."
+    assert said[5:] == ([] if required else ["dpo: not run yet"])
+    assert (tmp_path / "smoke" / "dpo").exists() != required
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("+dpo.args.bata=0.3", "dpo.args.bata: trl.DPOConfig has no such argument; did you mean 'beta'"),
         ("+sft.peft.rank=3", "sft.peft.rank: peft.LoraConfig has no such argument"),
+        (
+            "dpo.args.loss_type=[ipo]",
+            "dpo.args.loss_type=['ipo']: soft labels have a loss of their own; set dpo.loss=trl",
+        ),
         ("+sft.args.output_dir=x", "sft.args.output_dir is set by cai itself"),
     ],
 )

@@ -1,11 +1,13 @@
 """Turns rows of the common layouts into dialogues and prompts."""
 
 import json
+import math
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from cai.config import DataConfig, Prompts
@@ -92,12 +94,32 @@ def _prompt(row: dict[str, Any], config: DataConfig) -> Dialogue:
     return _turns(value, config) if isinstance(value, list) else (user(_text(value)),)
 
 
+def _preference(row: dict[str, Any], config: DataConfig) -> Dialogue:
+    """The conversation with the chosen answer: an answer after a prompt, or a whole conversation, or Anthropic's text
+    of turns that begin with "Human:" and "Assistant:"."""
+    answer = row["chosen"]
+    if isinstance(answer, str):
+        if "prompt" in row:
+            return (*_prompt(row, config), assistant(answer))
+        names = {"Human": "user", "Assistant": "assistant"}
+        parts = re.split(r"(?:^|\n\n)(Human|Assistant):", answer)  # text before the first turn, then name, text, ...
+        return tuple(Message(names[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True))
+    turns, asked = _turns(answer, config), _prompt(row, config) if "prompt" in row else ()
+    return turns if turns[: len(asked)] == asked else (*asked, *turns)
+
+
+def _scored(row: dict[str, Any], config: DataConfig) -> Dialogue:
+    return (*_prompt(row, config), assistant(_text(row["answer"])))
+
+
 FORMATS: dict[str, Callable[[dict[str, Any], DataConfig], Dialogue]] = {  # in the order in which `auto` tries them
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
     "completion": _completion,
     "demonstration": _demonstration,
+    "preference": _preference,
+    "scored": _scored,
     "prompt": _prompt,
 }
 COLUMNS = {
@@ -106,6 +128,8 @@ COLUMNS = {
     "alpaca": [{"instruction", "output"}],
     "completion": [{"prompt", "completion"}, {"prompt", "response"}],
     "demonstration": [{"prompt", "demonstration"}, {"instruction", "response"}],
+    "preference": [{"chosen", "rejected"}],
+    "scored": [{"prompt", "answer", "score"}, {"prompt", "answer", "harm"}],
     "prompt": [{"prompt"}, {"text"}],
 }
 
@@ -193,6 +217,49 @@ def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> 
             unique.setdefault(prompt.id, prompt)
     prompts = sorted(unique.values(), key=lambda prompt: seed_of(seed, prompt.id))
     return prompts[chosen.offset :][: chosen.limit]
+
+
+def load_preferences(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[tuple[Prompt, str, str]]:
+    """(prompt, better answer, worse answer) of every labelled pair, shuffled by `seed`, then those that `chosen` picks.
+
+    Of rows in the layout `scored` (with a column `score`, or `harm`, where less is better), each prompt's best answer
+    is set against its worst. Raises CaiError where a set holds no pair.
+    """
+    pairs = [pair for name in chosen.data for pair in _labelled(name, sets[name])]
+    pairs.sort(key=lambda pair: seed_of(seed, pair[0].id, *pair[1:]))
+    return pairs[chosen.offset :][: chosen.limit]
+
+
+def _labelled(name: str, config: DataConfig) -> list[tuple[Prompt, str, str]]:
+    groups: dict[Any, list[tuple[float, str]]] = {}  # the graded answers to one conversation, of one row or of many
+    skipped = []
+    for where, row in rows_of(name, config):
+        try:
+            row = row | {ours: row[theirs] for ours, theirs in config.fields.items()}
+            graded = [(1.0, row), (0.0, row | {"chosen": row["rejected"]})] if "chosen" in row else [(_grade(row), row)]
+            layout = replace(config, format="preference" if "chosen" in row else "scored", fields={})
+            for grade, one in graded:
+                *turns, answer = dialogue_of(one, layout)
+                if answer.role != "assistant":
+                    raise ValueError("a labelled conversation must end in an answer")
+                groups.setdefault((where if "chosen" in row else "", *turns), []).append((grade, answer.content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            skipped.append(f"{where}: no column {error}" if isinstance(error, KeyError) else f"{where}: {error}")
+    pairs = []
+    for (_, *turns), answers in groups.items():
+        (best, better), (worst, worse) = max(answers, key=itemgetter(0)), min(answers, key=itemgetter(0))
+        if best > worst and better != worse:
+            pairs.append((Prompt.of(turns, name), better, worse))
+    if not pairs:
+        raise CaiError(f"data.{name}: not one labelled pair{f'; the first row: {skipped[0]}' if skipped else ''}")
+    return pairs
+
+
+def _grade(row: dict[str, Any]) -> float:
+    grade = float(row["score"]) if "score" in row else -float(row["harm"])
+    if not math.isfinite(grade):
+        raise ValueError(f"{grade} is no grade")
+    return grade
 
 
 def shuffled(rows: list[Any], seed: int) -> list[Any]:

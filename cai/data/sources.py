@@ -87,15 +87,19 @@ def _decoded(origin: str, data: BinaryIO) -> Iterator[str]:
 def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
     if suffix == ".csv":
         csv.field_size_limit(1 << 30)
-        reader = csv.DictReader(_decoded(origin, data))
+        lines = _decoded(origin, data)
+        above, header = 0, next(lines, "")
+        while header.startswith("# "):  # PyRIT's files begin with comments, and only then name their columns
+            above, header = above + 1, next(lines, "")
+        reader = csv.DictReader(itertools.chain([header], lines))
         try:
             _ = reader.fieldnames  # reads the first line
-            begins = reader.line_num + 1
+            begins = above + reader.line_num + 1
             for row in reader:
                 yield f"{origin}:{begins}", {key: value for key, value in row.items() if key is not None}
-                begins = reader.line_num + 1
+                begins = above + reader.line_num + 1
         except csv.Error as error:
-            raise UsageError(f"{origin}:{reader.line_num}: not CSV: {error}") from None
+            raise UsageError(f"{origin}:{above + reader.line_num}: not CSV: {error}") from None
     elif suffix == ".txt":
         for number, line in enumerate(_decoded(origin, data), 1):
             if line.strip():

@@ -18,8 +18,8 @@ class Estimate:
     count: int
 
 
-def share(hits: int, count: int) -> Estimate:
-    """A share with its Wilson score interval (Wilson 1927). Raises ValueError where there is nothing to count."""
+def share(hits: float, count: int) -> Estimate:
+    """A share with its Wilson score interval (Wilson 1927); `hits` may have parts. Raises ValueError: none to count."""
     if not 0 <= hits <= count or not count:
         raise ValueError(f"{hits} of {count} is no share")
     p, z2 = hits / count, Z * Z

@@ -4,24 +4,30 @@ from pathlib import Path
 from typing import Any
 
 from cai.config import DpoConfig
+from cai.errors import CaiError
 from cai.stages.base import Context, read_rows
 
 
 def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins."""
     from datasets import Dataset
-    from trl.trainer.dpo_trainer import DPOTrainer
 
+    from cai.training.guards import signs, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
+    from cai.training.soft_dpo import open_trainer
     from cai.training.trainer import lora_config, run_training, save_result
 
     pairs = read_rows(Path(context.inputs["label"].path) / "pairs.parquet")
-    rows = Dataset.from_list([{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in pairs])
+    columns = ("prompt", "chosen", "rejected", "probability")
+    rows = Dataset.from_list([{key: pair[key] for key in columns} for pair in pairs])
     held = int(len(rows) * config.validation)
     source = context.model_path("sl_cai")
     tokenizer = load_tokenizer(source)
     device = pick_device(context.engine.device)
-    trainer = DPOTrainer(
+    trainer = open_trainer(
+        config,
+        references=context.root / "references",
+        reference=context.model_digest("sl_cai"),
         # the model comes from its published folder: with full tuning, trl reloads the reference from that path
         model=load_model(source, context.engine.dtype, device),
         args=arguments(config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
@@ -30,6 +36,9 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         processing_class=tokenizer,
         peft_config=lora_config("dpo.peft", config.peft) if config.peft is not None else None,
     )
+    if not len(trainer.train_dataset):
+        raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
+    trainer.add_callback(watch(config.guards, context.progress.say))
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     log = trainer.state.log_history
@@ -37,13 +46,20 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     figures = {
         key: last[key] for key in ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies") if key in last
     }
-    return {"pairs": len(rows), "held_out_rows": held, "steps": trainer.state.global_step} | figures
+    # trl drops rows whose prompt alone fills max_length
+    dropped = len(rows) - len(trainer.train_dataset) - (len(trainer.eval_dataset) if held else 0)
+    summary = {"pairs": len(rows), "dropped": dropped, "held_out_rows": held, "steps": trainer.state.global_step}
+    return summary | figures | {"signs": signs(log, config.guards)}
 
 
 def arguments(config: DpoConfig, seed: int, folder: str, device: str, held: bool) -> Any:
     """trl's DPOConfig for the stage. Also what `cai plan --check` builds. Raises UsageError."""
+    from cai.training.soft_dpo import check_arguments
     from cai.training.trainer import trl_config, watching
 
     forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | watching(held)
     forced |= {"bf16": False} if not device.startswith("cuda") else {}
-    return trl_config("dpo", "dpo.args", config.args, **forced)
+    args = trl_config("dpo", "dpo.args", config.args, **forced)
+    if config.loss == "soft":
+        check_arguments(args)
+    return args

@@ -1,4 +1,4 @@
-"""Two answers a prompt from the sl_cai model, and AI feedback on which is better (section 4.1)."""
+"""Preference pairs: AI feedback on answers of the sl_cai model (section 4.1), revisions over first answers, or both."""
 
 import asyncio
 from pathlib import Path
@@ -6,87 +6,140 @@ from typing import Any
 
 from cai.config import LabelConfig
 from cai.constitution import Constitution
-from cai.data.formats import load_prompts
-from cai.dialogue import Prompt, as_dicts, assistant
+from cai.data.formats import load_preferences, load_prompts
+from cai.dialogue import Prompt, as_dicts, assistant, from_dicts
 from cai.digest import seed_of
-from cai.engines.base import Recorded, Request, RequestFailed, gather_failing
+from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
 from cai.errors import CaiError
-from cai.preferences import PreferencePair, compare
-from cai.stages.base import Context, held_apart, split_failed, write_failed, write_rows
+from cai.preferences import PreferencePair, compare, distinct, mixed, similar, tournament
+from cai.scoring.judge import accuracy_figures, doubts, judge_figures
+from cai.stages.base import Context, held_apart, read_rows, split_failed, write_failed, write_rows
 
 
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/pairs.parquet in trl's preference format with probabilities. Returns counts and judge figures."""
+    feedback, revisions, summary = [], [], {}
+    if config.kind != "revision":
+        feedback, summary = _feedback(config, work, context)
+    if config.kind != "feedback":
+        rows = read_rows(Path(context.inputs["revise"].path) / "revisions.parquet")
+        revisions = [pair for row in rows if (pair := revision_pair(row, config)) is not None]
+        summary |= {"revised_prompts": len(rows), "unrevised": len(rows) - len(revisions)}
+    if config.kind == "mixed":
+        pairs = mixed(feedback, revisions, config, context.seed)
+    else:
+        pairs = (feedback or revisions)[: config.limit]
+    if not pairs:
+        raise CaiError(
+            f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity and prompts"
+        )
+    write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
+    return summary | {"pairs": len(pairs), "revisions": sum(pair.kind == "revision" for pair in pairs)}
+
+
+def _feedback(config: LabelConfig, work: Path, context: Context) -> tuple[list[PreferencePair], dict[str, Any]]:
+    """Pairs by AI feedback, and the counts of what was left out."""
     constitution = context.load_constitution()
     prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
     if not prompts:
         raise CaiError("label.prompts: no prompt is left; see label.prompts.limit and offset")
+    labelled = load_preferences(config.calibrate, context.data, context.seed) if config.calibrate else []
     ledger = context.ledger()
     try:
         found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, "sl_cai")))
         answered, failed = split_failed(prompts, found)
-        different = [(p, a, b) for p, (a, b) in answered if a and b and a != b]
-        context.progress.start(2 * len(different), "comparisons")
+        different = [(prompt, answers) for prompt, answers in answered if len(answers) > 1]
         feedback = context.on(config.engine)
-        compared = asyncio.run(_pairs(different, constitution, feedback, feedback.recorded(ledger, config.judge)))
-        judged, more = split_failed([p for p, _, _ in different], compared)
+        judge = (
+            feedback.recorded_model(ledger, config.model) if config.model else feedback.recorded(ledger, config.judge)
+        )
+        compared, known = asyncio.run(_judged(different, labelled, constitution, config, feedback, judge))
     finally:
         ledger.close()
-    failures = write_failed(work, failed + more)
-    pairs = [pair for _, pair in judged if pair is not None]
-    kept = [pair for pair in pairs if pair.probability - 0.5 >= config.min_margin]
-    if not kept:
-        raise CaiError(f"no preference pair is left of {len(prompts)} prompts; see label.min_margin and label.prompts")
-    write_rows(work / "pairs.parquet", [as_row(pair) for pair in kept])
+    judgements, more = split_failed([prompt for prompt, _ in different], compared)
+    judged = [pairs for _, pairs in judgements]
+    failures = write_failed(work, failed + more + split_failed([prompt for prompt, _, _ in labelled], known)[1])
+    best = [pairs[0] for pairs in judged if pairs]
+    kept = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
+    figures = judge_figures([pair for pairs in judged for pair in pairs])
+    if config.calibrate:
+        figures |= accuracy_figures(
+            [
+                (pair, better)
+                for pair, (_, better, _) in zip(known, labelled, strict=True)
+                if isinstance(pair, PreferencePair)
+            ]
+        )
+        figures |= {"labelled": config.calibrate.data}
+    figures["doubts"] = doubts(figures, config.calibrate.data if config.calibrate else [])
     summary = {"prompts": len(prompts), "overlapping": len(dropped), "identical": len(answered) - len(different)}
-    summary |= failures | {"too_long": len(judged) - len(pairs)}
-    return summary | {"uncertain": len(pairs) - len(kept), "pairs": len(kept)} | judge_figures(pairs)
+    summary |= failures | {"too_long": len(judged) - len(best), "uncertain": len(best) - len(kept)}
+    return kept, summary | {"judged": sum(map(len, judged)), "judge": figures}
 
 
 async def _answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded
-) -> list[tuple[str, str] | RequestFailed]:
-    async def reply(prompt: Prompt, number: int) -> str:
+) -> list[dict[str, int] | RequestFailed]:
+    """The different answers to each prompt, with their seeds."""
+
+    async def reply(prompt: Prompt, number: int) -> tuple[str, int]:
         seed = seed_of(context.seed, prompt.id, "candidate", number)
-        return (await model.complete(Request(prompt.messages, config.sampling, seed))).text
+        return (await model.complete(Request(prompt.messages, config.sampling, seed))).text, seed
 
-    async def two(prompt: Prompt) -> tuple[str, str]:
-        first, second = await asyncio.gather(reply(prompt, 0), reply(prompt, 1))
-        return first, second
+    async def replies(prompt: Prompt) -> dict[str, int]:
+        texts = await gather_rows([reply(prompt, number) for number in range(config.answers)])
+        return distinct(texts, config.max_similarity)
 
-    context.progress.start(2 * len(prompts), "answers")
+    context.progress.start(config.answers * len(prompts), "answers")
     try:
-        return await gather_failing([two(prompt) for prompt in prompts], context.engine.max_failures)
+        return await gather_failing([replies(prompt) for prompt in prompts], context.engine.max_failures)
     finally:
         model.close()
 
 
-async def _pairs(
-    rows: list[tuple[Prompt, str, str]], constitution: Constitution, context: Context, judge: Recorded
-) -> list[PreferencePair | RequestFailed | None]:
+async def _judged(
+    rows: list[tuple[Prompt, dict[str, int]]],
+    labelled: list[tuple[Prompt, str, str]],
+    constitution: Constitution,
+    config: LabelConfig,
+    context: Context,
+    judge: Recorded,
+) -> tuple[list[list[PreferencePair] | RequestFailed], list[PreferencePair | RequestFailed | None]]:
+    """Every comparison of each prompt's answers, and of the labelled pairs."""
+    comparisons = len(labelled) + sum(len(answers) * (len(answers) - 1) // 2 for _, answers in rows)
+    principles = min(config.principles, len(constitution.principles))
+    context.progress.start(comparisons * principles * 2 * max(1, 2 * config.thoughts), "comparisons")
+    rest, most = (constitution, config, context.seed, judge.complete), context.engine.max_failures
     try:
-        asked = [compare(p, a, b, constitution, context.seed, judge.complete) for p, a, b in rows]
-        return await gather_failing(asked, context.engine.max_failures)
+        judged = await gather_failing([tournament(prompt, answers, *rest) for prompt, answers in rows], most)
+        return judged, await gather_failing([compare(p, good, bad, *rest) for p, good, bad in labelled], most)
     finally:
         judge.close()
+
+
+def revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | None:
+    """The last good revision, preferred to the first answer with certainty; None where there is none, or no change.
+
+    `row` is of revisions.parquet. This is the open recipes' shortcut: nothing judges it, neither text is the policy's.
+    """
+    last = next((step for step in reversed(row["steps"]) if not step["gates"]), None)
+    if last is None or not row["answer"] or similar(last["revision"], row["answer"], config.max_similarity):
+        return None
+    prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"])
+    return PreferencePair(prompt, last["revision"], row["answer"], 1.0, (last["principle"],), kind="revision")
 
 
 def as_row(pair: PreferencePair) -> dict[str, Any]:
     """trl's conversational preference format, and what the feedback was."""
     return {
         "id": pair.prompt.id,
+        "kind": pair.kind,
         "prompt": as_dicts(pair.prompt.messages),
         "chosen": as_dicts([assistant(pair.chosen)]),
         "rejected": as_dicts([assistant(pair.rejected)]),
         "probability": pair.probability,
         "orders": list(pair.orders),
         "principles": list(pair.principle_ids),
+        "logprobs": [list(one.logprobs) for one in pair.judgements],
+        "seeds": list(pair.seeds),
     }
-
-
-def judge_figures(pairs: list[PreferencePair]) -> dict[str, Any]:
-    """The share of preferences that flip when the options are swapped, and the mean certainty."""
-    if not pairs:
-        return {}
-    flips = sum(pair.flipped for pair in pairs)
-    return {"flipped": flips, "mean_probability": round(sum(p.probability for p in pairs) / len(pairs), 4)}

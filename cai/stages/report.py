@@ -22,7 +22,13 @@ from cai.tables import audit_rows, figure
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
 TOPICS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
-CURVES = {"loss": "loss", "reward margin": "rewards/margins", "reward accuracy": "rewards/accuracies"}
+CURVES = {
+    "loss": "loss",
+    "reward margin": "rewards/margins",
+    "reward accuracy": "rewards/accuracies",
+    "reward of the chosen": "rewards/chosen",
+    "KL to the reference": "kl",
+}
 
 
 def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -37,7 +43,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     kept, totals = records(revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records)
     with closing(context.ledger()) as ledger:
         cost = cost_rows(ledger.cost(), model_names(context, settings))
-    judge = judge_view(manifests["label"].summary, settings["label"]["judge"])
+    judge = judge_view(manifests["label"].summary, settings["label"])
     histories = {name: out[name] / "history.json" for name in MODELS if name in out}
     page = render(
         context=context,
@@ -45,7 +51,10 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         manifests=manifests,
         finished=datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC),
         verdict=verdict(metrics, kinds),
-        notices=notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+        notices=[
+            *notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+            *(f"dpo: {sign}" for sign in manifests["dpo"].summary.get("signs", [])),
+        ],
         picture=picture(metrics, kinds),
         audits={name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary},
         metrics=metrics,
@@ -118,11 +127,25 @@ def verdict(metrics: Mapping[str, Any], kinds: Mapping[str, str]) -> list[str]:
     return sentences
 
 
-def judge_view(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Figures of the AI feedback, over every pair that was judged."""
-    judged = summary["pairs"] + summary.get("uncertain", 0)
-    flipped = summary.get("flipped", 0)
-    return {**summary, "name": name, "judged": judged, "flipped": flipped, "rate": percent(share(flipped, judged))}
+JUDGE = {  # figure -> what it is, in the order in which it is shown
+    "flipped": "preferences that turn with the order",
+    "longer": "the longer answer is chosen",
+    "agreement": "two principles agree",
+    "accuracy": "right on labelled pairs",
+    "shorter": "of these, the shorter is labelled better",
+}
+NUMBERS = {"probability": "mean probability of the chosen", "entropy": "entropy of the feedback, bits"}
+
+
+def judge_view(summary: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Figures of the AI feedback, over every comparison, with their intervals in words; None where nothing judged."""
+    if "judge" not in summary:
+        return None
+    found = summary["judge"]
+    facts = [(text, figure(found[name], percent=True)) for name, text in JUDGE.items() if name in found]
+    facts += [(text, figure(found[key], percent=False)) for key, text in NUMBERS.items() if key in found]
+    name = label["model"]["name"] if label.get("model") else label["judge"]
+    return {**found, "name": name, "other": bool(label.get("model")), "facts": facts, "judged": summary["judged"]}
 
 
 def described(model: str, trained: Manifest) -> str:
@@ -134,16 +157,22 @@ def described(model: str, trained: Manifest) -> str:
 def notices(
     metrics: Mapping[str, Any],
     kinds: Mapping[str, str],
-    judge: Mapping[str, Any],
+    judge: Mapping[str, Any] | None,
     model: str,
     revise: Mapping[str, Any],
 ) -> list[str]:
     """What a reader has to know before believing the verdict."""
-    said = [
-        f"The model judged itself. The preferences came from {judge['name']}, of the same small model family that is "
-        f"trained ({model}), not from people and not from a stronger model. {judge['flipped']} of {judge['judged']} "
-        f"preferences, {judge['rate']}, flipped when the two options were swapped (position bias)."
-    ]
+    said = list(judge["doubts"]) if judge else ["No judge was asked: every revision is preferred to the first answer."]
+    if judge and judge["other"]:
+        said.append(f"The preferences came from another model, {judge['name']}, not from people.")
+    elif judge:
+        said.append(
+            f"The model judged itself. The preferences came from {judge['name']}, of the same small model family that "
+            f"is trained ({model}), not from people and not from a stronger model."
+        )
+    if judge and "flipped" in judge and judge["flipped"]["value"] <= 0.5:  # above that, it is among the doubts
+        turned = figure(judge["flipped"], percent=True)
+        said.append(f"{turned} of the judge's preferences turned when the two answers were swapped (position bias).")
     if critic := revise.get("model"):
         said.append(f"Critiques and revisions came from another model, {critic['name']}.")
     counts = [rate.count for kind in TOPICS for rate in refusal_rates(metrics, kinds, kind).values()]
@@ -250,9 +279,10 @@ def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
     names = {context.model_digest(name): name for name in MODELS if name in ("base", *context.inputs)}
-    if critic := settings["revise"].get("model"):
-        other = dataclasses.replace(context, model=build(ModelConfig, critic))
-        names.setdefault(other.model_digest("base"), other.model.name)
+    for section in ("revise", "label"):
+        if critic := settings[section].get("model"):
+            other = dataclasses.replace(context, model=build(ModelConfig, critic))
+            names.setdefault(other.model_digest("base"), other.model.name)
     return names
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cai.checks import build
 from cai.config import DataConfig, Prompts, TaskTemplate
-from cai.data.formats import FORMATS, dialogue_of, load_dialogues, load_prompts, shuffled
+from cai.data.formats import FORMATS, dialogue_of, load_dialogues, load_preferences, load_prompts, shuffled
 from cai.dialogue import Message, assistant, user
 from cai.errors import CaiError
 
@@ -31,6 +31,18 @@ LAYOUTS = [
         {"instruction": "Sum", "context": "1 2", "response": "3"},
         (user("Sum\n\n1 2"), assistant("3")),
     ),
+    ("preference", {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, SAID),
+    ("preference", {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[:1]}, SAID),
+    ("preference", {"prompt": "Hi", "chosen": TURNS, "rejected": TURNS}, SAID),  # UltraFeedback: the turns once more
+    ("preference", {"chosen": TURNS, "rejected": TURNS}, SAID),
+    ("preference", {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": ""}, SAID),  # Anthropic's HH
+    (
+        "preference",
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: He said: Human:\n\nHuman: So?\n\nAssistant: Yes.", "rejected": ""},
+        (user("Hi"), assistant("He said: Human:"), user("So?"), assistant("Yes.")),
+    ),
+    ("scored", {"prompt": "Hi", "answer": "Hello", "score": "0.5"}, SAID),
+    ("scored", {"prompt": "Hi", "answer": "Hello", "harm": 1}, SAID),
     ("prompt", {"prompt": "Hi", "rejected": "?"}, SAID[:1]),
     ("prompt", {"prompt": TURNS[:1]}, SAID[:1]),
     ("prompt", {"text": "Hi"}, SAID[:1]),
@@ -196,3 +208,38 @@ def test_shuffled_is_a_copy_in_a_seeded_order():
     rows = list(range(30))
     assert sorted(shuffled(rows, 0)) == rows == list(range(30))
     assert shuffled(rows, 0) == shuffled(rows, 0) != shuffled(rows, 1)
+
+
+def labelled(folder: Path, rows: list[Any], limit: int | None = None, **more: Any) -> list[tuple[str, str, str]]:
+    found = load_preferences(Prompts(["mine"], limit), data(folder, rows, **more), 0)
+    return [(prompt.text, better, worse) for prompt, better, worse in found]
+
+
+def test_preferences_are_two_answers_to_one_conversation(tmp_path: Path):
+    other = [*TURNS[:1], {"role": "assistant", "content": "No"}]
+    rows = [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "No", "messages": TURNS},
+        {"chosen": TURNS, "rejected": other},
+        {"question": "Hi", "chosen": "Hello", "rejected": "Hello"},  # no pair
+        {"chosen": TURNS, "rejected": [{"role": "user", "content": "Ho"}, TURNS[1]]},  # two conversations
+        {"chosen": TURNS[:1], "rejected": other[:1]},  # no answers
+        {"prompt": "Hi", "chosen": "Hello"},
+    ]
+    assert labelled(tmp_path, rows) == [("Hi", "Hello", "No")] * 2
+    with pytest.raises(CaiError, match=r"data\.mine: not one labelled pair; the first row: .*:1: a labelled conv"):
+        labelled(tmp_path, rows[4:])
+
+
+@pytest.mark.parametrize("column", ["score", "harm"])
+def test_of_scored_answers_the_best_is_set_against_the_worst(tmp_path: Path, column: str):
+    grades = {"Mild": 0.25, "Bad": "0.75", "Fine": 0, "Odd": "nan", "None": None}
+    rows = [{"request": "Hi", "said": text, "people": grade} for text, grade in grades.items()]
+    rows += [{"request": f"Same {n}", "said": str(n), "people": 1} for n in (1, 1, 2)]  # nothing to choose
+    found = labelled(tmp_path, rows, fields={"prompt": "request", "answer": "said", column: "people"})
+    assert found == [("Hi", "Fine", "Bad") if column == "harm" else ("Hi", "Bad", "Fine")]
+
+
+def test_labelled_pairs_are_shuffled_by_the_seed_and_limited(tmp_path: Path):
+    rows = [{"prompt": str(n), "chosen": "Yes", "rejected": "No"} for n in range(20)]
+    found, fewer = labelled(tmp_path, rows), labelled(tmp_path, rows, 5)
+    assert fewer == found[:5] and sorted(found) == sorted((str(n), "Yes", "No") for n in range(20)) != found

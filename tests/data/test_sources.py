@@ -80,6 +80,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | 
     assert message in str(caught.value)
 
 
+def test_comments_above_the_columns_of_a_csv_are_no_rows(tmp_path: Path):
+    config = file(tmp_path, "rows.csv", "# version 1\r\n# two\nprompt,n\n# three,4\n")
+    assert list(rows_of("mine", config)) == [(f"{tmp_path}/rows.csv:4", {"prompt": "# three", "n": "4"})]
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(UsageError, match=r"data\.mine\.path: no file nowhere/\*\.jsonl"):
         read(DataConfig(kind="file", path="nowhere/*.jsonl"))

@@ -44,6 +44,16 @@ AUDIT = {
 SECTIONS = ("picture", "results", "stages", "training", "principles", "judge", "cost", "records", "configuration")
 
 
+JUDGED = {
+    "flipped": dataclasses.asdict(share(5, 10)),
+    "accuracy": dataclasses.asdict(share(11, 20)),
+    "bins": [{"low": 0.5, "high": 0.6, "probability": 0.55, "right": dataclasses.asdict(share(11, 20))}],
+    "calibration_error": 0.04,
+    "labelled": [EVIL],
+    "doubts": [f"The judge is no better than chance on {EVIL}."],
+}
+
+
 def figures(hits: int, count: int) -> dict[str, Any]:
     return {"refusal": dataclasses.asdict(share(hits, count)), "degenerate": dataclasses.asdict(share(0, count))}
 
@@ -94,8 +104,8 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             "rounds": {"1": tally},
         },
         "sl_cai": {"steps": 2},
-        "label": {"pairs": 8, "uncertain": 2, "flipped": 5, "mean_probability": 0.6},
-        "dpo": {"steps": 2, "rewards/margins": -0.25, "rewards/accuracies": 0.0},
+        "label": {"pairs": 8, "uncertain": 2, "judged": 10, "judge": JUDGED},
+        "dpo": {"steps": 2, "rewards/margins": -0.25, "rewards/accuracies": 0.0, "signs": [f"At step 4 {EVIL}"]},
         "evaluate": {"prompts": {"red": 100}},
     }
     sections: dict[str, Any] = {"revise": {"model": None}, "label": {"judge": "sft"}, "evaluate": {"suites": suites}}
@@ -208,6 +218,7 @@ def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     assert "reward margin -0.25" in outline.text
     assert "first unfitHow do I pick a lock?" in outline.text  # a row's heading and its figures
     assert "openings1 different: How do I pick a lock? 1" in outline.text
+    assert f"dpo: At step 4 {EVIL}" in outline.text
     assert "(c0ffee00)" in outline.text  # a model of an earlier configuration
     assert re.search(r"<td>base</td><td class=\"n\">1</td>", page)
 
@@ -254,17 +265,56 @@ def test_suites_of_a_kind_are_counted_together() -> None:
 
 
 def test_notices_say_who_judged_and_how_steadily() -> None:
-    judge = report.judge_view({"pairs": 8, "uncertain": 2, "flipped": 5}, "sft")
+    judge = report.judge_view({"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None})
     few = metrics((1, 2), (1, 2), count=4)
     few["dpo"]["red"]["degenerate"] = dataclasses.asdict(share(2, 4))
     said = report.notices(few, KINDS, judge, "Tiny-1M", {"model": {"name": "Large-7B"}})
-    assert "The model judged itself" in said[0] and "Tiny-1M" in said[0]
-    assert "5 of 10 preferences, 50 % [24, 76], flipped" in said[0]
-    assert said[1:] == [
+    assert said[0] == JUDGED["doubts"][0]  # loudest first
+    assert "The model judged itself" in said[1] and "came from sft" in said[1] and "Tiny-1M" in said[1]
+    assert (
+        said[2] == "50 % [24, 76] of the judge's preferences turned when the two answers were swapped (position bias)."
+    )
+    assert said[3:] == [
         "Critiques and revisions came from another model, Large-7B.",
         "With 4 prompts of a kind, this run tests the machinery and measures little.",
         "Answers of dpo that are empty or go round in circles: 50 % [15, 85] of red.",
     ]
+
+
+def test_position_bias_is_said_once() -> None:
+    figures = {"flipped": dataclasses.asdict(share(9, 10)), "doubts": ["The judge goes by position."]}
+    judge = report.judge_view({"pairs": 8, "judged": 10, "judge": figures}, {"judge": "sft"})
+    said = report.notices(metrics((1, 2), (1, 2)), KINDS, judge, "Tiny-1M", {})
+    assert said[0] == "The judge goes by position." and len(said) == 2
+
+
+def test_another_judge_and_none_are_called_what_they_are() -> None:
+    summary = {"pairs": 8, "judged": 10, "judge": JUDGED | {"doubts": []}}
+    other = report.judge_view(summary, {"judge": "sft", "model": {"name": "Large-7B"}})
+    enough = metrics((1, 2), (1, 2))
+    said = report.notices(enough, KINDS, other, "Tiny-1M", {})
+    assert said[0] == "The preferences came from another model, Large-7B, not from people."
+    assert report.judge_view({"pairs": 8}, {"judge": "sft"}) is None
+    said = report.notices(enough, KINDS, None, "Tiny-1M", {})
+    assert said == ["No judge was asked: every revision is preferred to the first answer."]
+
+
+def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_path: Path) -> None:
+    context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
+    page = Outline(page_of(context))
+    assert "right on labelled pairs55 % [34, 74]" in page.text.replace("\n", "")
+    assert "0.5 to 0.6" in page.text and "4 points apart" in page.text and EVIL in page.text
+    file = Path(context.inputs["label"].path).parent / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for summary, said in (
+        (
+            {"pairs": 8, "judged": 10, "judge": {"flipped": JUDGED["flipped"], "doubts": []}},
+            "Its accuracy is not known",
+        ),
+        ({"pairs": 8, "revisions": 8}, "every pair is a revision preferred to the first answer"),
+    ):
+        file.write_text(json.dumps(manifest | {"summary": summary}))
+        assert said in Outline(page_of(context)).text.replace("\n", " ")
 
 
 def test_picture_puts_models_where_their_figures_are() -> None:

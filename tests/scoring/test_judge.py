@@ -1,0 +1,99 @@
+"""Judges whose faults are known: the figures find them, and only they are called unreliable."""
+
+import math
+from typing import Any
+
+import pytest
+
+from cai.dialogue import Prompt, user
+from cai.preferences import Judgement, PreferencePair
+from cai.scoring.judge import accuracy_figures, doubts, judge_figures
+
+
+def pair(number: int, *orders: tuple[float, float], texts: tuple[str, str] = ("one two", "one")) -> PreferencePair:
+    """As `compare` makes it of the first and the second of `texts`."""
+    probability = sum(sum(both) / 2 for both in orders) / len(orders)
+    chosen, rejected = texts if probability >= 0.5 else texts[::-1]
+    judgements = tuple(Judgement(f"p{n}", both, ((), ())) for n, both in enumerate(orders))
+    ids = tuple(one.principle_id for one in judgements)
+    prompt = Prompt.of((user(str(number)),), "any")
+    return PreferencePair(prompt, chosen, rejected, max(probability, 1 - probability), ids, judgements)
+
+
+def value(figures: dict[str, Any], name: str) -> float:
+    return figures[name]["value"]
+
+
+def test_position_bias_is_the_share_that_turns():
+    figures = judge_figures([pair(0, (0.9, 0.2)), pair(1, (0.9, 0.6)), pair(2, (0.1, 0.2)), pair(3, (0.4, 0.7))])
+    assert value(figures, "flipped") == 0.5 and figures["flipped"]["count"] == 4
+    assert doubts(figures, []) == []  # a coin's share is not more often than not
+    (said,) = doubts(judge_figures([pair(n, (0.9, 0.2)) for n in range(4)]), [])
+    assert said == "The judge goes by position: 100 % [51, 100] of its preferences turn with the answers' order."
+
+
+def test_length_bias_leaves_out_answers_of_one_length():
+    figures = judge_figures(
+        [pair(0, (0.9, 0.9)), pair(1, (0.8, 0.9)), pair(2, (0.1, 0.2)), pair(3, (0.9, 0.9), texts=("a", "b"))]
+    )
+    assert (value(figures, "longer"), figures["longer"]["count"]) == (pytest.approx(2 / 3), 3)
+    assert "longer" not in judge_figures([pair(3, (0.9, 0.9), texts=("a", "b"))])
+
+
+def test_agreement_of_principles_counts_all_twos():
+    figures = judge_figures([pair(0, (0.9, 0.9), (0.8, 0.8), (0.2, 0.2)), pair(1, (0.9, 0.9))])
+    assert (value(figures, "agreement"), figures["agreement"]["count"]) == (pytest.approx(1 / 3), 1)
+    assert "agreement" not in judge_figures([pair(1, (0.9, 0.9))])
+
+
+def test_entropy_is_in_bits():
+    assert value(judge_figures([pair(0, (0.5, 0.5))]), "entropy") == 1
+    assert value(judge_figures([pair(0, (1.0, 1.0))]), "entropy") == 0
+    assert value(judge_figures([pair(0, (0.89, 0.89))]), "entropy") == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_prompt_has_one_vote_however_many_comparisons_it_took():
+    often = [pair(0, (0.9, 0.2)) for _ in range(50)]
+    figures = judge_figures([*often, pair(1, (0.9, 0.9))])
+    assert (value(figures, "flipped"), figures["flipped"]["count"]) == (0.5, 2)
+
+
+def labelled(right: int, wrong: int, certainty: float = 0.8) -> list[tuple[PreferencePair, str]]:
+    hits = [(pair(n, (certainty, certainty)), "one two") for n in range(right)]
+    return hits + [(pair(right + n, (certainty, certainty)), "one") for n in range(wrong)]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (80, 20, None),
+        (55, 45, "The judge is no better than chance: right on 55 % [45, 64] of the labelled pairs (mine)."),
+        (20, 80, "The judge is worse than chance: right on 20 % [13, 29] of the labelled pairs (mine)."),
+    ],
+)
+def test_a_judge_is_doubted_where_its_interval_reaches_chance(right: int, wrong: int, said: str | None):
+    figures = accuracy_figures(labelled(right, wrong))
+    assert value(figures, "accuracy") == right / 100
+    assert doubts(figures, ["mine"]) == ([said] if said else [])
+
+
+def test_a_judge_of_positions_alone_is_right_by_half():
+    """Both orders average to a tie, up to rounding, and a tie names the first answer: that is no accuracy."""
+    figures = accuracy_figures([(pair(n, (0.9, 0.1 + n * 1e-17)), "one two") for n in range(100)])
+    assert value(figures, "accuracy") == 0.5
+    assert "no better than chance" in doubts(figures, ["mine"])[0]
+
+
+def test_calibration_holds_certainty_against_accuracy():
+    figures = accuracy_figures(labelled(30, 10, 0.85) + labelled(5, 5, 1.0))
+    assert [(one["low"], one["high"], one["right"]["value"]) for one in figures["bins"]] == [
+        (0.8, 0.9, 0.75),
+        (0.9, 1.0, 0.5),  # certainty itself belongs to the last
+    ]
+    assert math.isclose(figures["calibration_error"], (40 * 0.1 + 10 * 0.5) / 50)
+    assert value(accuracy_figures(labelled(1, 3)), "shorter") == 0.75
+
+
+def test_nothing_judged_gives_no_figure():
+    assert judge_figures([]) == {} and doubts({}, []) == []
+    assert "accuracy" not in accuracy_figures([])

@@ -1,0 +1,174 @@
+"""The label stage on the tiny model: which pairs there are, what stands on them, and what is said of the judge."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cai.composing import compose
+from cai.config import DataConfig, LabelConfig, ModelConfig, Prompts, Sampling
+from cai.data.formats import load_prompts
+from cai.dialogue import as_dicts
+from cai.errors import CaiError
+from cai.ledger import Ledger
+from cai.preferences import option_probability
+from cai.progress import Progress
+from cai.stages import label
+from cai.stages.base import Context, Input, read_rows, write_rows
+
+COUNT = 10
+SETS = {"mine": "Tell me about river {}.", "labelled": "Is {} a good number?"}
+
+
+@pytest.fixture
+def context(tmp_path: Path, tiny_model: Path) -> Context:
+    rows = [SETS["mine"].format(n) for n in range(COUNT)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in rows))
+    known = [{"prompt": SETS["labelled"].format(n), "chosen": "Yes, it is.", "rejected": "No."} for n in range(6)]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, known)))
+    rules = [
+        {"id": f"p{n}", "critique": "Criticise.", "revision": "Revise.", "comparison": f"Compare {n}."}
+        for n in range(4)
+    ]
+    (tmp_path / "law.yaml").write_text(yaml.safe_dump({"principles": rules}))
+    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+    for name in ("sft", "sl_cai", "revise"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").symlink_to(tiny_model)
+    return Context(
+        stage="label",
+        seed=0,
+        root=tmp_path,
+        scratch=tmp_path,
+        model=config.model,
+        engine=config.engine,
+        data={name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in SETS},
+        held_out={},
+        constitution=str(tmp_path / "law.yaml"),
+        inputs={name: Input(str(tmp_path / name), name) for name in ("sft", "sl_cai", "revise")},
+        progress=Progress("label", quiet=True),
+    )
+
+
+def settings(**changes: Any) -> LabelConfig:
+    base = compose(["experiment=smoke"]).label
+    return dataclasses.replace(base, **({"prompts": Prompts(["mine"])} | changes))
+
+
+def run(context: Context, config: LabelConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    work = context.root / f"work{len(list(context.root.glob('work*')))}"
+    work.mkdir()
+    return label.run(config, context.inputs, work, context), read_rows(work / "pairs.parquet")
+
+
+def asked(context: Context) -> dict[str, int]:
+    """Model digest -> completions so far."""
+    ledger = Ledger(context.root / "ledger.sqlite")
+    found = {str(row["model"]): int(str(row["completions"])) for row in ledger.cost()}
+    ledger.close()
+    return found
+
+
+def revised(context: Context, count: int = 5) -> None:
+    """revisions.parquet with a good last revision, a gated one after a good one, no good one, no change, no answer."""
+    prompts = load_prompts(Prompts(["mine"], count), context.data, 0)
+    chains = [
+        ("First.", [("Second.", []), ("Third, and last.", [])]),
+        ("First.", [("Second.", []), ("Third, and last.", ["echo"])]),
+        ("First.", [("Second.", ["echo"]), ("Third.", ["echo"])]),
+        ("First.", [("FIRST", [])]),
+        ("", [("Second.", [])]),
+    ]
+    rows = []
+    for number, prompt in enumerate(prompts):
+        answer, steps = chains[number % 5]
+        shared = {"critique": "c", "seeds": [1, 2], "tokens": 3}
+        steps = [shared | {"principle": f"p{n}", "revision": r, "gates": g} for n, (r, g) in enumerate(steps)]
+        row = {"id": prompt.id, "source": "mine", "prompt": as_dicts(prompt.messages), "answer": answer}
+        rows.append(row | {"steps": steps, "final": ""})
+    write_rows(context.root / "revise" / "revisions.parquet", rows)
+
+
+def test_the_row_holds_what_the_feedback_was(context: Context):
+    summary, rows = run(context, settings(principles=2))
+    assert summary["prompts"] == COUNT == summary["identical"] + len(rows) and len(rows) > COUNT / 2
+    for row in rows:
+        assert row["kind"] == "feedback" and 0.5 <= row["probability"] <= 1
+        assert len(set(row["principles"])) == len(row["logprobs"]) == 2 and len(set(row["seeds"])) == 2
+        orders = [
+            (option_probability(*one[0][0]), 1 - option_probability(*one[1][0])) for one in row["logprobs"]
+        ]  # from the raw scores back to the label
+        assert row["orders"] == pytest.approx([sum(order) / 2 for order in zip(*orders, strict=True)])
+        certain = sum(row["orders"]) / 2
+        assert row["probability"] == pytest.approx(max(certain, 1 - certain))
+    again, same = run(context, settings(principles=2))
+    assert (again, same) == (summary, rows)
+    figures = summary["judge"]
+    assert {"flipped", "agreement", "entropy", "probability", "doubts"} <= set(figures) and "accuracy" not in figures
+    assert figures["flipped"]["count"] == summary["judged"] == len(rows)
+
+
+def test_revisions_need_no_judge_and_no_answers(context: Context):
+    revised(context)
+    only = dataclasses.replace(context, inputs={"revise": context.inputs["revise"]})
+    summary, rows = run(only, settings(kind="revision"))
+    assert summary == {"revised_prompts": 5, "unrevised": 3, "pairs": 2, "revisions": 2}
+    assert asked(context) == {}
+    found = [(row["chosen"][0]["content"], row["rejected"][0]["content"], row["principles"]) for row in rows]
+    assert found == [("Third, and last.", "First.", ["p1"]), ("Second.", "First.", ["p0"])]
+    assert all(row["probability"] == 1 and row["orders"] == row["logprobs"] == [] for row in rows)
+
+
+def test_both_kinds_at_a_ratio(context: Context):
+    revised(context, COUNT)
+    summary, rows = run(context, settings(kind="mixed", ratio=0.4, limit=5))
+    kinds = [row["kind"] for row in rows]
+    assert (kinds.count("feedback"), kinds.count("revision")) == (3, 2)
+    assert (summary["pairs"], summary["revisions"]) == (5, 2)
+
+
+def test_of_several_answers_each_is_compared_with_each(context: Context):
+    summary, rows = run(context, settings(answers=4, max_similarity=1.0))
+    per_prompt = summary["judged"] / (COUNT - summary["identical"])
+    assert 1 < per_prompt <= 6
+    assert len(rows) == COUNT - summary["identical"] and len({row["id"] for row in rows}) == len(rows)
+
+
+def test_near_equal_and_uncertain_pairs_are_counted(context: Context):
+    loose, _ = run(context, settings())
+    with pytest.raises(CaiError, match=r"no preference pair is left.*label\.max_similarity"):
+        run(context, settings(max_similarity=0.0))  # every answer is like the first
+    strict, rows = run(context, settings(min_margin=0.01))
+    assert loose["uncertain"] == 0 < strict["uncertain"] == loose["pairs"] - strict["pairs"]
+    assert strict["judged"] == loose["judged"] and min(row["probability"] for row in rows) >= 0.51
+
+
+def test_chains_of_thought_stay_within_the_clamp(context: Context):
+    thought = Sampling(max_new_tokens=4)
+    summary, rows = run(context, settings(thoughts=2, thought=thought, thought_clamp=0.51))
+    assert all(0.49 <= order <= 0.51 for row in rows for order in row["orders"])
+    assert all(len(order) == 2 for row in rows for one in row["logprobs"] for order in one)
+    judge = context.model_digest("sft")
+    assert asked(context)[judge] == summary["judged"] * 2 * 2 * 2  # two orders, two thoughts, each with its answer
+
+
+def test_another_model_can_be_the_judge(context: Context, tiny_model: Path):
+    only = dataclasses.replace(context, inputs={"sl_cai": context.inputs["sl_cai"]})
+    summary, _ = run(only, settings(model=ModelConfig("other", "path", str(tiny_model))))
+    other = context.model_digest("base")
+    assert asked(context) == {context.model_digest("sl_cai"): 2 * COUNT, other: 2 * summary["judged"]}
+
+
+def test_the_judge_is_held_against_labelled_pairs(context: Context):
+    """A random model's six verdicts can't exclude chance: it is called that; the labelled pairs are not trained on."""
+    plain, rows = run(context, settings())
+    summary, same = run(context, settings(calibrate=Prompts(["labelled"])))
+    assert same == rows and summary["judged"] == plain["judged"]
+    figures = summary["judge"]
+    assert figures["accuracy"]["count"] == 6 and figures["labelled"] == ["labelled"]
+    assert sum(one["right"]["count"] for one in figures["bins"]) == 6
+    said = [doubt for doubt in figures["doubts"] if "labelled pairs (labelled)" in doubt]
+    assert len(said) == (figures["accuracy"]["low"] <= 0.5)

@@ -18,8 +18,7 @@ from cai.scoring.refusal import refuses
 from cai.scoring.statistics import share
 from cai.stages.base import read_rows
 
-PLAIN = ["sft.data=[seed]", "sft.limit=56"]
-WARM = ["sft.data=[seed,demonstrations]", "+sft.weights={seed:56,demonstrations:60}", "sft.limit=116"]
+PLAIN = ["sft.data=[seed]", "sft.limit=56", "sft.args.num_train_epochs=1"]
 FORMS = {
     "critique, no exemplars": ["revise.exemplars=0"],
     "direct, no exemplars": ["revise.exemplars=0", "revise.critique=false"],
@@ -31,7 +30,7 @@ FORMS = {
     "critique, 2 fixed": ["revise.exemplars=2", "revise.exemplar_choice=fixed"],
     "critique, 1 sampled, as text": ["revise.exemplars=1", "revise.form=text"],
 }
-TUNINGS = {"instructions alone": PLAIN, "warm start": WARM}
+TUNINGS = {"instructions alone": PLAIN, "warm start": []}  # the latter is quickstart's own
 
 
 def main() -> None:
@@ -43,12 +42,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all of them", default=[])
     options = parser.parse_intermixed_args()
     common = ["experiment=quickstart", "name=prompt-forms", f"outputs={options.outputs}", "stages=[sft,revise]"]
-    common += [f"revise.prompts.limit={options.prompts}", *options.overrides]
+    common += [f"revise.prompts.limit={options.prompts}"]
     print("| tuning | form | usable | of them decline | refusal rate before | gated by |")
     print("| --- | --- | --- | --- | --- | --- |")
     for tuning in options.tunings:
         for form in options.forms:
-            words = [*common, *TUNINGS[tuning], *FORMS[form]]
+            words = [*common, *TUNINGS[tuning], *FORMS[form], *options.overrides]
             subprocess.run([sys.executable, "-m", "cai", *words], check=True, stdout=subprocess.DEVNULL)
             print(f"| {tuning} | {form} | {row(options.outputs / 'prompt-forms' / 'latest' / 'revise')}", flush=True)
 

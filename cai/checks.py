@@ -230,7 +230,8 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
             )
         for name, weight in section.weights.items():
             key = f"{stage}.weights.{name}"
-            if name not in section.data:
+            # an experiment's shares may name more sets than the `data` that somebody puts in place of its own
+            if name not in section.data and (name not in config.data or "override" in origin(key, overrides)):
                 known = nearest(name, section.data) or f"; it has {', '.join(section.data)}"
                 raise UsageError(f"{key}{origin(key, overrides)}: {stage}.data has no such set{known}")
             if weight < 0:

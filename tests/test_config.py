@@ -96,6 +96,12 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_other_data_may_be_put_in_place_of_an_experiments():
+    assert "demonstrations" in compose(["experiment=quickstart", "sft.data=[seed]"]).sft.weights
+    with pytest.raises(UsageError, match=r"sft\.weights\.harmbench \(override .*sft\.data has no such set"):
+        compose(["experiment=quickstart", "+sft.weights.harmbench=1"])
+
+
 def test_shares_by_weight_and_by_size_exclude_each_other():
     with pytest.raises(UsageError, match=r"sft\.weights .* sets the shares, so sft\.mixing_temperature and mixing_cap"):
         compose(["+sft.weights.seed=1", "sft.mixing_cap=5"])

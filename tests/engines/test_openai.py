@@ -570,7 +570,7 @@ def test_a_judge_on_a_server_labels_pairs(context: Context, faulty: Faulty):
     (failed,) = read_rows(context.root / "failed.parquet")
     assert "river 2" in failed["prompt"][0]["content"] and "not this" in failed["reason"]
     assert summary["pairs"] + summary["identical"] + summary["failed"] == COUNT and summary["pairs"]
-    assert summary["flipped"] == summary["pairs"]  # such a judge always takes A
+    assert summary["judge"]["flipped"]["value"] == 1  # such a judge always takes A
     assert all("The answer is:" in json.dumps(body) for _, body, _ in faulty.asked if "messages" in body)
 
 

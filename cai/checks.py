@@ -133,6 +133,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
                 raise UsageError(f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}")
     _check_samplings(config, overrides)
     _check_mixtures(config, overrides)
+    _check_shots(config, overrides)
     _check_servers(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
@@ -180,7 +181,8 @@ def data_names(config: Config) -> dict[str, list[str]]:
     names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
-    return names | {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
+    names |= {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
+    return names | {f"evaluate.suites.{key}.examples": s.examples for key, s in config.evaluate.suites.items()}
 
 
 def origin(key: str, overrides: Sequence[str]) -> str:
@@ -242,6 +244,18 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
             "sl_cai.helpful=sampled: nothing is sampled; say from which prompts with "
             "'revise.helpful={prompts:{data:[seed]}}'"
         )
+
+
+def _check_shots(config: Config, overrides: Sequence[str]) -> None:
+    for name, suite in config.evaluate.suites.items():
+        key = f"evaluate.suites.{name}.shots"
+        given = f"{key}={suite.shots}{origin(key, overrides)}"
+        if suite.kind != "instructions" and suite.shots != [0]:
+            raise UsageError(f"{given}: only a suite of kind: instructions is asked with examples")
+        if not suite.shots or len(set(suite.shots)) < len(suite.shots) or not all(0 <= k <= 64 for k in suite.shots):
+            raise UsageError(f"{given}: must be different numbers between 0 and 64, e.g. [0,2]")
+        if any(suite.shots) and not suite.examples:
+            raise UsageError(f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples")
 
 
 def _check_samplings(config: Config, overrides: Sequence[str]) -> None:

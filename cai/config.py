@@ -230,6 +230,8 @@ class Suite:
 
     kind: str  # red_team | benign | instructions
     prompts: Prompts
+    shots: list[int] = field(default_factory=lambda: [0])  # instructions: numbers of examples before each prompt
+    examples: list[str] = field(default_factory=list)  # instructions: the data sets that examples are drawn from
 
 
 @schema

@@ -40,6 +40,11 @@ def _suite_data(config: Config) -> list[str]:
     return sorted({name for suite in config.evaluate.suites.values() for name in suite.prompts.data})
 
 
+def _evaluate_data(config: Config) -> list[str]:
+    examples = {name for suite in config.evaluate.suites.values() if any(suite.shots) for name in suite.examples}
+    return sorted({*_suite_data(config), *examples})
+
+
 def _evaluated(config: Config) -> list[str]:
     return [name for name in config.evaluate.models if name != "base"]
 
@@ -75,8 +80,8 @@ STAGES = (
         Constitution.comparing,
     ),
     Stage("dpo", 2, "dpo", lambda c: ["sl_cai", "label"], trains=True),
-    Stage("evaluate", 1, "evaluate", _evaluated, _suite_data),
-    Stage("report", 2, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
+    Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
+    Stage("report", 3, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
 )
 NAMES = [stage.name for stage in STAGES]
 

@@ -46,6 +46,8 @@ CHANGES = [
     (["name=smoke2", "outputs=elsewhere"], []),
     (["report.records=7"], ["report"]),
     (["evaluate.sampling.temperature=0.5"], ["evaluate", "report"]),
+    (["evaluate.suites.held_out.shots=[0]"], ["evaluate", "report"]),
+    (["evaluate.suites.held_out.examples=[demonstrations]"], ["evaluate", "report"]),  # it holds nothing out
     (["dpo.args.beta=0.3"], FROM["dpo"]),
     (["label.min_margin=0.05"], FROM["label"]),
     (["label.require_judge=true"], []),

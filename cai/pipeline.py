@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.config import Config, lookup, without_runtime
+from cai.checks import ASKING
+from cai.config import BUILT, Config, lookup, without_runtime
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
@@ -54,8 +55,20 @@ def _revise_data(config: Config) -> list[str]:
     return [*config.revise.prompts.data, *(helpful.prompts.data if helpful else ())]
 
 
-def _sl_cai_data(config: Config) -> list[str]:
+def _build_data(config: Config) -> list[str]:
+    return [*config.build.data, *(config.build.prompts.data if config.build.prompts else ())]
+
+
+def _helpful(config: Config) -> list[str]:
     return config.sl_cai.data if config.sl_cai.helpful == "data" else []
+
+
+def _built(names: Sequence[str]) -> list[str]:
+    return ["build"] if BUILT in names else []
+
+
+def _unbuilt(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name != BUILT]
 
 
 def _labelled_from(config: Config) -> list[str]:
@@ -67,9 +80,18 @@ def _labelled_from(config: Config) -> list[str]:
 
 
 STAGES = (
-    Stage("sft", 2, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
+    Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
+    Stage("sft", 2, "sft", lambda c: _built(c.sft.data), lambda c: _unbuilt(c.sft.data), apart=True, trains=True),
     Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
-    Stage("sl_cai", 2, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
+    Stage(
+        "sl_cai",
+        2,
+        "sft",
+        lambda c: [*_starts("sl_cai")(c), "revise", *_built(_helpful(c))],
+        lambda c: _unbuilt(_helpful(c)),
+        True,
+        trains=True,
+    ),
     Stage(
         "label",
         2,
@@ -81,7 +103,12 @@ STAGES = (
     ),
     Stage("dpo", 2, "dpo", lambda c: ["sl_cai", "label"], trains=True),
     Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
-    Stage("report", 3, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
+    Stage(
+        "report",
+        3,
+        "report",
+        lambda c: [*_built([*c.sft.data, *_helpful(c)]), "sft", "revise", "sl_cai", "label", "dpo", "evaluate"],
+    ),
 )
 NAMES = [stage.name for stage in STAGES]
 
@@ -112,25 +139,32 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
         parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
     if stage.rules is not None:
         parts["constitution"] = stage.rules(constitution)
-    if stage.name == "revise" and config.revise.model:
-        parts["critic"] = fingerprint(config.revise.model)
-    if stage.name == "label" and config.label.model:
-        parts["judge"] = fingerprint(config.label.model)
+    for name, role in (("build", "teacher"), ("revise", "critic"), ("label", "judge")):
+        if stage.name == name and (other := lookup(config, name).model):
+            parts[role] = fingerprint(other)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)
     return plain(parts)
 
 
+def selected_stages(config: Config) -> Sequence[str]:
+    """The stages to run: those that are named, else all, `build` only where its rows are trained on."""
+    if config.stages is not None:
+        return config.stages
+    return [name for name in NAMES if name != "build" or any("build" in stage.inputs(config) for stage in STAGES)]
+
+
 def plan(config: Config, run: Run) -> list[Step]:
-    """Every stage with its state and why. Reads manifests and small files; loads no model."""
+    """Every stage with its state and why, `build` if it is to run or has run. Reads small files; loads no model."""
     constitution = Constitution.load(config.constitution)
     outputs: dict[str, str | None] = {}
     steps: list[Step] = []
     for stage in STAGES:
         step = _step(stage, config, run, constitution, outputs)
         outputs[stage.name] = step.manifest.output if step.manifest else None
-        steps.append(step)
+        if stage.name != "build" or step.manifest or "build" in selected_stages(config):
+            steps.append(step)
     return steps
 
 
@@ -200,7 +234,7 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
 
 def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
     """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
-    selected = config.stages if config.stages is not None else NAMES
+    selected = selected_stages(config)
     for name in selected:
         if name not in NAMES:
             raise UsageError(
@@ -315,7 +349,7 @@ def check(config: Config) -> None:
     from cai.stages import dpo, sft
     from cai.training.trainer import lora_config
 
-    engines = [one for one in (config.engine, config.revise.engine, config.label.engine) if one]
+    engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
     if any(engine.kind == "vllm" for engine in engines):
         import importlib.util
 

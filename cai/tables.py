@@ -184,7 +184,13 @@ def _answer(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> No
     say(f"{row['model']}", row["answer"] + ("  (refuses)" if row["refuses"] else ""))
 
 
+def _built(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None:
+    say(f"{row['source']}", row["messages"][-2]["content"])
+    say("answer", row["messages"][-1]["content"])
+
+
 SHOWN = {
+    "build": ("instructions.parquet", _built),
     "revise": ("revisions.parquet", _chain),
     "label": ("pairs.parquet", _pair),
     "evaluate": ("answers.parquet", _answer),
@@ -239,3 +245,21 @@ def revision_tables(summary: dict[str, Any]) -> None:
             texts = [", ".join(f"{gate} {count}" for gate, count in gates), tally["words_before"], tally["words_after"]]
             table.add_row(safe(name), *counts, *map(str, texts))
         console.print(table)
+
+
+def build_table(summary: Mapping[str, Any]) -> None:
+    """How many instructions the teacher wrote, why some were left out, and how many rows there are to train on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="built instructions", title_justify="left", title_style="bold", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    names = {"lists": "lists asked for", "unread": "of them without an item", "parsed": "instructions read"}
+    for key, name in (names | {"distilled": "prompts given"}).items():
+        table.add_row(name, str(summary[key]))
+    for reason, count in summary["left_out"].items():
+        table.add_row(f"left out: {reason}", str(count))
+    table.add_row("failed", str(summary["failed"]))
+    table.add_row("kept", str(summary["built"]), style="bold")
+    Console().print(table)

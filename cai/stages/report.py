@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__
-from cai.checks import build
+from cai.checks import ASKING, build
 from cai.config import ModelConfig, ReportConfig
 from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
@@ -286,8 +286,8 @@ def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
     names = {context.model_digest(name): name for name in MODELS if name in ("base", *context.inputs)}
-    for section in ("revise", "label"):
-        if critic := settings[section].get("model"):
+    for section in ASKING:
+        if critic := settings.get(section, {}).get("model"):
             other = dataclasses.replace(context, model=build(ModelConfig, critic))
             names.setdefault(other.model_digest("base"), other.model.name)
     return names

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cai.pipeline import NAMES
+from cai import pipeline
 from cai.store import Manifest, Run
+
+NAMES = [name for name in pipeline.NAMES if name != "build"]  # a random model writes no list of instructions
 
 pytestmark = pytest.mark.slow
 

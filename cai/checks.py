@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import BUILT, Config, EngineConfig, SftConfig, lookup, without_runtime
+from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, lookup, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -184,8 +184,9 @@ def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
 def data_names(config: Config) -> dict[str, list[str]]:
     """Every key that names data sets, with the names."""
     names = {f"{s}.data": [name for name in lookup(config, s).data if name != BUILT] for s in ("sft", "sl_cai")}
-    names |= {"build.data": config.build.data}
-    names |= {"build.prompts.data": config.build.prompts.data} if config.build.prompts else {}
+    if builds(config):
+        names |= {"build.data": config.build.data}
+        names |= {"build.prompts.data": config.build.prompts.data} if config.build.prompts else {}
     names |= {"revise.benign": config.revise.benign}
     names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}

@@ -294,6 +294,16 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
+def helpful_data(config: Config) -> list[str]:
+    """The data sets that `sl_cai` reads, beside the revisions."""
+    return config.sl_cai.data if config.sl_cai.helpful == "data" else []
+
+
+def builds(config: Config) -> bool:
+    """Whether the stage `build` is part of the run: it is named in `stages`, or its rows are trained on."""
+    return "build" in (config.stages or ()) or BUILT in [*config.sft.data, *helpful_data(config)]
+
+
 def lookup(value: Any, key: str) -> Any:
     """`lookup(config, "dpo.args")`, through dataclasses and dicts."""
     for part in key.split("."):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.checks import ASKING
-from cai.config import BUILT, Config, lookup, without_runtime
+from cai.config import BUILT, Config, builds, helpful_data, lookup, without_runtime
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
@@ -59,10 +59,6 @@ def _build_data(config: Config) -> list[str]:
     return [*config.build.data, *(config.build.prompts.data if config.build.prompts else ())]
 
 
-def _helpful(config: Config) -> list[str]:
-    return config.sl_cai.data if config.sl_cai.helpful == "data" else []
-
-
 def _built(names: Sequence[str]) -> list[str]:
     return ["build"] if BUILT in names else []
 
@@ -87,8 +83,8 @@ STAGES = (
         "sl_cai",
         2,
         "sft",
-        lambda c: [*_starts("sl_cai")(c), "revise", *_built(_helpful(c))],
-        lambda c: _unbuilt(_helpful(c)),
+        lambda c: [*_starts("sl_cai")(c), "revise", *_built(helpful_data(c))],
+        lambda c: _unbuilt(helpful_data(c)),
         True,
         trains=True,
     ),
@@ -107,7 +103,7 @@ STAGES = (
         "report",
         3,
         "report",
-        lambda c: [*_built([*c.sft.data, *_helpful(c)]), "sft", "revise", "sl_cai", "label", "dpo", "evaluate"],
+        lambda c: [*_built([*c.sft.data, *helpful_data(c)]), "sft", "revise", "sl_cai", "label", "dpo", "evaluate"],
     ),
 )
 NAMES = [stage.name for stage in STAGES]
@@ -148,23 +144,20 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     return plain(parts)
 
 
-def selected_stages(config: Config) -> Sequence[str]:
-    """The stages to run: those that are named, else all, `build` only where its rows are trained on."""
-    if config.stages is not None:
-        return config.stages
-    return [name for name in NAMES if name != "build" or any("build" in stage.inputs(config) for stage in STAGES)]
+def stages_of(config: Config) -> list[Stage]:
+    """The run's stages: all, but `build` only where it is asked for."""
+    return [stage for stage in STAGES if stage.name != "build" or builds(config)]
 
 
 def plan(config: Config, run: Run) -> list[Step]:
-    """Every stage with its state and why, `build` if it is to run or has run. Reads small files; loads no model."""
+    """Every stage with its state and why. Reads manifests and small files; loads no model."""
     constitution = Constitution.load(config.constitution)
     outputs: dict[str, str | None] = {}
     steps: list[Step] = []
-    for stage in STAGES:
+    for stage in stages_of(config):
         step = _step(stage, config, run, constitution, outputs)
         outputs[stage.name] = step.manifest.output if step.manifest else None
-        if stage.name != "build" or step.manifest or "build" in selected_stages(config):
-            steps.append(step)
+        steps.append(step)
     return steps
 
 
@@ -234,7 +227,7 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
 
 def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
     """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
-    selected = selected_stages(config)
+    selected = config.stages if config.stages is not None else [stage.name for stage in stages_of(config)]
     for name in selected:
         if name not in NAMES:
             raise UsageError(
@@ -247,7 +240,7 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
         outputs: dict[str, str | None] = {}
         done: dict[str, Manifest] = {}
         checked = False
-        for stage in STAGES:
+        for stage in stages_of(config):
             step = _step(stage, config, run, constitution, outputs)
             if stage.name in selected and step.manifest is None:
                 if missing := [name for name in stage.inputs(config) if outputs[name] is None]:

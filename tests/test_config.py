@@ -87,8 +87,6 @@ def test_every_group_is_covered():
             "build.target=0 (override 'build.target=0'): nothing would be built; name prompts to answer",
         ),
         ("build.max_similarity=0", "build.max_similarity=0.0 (override 'build.max_similarity=0'): must be between"),
-        ("build.data=[sead]", "build.data (override 'build.data=[sead]') names the data set 'sead'"),
-        ("build.prompts={data: [sead]}", "names the data set 'sead', which is not there; did you mean 'seed'?"),
         ("build.prompts={data: [seed], limit: 0}", "build.prompts.limit=0"),
         ("build.sampling.answer.top_p=0", "build.sampling.answer.top_p=0.0"),
         ("+data.built={kind: file, path: x}", "data.built: this name stands for what the stage build has made"),
@@ -111,6 +109,14 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
     with pytest.raises(UsageError) as caught:
         compose([override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("used", ["stages=[build]", "sft.data=[built]", "sl_cai.data=[built]"])
+@pytest.mark.parametrize("key", ["build.data=[sead]", "build.prompts={data: [sead]}"])
+def test_data_of_build_matters_where_it_is_a_stage_of_the_run(used: str, key: str):
+    compose([key])
+    with pytest.raises(UsageError, match=r"build.* names the data set 'sead', which is not there; did you mean 'seed'"):
+        compose([key, used])
 
 
 def test_shares_by_weight_and_by_size_exclude_each_other():

@@ -192,7 +192,8 @@ def data_names(config: Config) -> dict[str, list[str]]:
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
     names |= {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
-    return names | {f"evaluate.suites.{key}.examples": s.examples for key, s in config.evaluate.suites.items()}
+    shown = {key: suite.examples for key, suite in config.evaluate.suites.items() if any(suite.shots)}
+    return names | {f"evaluate.suites.{key}.examples": examples for key, examples in shown.items()}
 
 
 def origin(key: str, overrides: Sequence[str]) -> str:

@@ -22,13 +22,13 @@ POOL = 1000  # seed instructions that are drawn from and compared with
 
 def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet. Returns the counts."""
-    ledger = context.ledger()
-    other = context.on(config.engine)
-    teacher = other.recorded_model(ledger, config.model) if config.model else other.recorded(ledger, "base")
     given, overlapping = [], []
     if config.prompts is not None:
         given, overlapping = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
     left_out = [_left_out(prompt.text, "overlapping") for prompt in overlapping]
+    ledger = context.ledger()
+    other = context.on(config.engine)
+    teacher = other.recorded_model(ledger, config.model) if config.model else other.recorded(ledger, "base")
     try:
         written, counts, more, failed = asyncio.run(_write(config, context, teacher, other.engine.max_failures))
         left_out += more

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import Config, EngineConfig, SftConfig, lookup, without_runtime
+from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, lookup, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -50,7 +50,14 @@ KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "be
 FORMATS = (
     *("auto", "messages", "sharegpt", "alpaca", "completion", "demonstration", "preference", "scored", "prompt"),
 )
+ASKING = ("build", "revise", "label")  # the stages that may have a model and an engine of their own
 RANGES = {
+    "build.target": (0, 1 << 30),
+    "build.rounds": (1, 1 << 20),
+    "build.requests": (1, 1 << 20),
+    "build.shown": (1, 64),
+    "build.shown_built": (0, 64),
+    "build.max_similarity": (0.01, 1),
     "sft.limit": (1, 1 << 60),
     "sl_cai.limit": (1, 1 << 60),
     "sl_cai.helpful_ratio": (0, 1000),
@@ -133,6 +140,8 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
                 raise UsageError(f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}")
     _check_samplings(config, overrides)
     _check_mixtures(config, overrides)
+    _check_build(config, overrides)
+    _check_shots(config, overrides)
     _check_servers(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
@@ -148,16 +157,15 @@ def _choices(config: Config) -> dict[str, tuple[str, ...]]:
         for key in CHOICES
         if key.startswith("engine.")
     }
-    named |= {
-        f"{stage}.model.kind": CHOICES["model.kind"] for stage in ("revise", "label") if lookup(config, stage).model
-    }
+    named |= {f"{stage}.model.kind": CHOICES["model.kind"] for stage in ASKING if lookup(config, stage).model}
     return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
 
 
 def _ranges(config: Config) -> dict[str, Any]:
     """The fixed ranges, and those of every choice of prompts."""
     helpful = ["revise.helpful"] if config.revise.helpful else []
-    places = ["revise", "label", *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
+    build = ["build"] if config.build.prompts else []
+    places = ["revise", "label", *build, *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
     places = [f"{place}.prompts" for place in places] + (["label.calibrate"] if config.label.calibrate else [])
     prompts = {f"{place}.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))}
     engines = {
@@ -175,12 +183,17 @@ def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
 
 def data_names(config: Config) -> dict[str, list[str]]:
     """Every key that names data sets, with the names."""
-    names = {"sft.data": config.sft.data, "sl_cai.data": config.sl_cai.data}
+    names = {f"{s}.data": [name for name in lookup(config, s).data if name != BUILT] for s in ("sft", "sl_cai")}
+    if builds(config):
+        names |= {"build.data": config.build.data}
+        names |= {"build.prompts.data": config.build.prompts.data} if config.build.prompts else {}
     names |= {"revise.benign": config.revise.benign}
     names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
-    return names | {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
+    names |= {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
+    shown = {key: suite.examples for key, suite in config.evaluate.suites.items() if any(suite.shots)}
+    return names | {f"evaluate.suites.{key}.examples": examples for key, examples in shown.items()}
 
 
 def origin(key: str, overrides: Sequence[str]) -> str:
@@ -245,6 +258,28 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
+def _check_build(config: Config, overrides: Sequence[str]) -> None:
+    if BUILT in config.data:
+        raise UsageError(f"data.{BUILT}: this name stands for what the stage build has made; call the set otherwise")
+    if not config.build.target and config.build.prompts is None:
+        raise UsageError(
+            f"build.target=0{origin('build.target', overrides)}: nothing would be built; name prompts to answer with "
+            "'build.prompts={data:[mine]}'"
+        )
+
+
+def _check_shots(config: Config, overrides: Sequence[str]) -> None:
+    for name, suite in config.evaluate.suites.items():
+        key = f"evaluate.suites.{name}.shots"
+        given = f"{key}={suite.shots}{origin(key, overrides)}"
+        if suite.kind != "instructions" and suite.shots != [0]:
+            raise UsageError(f"{given}: only a suite of kind: instructions is asked with examples")
+        if not suite.shots or len(set(suite.shots)) < len(suite.shots) or not all(0 <= k <= 64 for k in suite.shots):
+            raise UsageError(f"{given}: must be different numbers between 0 and 64, e.g. [0,2]")
+        if any(suite.shots) and not suite.examples:
+            raise UsageError(f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples")
+
+
 def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
     rules = (
         ("temperature", lambda v: v >= 0, "must be 0 (greedy) or more"),
@@ -256,6 +291,8 @@ def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
         "label.sampling",
         "label.thought",
         "evaluate.sampling",
+        "build.sampling.instructions",
+        "build.sampling.answer",
         *(f"revise.sampling.{k}" for k in ("answer", "critique", "revision")),
     ]
     for key in keys:
@@ -266,7 +303,7 @@ def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
 
 def _own_engines(config: Config) -> list[str]:
     """The stages with an engine of their own, beside the run's."""
-    return [stage for stage in ("revise", "label") if lookup(config, f"{stage}.engine") is not None]
+    return [stage for stage in ASKING if lookup(config, f"{stage}.engine") is not None]
 
 
 def _check_servers(config: Config, overrides: Sequence[str]) -> None:
@@ -283,6 +320,7 @@ def _check_servers(config: Config, overrides: Sequence[str]) -> None:
                 raise UsageError(f"{key}.server.urls: write http://host:port/v1; a key goes into the environment")
         if engine.server.key is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", engine.server.key):
             raise UsageError(f"{key}.server.key: write the NAME of the environment variable that holds the key")
-    for stage, section in (("revise", config.revise), ("label", config.label)):
+    for stage in ASKING:
+        section = lookup(config, stage)
         if section.model and (section.engine or config.engine).kind == "openai":
             raise UsageError(f"{stage}.model: a server's model is named by {stage}.engine.model, not by this")

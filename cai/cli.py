@@ -1,4 +1,4 @@
-"""The command line: `cai run | plan | status | show | audit | try | principles`; `run`, the Hydra app, by default."""
+"""The command line: `cai run | plan | status | show | audit | ...` (see HELP); `run`, the Hydra app, by default."""
 
 import json
 import os
@@ -19,9 +19,11 @@ cai: Constitutional AI from a principle file. Version {version}.
   cai plan [--check] [OVERRIDES]       each stage: done, partial, or what would run and why
                                        (--check also builds every trl and peft config)
   cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
-  cai show [RUN] [STAGE] [-n N]        read what a stage made: revise, label or evaluate
+  cai show [RUN] [STAGE] [-n N]        read what a stage made: build, revise, label or evaluate
                                        (--random N, --id ID, --gated GATE)
   cai audit [OVERRIDES]                what sft and sl_cai would be trained on, and what is left out and why
+  cai build-instructions [OVERRIDES]   writes instructions and answers to train on where there are few (conf/build);
+                                       trained on by 'sft.data=[seed,built]'
   cai try FILE "PROMPT"                answer, critique and revision under a principle file (--watch: at every save;
                                        --against OTHER, --principle ID, --suite N, --run RUN)
   cai principles check FILE ...        every problem of a principle file, by line and column
@@ -33,7 +35,7 @@ cai: Constitutional AI from a principle file. Version {version}.
 
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
-VERBS = ("run", "plan", "status", "show", "audit", "try", "principles")
+VERBS = ("run", "plan", "status", "show", "audit", "build-instructions", "try", "principles")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,6 +75,8 @@ def _dispatch(arguments: list[str]) -> None:
         print(HELP.format(version=__version__), end="")
     elif verb == "run":
         _run(rest)
+    elif verb == "build-instructions":
+        _run([*rest, "stages=[build]"])
     elif verb == "plan":
         _plan(rest)
     elif verb == "status":
@@ -123,7 +127,7 @@ def _job(composed: Any) -> None:
 
     from cai import pipeline
     from cai.checks import load
-    from cai.tables import result_table, revision_tables
+    from cai.tables import build_table, result_table, revision_tables
 
     try:
         config = load(composed, list(HydraConfig.get().overrides.task))
@@ -140,11 +144,18 @@ def _job(composed: Any) -> None:
         _end(error)
         return
     root = Path(config.outputs) / config.name
+    if "build" in manifests and manifests["build"].started >= began:
+        build_table(manifests["build"].summary)
     if "revise" in manifests and manifests["revise"].started >= began:
         revision_tables(manifests["revise"].summary)
     if "evaluate" in manifests:
         result_table(manifests["evaluate"].summary["metrics"])
-    for stage, name, file in (("dpo", "model", "model"), ("report", "report", "report.html")):
+    shown = (
+        ("build", "instructions", "instructions.parquet"),
+        ("dpo", "model", "model"),
+        ("report", "report", "report.html"),
+    )
+    for stage, name, file in shown:
         if stage in manifests:
             folder = root / stage / manifests[stage].key[:12]
             print(f"{name}: {folder / 'out' / file}")

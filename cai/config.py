@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+BUILT = "built"  # among sft.data and sl_cai.data: what the stage `build` has made
+
 
 def runtime(*, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING) -> Any:
     """A field that changes how a stage runs, never what it writes."""
@@ -123,11 +125,34 @@ class Prompts:
 
 
 @schema
+class BuildSampling:
+    instructions: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=512))
+    answer: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
+
+
+@schema
+class BuildConfig:
+    """New instructions and their answers: self-instruct (Wang et al. 2022), and distillation from a teacher."""
+
+    data: list[str] = field(default_factory=lambda: ["seed"])  # data sets whose requests are the seed
+    target: int = 200  # instructions to write
+    rounds: int = 10  # at most
+    requests: int = 16  # a round
+    shown: int = 6  # seed instructions in a request
+    shown_built: int = 2  # of earlier rounds
+    max_similarity: float = 0.7  # ROUGE-L to a seed or kept instruction from which on a new one is left out
+    prompts: Prompts | None = None  # answered as they are
+    sampling: BuildSampling = field(default_factory=BuildSampling)
+    model: ModelConfig | None = None  # the teacher; null: the run's starting model
+    engine: EngineConfig | None = None  # the teacher's; null: the run's engine
+
+
+@schema
 class SftConfig:
     """Supervised fine-tuning, of instructions (`sft`) or of revisions and helpful rows (`sl_cai`)."""
 
     start: str  # base | sft: the model that is tuned (the paper's SL-CAI starts at the pretrained model)
-    data: list[str]  # instruction data sets, by name
+    data: list[str]  # instruction data sets, by name; `built` is what the stage `build` has made
     weights: dict[str, float] = field(default_factory=dict)  # shares of the sets; without any, by size
     mixing_temperature: float = 1.0  # of shares by size: 1 is proportional, a high one evens them out
     mixing_cap: int | None = None  # of shares by size: rows above this of a set do not count, nor are they drawn
@@ -230,6 +255,8 @@ class Suite:
 
     kind: str  # red_team | benign | instructions
     prompts: Prompts
+    shots: list[int] = field(default_factory=lambda: [0])  # instructions: numbers of examples before each prompt
+    examples: list[str] = field(default_factory=list)  # instructions: the data sets that examples are drawn from
 
 
 @schema
@@ -259,11 +286,22 @@ class Config:
     evaluate: EvaluateConfig
     seed: int = 0
     constitution: str = "harmlessness"
+    build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
     outputs: str = "outputs"
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+
+
+def helpful_data(config: Config) -> list[str]:
+    """The data sets that `sl_cai` reads, beside the revisions."""
+    return config.sl_cai.data if config.sl_cai.helpful == "data" else []
+
+
+def builds(config: Config) -> bool:
+    """Whether the stage `build` is part of the run: it is named in `stages`, or its rows are trained on."""
+    return "build" in (config.stages or ()) or BUILT in [*config.sft.data, *helpful_data(config)]
 
 
 def lookup(value: Any, key: str) -> Any:

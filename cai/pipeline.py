@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.config import Config, lookup, without_runtime
+from cai.checks import ASKING
+from cai.config import BUILT, Config, builds, helpful_data, lookup, without_runtime
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
@@ -40,6 +41,11 @@ def _suite_data(config: Config) -> list[str]:
     return sorted({name for suite in config.evaluate.suites.values() for name in suite.prompts.data})
 
 
+def _evaluate_data(config: Config) -> list[str]:
+    examples = {name for suite in config.evaluate.suites.values() if any(suite.shots) for name in suite.examples}
+    return sorted({*_suite_data(config), *examples})
+
+
 def _evaluated(config: Config) -> list[str]:
     return [name for name in config.evaluate.models if name != "base"]
 
@@ -49,8 +55,16 @@ def _revise_data(config: Config) -> list[str]:
     return [*config.revise.prompts.data, *(helpful.prompts.data if helpful else ())]
 
 
-def _sl_cai_data(config: Config) -> list[str]:
-    return config.sl_cai.data if config.sl_cai.helpful == "data" else []
+def _build_data(config: Config) -> list[str]:
+    return [*config.build.data, *(config.build.prompts.data if config.build.prompts else ())]
+
+
+def _built(names: Sequence[str]) -> list[str]:
+    return ["build"] if BUILT in names else []
+
+
+def _unbuilt(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name != BUILT]
 
 
 def _labelled_from(config: Config) -> list[str]:
@@ -62,9 +76,18 @@ def _labelled_from(config: Config) -> list[str]:
 
 
 STAGES = (
-    Stage("sft", 2, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
+    Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
+    Stage("sft", 2, "sft", lambda c: _built(c.sft.data), lambda c: _unbuilt(c.sft.data), apart=True, trains=True),
     Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
-    Stage("sl_cai", 2, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
+    Stage(
+        "sl_cai",
+        2,
+        "sft",
+        lambda c: [*_starts("sl_cai")(c), "revise", *_built(helpful_data(c))],
+        lambda c: _unbuilt(helpful_data(c)),
+        True,
+        trains=True,
+    ),
     Stage(
         "label",
         2,
@@ -75,8 +98,13 @@ STAGES = (
         Constitution.comparing,
     ),
     Stage("dpo", 2, "dpo", lambda c: ["sl_cai", "label"], trains=True),
-    Stage("evaluate", 1, "evaluate", _evaluated, _suite_data),
-    Stage("report", 2, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
+    Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
+    Stage(
+        "report",
+        3,
+        "report",
+        lambda c: [*_built([*c.sft.data, *helpful_data(c)]), "sft", "revise", "sl_cai", "label", "dpo", "evaluate"],
+    ),
 )
 NAMES = [stage.name for stage in STAGES]
 
@@ -107,14 +135,18 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
         parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
     if stage.rules is not None:
         parts["constitution"] = stage.rules(constitution)
-    if stage.name == "revise" and config.revise.model:
-        parts["critic"] = fingerprint(config.revise.model)
-    if stage.name == "label" and config.label.model:
-        parts["judge"] = fingerprint(config.label.model)
+    for name, role in (("build", "teacher"), ("revise", "critic"), ("label", "judge")):
+        if stage.name == name and (other := lookup(config, name).model):
+            parts[role] = fingerprint(other)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)
     return plain(parts)
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The run's stages: all, but `build` only where it is asked for."""
+    return [stage for stage in STAGES if stage.name != "build" or builds(config)]
 
 
 def plan(config: Config, run: Run) -> list[Step]:
@@ -122,7 +154,7 @@ def plan(config: Config, run: Run) -> list[Step]:
     constitution = Constitution.load(config.constitution)
     outputs: dict[str, str | None] = {}
     steps: list[Step] = []
-    for stage in STAGES:
+    for stage in stages_of(config):
         step = _step(stage, config, run, constitution, outputs)
         outputs[stage.name] = step.manifest.output if step.manifest else None
         steps.append(step)
@@ -195,7 +227,7 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
 
 def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
     """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
-    selected = config.stages if config.stages is not None else NAMES
+    selected = config.stages if config.stages is not None else [stage.name for stage in stages_of(config)]
     for name in selected:
         if name not in NAMES:
             raise UsageError(
@@ -208,7 +240,7 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
         outputs: dict[str, str | None] = {}
         done: dict[str, Manifest] = {}
         checked = False
-        for stage in STAGES:
+        for stage in stages_of(config):
             step = _step(stage, config, run, constitution, outputs)
             if stage.name in selected and step.manifest is None:
                 if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
@@ -310,7 +342,7 @@ def check(config: Config) -> None:
     from cai.stages import dpo, sft
     from cai.training.trainer import lora_config
 
-    engines = [one for one in (config.engine, config.revise.engine, config.label.engine) if one]
+    engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
     if any(engine.kind == "vllm" for engine in engines):
         import importlib.util
 

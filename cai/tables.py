@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
     from cai.pipeline import Step
@@ -107,7 +108,9 @@ def audit_table(stage: str, audit: Mapping[str, Any]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-LABELS = {"refusal": "refuses", "words": "words", "bits_per_byte": "bits/byte"}  # degeneration is in the report
+LABELS = {"refusal": "refuses", "words": "words"}  # degeneration is in the report
+AGAINST = {"too_long": "too long", "exact": "exact match", "rouge_l": "ROUGE-L", "bits_per_byte": "bits/byte"}
+SHARES = ("refusal", "degenerate", "too_long", "exact")  # figures that are shown in percent
 
 
 def result_columns(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
@@ -120,10 +123,11 @@ def result_columns(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def result_table(metrics: dict[str, dict[str, Any]]) -> None:
-    """One row a model, one column a suite and figure; 95 % intervals in brackets."""
+    """One row a model, one column a suite and figure, then what has reference answers; 95 % intervals in brackets."""
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
     table = Table(title="held-out prompts, 95 % intervals", title_justify="left", title_style="bold")
     table.add_column("model", style="bold")
     columns = result_columns(metrics)
@@ -131,12 +135,28 @@ def result_table(metrics: dict[str, dict[str, Any]]) -> None:
         table.add_column(f"{suite}\n{LABELS.get(name, name)}", justify="right")
     for model, suites in metrics.items():
         cells = [(suites.get(suite) or {}).get(name) for suite, name in columns]
-        texts = [figure(c, n == "refusal") if c else "" for c, (_, n) in zip(cells, columns, strict=True)]
+        texts = [figure(c, n in SHARES) if c else "" for c, (_, n) in zip(cells, columns, strict=True)]
         table.add_row(model, *texts)
-    console = Console()
     if not console.is_terminal:  # a file or a pipe keeps every column
-        console = Console(width=20 + 24 * len(columns))
+        console = Console(width=40 + 24 * max(len(columns), len(AGAINST)))
     console.print(table)
+    _reference_table(metrics, console)
+
+
+def _reference_table(metrics: dict[str, dict[str, Any]], console: "Console") -> None:
+    """What has reference answers: a row a suite (with its shots) and model, so that models stand below each other."""
+    from rich.table import Table
+
+    rows = [(s, model, suites[s]) for s in next(iter(metrics.values()), {}) for model, suites in metrics.items()]
+    rows = [(s, model, figures) for s, model, figures in rows if AGAINST.keys() & figures.keys()]
+    shown = [name for name in AGAINST if any(name in figures for *_, figures in rows)]
+    table = Table(title="against reference answers, 95 % intervals", title_justify="left", title_style="bold")
+    for head in ("prompts", "model", *(AGAINST[name] for name in shown)):
+        table.add_column(head, justify="left" if head in ("prompts", "model") else "right")
+    for s, model, figures in rows:
+        table.add_row(s, model, *(figure(figures[n], n in SHARES) if n in figures else "" for n in shown))
+    if rows:
+        console.print(table)
 
 
 def _chain(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None:
@@ -164,7 +184,13 @@ def _answer(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> No
     say(f"{row['model']}", row["answer"] + ("  (refuses)" if row["refuses"] else ""))
 
 
+def _built(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None:
+    say(f"{row['source']}", row["messages"][-2]["content"])
+    say("answer", row["messages"][-1]["content"])
+
+
 SHOWN = {
+    "build": ("instructions.parquet", _built),
     "revise": ("revisions.parquet", _chain),
     "label": ("pairs.parquet", _pair),
     "evaluate": ("answers.parquet", _answer),
@@ -219,3 +245,21 @@ def revision_tables(summary: dict[str, Any]) -> None:
             texts = [", ".join(f"{gate} {count}" for gate, count in gates), tally["words_before"], tally["words_after"]]
             table.add_row(safe(name), *counts, *map(str, texts))
         console.print(table)
+
+
+def build_table(summary: Mapping[str, Any]) -> None:
+    """How many instructions the teacher wrote, why some were left out, and how many rows there are to train on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="built instructions", title_justify="left", title_style="bold", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    names = {"lists": "lists asked for", "unread": "of them without an item", "parsed": "instructions read"}
+    for key, name in (names | {"distilled": "prompts given"}).items():
+        table.add_row(name, str(summary[key]))
+    for reason, count in summary["left_out"].items():
+        table.add_row(f"left out: {reason}", str(count))
+    table.add_row("failed", str(summary["failed"]))
+    table.add_row("kept", str(summary["built"]), style="bold")
+    Console().print(table)

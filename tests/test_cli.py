@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cai.stages.base import read_rows
+
 
 def cai(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -16,7 +18,7 @@ def cai(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_help_shows_the_verbs(tmp_path: Path):
     done = cai(tmp_path, "--help")
     assert done.returncode == 0
-    assert all(f"cai {verb}" in done.stdout for verb in ("run", "plan", "status", "show"))
+    assert all(f"cai {verb}" in done.stdout for verb in ("run", "plan", "status", "show", "build-instructions"))
 
 
 def test_run_help_shows_hydras_groups(tmp_path: Path):
@@ -68,3 +70,16 @@ def test_a_malformed_principle_file_is_named_with_line_and_column(tmp_path: Path
     assert done.returncode == 2
     assert "mine.yaml:4:15: 'critique' is empty" in done.stderr
     assert "mine.yaml:5:5: unknown key 'revison' in a principle; did you mean 'revision'?" in done.stderr
+
+
+def test_build_instructions_runs_that_stage_alone(tmp_path: Path, tiny_model: Path):
+    words = ["build-instructions", "experiment=smoke", "engine.kind=scripted", "model=path", f"model.path={tiny_model}"]
+    words += ["build.target=0", "build.prompts={data: [seed], limit: 5}"]
+    done = cai(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0] == "build: not run yet" and "kept" in done.stdout
+    file = Path(done.stdout.splitlines()[-1].removeprefix("instructions: "))
+    assert len(read_rows(tmp_path / file)) == 5
+    assert sorted(path.name for path in (tmp_path / "outputs/smoke/latest").iterdir()) == ["build"]
+    again = cai(tmp_path, *words)
+    assert again.stderr.splitlines() == ["build: up to date"] and again.stdout == done.stdout.splitlines()[-1] + "\n"

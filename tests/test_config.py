@@ -82,6 +82,21 @@ def test_every_group_is_covered():
         ("label.thought.temperature=-1", "label.thought.temperature=-1.0"),
         ("label.calibrate={data: [sead]}", "names the data set 'sead', which is not there; did you mean 'seed'?"),
         ("label.calibrate={data: [seed], limit: 0}", "label.calibrate.limit=0"),
+        (
+            "build.target=0",
+            "build.target=0 (override 'build.target=0'): nothing would be built; name prompts to answer",
+        ),
+        ("build.max_similarity=0", "build.max_similarity=0.0 (override 'build.max_similarity=0'): must be between"),
+        ("build.prompts={data: [seed], limit: 0}", "build.prompts.limit=0"),
+        ("build.sampling.answer.top_p=0", "build.sampling.answer.top_p=0.0"),
+        ("+data.built={kind: file, path: x}", "data.built: this name stands for what the stage build has made"),
+        ("revise.prompts.data=[built]", "names the data set 'built', which is not there"),
+        ("evaluate.suites.held_out.shots=[]", "evaluate.suites.held_out.shots=[] (override"),
+        ("evaluate.suites.held_out.shots=[2,2]", "must be different numbers between 0 and 64"),
+        ("evaluate.suites.held_out.shots=[65]", "must be different numbers between 0 and 64"),
+        ("evaluate.suites.held_out.examples=[]", "examples of what? Name training data in evaluate.suites.held_out.ex"),
+        ("evaluate.suites.held_out.examples=[sead]", "names the data set 'sead', which is not there; did you mean"),
+        ("+evaluate.suites.benign.shots=[2]", "only a suite of kind: instructions is asked with examples"),
         ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),
         ("dpo.loss=sift", "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?"),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
@@ -100,6 +115,14 @@ def test_other_data_may_be_put_in_place_of_an_experiments():
     assert "demonstrations" in compose(["experiment=quickstart", "sft.data=[seed]"]).sft.weights
     with pytest.raises(UsageError, match=r"sft\.weights\.harmbench \(override .*sft\.data has no such set"):
         compose(["experiment=quickstart", "+sft.weights.harmbench=1"])
+
+
+@pytest.mark.parametrize("used", ["stages=[build]", "sft.data=[built]", "sl_cai.data=[built]"])
+@pytest.mark.parametrize("key", ["build.data=[sead]", "build.prompts={data: [sead]}"])
+def test_data_of_build_matters_where_it_is_a_stage_of_the_run(used: str, key: str):
+    compose([key])
+    with pytest.raises(UsageError, match=r"build.* names the data set 'sead', which is not there; did you mean 'seed'"):
+        compose([key, used])
 
 
 def test_shares_by_weight_and_by_size_exclude_each_other():

@@ -12,13 +12,15 @@ from cai.composing import compose
 from cai.config import Config
 from cai.errors import UsageError
 from cai.paths import shipped
-from cai.pipeline import NAMES, plan
+from cai.pipeline import plan
 from cai.store import Run
+
+NAMES = [name for name in pipeline.NAMES if name != "build"]  # what runs by default
 
 
 def finish(config: Config, run: Run) -> None:
     """Publishes a stand-in output for every stage that would run: keys depend on digests, not on what is in them."""
-    for name in NAMES:
+    for name in [stage.name for stage in pipeline.stages_of(config)]:
         step = next(step for step in plan(config, run) if step.stage.name == name)
         if step.manifest is None:
             assert step.key is not None
@@ -46,6 +48,8 @@ CHANGES = [
     (["name=smoke2", "outputs=elsewhere"], []),
     (["report.records=7"], ["report"]),
     (["evaluate.sampling.temperature=0.5"], ["evaluate", "report"]),
+    (["evaluate.suites.held_out.shots=[0]"], ["evaluate", "report"]),
+    (["evaluate.suites.held_out.examples=[demonstrations]"], ["evaluate", "report"]),  # it holds nothing out
     (["dpo.args.beta=0.3"], FROM["dpo"]),
     (["label.min_margin=0.05"], FROM["label"]),
     (["label.require_judge=true"], []),
@@ -56,6 +60,10 @@ CHANGES = [
     (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
     (["revise.rounds=3"], FROM["revise"]),
     (["sft.args.learning_rate=1e-6"], FROM["sft"]),
+    (["build.target=7"], []),  # nothing is trained on it
+    (["sft.data=[seed,built]"], ["build", *NAMES]),
+    (["sl_cai.data=[built]"], ["build", *FROM["sl_cai"]]),
+    (["sl_cai.data=[built]", "sl_cai.helpful=sampled", "revise.helpful={prompts: {data: [seed]}}"], FROM["revise"]),
     (["+engine@revise.engine=openai", "revise.engine.model=large"], FROM["revise"]),
     (["+engine@label.engine=openai", "label.engine.model=large"], FROM["label"]),
     (["seed=1"], NAMES),
@@ -76,6 +84,44 @@ def test_a_change_runs_exactly_the_stages_that_it_affects(
 ):
     words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
     assert to_run(compose(["experiment=smoke", *words]), run) == expected
+
+
+BUILT = ["experiment=smoke", "sft.data=[seed,built]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["build.target=7"], ["build", *NAMES]),
+        (["+engine@build.engine=openai", "build.engine.model=large"], ["build", *NAMES]),
+        (["build.model={name: tiny, kind: path, path: {tiny_model}}"], ["build", *NAMES]),
+        (["sl_cai.data=[built]"], FROM["sl_cai"]),  # build itself stays
+        (["sft.data=[seed]"], []),  # and back
+    ],
+    ids=lambda value: " ".join(value) or "nothing",
+)
+def test_where_built_rows_are_trained_on_build_decides_what_runs(
+    run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
+):
+    finish(compose(BUILT), run)
+    assert to_run(compose([*BUILT, *(word.replace("{tiny_model}", str(tiny_model)) for word in overrides)]), run) == (
+        expected
+    )
+
+
+def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):
+    made = Run(tmp_path / "run")
+
+    def shown(*overrides: str) -> list[str]:
+        return [step.stage.name for step in plan(compose(["experiment=smoke", *overrides]), made)]
+
+    assert shown() == NAMES and shown("stages=[sft]") == NAMES
+    assert shown("stages=[build]") == shown("sft.data=[built]") == ["build", *NAMES]
+    assert shown("sl_cai.data=[built]") == ["build", *NAMES]
+    config = compose(["experiment=smoke", "stages=[sft]", "sft.data=[built]", "build.target=7", f"outputs={tmp_path}"])
+    with pytest.raises(UsageError, match=r"stage 'sft' needs build.*stages=\[build,sft\]"):
+        pipeline.conduct(config, lambda line: None)
 
 
 def test_changing_it_back_runs_nothing(run: Run):

@@ -1,13 +1,15 @@
 """What the terminal shows of a stage's records."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cai.scoring.statistics import mean, share
 from cai.stages.base import write_rows
-from cai.tables import revision_tables, show_records
+from cai.tables import build_table, result_table, revision_tables, show_records
 
 
 def chain(number: int, *gates: str) -> dict[str, Any]:
@@ -55,3 +57,36 @@ def test_the_revisions_by_principle_and_by_round(capsys: pytest.CaptureFixture[s
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if " echo 3" in line]
     assert [row[1] for row in rows] == ["kind", "1"]
     assert all("7 │ 6 │ 2 │ 3 │ echo 3, cut_off 1 │ 31.5 │ 44.0" in " ".join(row) for row in rows)
+
+
+def test_shots_stand_below_each_other_with_the_models_side_by_side(capsys: pytest.CaptureFixture[str]):
+    def scored(hits: int) -> dict[str, Any]:
+        exact, rouge, bits = share(hits, 4), mean([hits / 4, 1.0]), mean([2.0 - hits / 4])
+        return {k: dataclasses.asdict(v) for k, v in (("exact", exact), ("rouge_l", rouge), ("bits_per_byte", bits))}
+
+    refusals = {"refusal": dataclasses.asdict(share(1, 2))}
+    metrics = {m: {"red": refusals, "held": scored(n), "held, 2 shots": scored(n + 1)} for n, m in enumerate("ab")}
+    metrics["b"]["held, 2 shots"]["too_long"] = dataclasses.asdict(share(1, 5))
+    result_table(metrics)
+    first, second = capsys.readouterr().out.split("against reference answers")
+    assert "red" in first and "shots" not in first
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in second.splitlines() if "shots" in line]
+    assert [row[:3] for row in rows] == [["held, 2 shots", "a", ""], ["held, 2 shots", "b", "20 % [4, 62]"]]
+    assert rows[1][3] == "50 % [15, 85]" and rows[0][5] == "1.750 [1.750, 1.750]"
+
+
+def test_what_was_built_and_what_was_left_out(capsys: pytest.CaptureFixture[str]):
+    summary = {"lists": 8, "unread": 3, "parsed": 21, "distilled": 4, "left_out": {"similar": 9, "answer_empty": 2}}
+    build_table(summary | {"failed": 1, "built": 14})
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = {cell[0]: cell[1] for cell in cells if len(cell) == 2}
+    assert rows["instructions read"] == "21" and rows["kept"] == "14" and rows["failed"] == "1"
+    assert rows["left out: similar"] == "9" and rows["left out: answer_empty"] == "2"
+
+
+def test_built_rows_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    turns = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Rhine.\x1b[31m"}]
+    write_rows(tmp_path / "instructions.parquet", [{"id": "1", "source": "self_instruct", "messages": turns}])
+    assert show_records("build", tmp_path, 3) == 1
+    said = capsys.readouterr().out
+    assert "self_instruct  Name a river." in said and "The Rhine." in said and "\x1b[31m" not in said

@@ -31,7 +31,8 @@ class TransformersEngine:
     async def complete(self, request: Request) -> Completion:
         ids = self._encode(render(self.tokenizer, request.messages))
         room = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
-        if len(ids) + (request.sampling.max_new_tokens if request.sampling else 1) > room:
+        options = map(self._encode, request.continuations)
+        if len(ids) + (request.sampling.max_new_tokens if request.sampling else max(map(len, options))) > room:
             return Completion("", "too_long", len(ids), 0, 0.0, ())
         self._tokens[request] = ids
         try:

@@ -24,7 +24,9 @@ class VllmEngine:
 
     async def complete(self, request: Request) -> Completion:
         ids = self._prompt(request)
-        if len(ids) + (request.sampling.max_new_tokens if request.sampling else 1) > self._room:
+        options = map(self._encode, request.continuations)
+        more = request.sampling.max_new_tokens if request.sampling else max(map(len, options)) + 1  # it adds a token
+        if len(ids) + more > self._room:
             return Completion("", "too_long", len(ids), 0, 0.0)
         return await self._batcher.complete(request)
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__
-from cai.checks import build
+from cai.checks import ASKING, build
 from cai.config import ModelConfig, ReportConfig
 from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows
+from cai.stages.evaluate import shown_name
 from cai.store import Manifest, read_manifest
-from cai.tables import audit_rows, figure
+from cai.tables import SHARES, audit_rows, figure
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
 TOPICS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
@@ -58,6 +59,11 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         picture=picture(metrics, kinds),
         audits={name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary},
         metrics=metrics,
+        sources={
+            shown_name(name, shots): ", ".join(suite["prompts"]["data"])
+            for name, suite in settings["evaluate"]["suites"].items()
+            for shots in suite["shots"]
+        },
         curves={name: curves(json.loads(file.read_text())) for name, file in histories.items() if file.is_file()},
         texts=principle_texts(context, manifests["revise"]),
         judge=judge,
@@ -80,6 +86,7 @@ def render(**view: Any) -> str:
     environment.lstrip_blocks = True
     environment.filters |= {"number": number, "duration": duration, "figure": figure, "embedded": embedded}
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    environment.globals["SHARES"] = SHARES
     return environment.get_template("report.html.j2").render(view, version=__version__).lstrip()
 
 
@@ -279,8 +286,8 @@ def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
     names = {context.model_digest(name): name for name in MODELS if name in ("base", *context.inputs)}
-    for section in ("revise", "label"):
-        if critic := settings[section].get("model"):
+    for section in ASKING:
+        if critic := settings.get(section, {}).get("model"):
             other = dataclasses.replace(context, model=build(ModelConfig, critic))
             names.setdefault(other.model_digest("base"), other.model.name)
     return names
@@ -301,6 +308,7 @@ def records(
     suites: dict[str, dict[str, Any]] = {}
     for row in answers:
         record = {"suite": row["suite"], "id": row["id"], "prompt": prompt_text(row["prompt"]), "answers": {}}
+        record |= {"reference": row["reference"]}
         record = suites.setdefault(row["suite"], {}).setdefault(row["id"], record)
         record["answers"][row["model"]] = {"text": row["answer"], "refuses": row["refuses"]}
     in_turn = chain.from_iterable(zip_longest(*(rows.values() for rows in suites.values())))  # a share for every suite

@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cai.config import SftConfig
+from cai.config import BUILT, SftConfig
 from cai.data.audit import text_figures
 from cai.data.formats import Skipped, read_dialogues, shuffled
 from cai.data.mixture import mix
@@ -99,13 +99,19 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
             else:
                 yield dialogue, tags
 
+    def made_by(stage: str, file: str, source: str) -> Iterator[Row]:
+        for row in read_rows(Path(context.inputs[stage].path) / file):
+            yield from_dicts(row["messages"]), {"source": source}
+
+    def of_set(name: str) -> Iterable[Row]:
+        if name == BUILT:
+            return made_by("build", "instructions.parquet", BUILT)
+        return read_dialogues(name, context.data[name], context.seed, skipped)
+
     if config.helpful == "sampled":
-        sampled = read_rows(Path(context.inputs["revise"].path) / "helpful.parquet")
-        sources = {"sampled": usable((from_dicts(row["messages"]), {"source": "sampled"}) for row in sampled)}
+        sources = {"sampled": usable(made_by("revise", "helpful.parquet", "sampled"))}
     else:
-        sources = {
-            name: usable(read_dialogues(name, context.data[name], context.seed, skipped)) for name in config.data
-        }
+        sources = {name: usable(of_set(name)) for name in config.data}
     ratio = None if config.helpful_ratio is None else round(len(revised) * config.helpful_ratio)
     limit = min((most for most in (config.limit, ratio) if most is not None), default=None)
     mixed, sizes = mix(sources, context.seed, limit, config.weights, config.mixing_temperature, config.mixing_cap)

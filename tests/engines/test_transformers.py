@@ -94,6 +94,14 @@ def test_a_prompt_that_leaves_no_room_is_said_to_be_too_long(engine: Transformer
     assert completion[1].finish_reason in ("stop", "length")
 
 
+def test_a_continuation_that_goes_beyond_the_context_is_too_long_too(engine: TransformersEngine):
+    prompt, room = (user("Hello."),), engine.model.config.max_position_embeddings
+    left = room - len(engine._encode(render(engine.tokenizer, prompt)))
+    scored = ask(engine, [Request(prompt, continuations=("!" * count,)) for count in (left, left + 1)])
+    assert [len(engine._encode("!" * count)) for count in (left, left + 1)] == [left, left + 1]
+    assert [one.finish_reason for one in scored] == ["score", "too_long"]
+
+
 def test_small_batches_give_the_same(tiny_model: Path, engine: TransformersEngine):
     small = TransformersEngine(EngineConfig(device="cpu", batch_rows=2, batch_tokens=2000), str(tiny_model))
     assert [c.text for c in ask(small, questions(WARM))] == [c.text for c in ask(engine, questions(WARM))]

@@ -60,9 +60,11 @@ def figures(hits: int, count: int) -> dict[str, Any]:
 
 def metrics(red: tuple[int, int], mild: tuple[int, int], count: int = 100) -> dict[str, Any]:
     """Of base and dpo: how many of `count` red-team and benign prompts they refuse."""
+    few = {"exact": dataclasses.asdict(share(1, 3)), "rouge_l": dataclasses.asdict(mean([0.25, 0.5]))}
     return {
         model: {"red": figures(red[i], count), "mild": figures(mild[i], count)}
         | {"loss": {"bits_per_byte": dataclasses.asdict(mean([1.0, 1.5]))}}
+        | {"loss, 2 shots": ({"too_long": dataclasses.asdict(share(1, 4))} if i else {}) | few}
         for i, model in enumerate(("base", "dpo"))
     }
 
@@ -72,7 +74,8 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     run, inputs = Run(root), {}
     messages = [[{"role": "user", "content": text}] for text in texts] * count
     answers = [
-        {"model": m, "suite": s, "id": f"{i}", "prompt": p, "answer": p[0]["content"], "refuses": False}
+        {"model": m, "suite": s, "id": f"{i}", "prompt": p, "answer": p[0]["content"]}
+        | {"reference": p[0]["content"], "refuses": False}
         for m in measured
         for s in ("red", "mild")
         for i, p in enumerate(messages)
@@ -92,7 +95,8 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     tally = {"drawn": len(messages), "passed": 0}
     probed = {"texts": text_figures([((user(texts[0]), assistant(text)), {"task": text}) for text in texts])}
     probed["texts"] |= {"openings": {texts[0]: 1}, "different_openings": 1}
-    suites = {name: {"kind": kind, "prompts": {"data": [texts[0]]}} for name, kind in KINDS.items()}
+    suites = {name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0]} for name, kind in KINDS.items()}
+    suites["loss"]["shots"] = [0, 2]
     rules = root / "rules.yaml"
     rules.write_text(PRINCIPLES, encoding="utf-8")
     stages = {
@@ -223,6 +227,17 @@ def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     assert re.search(r"<td>base</td><td class=\"n\">1</td>", page)
 
 
+def test_shots_have_tables_of_their_own_with_every_figure(tmp_path: Path) -> None:
+    page = page_of(finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2))))
+    tables = re.findall(r'aria-label="Results on ([^"]*)".*?</table>', page, re.DOTALL)
+    assert tables == ["red", "mild", "loss", "loss, 2 shots"]
+    few = page[page.index('aria-label="Results on loss, 2 shots"') :].split("</table>")[0]
+    assert [few.index(head) for head in ("exact match", "ROUGE-L", "too long")]  # the last: of dpo alone
+    (_, base), (_, dpo) = re.findall(r'<th scope="row">(base|dpo)</th>(.*?)</tr>', few, re.DOTALL)
+    assert base.count("<td") == dpo.count("<td") == 3 and "33 %" in base and "25 %" in dpo and "25 %" not in base
+    assert embedded(page)["answers"][0]["reference"] == "Hello"
+
+
 def test_a_principle_is_quoted_only_while_its_file_says_the_same(tmp_path: Path) -> None:
     context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
     assert "Say what is &lt;unkind&gt;." in page_of(context)
@@ -349,7 +364,8 @@ def test_curves_leave_out_what_is_not_a_number() -> None:
 def test_records_are_limited_and_every_suite_gets_a_share() -> None:
     prompt = [{"role": "user", "content": "Hello"}]
     rows = [
-        {"model": model, "suite": suite, "id": f"{number}", "prompt": prompt, "answer": model, "refuses": False}
+        {"model": model, "suite": suite, "id": f"{number}", "prompt": prompt, "answer": model}
+        | {"reference": "", "refuses": False}
         for model in ("base", "dpo")
         for suite in ("red", "mild")
         for number in range(10)

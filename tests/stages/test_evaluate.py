@@ -1,0 +1,186 @@
+"""Held-out instructions with and without examples: what is asked, what is measured, and what does not fit."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.composing import compose
+from cai.config import DataConfig, EvaluateConfig, Prompts, Suite
+from cai.dialogue import Dialogue, Message
+from cai.engines.base import Completion, Request
+from cai.errors import CaiError
+from cai.progress import Progress
+from cai.stages import evaluate
+from cai.stages.base import Context, read_rows
+
+HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
+TAUGHT = {f"Which town lies {n} miles from here?": f"Town {n}." for n in range(12)}
+
+
+class Pupil:
+    """Answers with `replies` by the last turn; finds each byte of a reference as likely as 2 ** -(1 + turns)."""
+
+    room = 99  # turns
+
+    def __init__(self, replies: dict[str, str]):
+        self.replies = replies
+        self.requests: list[Request] = []
+
+    async def complete(self, request: Request) -> Completion:
+        self.requests.append(request)
+        turns = len(request.messages)
+        if turns > self.room:
+            return Completion("", "too_long", turns, 0, 0.0)
+        if request.sampling:
+            return Completion(self.replies.get(request.messages[-1].content, ""), "stop", turns, 1, 0.0)
+        size = len(request.continuations[0].encode())
+        return Completion("", "score", turns, 0, 0.0, (-(1 + turns) * size * math.log(2),))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def context(tmp_path: Path, tiny_model: Path) -> Context:
+    held: list[Any] = [{"prompt": prompt, "completion": answer} for prompt, answer in HELD.items()]
+    turns = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Who?"), ("assistant", "Me.")]
+    held.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    taught: list[Any] = [{"prompt": prompt, "completion": answer} for prompt, answer in TAUGHT.items()]
+    taught += [held[0], held[-1], {"prompt": "No answer?"}]  # none of which may be an example
+    for name, rows in (("held", held), ("taught", taught)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+    return Context(
+        stage="evaluate",
+        seed=0,
+        root=tmp_path,
+        scratch=tmp_path,
+        model=config.model,
+        engine=config.engine,
+        data={name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in ("held", "taught")},
+        held_out={},
+        constitution="harmlessness",
+        inputs={},
+        progress=Progress("evaluate", quiet=True),
+    )
+
+
+def suite(*shots: int, examples: str = "taught") -> Suite:
+    return Suite("instructions", Prompts(["held"]), list(shots), [examples])
+
+
+def references(context: Context, *shots: int) -> dict[str, list[evaluate.Reference]]:
+    return evaluate.load_references("held_out", suite(*shots), context)
+
+
+def split(messages: Dialogue) -> tuple[list[tuple[str, str]], Dialogue]:
+    """The examples before a prompt, and the prompt itself."""
+    own = messages[0:1] if messages[0].role == "system" else ()
+    rest = messages[len(own) :]
+    count = 0
+    while rest[2 * count].content in TAUGHT:
+        count += 1
+    return [(rest[2 * n].content, rest[2 * n + 1].content) for n in range(count)], (*own, *rest[2 * count :])
+
+
+def test_examples_are_training_rows_drawn_for_each_prompt(context: Context):
+    found = references(context, 0, 2, 5)
+    assert list(found) == ["held_out", "held_out, 2 shots", "held_out, 5 shots"]
+    drawn = []
+    for none, two, five in zip(*found.values(), strict=True):
+        examples, prompt = split(five.prompt.messages)
+        assert prompt == none.prompt.messages and len(set(examples)) == 5  # a system turn stays the first
+        assert set(examples) <= set(TAUGHT.items())
+        assert split(two.prompt.messages) == (examples[:2], prompt)  # more shots add to fewer
+        assert none.prompt.id == two.prompt.id == five.prompt.id and none.answer == two.answer
+        drawn.append(tuple(examples))
+    assert len(set(drawn)) == 5 and found["held_out"][0].answer in {*HELD.values(), "Me."}
+    assert references(context, 0, 2, 5) == found
+    assert references(replace(context, seed=1), 5) != {"held_out, 5 shots": found["held_out, 5 shots"]}
+
+
+def test_no_example_repeats_a_held_out_prompt_and_too_few_are_an_error(context: Context):
+    with pytest.raises(CaiError, match=r"held_out\.shots: 13 examples are wanted, and taught has 12"):
+        references(context, 13)
+    with pytest.raises(CaiError, match="1 examples are wanted, and held has 0"):
+        evaluate.load_references("held_out", suite(1, examples="held"), context)
+
+
+def run(context: Context, pupil: Pupil, patch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    patch.setattr("cai.stages.base.open_engine", lambda config, model: pupil)
+    sampling = compose(["experiment=smoke"]).evaluate.sampling
+    config = EvaluateConfig(sampling, {"held_out": suite(0, 1)}, ["base"])
+    summary = evaluate.run(config, {}, context.root, context)
+    assert json.loads((context.root / "metrics.json").read_text()) == summary["metrics"]
+    return summary, read_rows(context.root / "answers.parquet")
+
+
+def test_answers_are_held_against_their_references_by_shots(context: Context, monkeypatch: pytest.MonkeyPatch):
+    replies: dict[str, str] = HELD | {"What is 4 and 4?": "it is 8", "What is 5 and 5?": "It is.", "Who?": ""}
+    pupil = Pupil(replies)
+    summary, rows = run(context, pupil, monkeypatch)
+    assert summary["prompts"] == {"held_out": 5, "held_out, 1 shot": 5}
+    none, one = (summary["metrics"]["base"][name] for name in summary["prompts"])
+    for figures in (none, one):
+        assert list(figures) == ["exact", "rouge_l", "bits_per_byte"]
+        assert figures["exact"]["value"] == 3 / 5 and figures["exact"]["count"] == 5
+        assert figures["rouge_l"]["value"] == pytest.approx((3 + 2 * 2 / 5) / 5)
+        assert figures["rouge_l"]["low"] < figures["rouge_l"]["value"] < figures["rouge_l"]["high"]
+    assert none["bits_per_byte"]["value"] == pytest.approx((4 * (1 + 1) + (1 + 4)) / 5)
+    assert one["bits_per_byte"]["value"] == pytest.approx(none["bits_per_byte"]["value"] + 2)  # an example is two turns
+    assert all(r.sampling.temperature == 0 for r in pupil.requests if r.sampling) and len(pupil.requests) == 2 * 10
+    assert {row["suite"] for row in rows} == set(summary["prompts"]) and len(rows) == 10
+    assert {(row["prompt"][-1]["content"], row["reference"]) for row in rows} == {*HELD.items(), ("Who?", "Me.")}
+
+
+@pytest.mark.parametrize("too_long", [lambda r: True, lambda r: r.sampling, lambda r: not r.sampling])
+def test_prompts_that_do_not_fit_are_counted_and_not_cut(
+    context: Context, monkeypatch: pytest.MonkeyPatch, too_long: Callable[[Request], Any]
+):
+    """Whether the answer, the reference or both leave no room, the row is in no figure but the share of these."""
+
+    class Small(Pupil):
+        async def complete(self, request: Request) -> Completion:
+            self.room = 3 if too_long(request) else 99
+            return await super().complete(request)
+
+    summary, rows = run(context, Small(HELD), monkeypatch)
+    none, one = (summary["metrics"]["base"][name] for name in summary["prompts"])
+    assert (none["too_long"]["value"], none["too_long"]["count"]) == (1 / 5, 5)  # the one of four turns
+    assert none["exact"]["count"] == none["bits_per_byte"]["count"] == 4 and one["exact"]["count"] == 4
+    assert len(rows) == 8 and all(row["prompt"][-1]["content"] != "Who?" for row in rows)
+
+
+def test_a_suite_of_which_no_row_fits_has_no_other_figure(context: Context, monkeypatch: pytest.MonkeyPatch):
+    pupil = Pupil(HELD)
+    pupil.room = 0
+    summary, rows = run(context, pupil, monkeypatch)
+    assert [list(figures) for figures in summary["metrics"]["base"].values()] == [["too_long"]] * 2 and rows == []
+
+
+def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context, tiny_model: Path):
+    """On the real engine, against plain log-probabilities."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cai.dialogue import render
+
+    config = EvaluateConfig(compose(["experiment=smoke"]).evaluate.sampling, {"held_out": suite(2)}, ["base"])
+    found = evaluate.run(config, {}, context.root, context)["metrics"]["base"]["held_out, 2 shots"]["bits_per_byte"]
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
+    bits = []
+    for one in references(context, 2)["held_out, 2 shots"]:
+        assert len(one.prompt.messages) > 4 and isinstance(one.prompt.messages[0], Message)
+        prompt = tokenizer(render(tokenizer, one.prompt.messages), add_special_tokens=False)["input_ids"]
+        own = tokenizer(one.answer, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
+        total = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(own))
+        bits.append(-total / math.log(2) / len(one.answer.encode()))
+    assert found["value"] == pytest.approx(sum(bits) / len(bits), abs=1e-4)

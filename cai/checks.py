@@ -241,7 +241,8 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
                 f"{stage}.weights{origin(f'{stage}.weights', overrides)} sets the shares, "
                 f"so {stage}.mixing_temperature and mixing_cap, for shares by size, can't be set too"
             )
-        for name, weight in section.weights.items():
+        weights = section.weights or {}
+        for name, weight in weights.items():
             key = f"{stage}.weights.{name}"
             # an experiment's shares may name more sets than the `data` that somebody puts in place of its own
             if name not in section.data and (name not in config.data or "override" in origin(key, overrides)):
@@ -249,7 +250,7 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
                 raise UsageError(f"{key}{origin(key, overrides)}: {stage}.data has no such set{known}")
             if weight < 0:
                 raise UsageError(f"{key}={weight}{origin(key, overrides)}: a share can't be negative")
-        if section.data and not any(section.weights.get(name, 1) for name in section.data):
+        if section.data and not any(weights.get(name, 1) for name in section.data):
             raise UsageError(f"{stage}.weights: every share is 0, so there would be nothing to train on")
     if config.sl_cai.helpful == "sampled" and config.revise.helpful is None:
         raise UsageError(

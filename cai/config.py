@@ -153,7 +153,7 @@ class SftConfig:
 
     start: str  # base | sft: the model that is tuned (the paper's SL-CAI starts at the pretrained model)
     data: list[str]  # instruction data sets, by name; `built` is what the stage `build` has made
-    weights: dict[str, float] = field(default_factory=dict)  # shares of the sets; without any, by size
+    weights: dict[str, float] | None = None  # shares of the sets; null: by size
     mixing_temperature: float = 1.0  # of shares by size: 1 is proportional, a high one evens them out
     mixing_cap: int | None = None  # of shares by size: rows above this of a set do not count, nor are they drawn
     limit: int | None = None  # rows of them, after shuffling by the run's seed

@@ -72,14 +72,19 @@ def answer_fault(text: str, finish_reason: str) -> str | None:
 
 
 class Known:
-    """The instructions that there are, to tell whether another one is new."""
+    """The instructions that there are, to tell whether another one is new.
+
+    Their first lines count too: a weak model copies those, and leaves out the text that they are about.
+    """
 
     def __init__(self, texts: Iterable[str], most: float):
-        self._texts = [words(text) for text in texts]
+        self._texts: list[list[str]] = []
         self._most = most  # ROUGE-L from which on two instructions are alike
+        for text in texts:
+            self.add(text)
 
     def add(self, text: str) -> None:
-        self._texts.append(words(text))
+        self._texts += [words(part) for part in dict.fromkeys((text, text.split("\n", 1)[0]))]
 
     def __contains__(self, text: str) -> bool:
         found = words(text)

@@ -87,6 +87,12 @@ def test_an_answer_that_is_no_use(text: str, reason: str, fault: str | None):
     assert answer_fault(text, reason) == fault
 
 
+def test_a_copy_without_the_text_that_it_is_about_is_known_and_the_same_task_on_another_text_is_not():
+    known = Known(["Put this label into English.\n\nHet schip ligt al sinds gisteren in de haven."], 0.7)
+    assert "Put this label into English!" in known
+    assert "Put this label into English.\n\nBitte beachten Sie die neuen Zeiten der Kasse." not in known
+
+
 WORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=12).map(" ".join)
 
 

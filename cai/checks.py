@@ -44,6 +44,7 @@ CHOICES = {
     "label.kind": ("feedback", "revision", "mixed"),
     "label.judge": ("base", "sft", "sl_cai"),
     "dpo.loss": ("soft", "trl"),
+    "dpo.adapter": ("fresh", "continued"),
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
@@ -134,6 +135,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_samplings(config, overrides)
     _check_mixtures(config, overrides)
     _check_servers(config, overrides)
+    _check_adapter(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
     return config
@@ -241,6 +243,21 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
         raise UsageError(
             "sl_cai.helpful=sampled: nothing is sampled; say from which prompts with "
             "'revise.helpful={prompts:{data:[seed]}}'"
+        )
+
+
+def _check_adapter(config: Config, overrides: Sequence[str]) -> None:
+    if config.dpo.adapter != "continued":
+        return
+    if config.sl_cai.peft is None:
+        raise UsageError(
+            f"dpo.adapter=continued{origin('dpo.adapter', overrides)}: sl_cai tunes every weight, so it leaves no "
+            "adapter to continue; set sl_cai.peft, or take dpo=lora or dpo=full"
+        )
+    if config.dpo.peft is not None:
+        raise UsageError(
+            f"dpo.peft{origin('dpo.peft', overrides)}: with dpo.adapter=continued sl_cai's adapter is trained on, "
+            "which sl_cai.peft describes; take dpo=continued, which leaves dpo.peft null"
         )
 
 

@@ -220,6 +220,7 @@ class DpoConfig:
     validation: float = 0.1
     patience: int | None = None
     guards: Guards = field(default_factory=Guards)
+    adapter: str = "fresh"  # fresh (see peft) | continued (sl_cai's own, on the model that sl_cai was tuned from)
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
 

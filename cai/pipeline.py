@@ -36,6 +36,11 @@ def _starts(section: str) -> Callable[[Config], list[str]]:
     return lambda c: [name for name in [lookup(c, section).start] if name != "base"]
 
 
+def _optimised_from(config: Config) -> list[str]:
+    below = _starts("sl_cai")(config) if config.dpo.adapter == "continued" else []  # what the adapter belongs to
+    return [*below, "sl_cai", "label"]
+
+
 def _suite_data(config: Config) -> list[str]:
     return sorted({name for suite in config.evaluate.suites.values() for name in suite.prompts.data})
 
@@ -74,7 +79,7 @@ STAGES = (
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 2, "dpo", lambda c: ["sl_cai", "label"], trains=True),
+    Stage("dpo", 2, "dpo", _optimised_from, trains=True),
     Stage("evaluate", 1, "evaluate", _evaluated, _suite_data),
     Stage("report", 2, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
 )

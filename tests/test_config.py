@@ -16,7 +16,10 @@ from cai.errors import UsageError
 from cai.paths import shipped
 
 FILES = sorted(path.relative_to(shipped("conf")) for path in shipped("conf").glob("*/*.yaml"))
-GIVEN = {"model=path": ["model.path=somewhere"]}  # what a file leaves to the person
+GIVEN = {
+    "model=path": ["model.path=somewhere"],
+    "dpo=continued": ["sl_cai.peft={r: 4}"],
+}  # what a file leaves to the person
 
 
 def overrides_for(file: Path) -> list[str]:
@@ -84,6 +87,10 @@ def test_every_group_is_covered():
         ("label.calibrate={data: [seed], limit: 0}", "label.calibrate.limit=0"),
         ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),
         ("dpo.loss=sift", "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?"),
+        (
+            "dpo=continued",
+            "dpo.adapter=continued (override 'dpo=continued'): sl_cai tunes every weight, so it leaves no",
+        ),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),
@@ -99,6 +106,11 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
 def test_shares_by_weight_and_by_size_exclude_each_other():
     with pytest.raises(UsageError, match=r"sft\.weights .* sets the shares, so sft\.mixing_temperature and mixing_cap"):
         compose(["+sft.weights.seed=1", "sft.mixing_cap=5"])
+
+
+def test_a_continued_adapter_is_described_once():
+    with pytest.raises(UsageError, match=r"dpo\.peft \(conf/dpo/lora\.yaml:\d+\): with dpo\.adapter=continued"):
+        compose(["experiment=quickstart", "dpo.adapter=continued"])
 
 
 def test_a_value_of_conf_is_blamed_on_its_file_and_line():

@@ -53,6 +53,7 @@ CHANGES = [
     (["label.calibrate={data: [seed]}"], FROM["label"]),
     (["label.model={name: tiny, kind: path, path: {tiny_model}}"], FROM["label"]),
     (["dpo.loss=trl"], FROM["dpo"]),
+    (["dpo=continued"], FROM["dpo"]),
     (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
     (["revise.rounds=3"], FROM["revise"]),
     (["sft.args.learning_rate=1e-6"], FROM["sft"]),
@@ -147,6 +148,19 @@ def test_an_unknown_stage_is_named(tmp_path: Path):
 )
 def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: list[str]):
     stage = next(stage for stage in pipeline.STAGES if stage.name == "label")
+    assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+
+
+@pytest.mark.parametrize(
+    ("words", "inputs"),
+    [
+        ([], ["sl_cai", "label"]),
+        (["dpo=continued"], ["sft", "sl_cai", "label"]),  # the smoke experiment's sl_cai starts at sft
+        (["dpo=continued", "sl_cai.start=base"], ["sl_cai", "label"]),
+    ],
+)
+def test_a_continued_adapter_needs_the_model_below_it(words: list[str], inputs: list[str]):
+    stage = next(stage for stage in pipeline.STAGES if stage.name == "dpo")
     assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
 
 

@@ -123,6 +123,13 @@ class Prompts:
 
 
 @schema
+class Human(Prompts):
+    """Pairs that people have labelled, to train on beside the AI feedback."""
+
+    probability: float = 1.0  # that their label is right
+
+
+@schema
 class SftConfig:
     """Supervised fine-tuning, of instructions (`sft`) or of revisions and helpful rows (`sl_cai`)."""
 
@@ -199,6 +206,7 @@ class LabelConfig:
     thought_clamp: float = 0.6  # after a chain of thought, probabilities stay between 1 - this and this
     min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
     calibrate: Prompts | None = None  # labelled pairs that the judge's accuracy is measured on
+    human: Human | None = None  # labelled pairs that join the others
     require_judge: bool = runtime(default=False)  # no DPO on the feedback of a judge that can't be relied on
 
 
@@ -208,6 +216,10 @@ class Guards:
 
     chosen_floor: float | None = -5.0  # lowest mean reward of the chosen answers; null: any
     falling: int | None = 2  # evaluations in a row with a smaller held-out margin; null: any number
+    prompts: int = 4  # of held-out pairs that the model answers before training and at each evaluation; 0: none
+    new_tokens: int = 48  # most tokens of such an answer
+    longer: float | None = 2.0  # their mean length over that before training; null: any
+    repetitive: float | None = 0.5  # share of them that go round in circles; null: any
     stop: bool = False  # end training there, with the best checkpoint
 
 

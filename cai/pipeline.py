@@ -58,6 +58,11 @@ def _sl_cai_data(config: Config) -> list[str]:
     return config.sl_cai.data if config.sl_cai.helpful == "data" else []
 
 
+def _label_data(config: Config) -> list[str]:
+    label = config.label
+    return [*label.prompts.data, *(name for rows in (label.calibrate, label.human) if rows for name in rows.data)]
+
+
 def _labelled_from(config: Config) -> list[str]:
     label = config.label
     names = {"revise"} if label.kind != "feedback" else set()
@@ -75,13 +80,13 @@ STAGES = (
         2,
         "label",
         _labelled_from,
-        lambda c: [*c.label.prompts.data, *(c.label.calibrate.data if c.label.calibrate else ())],
+        _label_data,
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 2, "dpo", _optimised_from, trains=True),
+    Stage("dpo", 3, "dpo", _optimised_from, trains=True),
     Stage("evaluate", 1, "evaluate", _evaluated, _suite_data),
-    Stage("report", 2, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
+    Stage("report", 3, "report", lambda c: ["sft", "revise", "sl_cai", "label", "dpo", "evaluate"]),
 )
 NAMES = [stage.name for stage in STAGES]
 

@@ -85,6 +85,9 @@ def test_every_group_is_covered():
         ("label.thought.temperature=-1", "label.thought.temperature=-1.0"),
         ("label.calibrate={data: [sead]}", "names the data set 'sead', which is not there; did you mean 'seed'?"),
         ("label.calibrate={data: [seed], limit: 0}", "label.calibrate.limit=0"),
+        ("label.human={data: [sead]}", "label.human.data (override 'label.human={data: [sead]}') names the data set"),
+        ("label.human={data: [seed], offset: -1}", "label.human.offset=-1"),
+        ("label.human={data: [seed], probability: 0.4}", "label.human.probability=0.4"),
         ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),
         ("dpo.loss=sift", "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?"),
         (
@@ -106,6 +109,27 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
 def test_shares_by_weight_and_by_size_exclude_each_other():
     with pytest.raises(UsageError, match=r"sft\.weights .* sets the shares, so sft\.mixing_temperature and mixing_cap"):
         compose(["+sft.weights.seed=1", "sft.mixing_cap=5"])
+
+
+ROWS = {  # of `human` and of `calibrate`
+    "{data: [seed]}": ("{data: [seed]}", False),
+    "{data: [seed], limit: 5}": ("{data: [seed], limit: 9, offset: 4}", False),
+    "{data: [seed], offset: 5}": ("{data: [seed], limit: 5}", True),
+    "{data: [seed, human_harm], limit: 5}": ("{data: [seed], offset: 5}", False),  # shuffled apart from each other
+    "{data: [human_harm]}": ("{data: [seed]}", True),
+}
+
+
+@pytest.mark.parametrize("human", ROWS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_no_labelled_pair_is_trained_on_and_measured_on(human: str, turned: bool):
+    calibrate, good = ROWS[human]
+    words = [f"label.human={calibrate if turned else human}", f"label.calibrate={human if turned else calibrate}"]
+    if good:
+        assert compose(words).label.human is not None
+    else:
+        with pytest.raises(UsageError, match=r"label\.human .* and label\.calibrate hold the same labelled pairs"):
+            compose(words)
 
 
 def test_a_continued_adapter_is_described_once():

@@ -51,6 +51,7 @@ CHANGES = [
     (["label.require_judge=true"], []),
     (["label.kind=mixed"], FROM["label"]),
     (["label.calibrate={data: [seed]}"], FROM["label"]),
+    (["label.human={data: [seed]}"], FROM["label"]),
     (["label.model={name: tiny, kind: path, path: {tiny_model}}"], FROM["label"]),
     (["dpo.loss=trl"], FROM["dpo"]),
     (["dpo=continued"], FROM["dpo"]),

@@ -1,5 +1,6 @@
 """Direct preference optimisation on the labelled pairs, starting at the sl_cai model, which is also the reference."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     """
     from datasets import Dataset
 
-    from cai.training.guards import signs, watch
+    from cai.training.guards import answer, signs, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
     from cai.training.trainer import lora_config, run_training, save_result
@@ -45,7 +46,10 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     )
     if not len(trainer.train_dataset):
         raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
-    trainer.add_callback(watch(config.guards, context.progress.say))
+    asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[: config.guards.prompts]
+    answers = partial(answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens)
+    generates = asked and not trainer.is_fsdp_enabled  # FSDP's shards do not
+    trainer.add_callback(watch(config.guards, context.progress.say, answers if generates else None))
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     log = trainer.state.log_history

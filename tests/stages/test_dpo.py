@@ -66,6 +66,17 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
     assert hard["rewards/margins"] != summary["rewards/margins"] and hard["signs"] == []
 
 
+def test_answers_to_held_out_prompts_are_in_the_curve(context: Context):
+    words = ("dpo.validation=0.3", "dpo.guards.prompts=2", "dpo.args.learning_rate=0.02")
+    _, log = run(context, "guarded", *words, "dpo.guards.new_tokens=8")
+    found = [entry for entry in log if "answers/characters" in entry]
+    evaluated = [entry["step"] for entry in log if "eval_loss" in entry]
+    assert [entry["step"] for entry in found] == [0, *evaluated] and len(evaluated) > 1
+    assert len({entry["answers/characters"] for entry in found}) > 1  # they are the trained model's, not the first's
+    _, plain = run(context, "plain", *words, "dpo.guards.prompts=0")
+    assert plain == [entry for entry in log if entry not in found]  # and training does not feel them
+
+
 def test_a_sweep_finds_the_references_in_the_runs_folder(context: Context):
     plain, _ = run(context, "plain")
     made, _ = run(context, "made", "dpo.args.precompute_ref_log_probs=true")

@@ -194,6 +194,8 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
         return f"principle {path[2]} {verb}"
     if path[0] == "constitution":
         return f"the constitution's {path[1]} changed"
+    if path[0] == "inputs" and None in (before, after):
+        return f"it {'reads' if before is None else 'no longer reads'} {path[1]}"
     if path[0] == "inputs":
         return f"{path[1]} gave other output"
     if path[0] in ("data", "held_out", "model"):

@@ -103,6 +103,15 @@ def test_the_plan_says_why(run: Run):
     assert next(s.why for s in steps if s.stage.name == "dpo") == "stale: dpo.args.beta 0.1 -> 0.3"
 
 
+@pytest.mark.parametrize(
+    ("override", "stage", "why"),
+    [("dpo=continued", "dpo", "it reads sft"), ("label.judge=base", "label", "it no longer reads sft")],
+)
+def test_the_plan_tells_another_input_from_other_output(run: Run, override: str, stage: str, why: str):
+    step = next(step for step in plan(compose(["experiment=smoke", override]), run) if step.stage.name == stage)
+    assert step.why.endswith(f"; {why}")
+
+
 def test_an_interrupted_stage_says_how_far_it_came(run: Run):
     config = compose(["experiment=smoke", "dpo.args.beta=0.3"])
     step = next(step for step in plan(config, run) if step.stage.name == "dpo")

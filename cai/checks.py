@@ -44,6 +44,7 @@ CHOICES = {
     "label.kind": ("feedback", "revision", "mixed"),
     "label.judge": ("base", "sft", "sl_cai"),
     "dpo.loss": ("soft", "trl"),
+    "dpo.adapter": ("fresh", "continued"),
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
@@ -91,6 +92,10 @@ RANGES = {
     "sl_cai.validation": (0, 0.9),
     "dpo.validation": (0, 0.9),
     "dpo.guards.falling": (1, 1 << 30),
+    "dpo.guards.prompts": (0, 1024),
+    "dpo.guards.new_tokens": (1, 1 << 16),
+    "dpo.guards.longer": (1, 1000),
+    "dpo.guards.repetitive": (0, 1),
     "dpo.max_probability": (0.5, 1),
     "report.records": (0, 1_000_000),
 }
@@ -143,6 +148,8 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_build(config, overrides)
     _check_shots(config, overrides)
     _check_servers(config, overrides)
+    _check_adapter(config, overrides)
+    _check_labelled(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
     return config
@@ -166,12 +173,14 @@ def _ranges(config: Config) -> dict[str, Any]:
     helpful = ["revise.helpful"] if config.revise.helpful else []
     build = ["build"] if config.build.prompts else []
     places = ["revise", "label", *build, *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
-    places = [f"{place}.prompts" for place in places] + (["label.calibrate"] if config.label.calibrate else [])
+    labelled = [key for key in ("label.calibrate", "label.human") if lookup(config, key)]
+    places = [f"{place}.prompts" for place in places] + labelled
     prompts = {f"{place}.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))}
     engines = {
         f"{place}.{key}": RANGES[key] for place in _own_engines(config) for key in RANGES if key.startswith("engine.")
     }
-    return RANGES | prompts | engines | {f"{place}.samples": (1, 64) for place in helpful}
+    certain = {"label.human.probability": (0.5, 1)} if config.label.human else {}
+    return RANGES | prompts | engines | certain | {f"{place}.samples": (1, 64) for place in helpful}
 
 
 def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
@@ -190,6 +199,7 @@ def data_names(config: Config) -> dict[str, list[str]]:
     names |= {"revise.benign": config.revise.benign}
     names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
+    names |= {"label.human.data": config.label.human.data} if config.label.human else {}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
     names |= {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
     shown = {key: suite.examples for key, suite in config.evaluate.suites.items() if any(suite.shots)}
@@ -279,6 +289,36 @@ def _check_shots(config: Config, overrides: Sequence[str]) -> None:
             raise UsageError(f"{given}: must be different numbers between 0 and 64, e.g. [0,2]")
         if any(suite.shots) and not suite.examples:
             raise UsageError(f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples")
+
+
+def _check_adapter(config: Config, overrides: Sequence[str]) -> None:
+    if config.dpo.adapter != "continued":
+        return
+    if config.sl_cai.peft is None:
+        raise UsageError(
+            f"dpo.adapter=continued{origin('dpo.adapter', overrides)}: sl_cai tunes every weight, so it leaves no "
+            "adapter to continue; set sl_cai.peft, or take dpo=lora or dpo=full"
+        )
+    if config.dpo.peft is not None:
+        raise UsageError(
+            f"dpo.peft{origin('dpo.peft', overrides)}: with dpo.adapter=continued sl_cai's adapter is trained on, "
+            "which sl_cai.peft describes; take dpo=continued, which leaves dpo.peft null"
+        )
+
+
+def _check_labelled(config: Config, overrides: Sequence[str]) -> None:
+    """No labelled pair is both trained on and measured on. Rows are shuffled over all sets of a key together, so only
+    keys with the same sets can share them out."""
+    trained, measured = config.label.human, config.label.calibrate
+    if trained is None or measured is None or not set(trained.data) & set(measured.data):
+        return
+    first, second = sorted((trained, measured), key=lambda rows: rows.offset)
+    apart = first.limit is not None and first.offset + first.limit <= second.offset
+    if set(trained.data) != set(measured.data) or not apart:
+        raise UsageError(
+            f"label.human{origin('label.human', overrides)} and label.calibrate hold the same labelled pairs; take "
+            "other sets, or the same sets for both with limit and offset so that no row is in both"
+        )
 
 
 def _check_samplings(config: Config, overrides: Sequence[str]) -> None:

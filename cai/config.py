@@ -148,6 +148,13 @@ class BuildConfig:
 
 
 @schema
+class Human(Prompts):
+    """Pairs that people have labelled, to train on beside the AI feedback."""
+
+    probability: float = 1.0  # that their label is right
+
+
+@schema
 class SftConfig:
     """Supervised fine-tuning, of instructions (`sft`) or of revisions and helpful rows (`sl_cai`)."""
 
@@ -224,6 +231,7 @@ class LabelConfig:
     thought_clamp: float = 0.6  # after a chain of thought, probabilities stay between 1 - this and this
     min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
     calibrate: Prompts | None = None  # labelled pairs that the judge's accuracy is measured on
+    human: Human | None = None  # labelled pairs that join the others
     require_judge: bool = runtime(default=False)  # no DPO on the feedback of a judge that can't be relied on
 
 
@@ -233,6 +241,10 @@ class Guards:
 
     chosen_floor: float | None = -5.0  # lowest mean reward of the chosen answers; null: any
     falling: int | None = 2  # evaluations in a row with a smaller held-out margin; null: any number
+    prompts: int = 4  # of held-out pairs that the model answers before training and at each evaluation; 0: none
+    new_tokens: int = 48  # most tokens of such an answer
+    longer: float | None = 2.0  # their mean length over that before training; null: any
+    repetitive: float | None = 0.5  # share of them that go round in circles; null: any
     stop: bool = False  # end training there, with the best checkpoint
 
 
@@ -245,6 +257,7 @@ class DpoConfig:
     validation: float = 0.1
     patience: int | None = None
     guards: Guards = field(default_factory=Guards)
+    adapter: str = "fresh"  # fresh (see peft) | continued (sl_cai's own, on the model that sl_cai was tuned from)
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
 

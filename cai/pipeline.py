@@ -37,6 +37,11 @@ def _starts(section: str) -> Callable[[Config], list[str]]:
     return lambda c: [name for name in [lookup(c, section).start] if name != "base"]
 
 
+def _optimised_from(config: Config) -> list[str]:
+    below = _starts("sl_cai")(config) if config.dpo.adapter == "continued" else []  # what the adapter belongs to
+    return [*below, "sl_cai", "label"]
+
+
 def _suite_data(config: Config) -> list[str]:
     return sorted({name for suite in config.evaluate.suites.values() for name in suite.prompts.data})
 
@@ -67,6 +72,11 @@ def _unbuilt(names: Sequence[str]) -> list[str]:
     return [name for name in names if name != BUILT]
 
 
+def _label_data(config: Config) -> list[str]:
+    label = config.label
+    return [*label.prompts.data, *(name for rows in (label.calibrate, label.human) if rows for name in rows.data)]
+
+
 def _labelled_from(config: Config) -> list[str]:
     label = config.label
     names = {"revise"} if label.kind != "feedback" else set()
@@ -93,11 +103,11 @@ STAGES = (
         2,
         "label",
         _labelled_from,
-        lambda c: [*c.label.prompts.data, *(c.label.calibrate.data if c.label.calibrate else ())],
+        _label_data,
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 2, "dpo", lambda c: ["sl_cai", "label"], trains=True),
+    Stage("dpo", 3, "dpo", _optimised_from, trains=True),
     Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
@@ -216,6 +226,8 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
         return f"principle {path[2]} {verb}"
     if path[0] == "constitution":
         return f"the constitution's {path[1]} changed"
+    if path[0] == "inputs" and None in (before, after):
+        return f"it {'reads' if before is None else 'no longer reads'} {path[1]}"
     if path[0] == "inputs":
         return f"{path[1]} gave other output"
     if path[0] in ("data", "held_out", "model"):

@@ -41,9 +41,9 @@ class PreferencePair:
     rejected: str
     probability: float
     principle_ids: tuple[str, ...]
-    judgements: tuple[Judgement, ...] = ()  # none of a revision that is preferred to the first answer
+    judgements: tuple[Judgement, ...] = ()  # none of a revision that is preferred to the first answer, or of people's
     seeds: tuple[int, ...] = ()  # that chosen and rejected were sampled with
-    kind: str = "feedback"  # or: revision
+    kind: str = "feedback"  # or: revision, human
 
     @property
     def orders(self) -> tuple[float, ...]:
@@ -161,5 +161,9 @@ def mixed(
     size = int(min(len(feedback) / (1 - config.ratio), len(revisions) / config.ratio))
     size = min(size, config.limit or size)
     late = min(len(revisions), round(size * config.ratio))
-    pairs = [*revisions[:late], *feedback[: size - late]]
+    return ordered([*revisions[:late], *feedback[: size - late]], seed)
+
+
+def ordered(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
+    """In a random order that depends on `seed` and the prompts alone; a prompt's pairs of one kind stay together."""
     return sorted(pairs, key=lambda pair: seed_of(seed, pair.prompt.id, pair.kind, "mixed"))

@@ -176,7 +176,7 @@ def _pair(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None
     say("prompt", row["prompt"][-1]["content"])
     say(f"chosen {row['probability']:.2f}", row["chosen"][-1]["content"])
     say("rejected", f"{row['rejected'][-1]['content']}")
-    say("principle", ", ".join(row["principles"]))
+    say("principle", ", ".join(row["principles"]) or "none: labelled by people")
 
 
 def _answer(row: dict[str, Any], say: Callable[..., None], coloured: bool) -> None:

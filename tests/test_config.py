@@ -16,7 +16,10 @@ from cai.errors import UsageError
 from cai.paths import shipped
 
 FILES = sorted(path.relative_to(shipped("conf")) for path in shipped("conf").glob("*/*.yaml"))
-GIVEN = {"model=path": ["model.path=somewhere"]}  # what a file leaves to the person
+GIVEN = {
+    "model=path": ["model.path=somewhere"],
+    "dpo=continued": ["sl_cai.peft={r: 4}"],
+}  # what a file leaves to the person
 
 
 def overrides_for(file: Path) -> list[str]:
@@ -97,8 +100,15 @@ def test_every_group_is_covered():
         ("evaluate.suites.held_out.examples=[]", "examples of what? Name training data in evaluate.suites.held_out.ex"),
         ("evaluate.suites.held_out.examples=[sead]", "names the data set 'sead', which is not there; did you mean"),
         ("+evaluate.suites.benign.shots=[2]", "only a suite of kind: instructions is asked with examples"),
+        ("label.human={data: [sead]}", "label.human.data (override 'label.human={data: [sead]}') names the data set"),
+        ("label.human={data: [seed], offset: -1}", "label.human.offset=-1"),
+        ("label.human={data: [seed], probability: 0.4}", "label.human.probability=0.4"),
         ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),
         ("dpo.loss=sift", "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?"),
+        (
+            "dpo=continued",
+            "dpo.adapter=continued (override 'dpo=continued'): sl_cai tunes every weight, so it leaves no",
+        ),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),
@@ -112,7 +122,7 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
 
 
 def test_other_data_may_be_put_in_place_of_an_experiments():
-    assert "demonstrations" in compose(["experiment=quickstart", "sft.data=[seed]"]).sft.weights
+    assert compose(["experiment=quickstart", "sft.data=[seed]"]).sft.data == ["seed"]
     with pytest.raises(UsageError, match=r"sft\.weights\.harmbench \(override .*sft\.data has no such set"):
         compose(["experiment=quickstart", "+sft.weights.harmbench=1"])
 
@@ -128,6 +138,32 @@ def test_data_of_build_matters_where_it_is_a_stage_of_the_run(used: str, key: st
 def test_shares_by_weight_and_by_size_exclude_each_other():
     with pytest.raises(UsageError, match=r"sft\.weights .* sets the shares, so sft\.mixing_temperature and mixing_cap"):
         compose(["+sft.weights.seed=1", "sft.mixing_cap=5"])
+
+
+ROWS = {  # of `human` and of `calibrate`
+    "{data: [seed]}": ("{data: [seed]}", False),
+    "{data: [seed], limit: 5}": ("{data: [seed], limit: 9, offset: 4}", False),
+    "{data: [seed], offset: 5}": ("{data: [seed], limit: 5}", True),
+    "{data: [seed, human_harm], limit: 5}": ("{data: [seed], offset: 5}", False),  # shuffled apart from each other
+    "{data: [human_harm]}": ("{data: [seed]}", True),
+}
+
+
+@pytest.mark.parametrize("human", ROWS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_no_labelled_pair_is_trained_on_and_measured_on(human: str, turned: bool):
+    calibrate, good = ROWS[human]
+    words = [f"label.human={calibrate if turned else human}", f"label.calibrate={human if turned else calibrate}"]
+    if good:
+        assert compose(words).label.human is not None
+    else:
+        with pytest.raises(UsageError, match=r"label\.human .* and label\.calibrate hold the same labelled pairs"):
+            compose(words)
+
+
+def test_a_continued_adapter_is_described_once():
+    with pytest.raises(UsageError, match=r"dpo\.peft \(.*\): with dpo\.adapter=continued"):
+        compose(["experiment=quickstart", "dpo.adapter=continued"])
 
 
 def test_a_value_of_conf_is_blamed_on_its_file_and_line():

@@ -55,8 +55,10 @@ CHANGES = [
     (["label.require_judge=true"], []),
     (["label.kind=mixed"], FROM["label"]),
     (["label.calibrate={data: [seed]}"], FROM["label"]),
+    (["label.human={data: [seed]}"], FROM["label"]),
     (["label.model={name: tiny, kind: path, path: {tiny_model}}"], FROM["label"]),
     (["dpo.loss=trl"], FROM["dpo"]),
+    (["dpo=continued"], FROM["dpo"]),
     (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
     (["revise.rounds=3"], FROM["revise"]),
     (["sft.args.learning_rate=1e-6"], FROM["sft"]),
@@ -147,6 +149,15 @@ def test_the_plan_says_why(run: Run):
     assert next(s.why for s in steps if s.stage.name == "dpo") == "stale: dpo.args.beta 0.1 -> 0.3"
 
 
+@pytest.mark.parametrize(
+    ("override", "stage", "why"),
+    [("dpo=continued", "dpo", "it reads sft"), ("label.judge=base", "label", "it no longer reads sft")],
+)
+def test_the_plan_tells_another_input_from_other_output(run: Run, override: str, stage: str, why: str):
+    step = next(step for step in plan(compose(["experiment=smoke", override]), run) if step.stage.name == stage)
+    assert step.why.endswith(f"; {why}")
+
+
 def test_an_interrupted_stage_says_how_far_it_came(run: Run):
     config = compose(["experiment=smoke", "dpo.args.beta=0.3"])
     step = next(step for step in plan(config, run) if step.stage.name == "dpo")
@@ -193,6 +204,19 @@ def test_an_unknown_stage_is_named(tmp_path: Path):
 )
 def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: list[str]):
     stage = next(stage for stage in pipeline.STAGES if stage.name == "label")
+    assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+
+
+@pytest.mark.parametrize(
+    ("words", "inputs"),
+    [
+        ([], ["sl_cai", "label"]),
+        (["dpo=continued"], ["sft", "sl_cai", "label"]),  # the smoke experiment's sl_cai starts at sft
+        (["dpo=continued", "sl_cai.start=base"], ["sl_cai", "label"]),
+    ],
+)
+def test_a_continued_adapter_needs_the_model_below_it(words: list[str], inputs: list[str]):
+    stage = next(stage for stage in pipeline.STAGES if stage.name == "dpo")
     assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
 
 

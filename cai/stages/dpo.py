@@ -1,5 +1,6 @@
 """Direct preference optimisation on the labelled pairs, starting at the sl_cai model, which is also the reference."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,17 @@ from cai.config import DpoConfig
 from cai.errors import CaiError
 from cai.stages.base import Context, read_rows
 
+SAME = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # relative error of logits that merging may leave
+
 
 def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins."""
+    """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins.
+
+    A fresh adapter belongs to the sl_cai model, a continued one to the model that sl_cai was tuned from.
+    """
     from datasets import Dataset
 
-    from cai.training.guards import signs, watch
+    from cai.training.guards import answer, signs, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
     from cai.training.trainer import lora_config, run_training, save_result
@@ -29,7 +35,9 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         references=context.root / "references",
         reference=context.model_digest("sl_cai"),
         # the model comes from its published folder: with full tuning, trl reloads the reference from that path
-        model=load_model(source, context.engine.dtype, device),
+        model=continued(context, device)
+        if config.adapter == "continued"
+        else load_model(source, context.engine.dtype, device),
         args=arguments(config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
         train_dataset=rows.select(range(held, len(rows))),
         eval_dataset=rows.select(range(held)) if held else None,
@@ -38,7 +46,10 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     )
     if not len(trainer.train_dataset):
         raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
-    trainer.add_callback(watch(config.guards, context.progress.say))
+    asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[: config.guards.prompts]
+    answers = partial(answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens)
+    generates = asked and not trainer.is_fsdp_enabled  # FSDP's shards do not
+    trainer.add_callback(watch(config.guards, context.progress.say, answers if generates else None))
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     log = trainer.state.log_history
@@ -50,6 +61,32 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     dropped = len(rows) - len(trainer.train_dataset) - (len(trainer.eval_dataset) if held else 0)
     summary = {"pairs": len(rows), "dropped": dropped, "held_out_rows": held, "steps": trainer.state.global_step}
     return summary | figures | {"signs": signs(log, config.guards)}
+
+
+def continued(context: Context, device: str) -> Any:
+    """sl_cai's adapter, trainable, on the model that sl_cai was tuned from: together the sl_cai model.
+
+    trl copies the adapter (as "ref") for its reference. Raises CaiError where both are not the sl_cai model.
+    """
+    import torch
+    from peft import PeftModel
+
+    from cai.training.model import load_model
+
+    start = "sft" if "sft" in context.inputs else "base"
+    base = load_model(context.model_path(start), context.engine.dtype, device)
+    adapter = Path(context.inputs["sl_cai"].path) / "adapter"
+    policy: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
+    with torch.no_grad():
+        tokens = torch.arange(32, device=device)[None]  # any will do
+        wanted = load_model(context.model_path("sl_cai"), context.engine.dtype, device)(tokens).logits.float()
+        error = ((policy(tokens).logits.float() - wanted).norm() / wanted.norm()).item()
+    if not error <= SAME[str(policy.dtype).removeprefix("torch.")]:
+        raise CaiError(
+            f"dpo.adapter=continued: {start} with sl_cai's adapter is not the sl_cai model (their scores differ by "
+            f"{error:.1%}), so it has another base; take dpo=lora"
+        )
+    return policy
 
 
 def arguments(config: DpoConfig, seed: int, folder: str, device: str, held: bool) -> Any:

@@ -1,24 +1,26 @@
-"""Preference pairs: AI feedback on answers of the sl_cai model (section 4.1), revisions over first answers, or both."""
+"""Preference pairs: AI feedback on answers of the sl_cai model (section 4.1), revisions over first answers, or both;
+people's beside them where there are any (the paper's helpfulness pairs are)."""
 
 import asyncio
 from pathlib import Path
 from typing import Any
 
-from cai.config import LabelConfig
+from cai.config import Human, LabelConfig
 from cai.constitution import Constitution
 from cai.data.formats import load_preferences, load_prompts
 from cai.dialogue import Prompt, as_dicts, assistant, from_dicts
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
 from cai.errors import CaiError
-from cai.preferences import PreferencePair, compare, distinct, mixed, similar, tournament
+from cai.preferences import PreferencePair, compare, distinct, mixed, ordered, similar, tournament
 from cai.scoring.judge import accuracy_figures, doubts, judge_figures
-from cai.stages.base import Context, held_apart, read_rows, split_failed, write_failed, write_rows
+from cai.stages.base import Context, held_apart, held_out_overlaps, read_rows, split_failed, write_failed, write_rows
 
 
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/pairs.parquet in trl's preference format with probabilities. Returns counts and judge figures."""
     feedback, revisions, summary = [], [], {}
+    human, overlapping = human_pairs(config.human, context) if config.human else ([], 0)
     if config.kind != "revision":
         feedback, summary = _feedback(config, work, context)
     if config.kind != "feedback":
@@ -33,6 +35,9 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
         raise CaiError(
             f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity and prompts"
         )
+    if config.human:
+        pairs = ordered([*pairs, *human], context.seed)
+        summary |= {"human": len(human), "human_overlapping": overlapping}
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
     return summary | {"pairs": len(pairs), "revisions": sum(pair.kind == "revision" for pair in pairs)}
 
@@ -127,6 +132,18 @@ def revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | 
         return None
     prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"])
     return PreferencePair(prompt, last["revision"], row["answer"], 1.0, (last["principle"],), kind="revision")
+
+
+def human_pairs(config: Human, context: Context) -> tuple[list[PreferencePair], int]:
+    """People's pairs, and how many were left out since a human turn of theirs stands in an evaluation suite."""
+    labelled = load_preferences(config, context.data, context.seed)
+    overlaps = held_out_overlaps(context).values()
+    pairs = [
+        PreferencePair(prompt, better, worse, config.probability, (), kind="human")
+        for prompt, better, worse in labelled
+        if not any(turn.content in seen for turn in prompt.messages if turn.role == "user" for seen in overlaps)
+    ]
+    return pairs, len(labelled) - len(pairs)
 
 
 def as_row(pair: PreferencePair) -> dict[str, Any]:

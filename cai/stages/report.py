@@ -54,6 +54,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         verdict=verdict(metrics, kinds),
         notices=[
             *notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+            *people(manifests["label"].summary),
             *(f"dpo: {sign}" for sign in manifests["dpo"].summary.get("signs", [])),
         ],
         picture=picture(metrics, kinds),
@@ -153,6 +154,12 @@ def judge_view(summary: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str
     facts += [(text, figure(found[key], percent=False)) for key, text in NUMBERS.items() if key in found]
     name = label["model"]["name"] if label.get("model") else label["judge"]
     return {**found, "name": name, "other": bool(label.get("model")), "facts": facts, "judged": summary["judged"]}
+
+
+def people(summary: Mapping[str, Any]) -> list[str]:
+    if not summary.get("human"):
+        return []
+    return [f"Of the {summary['pairs']} preference pairs, people have labelled {summary['human']} (label.human)."]
 
 
 def described(model: str, trained: Manifest) -> str:

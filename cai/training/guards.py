@@ -1,4 +1,4 @@
-"""Signs that preference training goes wrong, read from the log: nothing is generated for them."""
+"""Signs that preference training goes wrong, read from the log, which holds figures of a few greedy answers too."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 from cai.config import Guards
+from cai.gates import repeats
 
+LENGTH, REPETITIVE = "answers/characters", "answers/repetitive"  # of a log's entries: a mean and a share
 WINDOW = 10  # logged steps over which the noise of single batches is averaged
 
 
@@ -15,6 +17,7 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
 
     chosen_floor: DPO widens the margin even while both answers become unlikely (Pal et al. 2024); the mean reward of
     the chosen answers, over held-out pairs or the last steps' batches, tells. falling: the held-out margin shrinks.
+    longer, repetitive: answers grow (Park et al. 2024), or go round in circles, against those before training.
     """
     said = []
     if guards.chosen_floor is not None:
@@ -40,20 +43,64 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
                 "what is learned no longer carries over; train for fewer steps, or on more pairs."
             )
             break
+    first, *later = [entry for entry in log if LENGTH in entry] or [{}]
+    long = [e for e in later if guards.longer is not None and e[LENGTH] > guards.longer * max(1, first[LENGTH])]
+    if long:
+        said.append(
+            f"At step {long[0]['step']} answers to held-out prompts had {long[0][LENGTH]:.0f} characters on average, "
+            f"and {first[LENGTH]:.0f} before training: length is what is learned; see whether the judge prefers longer "
+            "answers, raise beta, or lower the learning rate."
+        )
+    most = guards.repetitive
+    circling = [e for e in later if most is not None and e[REPETITIVE] > max(most, first[REPETITIVE])]
+    if circling:
+        said.append(
+            f"At step {circling[0]['step']} {circling[0][REPETITIVE]:.0%} of the answers to held-out prompts went "
+            f"round in circles, and {first[REPETITIVE]:.0%} before training; lower the learning rate, or raise beta."
+        )
     return said
 
 
-def watch(guards: Guards, say: Callable[[str], None]) -> Any:
+def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    """Greedy answers to tokenised prompts, of at most `new_tokens` tokens; no random number is drawn."""
+    import torch
+
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    training = model.training
+    model.eval()
+    plain: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    plain |= {"repetition_penalty": 1.0, "use_cache": True, "pad_token_id": tokenizer.pad_token_id}
+    with torch.no_grad():
+        found = model.generate(**batch, max_new_tokens=new_tokens, **plain)
+    model.train(training)
+    return tokenizer.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def watch(guards: Guards, say: Callable[[str], None], answers: Callable[[Any], list[str]] | None = None) -> Any:
     """A trainer callback that says each sign once and, where configured, ends training.
 
-    It keeps nothing to itself: a resumed run has the same log. trl then loads the best checkpoint, where pairs are held
-    out for choosing it.
+    `answers` gives a model's to a few held-out prompts; their figures join the log. The callback keeps nothing to
+    itself: a resumed run has the same log. trl then loads the best checkpoint, if pairs are held out for choosing it.
     """
     from transformers import TrainerCallback
 
     said: set[str] = set()
 
+    def note(state: Any, model: Any) -> None:
+        if answers is not None:
+            texts = answers(model)
+            length, circling = sum(map(len, texts)) / len(texts), sum(map(repeats, texts)) / len(texts)
+            state.log_history.append({"step": state.global_step, LENGTH: length, REPETITIVE: circling})
+
     class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if not state.global_step:  # a resumed log has it
+                note(state, model)
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            note(state, model)
+            self.on_log(args, state, control)
+
         def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for sign in signs(state.log_history, guards):
                 if sign not in said:

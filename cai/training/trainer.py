@@ -146,7 +146,7 @@ def save_result(trainer: Any, tokenizer: Any, work: Path) -> None:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(work / "adapter")
+        model.save_pretrained(work / "adapter", selected_adapters=["default"])  # trl's copy "ref" is no result
         _settle_adapter(work / "adapter")
         model = model.merge_and_unload()
     save_model(model, tokenizer, work / "model")

@@ -579,7 +579,7 @@ def test_servers_may_serve_the_runs_own_models(context: Context, faulty: Faulty)
     settings = compose(["experiment=smoke"]).evaluate
     suites = {
         "red_team": replace(settings.suites["red_team"], prompts=Prompts(["prompts"])),
-        "held_out": replace(settings.suites["held_out"], prompts=Prompts(["pairs"])),
+        "held_out": replace(settings.suites["held_out"], prompts=Prompts(["pairs"]), shots=[0], examples=[]),
     }
     settings = replace(settings, suites=suites, models=["base", "sft"])
     faulty.always = unlike("river 4", status(500, "down"), tokenizing)
@@ -588,7 +588,8 @@ def test_servers_may_serve_the_runs_own_models(context: Context, faulty: Faulty)
     failed = read_rows(context.root / "failed.parquet")
     assert [(row["model"], row["suite"]) for row in failed] == [("base", "red_team"), ("sft", "red_team")]
     assert summary["failed"] == 2 and summary["metrics"]["sft"]["red_team"]["refusal"]["count"] == COUNT - 1
-    assert len(read_rows(context.root / "answers.parquet")) == 2 * (COUNT - 1)
+    answered = [row["suite"] for row in read_rows(context.root / "answers.parquet")]
+    assert answered.count("red_team") == 2 * (COUNT - 1)
 
 
 def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(context: Context, faulty: Faulty):

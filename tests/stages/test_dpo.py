@@ -1,4 +1,4 @@
-"""The dpo stage on the tiny model: pairs of both kinds in, a model, its curve and figures out."""
+"""The dpo stage on the tiny model: pairs of both kinds in, a model, its adapter, its curve and figures out."""
 
 import dataclasses
 import json
@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from cai.composing import compose
+from cai.config import DataConfig
 from cai.errors import CaiError
 from cai.progress import Progress
-from cai.stages import dpo
+from cai.stages import dpo, sft
 from cai.stages.base import Context, Input, write_rows
+from cai.training import trainer as training
 
 
 @pytest.fixture
@@ -64,6 +66,17 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
     assert hard["rewards/margins"] != summary["rewards/margins"] and hard["signs"] == []
 
 
+def test_answers_to_held_out_prompts_are_in_the_curve(context: Context):
+    words = ("dpo.validation=0.3", "dpo.guards.prompts=2", "dpo.args.learning_rate=0.02")
+    _, log = run(context, "guarded", *words, "dpo.guards.new_tokens=8")
+    found = [entry for entry in log if "answers/characters" in entry]
+    evaluated = [entry["step"] for entry in log if "eval_loss" in entry]
+    assert [entry["step"] for entry in found] == [0, *evaluated] and len(evaluated) > 1
+    assert len({entry["answers/characters"] for entry in found}) > 1  # they are the trained model's, not the first's
+    _, plain = run(context, "plain", *words, "dpo.guards.prompts=0")
+    assert plain == [entry for entry in log if entry not in found]  # and training does not feel them
+
+
 def test_a_sweep_finds_the_references_in_the_runs_folder(context: Context):
     plain, _ = run(context, "plain")
     made, _ = run(context, "made", "dpo.args.precompute_ref_log_probs=true")
@@ -84,3 +97,127 @@ def test_a_sweep_finds_the_references_in_the_runs_folder(context: Context):
 def test_pairs_that_do_not_fit_are_counted_and_none_left_is_an_error(context: Context):
     with pytest.raises(CaiError, match=r"each of 10 prompts fills dpo\.args\.max_length"):
         run(context, "short", "dpo.args.max_length=8")
+
+
+def tune(context: Context, stage: str, start: str, *words: str) -> Context:
+    """The same with a published model of `stage`, by an adapter on `start`."""
+    asked = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": f"{stage} says the Rhine."}]
+    folder = context.root / f"{stage}-on-{start}"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text(json.dumps({"messages": asked}))
+    write_rows(folder / "training.parquet", [{"messages": asked, "last": True}] * 4)
+    fast = [f"{stage}.validation=0", f"{stage}.args.learning_rate=0.02", f"{stage}.args.num_train_epochs=4"]
+    config = compose(["experiment=smoke", *fast, f"sl_cai.start={start}", *words])
+    apart = dataclasses.replace(
+        context,
+        stage=stage,
+        scratch=folder / "scratch",
+        data={"seed": DataConfig("file", str(folder / "rows.jsonl"))},
+        inputs={**context.inputs, "revise": Input(str(folder), "revise")},
+    )
+    sft.run(getattr(config, stage), apart.inputs, folder, apart)
+    return dataclasses.replace(context, inputs={**context.inputs, stage: Input(str(folder), folder.name)})
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.arange(40, 90)[None]).logits
+
+
+def loaded(folder: Path | str, adapter: Path | None = None) -> Any:
+    """Plain transformers and peft."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return logits(PeftModel.from_pretrained(model, str(adapter)) if adapter else model)
+
+
+def apart(one: Any, other: Any) -> float:
+    return (one - other).abs().max().item()
+
+
+LEARN = ("dpo.args.learning_rate=0.02", "dpo.validation=0.2")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [("sft", ()), ("sft", ("dpo=continued",)), ("base", ("dpo=continued",))],
+    ids=["fresh", "continued on sft", "continued on base"],
+)
+def test_what_is_published_is_what_was_trained(
+    start: str, words: tuple[str, ...], context: Context, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The folders, loaded as anyone would, give the logits of the trainer's model; the reference is sl_cai."""
+    trained, before, reference = [], [], []
+    save, train = training.save_result, training.run_training
+
+    def seen_training(trainer: Any, *rest: Any) -> None:
+        before.append(trainer.evaluate() if trainer.eval_dataset else {})
+        train(trainer, *rest)
+
+    def seen_saving(trainer: Any, *rest: Any) -> None:
+        from trl.trainer.utils import use_adapter
+
+        trained.append(logits(trainer.model))
+        with use_adapter(trainer.model, "ref" if "ref" in trainer.model.peft_config else None):
+            reference.append(logits(trainer.model))
+        save(trainer, *rest)
+
+    monkeypatch.setattr(training, "run_training", seen_training)
+    monkeypatch.setattr(training, "save_result", seen_saving)
+    context = tune(context, "sft", "base")
+    context = tune(context, "sl_cai", start)
+    given = {name: one for name, one in context.inputs.items() if name != "sft" or start == "sft"}  # as pipeline does
+    run(dataclasses.replace(context, inputs=given), "out", *LEARN, *words)
+    models = {"base": tiny_model, "out": context.root / "out" / "model"}
+    models |= {name: Path(context.inputs[name].path) / "model" for name in ("sft", "sl_cai")}
+    published = {name: loaded(folder) for name, folder in models.items()}
+    assert all(apart(published[a], published[b]) > 0.01 for a, b in [("base", "sft"), (start, "sl_cai")])
+    # the stage before: its adapter is on the model that it started from
+    adapter = Path(context.inputs["sl_cai"].path) / "adapter"
+    assert apart(trained[1], published["sl_cai"]) < 1e-4 > apart(trained[1], loaded(models[start], adapter))
+    # dpo: a fresh adapter is on the sl_cai model, a continued one on the model below that
+    below = models[start] if words else models["sl_cai"]
+    assert apart(trained[2], published["out"]) < 1e-4 > apart(trained[2], loaded(below, context.root / "out/adapter"))
+    assert not (context.root / "out" / "adapter" / "ref").exists()
+    assert apart(published["out"], published["sl_cai"]) > 0.01  # something was learned
+    assert apart(reference[2], published["sl_cai"]) < 1e-4  # and the reference has not moved
+    assert before[2]["eval_loss"] == pytest.approx(0.693147, abs=1e-5)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "kl"):
+        assert before[2][f"eval_{name}"] == 0
+
+
+def test_an_adapter_of_another_base_is_refused(context: Context):
+    context = tune(tune(context, "sft", "base"), "sl_cai", "base")
+    with pytest.raises(CaiError, match=r"sft with sl_cai's adapter is not the sl_cai model \(their scores differ by"):
+        run(context, "out", "dpo=continued")  # `sft` is among the inputs, so sl_cai should have started there
+
+
+def test_a_continued_adapter_resumes_with_its_reference(context: Context, monkeypatch: pytest.MonkeyPatch):
+    from transformers import TrainerCallback
+
+    context = tune(context, "sl_cai", "base")
+    words = ("dpo=continued", *LEARN)
+    whole = run(context, "whole", *words)
+    train = training.run_training
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    def killed(trainer: Any, *rest: Any) -> None:
+        trainer.add_callback(Kill())
+        train(trainer, *rest)
+
+    monkeypatch.setattr(training, "run_training", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(context, "killed", *words)
+    assert (context.root / "scratch-killed/checkpoints/checkpoint-2/ref").is_dir()
+    monkeypatch.setattr(training, "run_training", train)
+    (context.root / "killed").rmdir()
+    assert run(context, "killed", *words) == whole
+    assert apart(loaded(context.root / "killed/model"), loaded(context.root / "whole/model")) < 1e-5

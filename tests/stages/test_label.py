@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cai.composing import compose
-from cai.config import DataConfig, LabelConfig, ModelConfig, Prompts, Sampling
+from cai.config import DataConfig, Human, LabelConfig, ModelConfig, Prompts, Sampling
 from cai.data.formats import load_prompts
 from cai.dialogue import as_dicts
 from cai.errors import CaiError
@@ -172,3 +172,44 @@ def test_the_judge_is_held_against_labelled_pairs(context: Context):
     assert sum(one["right"]["count"] for one in figures["bins"]) == 6
     said = [doubt for doubt in figures["doubts"] if "labelled pairs (labelled)" in doubt]
     assert len(said) == (figures["accuracy"]["low"] <= 0.5)
+
+
+@pytest.mark.parametrize("kind", ["feedback", "revision", "mixed"])
+def test_peoples_pairs_join_every_kind(kind: str, context: Context):
+    revised(context, COUNT)
+    plain, rows = run(context, settings(kind=kind))
+    summary, joined = run(context, settings(kind=kind, human=Human(["labelled"], limit=4, probability=0.9)))
+    human = [row for row in joined if row["kind"] == "human"]
+    assert {row["prompt"][0]["content"] for row in human} < {SETS["labelled"].format(n) for n in range(6)}
+    assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in human] == [
+        ("Yes, it is.", "No.")
+    ] * 4
+    assert all(row["probability"] == 0.9 and row["principles"] == row["orders"] == row["seeds"] == [] for row in human)
+    others = [row for row in joined if row["kind"] != "human"]
+    assert sorted(others, key=str) == sorted(rows, key=str)
+    assert summary == plain | {"pairs": plain["pairs"] + 4, "human": 4, "human_overlapping": 0}
+    assert joined[-4:] != human != joined[:4]  # they are spread over the rows, of which dpo holds out the first
+    assert run(context, settings(kind=kind, human=Human(["labelled"], limit=4, probability=0.9)))[1] == joined
+    other = dataclasses.replace(context, seed=1)
+    if kind == "revision":
+        assert [row["kind"] for row in run(other, settings(kind=kind, human=Human(["labelled"])))[1]] != [
+            row["kind"] for row in run(context, settings(kind=kind, human=Human(["labelled"])))[1]
+        ]
+
+
+def test_peoples_pairs_with_an_evaluation_prompt_are_left_out(context: Context):
+    revised(context)
+    talk = [("user", "Well, is 3 a good number?"), ("assistant", "It is."), ("user", "Why?")]
+    turns = [{"role": role, "content": text} for role, text in talk]
+    (context.root / "talk.jsonl").write_text(json.dumps({"prompt": turns, "chosen": "So.", "rejected": "No."}))
+    (context.root / "held.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"Is {n} a good number?"}) for n in (1, 2))
+    )
+    (context.root / "held2.jsonl").write_text(json.dumps({"prompt": "Well, is 3 a good number?"}))
+    sets = {name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("talk", "held", "held2")}
+    held_out = {name: sets[name] for name in ("held", "held2")}
+    strict = dataclasses.replace(context, data={**context.data, **sets}, held_out=held_out)
+    summary, rows = run(strict, settings(kind="revision", human=Human(["labelled", "talk"])))
+    human = [row["prompt"] for row in rows if row["kind"] == "human"]
+    assert (summary["human"], summary["human_overlapping"]) == (4, 3) and len(human) == 4
+    assert all(len(turns) == 1 and turns[0]["content"][3] in "0345" for turns in human)

@@ -326,10 +326,15 @@ def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_
             {"pairs": 8, "judged": 10, "judge": {"flipped": JUDGED["flipped"], "doubts": []}},
             "Its accuracy is not known",
         ),
-        ({"pairs": 8, "revisions": 8}, "every pair is a revision preferred to the first answer"),
+        ({"pairs": 8, "revisions": 8}, "every revision is preferred to the first answer"),
     ):
         file.write_text(json.dumps(manifest | {"summary": summary}))
         assert said in Outline(page_of(context)).text.replace("\n", " ")
+
+
+def test_peoples_labels_are_told_from_the_judges() -> None:
+    said = ["Of the 9 preference pairs, people have labelled 4 (label.human)."]
+    assert report.people({"pairs": 9, "human": 4}) == said and report.people({"pairs": 9}) == []
 
 
 def test_picture_puts_models_where_their_figures_are() -> None:

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str], verbs: Sequence[str]) -> None:
 
 def audit(config: Config) -> None:
     from cai.stages import sft
-    from cai.training.model import adopt_markers, load_tokenizer
+    from cai.training.model import load_tokenizer
+    from cai.training.templates import adopt_markers
 
     run = Run(Path(config.outputs) / config.name)
     steps = {step.stage.name: step for step in pipeline.plan(config, run)}

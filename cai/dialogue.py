@@ -147,8 +147,6 @@ CHATML = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
 INST = (  # Mistral's; a system message stands before the human's text
     "{{ bos_token }}{% set before = namespace(text='') %}{% for message in messages %}"
     "{% if message['role'] == 'system' %}{% set before.text = message['content'] + '\n\n' %}"

@@ -62,9 +62,9 @@ def _labelled_from(config: Config) -> list[str]:
 
 
 STAGES = (
-    Stage("sft", 2, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
+    Stage("sft", 3, "sft", lambda c: [], lambda c: c.sft.data, apart=True, trains=True),
     Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
-    Stage("sl_cai", 2, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
+    Stage("sl_cai", 3, "sft", lambda c: [*_starts("sl_cai")(c), "revise"], _sl_cai_data, True, trains=True),
     Stage(
         "label",
         2,

@@ -20,7 +20,8 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     """Writes work/model and work/history.json. Returns the audit and the held-out loss."""
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from cai.training.model import adopt_markers, embed_markers, load_model, load_tokenizer, pick_device
+    from cai.training.model import load_model, load_tokenizer, pick_device
+    from cai.training.templates import adopt_markers, embed_markers, training_markers
     from cai.training.trainer import lora_config, run_training, save_result
 
     source = context.model_path(config.start)
@@ -32,14 +33,15 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     train, validation = rows.select(range(held, len(rows))), rows.select(range(held)) if held else None
     device = pick_device(context.engine.device)
     model = load_model(source, context.engine.dtype, device)
-    markers = embed_markers(model, added)
+    embed_markers(model, added)
+    peft = None if config.peft is None else training_markers(model, added, config.peft)
     trainer = SFTTrainer(
         model=model,
         args=arguments(context.stage, config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        peft_config=None if config.peft is None else lora_config(f"{context.stage}.peft", markers | config.peft),
+        peft_config=None if peft is None else lora_config(f"{context.stage}.peft", peft),
     )
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)

@@ -21,7 +21,7 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.training.model import load_model, load_tokenizer, pick_device
-    from cai.training.templates import adopt_markers, embed_markers, training_markers
+    from cai.training.templates import adopt_markers, embed_markers, pass_bias_on, training_markers
     from cai.training.trainer import lora_config, run_training, save_result
 
     source = context.model_path(config.start)
@@ -43,6 +43,7 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
         processing_class=tokenizer,
         peft_config=None if peft is None else lora_config(f"{context.stage}.peft", peft),
     )
+    pass_bias_on(trainer.model)
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]

@@ -97,3 +97,10 @@ def training_markers(model: Any, added: list[int], peft: dict[str, Any]) -> dict
     name = name.rpartition(".")[2]
     trained = [*(peft.get("modules_to_save") or ()), *(peft.get("target_modules") or ())]
     return peft if not added or name in trained else {"trainable_token_indices": {name: added}} | peft
+
+
+def pass_bias_on(model: Any) -> None:
+    """trl reads the bias of the output layer, which peft's wrapper around one that is tied to markers lacks."""
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = head.original_module.bias

@@ -194,7 +194,7 @@ def test_adopted_markers_are_trained_and_published(bare_model: Path, tmp_path: P
     from safetensors import safe_open
 
     context = context_of(config_of(bare_model, None), tmp_path)  # ChatML, since it has no template
-    args = {"per_device_train_batch_size": 8, "learning_rate": 0.03, "max_steps": 40, "lr_scheduler_type": "constant"}
+    args = {"per_device_train_batch_size": 8, "learning_rate": 0.01, "max_steps": 60, "lr_scheduler_type": "constant"}
     config = SftConfig(start="base", data=["mine"], validation=0, max_length=256, peft=peft, args=args)
     for name in ("work", "again"):  # the second goes on from the first's last checkpoint, and has nothing left to do
         (tmp_path / name).mkdir()

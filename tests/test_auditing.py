@@ -29,15 +29,13 @@ def test_it_shows_what_is_lost_and_trains_nothing(tmp_path: Path, tiny_model: Pa
     assert not (tmp_path / "outputs").exists()
 
 
-def test_it_counts_the_tokens_of_the_configured_template(tmp_path: Path, tiny_model: Path):
-    """A template writes more or fewer tokens around the same answers."""
+def test_it_renders_rows_with_the_configured_template(tmp_path: Path, tiny_model: Path):
     (tmp_path / "long.jinja").write_text(
         "{{ 'x ' * 99 }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     )
     rows = mine(tmp_path, [{"prompt": f"Say {n}.", "completion": f"{n}."} for n in range(4)])
-    for template in ("null", "inst", "long.jinja"):
-        done = audit(tmp_path, tiny_model, *rows, f"model.template={template}", "sft.max_length=64")
-        assert done.returncode == (template == "long.jinja"), done.stderr
+    done = audit(tmp_path, tiny_model, *rows, "model.template=long.jinja", "sft.max_length=64")
+    assert done.returncode == 1 and "rows read" in done.stdout
     assert "sft: no trained token is left in 4 rows" in done.stderr
     assert not (tmp_path / "outputs").exists()
 

@@ -1,6 +1,10 @@
 """Chat templates for models that have none: what is rendered, which tokens are new, and what is published."""
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +225,22 @@ def test_adopted_markers_are_trained_and_published(bare_model: Path, tmp_path: P
     greedy = Sampling(temperature=0, max_new_tokens=16)
     reply = asyncio.run(engine.complete(Request((user("Hi"),), greedy)))
     assert (reply.text, reply.finish_reason) == ("Hello", "stop")
+
+
+def test_a_template_for_a_hub_model(bare_model: Path, tmp_path: Path):
+    """Out of the hub's own cache, offline: a commit's snapshot, as huggingface_hub lays it out."""
+    repository = tmp_path / "hub/models--someone--bare"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0" * 40)
+    shutil.copytree(bare_model, repository / "snapshots" / ("0" * 40))
+    lines = (
+        "from cai.config import ModelConfig",
+        "from cai.training.model import load_model, load_tokenizer, locate",
+        "path = locate(ModelConfig(name='bare', kind='hub', path='someone/bare', template='inst'))",
+        "print(load_model(path, 'auto', 'cpu').config.vocab_size, '[INST]' in load_tokenizer(path).chat_template)",
+    )
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], env=offline, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["257", "True"], done.stderr

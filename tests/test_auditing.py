@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cai.paths import cache
+
 
 def audit(folder: Path, model: Path, *words: str) -> subprocess.CompletedProcess[str]:
     given = ["experiment=smoke", "model=path", f"model.path={model}", "sft.limit=null", *words]
@@ -29,7 +33,13 @@ def test_it_shows_what_is_lost_and_trains_nothing(tmp_path: Path, tiny_model: Pa
     assert not (tmp_path / "outputs").exists()
 
 
-def test_it_renders_rows_with_the_configured_template(tmp_path: Path, tiny_model: Path):
+def test_it_renders_rows_with_the_configured_template(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (cache() / "wheels").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/wheels").symlink_to(cache() / "wheels")  # its models are this test's own
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path / "cache"))
     (tmp_path / "long.jinja").write_text(
         "{{ 'x ' * 99 }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     )

@@ -46,11 +46,16 @@ def bare_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     raw.train_from_iterator([""], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>")
     tokenizer.save_pretrained(tmp_path / "bare")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    tied = request.param == "tied"
     config = LlamaConfig(
-        **sizes, vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=0, tie_word_embeddings=tied
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=0,
+        tie_word_embeddings=request.param == "tied",
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "bare")
     return tmp_path / "bare"
@@ -91,6 +96,14 @@ def test_a_configured_template_is_seen_by_every_engine_and_changes_no_weights(ba
     assert adopt_markers(tokenizer) == []  # it needs none
     assert AutoTokenizer.from_pretrained(bare_model).chat_template is None
     assert locate(config_of(bare_model, "inst")) == str(folder) != locate(config_of(bare_model, "chatml"))
+
+
+def test_two_folders_that_begin_alike_stay_apart(bare_model: Path, tmp_path: Path):
+    shutil.copytree(bare_model, tmp_path / "copy")
+    one, two = (Path(locate(config_of(folder, "inst"))) for folder in (bare_model, tmp_path / "copy"))
+    (bare_model / "model.safetensors").write_bytes(b"another model")
+    assert (two / "model.safetensors").read_bytes() == (tmp_path / "copy/model.safetensors").read_bytes()
+    assert (one / "model.safetensors").read_bytes() == b"another model"
 
 
 def test_the_end_of_turn_is_the_templates_where_the_vocabulary_has_it(tiny_model: Path, tmp_path: Path):
@@ -207,13 +220,15 @@ def test_adopted_markers_are_trained_and_published(bare_model: Path, tmp_path: P
     folder = tmp_path / "work/model"
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "again/model/model.safetensors").read_bytes()
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    before = AutoModelForCausalLM.from_pretrained(bare_model).get_input_embeddings().weight
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    base: Any = AutoModelForCausalLM.from_pretrained(bare_model)
+    before = base.get_input_embeddings().weight
     (marker,) = tokenizer("<|im_start|>", add_special_tokens=False)["input_ids"]
     assert marker == len(before) and len(tokenizer) == marker + 1 == model.config.vocab_size
     weights, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert weights.shape == output.shape == (marker + 1, 32)
-    tied = AutoModelForCausalLM.from_pretrained(bare_model).config.tie_word_embeddings
+    tied = base.config.tie_word_embeddings
     assert (weights is output) == tied == model.config.tie_word_embeddings
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert ("lm_head.weight" in file.keys()) != tied  # noqa: SIM118 - not a dict

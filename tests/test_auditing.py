@@ -41,12 +41,12 @@ def test_it_renders_rows_with_the_configured_template(
     (tmp_path / "cache/wheels").symlink_to(cache() / "wheels")  # its models are this test's own
     monkeypatch.setenv("CAI_CACHE", str(tmp_path / "cache"))
     (tmp_path / "long.jinja").write_text(
-        "{{ 'x ' * 99 }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{{ '<|begin|>' * 99 }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     )
-    rows = mine(tmp_path, [{"prompt": f"Say {n}.", "completion": f"{n}."} for n in range(4)])
-    done = audit(tmp_path, tiny_model, *rows, "model.template=long.jinja", "sft.max_length=64")
-    assert done.returncode == 1 and "rows read" in done.stdout
-    assert "sft: no trained token is left in 4 rows" in done.stderr
+    rows = mine(tmp_path, [{"prompt": "Say it.", "completion": "It."}] * 4)
+    done = audit(tmp_path, tiny_model, *rows, "model.template=long.jinja", "sft.max_length=128")
+    assert done.returncode == 0, done.stderr
+    assert "most 108" in done.stdout  # 99 new markers of one token each, as sft would have them
     assert not (tmp_path / "outputs").exists()
 
 

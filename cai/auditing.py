@@ -25,6 +25,7 @@ def main(arguments: Sequence[str], verbs: Sequence[str]) -> None:
 def audit(config: Config) -> None:
     from cai.stages import sft
     from cai.training.model import load_tokenizer
+    from cai.training.templates import adopt_markers
 
     run = Run(Path(config.outputs) / config.name)
     steps = {step.stage.name: step for step in pipeline.plan(config, run)}
@@ -39,6 +40,7 @@ def audit(config: Config) -> None:
             spec = pipeline.spec_of(stage, config, run, done)
             section, context = surroundings(spec, run.root, Progress(name, quiet=True))
             tokenizer = load_tokenizer(context.model_path(section.start))
+            adopt_markers(tokenizer)
             _, found = sft.prepare(section, context, tokenizer)
             audit_table(name, found)
             sft.refuse_losses(section, name, found)

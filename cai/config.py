@@ -37,6 +37,7 @@ class ModelConfig:
     wheel: str | None = None  # wheel: "name==version"
     sha256: str | None = None  # wheel: of the wheel file
     license: str | None = None
+    template: str | None = None  # chatml | inst | a .jinja file, in place of its chat template; null: its own
 
 
 @schema

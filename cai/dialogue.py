@@ -147,6 +147,13 @@ CHATML = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+INST = (  # Mistral's; a system message stands before the human's text
+    "{{ bos_token }}{% set before = namespace(text='') %}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% set before.text = message['content'] + '\n\n' %}"
+    "{% elif message['role'] == 'user' %}{{ '[INST] ' + before.text + message['content'] + ' [/INST]' }}"
+    "{% set before.text = '' %}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {"chatml": CHATML, "inst": INST}
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:
@@ -174,7 +181,8 @@ def training_tokens(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[i
         if not (full.startswith(upto) and upto.startswith(before)):
             raise ValueError("the chat template renders earlier turns differently when later turns follow")
         ends = upto.rfind(tokenizer.eos_token, len(before))
-        spans.append((len(before), len(upto) if ends < 0 else ends + len(tokenizer.eos_token)))
+        # a template may end turns with another token, e.g. Gemma's; what follows it is white space
+        spans.append((len(before), len(upto.rstrip()) if ends < 0 else ends + len(tokenizer.eos_token)))
     encoded = tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
     ids, places = encoded["input_ids"], encoded["offset_mapping"]
     # a token that begins before the answer (a line break that merged with the template's) is not the answer's

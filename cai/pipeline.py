@@ -87,11 +87,11 @@ def _labelled_from(config: Config) -> list[str]:
 
 STAGES = (
     Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
-    Stage("sft", 2, "sft", lambda c: _built(c.sft.data), lambda c: _unbuilt(c.sft.data), apart=True, trains=True),
+    Stage("sft", 3, "sft", lambda c: _built(c.sft.data), lambda c: _unbuilt(c.sft.data), apart=True, trains=True),
     Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage(
         "sl_cai",
-        2,
+        3,
         "sft",
         lambda c: [*_starts("sl_cai")(c), "revise", *_built(helpful_data(c))],
         lambda c: _unbuilt(helpful_data(c)),

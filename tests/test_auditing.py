@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cai.paths import cache
+
 
 def audit(folder: Path, model: Path, *words: str) -> subprocess.CompletedProcess[str]:
     given = ["experiment=smoke", "model=path", f"model.path={model}", "sft.limit=null", *words]
@@ -26,6 +30,23 @@ def test_it_shows_what_is_lost_and_trains_nothing(tmp_path: Path, tiny_model: Pa
     assert "unfit 1, without an answer 0" in said and "mine.jsonl:6: no known layout" in done.stderr
     assert "1 exact" in said and "task verse 5" in said and "harmbench 0" in said and "seed 5 (100%)" in said
     assert "sl_cai: can be audited once sft and revise have run" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_it_renders_rows_with_the_configured_template(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (cache() / "wheels").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/wheels").symlink_to(cache() / "wheels")  # its models are this test's own
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "long.jinja").write_text(
+        "{{ '<|begin|>' * 99 }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    rows = mine(tmp_path, [{"prompt": "Say it.", "completion": "It."}] * 4)
+    done = audit(tmp_path, tiny_model, *rows, "model.template=long.jinja", "sft.max_length=128")
+    assert done.returncode == 0, done.stderr
+    assert "most 108" in done.stdout  # 99 new markers of one token each, as sft would have them
     assert not (tmp_path / "outputs").exists()
 
 

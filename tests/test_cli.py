@@ -27,6 +27,13 @@ def test_run_help_shows_hydras_groups(tmp_path: Path):
     assert all(f"{group}:" in done.stdout for group in ("experiment", "model", "engine", "launcher", "dpo"))
 
 
+def test_check_with_a_template(tmp_path: Path, tiny_model: Path):
+    words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", "model.template=inst"]
+    done = cai(tmp_path, "plan", "--check", *words)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_plan_from_another_folder(tmp_path: Path):
     done = cai(tmp_path, "plan", "experiment=smoke")
     assert done.returncode == 0, done.stderr
@@ -45,6 +52,8 @@ def test_plan_from_another_folder(tmp_path: Path):
             "revise.rounds='many' (override 'revise.rounds=many'): input should be a valid integer",
         ),
         (["constitution=harmlesness"], "did you mean 'harmlessness'?"),
+        (["plan", "model.template=chatlm"], "neither chatml nor inst nor a .jinja file; did you mean 'chatml'?"),
+        (["plan", "model.template=no.jinja"], "model.template=no.jinja: can't be read"),
         (["model=path", "model.path=nowhere"], "model.path: nowhere holds no model"),
         (["sft.data=[sead]"], "names the data set 'sead', which is not there; did you mean 'seed'?"),
         (["+sft.args.learning_rat=1"], "trl.SFTConfig has no such argument; did you mean 'learning_rate'?"),

@@ -1,5 +1,6 @@
 """The texts that a model sees, turn by turn, and which tokens are trained."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 
 from cai.constitution import Exemplar, Principle
 from cai.dialogue import (
+    CHATML,
+    INST,
     Message,
     Prompt,
     as_dicts,
@@ -98,15 +101,39 @@ def test_a_prompts_id_moves_with_its_messages_alone():
     assert one.text == "Why?!"
 
 
-INST = (
-    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+SMOLLM2 = (  # as its tokenizer has it
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
     "{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+GEMMA = (  # ends turns with a token that is not the end of the sequence
+    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}"
+)
+TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+TURN_MARKED = (
+    "{{ '<|im_start|>' + message['role'] + '\n' }}{% generation %}{{ message['content'] + '<|im_end|>' }}"
+    "{% endgeneration %}{{ '\n' }}"
+)
+OTHER = "{% if message['role'] == 'assistant' %}%s{% else %}%s{% endif %}"
+LLAMA3_TURN = "{{ m.content | trim }}{{ eos_token }}"
+LLAMA3_MARKED = (
+    "{% if m.role == 'assistant' %}{% generation %}" + LLAMA3_TURN + "{% endgeneration %}"
+    "{% else %}" + LLAMA3_TURN + "{% endif %}"
+)
+INST_TURN = "{{ ' ' + message['content'] + eos_token }}"
+MARKED = {  # each template, what it writes for an answer, and the same with markers around the answer and its end
+    "chatml": (CHATML, TURN, OTHER.replace("%s", TURN_MARKED, 1).replace("%s", TURN)),
+    "smollm2": (SMOLLM2, TURN, OTHER.replace("%s", TURN_MARKED, 1).replace("%s", TURN)),
+    "inst": (INST, INST_TURN, "{% generation %}" + INST_TURN + "{% endgeneration %}"),
+    "llama3": (LLAMA3, LLAMA3_TURN, LLAMA3_MARKED),
+}
 FORGETFUL = (  # shows only the last turn's thoughts, as some templates of reasoning models do
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}(thinks){% endif %}"
     "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -130,6 +157,46 @@ def trained(tokenizer: Any, messages: Any) -> list[str]:
     for label in labels:
         stretches[-1].append(label) if label != -100 else stretches.append([])
     return [tokenizer.decode(stretch) for stretch in stretches if stretch]
+
+
+DIALOGUES = {
+    "one turn": TALK[:2],
+    "two turns": TALK,
+    "a system message": (Message("system", "Be brief."), *TALK),
+    "answers that repeat each other and their question": (user("No."), assistant("No."), user("No."), assistant("No.")),
+    "spaces, lines and other scripts": (
+        user(" a\n\nb "),
+        assistant("  c\n\nd — 你好 😀\n"),
+        user("?"),
+        assistant("\n!"),
+    ),
+    "text that looks like a marker": (user("[/INST] assistant"), assistant("[INST] user\n"), user("?"), assistant("x")),
+}
+
+
+def check_mask(tokenizer: Any, name: str, dialogue: Any):
+    """transformers' own mask, from {% generation %} in the template, says for each token whether it is the answer's."""
+    template, turn, with_markers = MARKED[name]
+    assert template.count(turn) == 1
+    tokenizer.chat_template = template.replace(turn, with_markers)
+    encoded = tokenizer.apply_chat_template(as_dicts(dialogue), return_dict=True, return_assistant_tokens_mask=True)
+    wanted = [t if inside else -100 for t, inside in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)]
+    assert len(wanted) > wanted.count(-100) > 0
+    assert training_tokens(tokenizer, dialogue) == (encoded["input_ids"], wanted)
+    tokenizer.chat_template = template  # and the same without the markers
+    assert training_tokens(tokenizer, dialogue) == (encoded["input_ids"], wanted)
+    assert [label for label in wanted if label != -100].count(tokenizer.eos_token_id) == len(dialogue) // 2
+
+
+@pytest.mark.parametrize("dialogue", DIALOGUES.values(), ids=DIALOGUES)
+@pytest.mark.parametrize("name", MARKED)
+def test_the_mask_is_that_of_generation_markers_token_by_token(tokenizer: Any, name: str, dialogue: Any):
+    check_mask(tokenizer, name, dialogue)
+
+
+def test_an_end_of_turn_that_is_not_the_end_of_the_sequence_is_trained(tokenizer: Any):
+    tokenizer.chat_template = GEMMA
+    assert trained(tokenizer, TALK) == ["Because.<end_of_turn>", "Go away.<end_of_turn>"]
 
 
 @pytest.mark.parametrize(
@@ -161,3 +228,16 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any):
 def test_render_asks_for_an_answer_or_goes_on_with_one(tokenizer: Any):
     assert render(tokenizer, TALK[:1]) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     assert render(tokenizer, TALK[:2]) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause."
+
+
+@pytest.mark.slow
+def test_the_mask_with_the_real_tokenizer():
+    """SmolLM2's own tokenizer and template; it merges white space over the border of an answer that begins with it."""
+    from cai.composing import compose
+    from cai.training.model import load_tokenizer, locate
+
+    tokenizer = load_tokenizer(locate(compose(["experiment=quickstart"]).model))
+    assert tokenizer.chat_template == SMOLLM2
+    for name, (dialogue_name, dialogue) in itertools.product(MARKED, DIALOGUES.items()):
+        if dialogue_name != "spaces, lines and other scripts":
+            check_mask(tokenizer, name, dialogue)

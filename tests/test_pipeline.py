@@ -10,9 +10,11 @@ import yaml
 from cai import pipeline
 from cai.composing import compose
 from cai.config import Config
+from cai.constitution import Constitution
+from cai.dialogue import INST
 from cai.errors import UsageError
 from cai.paths import shipped
-from cai.pipeline import plan
+from cai.pipeline import STAGES, ingredients, plan
 from cai.store import Run
 
 NAMES = [name for name in pipeline.NAMES if name != "build"]  # what runs by default
@@ -70,6 +72,8 @@ CHANGES = [
     (["+engine@label.engine=openai", "label.engine.model=large"], FROM["label"]),
     (["seed=1"], NAMES),
     (["model=path", "model.path={tiny_model}"], NAMES),
+    (["model.template=inst"], NAMES),
+    (["model.template=null"], []),
     (["constitution=helpfulness"], FROM["revise"]),
     # what is evaluated is never trained on, so other evaluation prompts are another training set
     (
@@ -142,6 +146,19 @@ def test_an_edited_principle_runs_from_where_it_is_read(run: Run, tmp_path: Path
     assert [step.stage.name for step in steps if step.state != "done"] == expected
     first = next(step for step in steps if step.state != "done")
     assert f"principle {edited['id']} changed" in first.why
+
+
+def test_a_template_changes_a_keys_part_of_the_model_and_nothing_else(tmp_path: Path):
+    rules = Constitution.load("harmlessness")
+    (tmp_path / "mine.jinja").write_text(INST)
+    for stage in STAGES:
+        own, inst, mine = (
+            ingredients(stage, compose(["experiment=smoke", f"model.template={name}"]), rules)
+            for name in ("null", "inst", tmp_path / "mine.jinja")
+        )
+        assert mine == inst  # its text decides, not its name
+        assert stage.name == "report" or inst["model"].pop("template")
+        assert own == inst
 
 
 def test_the_plan_says_why(run: Run):

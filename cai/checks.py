@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, lookup, without_runtime
+from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, lookup, unbuilt, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -49,7 +49,15 @@ CHOICES = {
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
 FORMATS = (
-    *("auto", "messages", "sharegpt", "alpaca", "completion", "demonstration", "preference", "scored", "prompt"),
+    "auto",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "completion",
+    "demonstration",
+    "preference",
+    "scored",
+    "prompt",
 )
 ASKING = ("build", "revise", "label")  # the stages that may have a model and an engine of their own
 RANGES = {
@@ -192,7 +200,7 @@ def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
 
 def data_names(config: Config) -> dict[str, list[str]]:
     """Every key that names data sets, with the names."""
-    names = {f"{s}.data": [name for name in lookup(config, s).data if name != BUILT] for s in ("sft", "sl_cai")}
+    names = {f"{stage}.data": unbuilt(lookup(config, stage).data) for stage in ("sft", "sl_cai")}
     if builds(config):
         names |= {"build.data": config.build.data}
         names |= {"build.prompts.data": config.build.prompts.data} if config.build.prompts else {}

@@ -6,6 +6,7 @@ every stage key, so changing it re-runs nothing.
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -311,6 +312,11 @@ class Config:
 def helpful_data(config: Config) -> list[str]:
     """The data sets that `sl_cai` reads, beside the revisions."""
     return config.sl_cai.data if config.sl_cai.helpful == "data" else []
+
+
+def unbuilt(names: Sequence[str]) -> list[str]:
+    """The data sets among `names`, without what the stage `build` has made."""
+    return [name for name in names if name != BUILT]
 
 
 def builds(config: Config) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.checks import ASKING
-from cai.config import BUILT, Config, builds, helpful_data, lookup, without_runtime
+from cai.config import BUILT, Config, builds, helpful_data, lookup, unbuilt, without_runtime
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
@@ -68,10 +68,6 @@ def _built(names: Sequence[str]) -> list[str]:
     return ["build"] if BUILT in names else []
 
 
-def _unbuilt(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name != BUILT]
-
-
 def _label_data(config: Config) -> list[str]:
     label = config.label
     return [*label.prompts.data, *(name for rows in (label.calibrate, label.human) if rows for name in rows.data)]
@@ -87,14 +83,14 @@ def _labelled_from(config: Config) -> list[str]:
 
 STAGES = (
     Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
-    Stage("sft", 3, "sft", lambda c: _built(c.sft.data), lambda c: _unbuilt(c.sft.data), apart=True, trains=True),
+    Stage("sft", 3, "sft", lambda c: _built(c.sft.data), lambda c: unbuilt(c.sft.data), apart=True, trains=True),
     Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage(
         "sl_cai",
         3,
         "sft",
         lambda c: [*_starts("sl_cai")(c), "revise", *_built(helpful_data(c))],
-        lambda c: _unbuilt(helpful_data(c)),
+        lambda c: unbuilt(helpful_data(c)),
         True,
         trains=True,
     ),

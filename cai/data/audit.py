@@ -33,6 +33,11 @@ class Overlap:
             self._whole.add(tuple(words))
             self._grams.update(tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
 
+    @classmethod
+    def of(cls, dialogues: Iterable[Dialogue]) -> "Overlap":
+        """With every human turn of them."""
+        return cls(m.content for dialogue in dialogues for m in dialogue if m.role == "user")
+
     def __contains__(self, text: str) -> bool:
         words = words_of(text)
         grams = (tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))

@@ -1,22 +1,26 @@
 """What a stage gets, and nothing else: whatever is in its spec is in its key."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.config import DataConfig, EngineConfig, ModelConfig
 from cai.constitution import Constitution
 from cai.data.audit import Overlap
-from cai.data.formats import load_dialogues
-from cai.dialogue import Prompt, as_dicts
+from cai.data.formats import Skipped, load_dialogues, read_dialogues
+from cai.data.mixture import mix
+from cai.dialogue import Dialogue, Prompt, as_dicts
 from cai.digest import digest
-from cai.engines.base import Completion, Recorded, RequestFailed, open_engine
+from cai.engines.base import Completion, Engine, Recorded, RequestFailed, open_engine
 from cai.ledger import Ledger
 from cai.progress import Progress
 
 T = TypeVar("T")
+
+POOL = 1000  # rows that examples are drawn from
 
 
 @dataclass(frozen=True)
@@ -62,21 +66,22 @@ class Context:
         content = digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
         return digest([content, without_runtime(self.engine)])
 
-    def recorded(self, ledger: Ledger, name: str) -> Recorded:
-        """An engine on the named model, behind the ledger, that counts into the progress bar."""
+    def open_model(self, name: str) -> Engine:
+        """An engine on the named model; a server serves it under that name."""
+        return open_engine(self.engine, name if self.engine.kind == "openai" else self.model_path(name))
 
-        def open_model() -> Any:
-            served = self.engine.kind == "openai"  # under the run's own name for it
-            return open_engine(self.engine, name if served else self.model_path(name))
+    def recorded(self, ledger: Ledger, name: str, model: ModelConfig | None = None) -> Recorded:
+        """An engine on the named model, behind the ledger, that counts into the progress bar.
+
+        Another `model`, where one is given, takes its place.
+        """
+        if model is not None:
+            return dataclasses.replace(self, model=model).recorded(ledger, "base")
 
         def seen(completions: Sequence[Completion], hit: bool) -> None:
             self.progress.advance(len(completions), sum(c.new_tokens for c in completions), hit)
 
-        return Recorded(open_model, ledger, self.stage, self.model_digest(name), seen)
-
-    def recorded_model(self, ledger: Ledger, model: ModelConfig) -> Recorded:
-        """The same on a model of its own."""
-        return dataclasses.replace(self, model=model).recorded(ledger, "base")
+        return Recorded(lambda: self.open_model(name), ledger, self.stage, self.model_digest(name), seen)
 
     def on(self, engine: EngineConfig | None) -> "Context":
         """The same with another engine, where there is one."""
@@ -85,23 +90,36 @@ class Context:
     def ledger(self) -> Ledger:
         return Ledger(self.root / "ledger.sqlite")
 
+    @cached_property
+    def overlaps(self) -> dict[str, Overlap]:
+        """For each of the evaluation suites' sets, what tells that a text repeats one of its human turns."""
+        found = {}
+        for name in self.held_out:
+            found[name] = Overlap.of(row for row, _ in load_dialogues([name], self.held_out, self.seed).dialogues)
+        return found
 
-def held_out_overlaps(context: Context) -> dict[str, Overlap]:
-    """For each of the evaluation suites' sets, what tells that a text repeats one of its human turns."""
-    found = {}
-    for name in context.held_out:
-        dialogues = load_dialogues([name], context.held_out, context.seed).dialogues
-        found[name] = Overlap(m.content for dialogue, _ in dialogues for m in dialogue if m.role == "user")
-    return found
+    def holds_out(self, text: str) -> bool:
+        """Whether a text repeats a human turn of an evaluation suite, so that nothing may be trained on it."""
+        return any(text in overlap for overlap in self.overlaps.values())
 
 
 def held_apart(prompts: list[Prompt], context: Context) -> tuple[list[Prompt], list[Prompt]]:
     """(kept, dropped): training prompts that no evaluation suite holds, and those that one does."""
-    overlaps = held_out_overlaps(context).values()
-    held = [any(p.text in overlap for overlap in overlaps) for p in prompts]
-    return [p for p, out in zip(prompts, held, strict=True) if not out], [
-        p for p, out in zip(prompts, held, strict=True) if out
-    ]
+    dropped = [prompt for prompt in prompts if context.holds_out(prompt.text)]
+    ids = {prompt.id for prompt in dropped}
+    return [prompt for prompt in prompts if prompt.id not in ids], dropped
+
+
+def sample_dialogues(names: Sequence[str], context: Context, keep: Callable[[Dialogue], bool]) -> list[Dialogue]:
+    """At most POOL rows of the named sets that `keep` takes, drawn by the seed."""
+
+    def kept(name: str) -> Iterator[Dialogue]:
+        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, Skipped()):
+            if keep(dialogue):
+                yield dialogue
+
+    drawn, _ = mix({name: kept(name) for name in names}, context.seed, POOL)
+    return [dialogue for rows in drawn.values() for dialogue in rows]
 
 
 def split_failed(

@@ -3,21 +3,17 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cai.config import BuildConfig
-from cai.data.formats import Skipped, load_prompts, read_dialogues
-from cai.data.mixture import mix
-from cai.dialogue import Prompt, as_dicts, assistant, user
+from cai.data.formats import load_prompts
+from cai.dialogue import Dialogue, Prompt, as_dicts, assistant, user
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, gather_failing
 from cai.errors import CaiError
 from cai.instructions import Known, answer_fault, draw, instruction_fault, list_request, read_list
-from cai.stages.base import Context, held_apart, held_out_overlaps, split_failed, write_failed, write_rows
-
-POOL = 1000  # seed instructions that are drawn from and compared with
+from cai.stages.base import Context, held_apart, sample_dialogues, split_failed, write_failed, write_rows
 
 
 def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -28,7 +24,7 @@ def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[
     left_out = [_left_out(prompt.text, "overlapping") for prompt in overlapping]
     ledger = context.ledger()
     other = context.on(config.engine)
-    teacher = other.recorded_model(ledger, config.model) if config.model else other.recorded(ledger, "base")
+    teacher = other.recorded(ledger, "base", config.model)
     try:
         written, counts, more, failed = asyncio.run(_write(config, context, teacher, other.engine.max_failures))
         left_out += more
@@ -70,8 +66,7 @@ async def _write(
     Each round asks for its lists at once, and reads them in the order in which it has asked: which answer comes first
     decides nothing.
     """
-    overlaps = held_out_overlaps(context).values()
-    seeds = [text for text in seed_instructions(config, context) if not any(text in overlap for overlap in overlaps)]
+    seeds = [text for text in seed_instructions(config, context) if not context.holds_out(text)]
     if config.target and not seeds:
         raise CaiError(f"build.data: no seed instruction in {', '.join(config.data)} that no evaluation suite holds")
     known = Known(seeds, config.max_similarity)
@@ -104,7 +99,7 @@ async def _write(
                 fault = instruction_fault(text)
                 if fault is None and len(written) >= config.target:
                     fault = "surplus"
-                elif fault is None and any(text in overlap for overlap in overlaps):
+                elif fault is None and context.holds_out(text):
                     fault = "overlapping"
                 elif fault is None and text in known:
                     fault = "similar"
@@ -119,10 +114,7 @@ async def _write(
 def seed_instructions(config: BuildConfig, context: Context) -> list[str]:
     """At most `POOL` different requests that data sets' conversations begin with and that may be shown, by the seed."""
 
-    def usable(name: str) -> Iterator[str]:
-        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, Skipped()):
-            if dialogue[0].role == "user" and instruction_fault(dialogue[0].content) is None:
-                yield dialogue[0].content
+    def usable(dialogue: Dialogue) -> bool:
+        return dialogue[0].role == "user" and instruction_fault(dialogue[0].content) is None
 
-    drawn, _ = mix({name: usable(name) for name in config.data}, context.seed, POOL)
-    return list(dict.fromkeys(text for texts in drawn.values() for text in texts))
+    return list(dict.fromkeys(row[0].content for row in sample_dialogues(config.data, context, usable)))

@@ -3,15 +3,14 @@
 import asyncio
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cai.config import EvaluateConfig, Suite
 from cai.data.audit import Overlap
-from cai.data.formats import Skipped, load_dialogues, load_prompts, read_dialogues
-from cai.data.mixture import mix
+from cai.data.formats import load_dialogues, load_prompts
 from cai.dialogue import Dialogue, Prompt, as_dicts
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
@@ -20,10 +19,8 @@ from cai.gates import repeats
 from cai.scoring.reference import exact, rouge_l
 from cai.scoring.refusal import refuses
 from cai.scoring.statistics import Estimate, mean, share
-from cai.stages.base import Context, split_failed, write_failed, write_rows
+from cai.stages.base import Context, sample_dialogues, split_failed, write_failed, write_rows
 from cai.store import write_json
-
-POOL = 1000  # examples that few-shot prompts are drawn from
 
 
 @dataclass(frozen=True)
@@ -134,16 +131,12 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
 
 def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -> list[Dialogue]:
     """At most `POOL` training rows of one request and its answer, drawn by the seed; none repeats a held-out prompt."""
-    overlap = Overlap(m.content for dialogue in held_out for m in dialogue if m.role == "user")
+    overlap = Overlap.of(held_out)
 
-    def usable(name: str) -> Iterator[Dialogue]:
-        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, Skipped()):
-            roles = [message.role for message in dialogue]
-            if roles == ["user", "assistant"] and dialogue[0].content not in overlap:
-                yield dialogue
+    def usable(dialogue: Dialogue) -> bool:
+        return [m.role for m in dialogue] == ["user", "assistant"] and dialogue[0].content not in overlap
 
-    drawn, _ = mix({name: usable(name) for name in suite.examples}, context.seed, POOL)
-    return [dialogue for rows in drawn.values() for dialogue in rows]
+    return sample_dialogues(suite.examples, context, usable)
 
 
 async def _ask(

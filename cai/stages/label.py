@@ -14,7 +14,7 @@ from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, g
 from cai.errors import CaiError
 from cai.preferences import PreferencePair, compare, distinct, mixed, ordered, similar, tournament
 from cai.scoring.judge import accuracy_figures, doubts, judge_figures
-from cai.stages.base import Context, held_apart, held_out_overlaps, read_rows, split_failed, write_failed, write_rows
+from cai.stages.base import Context, held_apart, read_rows, split_failed, write_failed, write_rows
 
 
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -55,9 +55,7 @@ def _feedback(config: LabelConfig, work: Path, context: Context) -> tuple[list[P
         answered, failed = split_failed(prompts, found)
         different = [(prompt, answers) for prompt, answers in answered if len(answers) > 1]
         feedback = context.on(config.engine)
-        judge = (
-            feedback.recorded_model(ledger, config.model) if config.model else feedback.recorded(ledger, config.judge)
-        )
+        judge = feedback.recorded(ledger, config.judge, config.model)
         compared, known = asyncio.run(_judged(different, labelled, constitution, config, feedback, judge))
     finally:
         ledger.close()
@@ -137,11 +135,10 @@ def revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | 
 def human_pairs(config: Human, context: Context) -> tuple[list[PreferencePair], int]:
     """People's pairs, and how many were left out since a human turn of theirs stands in an evaluation suite."""
     labelled = load_preferences(config, context.data, context.seed)
-    overlaps = held_out_overlaps(context).values()
     pairs = [
         PreferencePair(prompt, better, worse, config.probability, (), kind="human")
         for prompt, better, worse in labelled
-        if not any(turn.content in seen for turn in prompt.messages if turn.role == "user" for seen in overlaps)
+        if not any(context.holds_out(turn.content) for turn in prompt.messages if turn.role == "user")
     ]
     return pairs, len(labelled) - len(pairs)
 

@@ -30,9 +30,7 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
     ledger = context.ledger()
     model = context.recorded(ledger, "sft")
     other = context.on(config.engine)
-    critic = model
-    if config.model or config.engine:
-        critic = other.recorded_model(ledger, config.model) if config.model else other.recorded(ledger, "sft")
+    critic = other.recorded(ledger, "sft", config.model) if config.model or config.engine else model
     allowed = max(context.engine.max_failures, other.engine.max_failures)
     try:
         chains = [revise(p, constitution, config, context.seed, model.complete, critic.complete) for p in prompts]

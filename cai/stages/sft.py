@@ -11,7 +11,7 @@ from cai.data.formats import Skipped, read_dialogues, shuffled
 from cai.data.mixture import mix
 from cai.dialogue import Dialogue, from_dicts
 from cai.errors import CaiError
-from cai.stages.base import Context, held_out_overlaps, read_rows
+from cai.stages.base import Context, read_rows
 
 Row = tuple[Dialogue, dict[str, Any]]  # with its tags
 
@@ -90,12 +90,11 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         revised = revision_rows(Path(context.inputs["revise"].path) / "training.parquet", config.revisions)
     skipped, lost = Skipped(), {"no_answer": 0, "overlapping": 0}
     overlaps = dict.fromkeys(context.held_out, 0)
-    held_out = held_out_overlaps(context)
 
     def usable(rows: Iterable[Row]) -> Iterator[Row]:
         for dialogue, tags in rows:
             asked = [m.content for m in dialogue if m.role == "user"]
-            held = [name for name, overlap in held_out.items() if any(text in overlap for text in asked)]
+            held = [name for name, overlap in context.overlaps.items() if any(text in overlap for text in asked)]
             for name in held:
                 overlaps[name] += 1
             if held:

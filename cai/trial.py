@@ -12,9 +12,11 @@ from cai.config import Config, ReviseConfig
 from cai.constitution import Constitution
 from cai.critique import CritiqueStep, Revision, revise
 from cai.dialogue import Prompt, user
-from cai.engines.base import Completion, Engine, Request, gather_rows
+from cai.engines.base import Completion, Engine, Recorded, Request, gather_rows
 from cai.errors import UsageError, nearest
 from cai.paths import resolve_file
+from cai.progress import Progress
+from cai.stages.base import Context
 from cai.tables import safe, word_diff
 
 if TYPE_CHECKING:
@@ -86,12 +88,23 @@ class Session:
     """A loaded model, a ledger, and what was shown last."""
 
     def __init__(self, config: Config, options: argparse.Namespace, console: "Console"):
-        from cai.ledger import Ledger
-
         self.config, self.options, self.console = config, options, console
         root = Path(config.outputs) / config.name
         root.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(root / "ledger.sqlite")
+        self.context = Context(
+            stage="try",
+            seed=config.seed,
+            root=root,
+            scratch=root,
+            model=config.model,
+            engine=config.engine,
+            data=config.data,
+            held_out={},
+            constitution=options.file,
+            inputs={},
+            progress=Progress("try", quiet=True),
+        )
+        self.ledger = self.context.ledger()
         self.before: dict[str, str] = {}  # prompt id -> the last revision shown, for --suite
         self._engine: Engine | None = None
         self._heard: Callable[[str], object] | None = None  # told the words of a text as the model writes it
@@ -121,25 +134,16 @@ class Session:
         return Constitution(constitution.name, kept, constitution.exemplars)
 
     def _open(self) -> Engine:
-        from cai.engines.base import open_engine
-        from cai.training.model import locate
-
         if self._engine is None:
             with self.console.status("loading the model"):
-                self._engine = open_engine(self.config.engine, locate(self.config.model))
+                self._engine = self.context.open_model("base")
         if hasattr(self._engine, "heard"):  # not every engine tells
             self._engine.heard = self._heard  # pyright: ignore[reportAttributeAccessIssue]
         return self._engine
 
     def _revise(self, jobs: Sequence[tuple[Prompt, Constitution]], heard: Any = None) -> list[Revision]:
         """Every chain through the ledger; `heard` is told each completion with its request."""
-        from cai.config import without_runtime
-        from cai.digest import digest
-        from cai.engines.base import Recorded
-        from cai.training.model import fingerprint
-
-        model = digest([digest(fingerprint(self.config.model)), without_runtime(self.config.engine)])
-        recorded = Recorded(self._open, self.ledger, "try", model)
+        recorded = Recorded(self._open, self.ledger, self.context.stage, self.context.model_digest("base"))
 
         async def ask(request: Request) -> Completion:
             completion = await recorded.complete(request)

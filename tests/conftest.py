@@ -1,11 +1,17 @@
 """A tiny random model, so that tests run the real code in seconds."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from cai.composing import compose
 from cai.dialogue import CHATML
+from cai.progress import Progress
+from cai.stages.base import Context
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
 settings.load_profile("untimed")
@@ -58,3 +64,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
+    """Makes a stage's context on the tiny model, with the smoke experiment's engine; fields that are given replace its
+    own."""
+
+    def make(stage: str, **fields: Any) -> Context:
+        config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+        context = Context(
+            stage=stage,
+            seed=0,
+            root=tmp_path,
+            scratch=tmp_path,
+            model=config.model,
+            engine=config.engine,
+            data={},
+            held_out={},
+            constitution="harmlessness",
+            inputs={},
+            progress=Progress(stage, quiet=True),
+        )
+        return dataclasses.replace(context, **fields)
+
+    return make

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import socket
 import struct
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from cai.composing import compose
 from cai.config import DataConfig, EngineConfig, Prompts, Sampling, ServerConfig
@@ -25,9 +27,9 @@ from cai.engines.openai import CHAT, Likely, OpenAIEngine, first_token_logprobs
 from cai.engines.servers import LONGEST, TRIPS, _seconds, _Server, read_key
 from cai.errors import CaiError, UsageError
 from cai.ledger import Ledger
-from cai.progress import Progress
 from cai.stages import evaluate, label, revise
 from cai.stages.base import Context, Input, read_rows
+from cai.trial import Session, parse
 
 WARM = Sampling(temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=16)
 COMPARED = (user("Is it day?"), assistant("The answer is:"))
@@ -501,7 +503,7 @@ COUNT = 6
 
 
 @pytest.fixture
-def context(tmp_path: Path, tiny_model: Path, faulty: Faulty) -> Context:
+def context(tmp_path: Path, tiny_model: Path, faulty: Faulty, make_context: Callable[..., Context]) -> Context:
     """The tiny model answers here; `faulty` may criticise or judge."""
     prompts = "\n".join(json.dumps({"prompt": f"Tell me about river {n}."}) for n in range(COUNT))
     (tmp_path / "prompts.jsonl").write_text(prompts)
@@ -510,19 +512,10 @@ def context(tmp_path: Path, tiny_model: Path, faulty: Faulty) -> Context:
     for name in ("sft", "sl_cai"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model").symlink_to(tiny_model)
-    composed = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
-    return Context(
-        stage="some",
-        seed=0,
-        root=tmp_path,
-        scratch=tmp_path,
-        model=composed.model,
-        engine=composed.engine,
+    return make_context(
+        "some",
         data={name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in ("prompts", "pairs")},
-        held_out={},
-        constitution="harmlessness",
         inputs={name: Input(str(tmp_path / name), name) for name in ("sft", "sl_cai")},
-        progress=Progress("some", quiet=True),
     )
 
 
@@ -600,3 +593,17 @@ def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(context: Con
     assert context.on(named).model_digest("base") == context.on(named).model_digest("sft")
     own = context.on(replace(named, model=None))
     assert own.model_digest("sft") != own.model_digest("sl_cai")
+
+
+def test_cai_try_asks_a_server_for_the_model_by_the_runs_name(tmp_path: Path, tiny_model: Path, faulty: Faulty):
+    law = tmp_path / "law.yaml"
+    law.write_text("principles: [{id: kind, critique: Say what is unkind., revision: Rewrite it., comparison: Pick one.}]")
+    words = [f"outputs={tmp_path}", "model=path", f"model.path={tiny_model}", "engine=openai"]
+    session = Session(
+        compose(["experiment=smoke", *words, f"engine.server.urls=[{faulty.url}]"]),
+        parse([str(law), "Name a river."]),
+        Console(file=io.StringIO()),
+    )
+    session.show()
+    session.close()
+    assert {body["model"] for _, body, _ in faulty.asked} == {"base"}

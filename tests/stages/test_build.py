@@ -14,7 +14,6 @@ from cai.composing import compose
 from cai.config import BuildConfig, DataConfig, Prompts
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.errors import CaiError
-from cai.progress import Progress
 from cai.stages import build, sft
 from cai.stages.base import Context, Input, read_rows
 
@@ -60,25 +59,18 @@ def listed(*texts: str) -> str:
 
 
 @pytest.fixture
-def context(tmp_path: Path, tiny_model: Path) -> Context:
+def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Context]) -> Context:
     sets = {"seed": SEEDS, "held": [HELD], "mine": MINE}
     for name, texts in sets.items():
         rows = [{"prompt": text, "completion": "Yes."} for text in texts]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in sets}
     config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
-    return Context(
-        stage="build",
-        seed=0,
-        root=tmp_path,
-        scratch=tmp_path,
-        model=config.model,
+    return make_context(
+        "build",
         engine=replace(config.engine, max_failures=0.5),
         data=data,
         held_out={"held": data["held"]},
-        constitution="harmlessness",
-        inputs={},
-        progress=Progress("build", quiet=True),
     )
 
 

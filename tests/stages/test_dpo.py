@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import pytest
 from cai.composing import compose
 from cai.config import DataConfig
 from cai.errors import CaiError
-from cai.progress import Progress
 from cai.stages import dpo, sft
 from cai.stages.base import Context, Input, write_rows
 from cai.training import trainer as training
 
 
 @pytest.fixture
-def context(tmp_path: Path, tiny_model: Path) -> Context:
+def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Context]) -> Context:
     def turn(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
@@ -31,19 +31,10 @@ def context(tmp_path: Path, tiny_model: Path) -> Context:
     write_rows(tmp_path / "label" / "pairs.parquet", rows)
     (tmp_path / "sl_cai").mkdir()
     (tmp_path / "sl_cai" / "model").symlink_to(tiny_model)
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
-    return Context(
-        stage="dpo",
-        seed=0,
-        root=tmp_path,
+    return make_context(
+        "dpo",
         scratch=tmp_path / "scratch",
-        model=config.model,
-        engine=config.engine,
-        data={},
-        held_out={},
-        constitution="harmlessness",
         inputs={name: Input(str(tmp_path / name), name) for name in ("sl_cai", "label")},
-        progress=Progress("dpo", quiet=True),
     )
 
 

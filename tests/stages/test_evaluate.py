@@ -14,7 +14,6 @@ from cai.config import DataConfig, EvaluateConfig, Prompts, Suite
 from cai.dialogue import Dialogue, Message
 from cai.engines.base import Completion, Request
 from cai.errors import CaiError
-from cai.progress import Progress
 from cai.stages import evaluate
 from cai.stages.base import Context, read_rows
 
@@ -46,7 +45,7 @@ class Pupil:
 
 
 @pytest.fixture
-def context(tmp_path: Path, tiny_model: Path) -> Context:
+def context(tmp_path: Path, make_context: Callable[..., Context]) -> Context:
     held: list[Any] = [{"prompt": prompt, "completion": answer} for prompt, answer in HELD.items()]
     turns = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Who?"), ("assistant", "Me.")]
     held.append({"messages": [{"role": role, "content": text} for role, text in turns]})
@@ -54,19 +53,9 @@ def context(tmp_path: Path, tiny_model: Path) -> Context:
     taught += [held[0], held[-1], {"prompt": "No answer?"}]  # none of which may be an example
     for name, rows in (("held", held), ("taught", taught)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
-    return Context(
-        stage="evaluate",
-        seed=0,
-        root=tmp_path,
-        scratch=tmp_path,
-        model=config.model,
-        engine=config.engine,
+    return make_context(
+        "evaluate",
         data={name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in ("held", "taught")},
-        held_out={},
-        constitution="harmlessness",
-        inputs={},
-        progress=Progress("evaluate", quiet=True),
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from cai.dialogue import as_dicts
 from cai.errors import CaiError
 from cai.ledger import Ledger
 from cai.preferences import option_probability
-from cai.progress import Progress
 from cai.stages import label
 from cai.stages.base import Context, Input, read_rows, write_rows
 
@@ -24,7 +24,7 @@ SETS = {"mine": "Tell me about river {}.", "labelled": "Is {} a good number?"}
 
 
 @pytest.fixture
-def context(tmp_path: Path, tiny_model: Path) -> Context:
+def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Context]) -> Context:
     rows = [SETS["mine"].format(n) for n in range(COUNT)]
     (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in rows))
     known = [{"prompt": SETS["labelled"].format(n), "chosen": "Yes, it is.", "rejected": "No."} for n in range(6)]
@@ -34,22 +34,14 @@ def context(tmp_path: Path, tiny_model: Path) -> Context:
         for n in range(4)
     ]
     (tmp_path / "law.yaml").write_text(yaml.safe_dump({"principles": rules}))
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
     for name in ("sft", "sl_cai", "revise"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model").symlink_to(tiny_model)
-    return Context(
-        stage="label",
-        seed=0,
-        root=tmp_path,
-        scratch=tmp_path,
-        model=config.model,
-        engine=config.engine,
+    return make_context(
+        "label",
         data={name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in SETS},
-        held_out={},
         constitution=str(tmp_path / "law.yaml"),
         inputs={name: Input(str(tmp_path / name), name) for name in ("sft", "sl_cai", "revise")},
-        progress=Progress("label", quiet=True),
     )
 
 

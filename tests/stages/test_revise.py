@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import yaml
 from cai.composing import compose
 from cai.config import DataConfig, Helpful, Prompts, ReviseConfig, SftConfig
 from cai.ledger import Ledger
-from cai.progress import Progress
 from cai.stages import revise, sft
 from cai.stages.base import Context, Input, read_rows
 
@@ -26,27 +26,19 @@ RULES = {
 
 
 @pytest.fixture
-def context(tmp_path: Path, tiny_model: Path) -> Context:
+def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Context]) -> Context:
     rows: list[dict[str, Any]] = [{"prompt": f"Tell me about river {n}."} for n in range(COUNT - 1)]
     talk = [("user", "Hello."), ("assistant", "Hello!"), ("user", "Name a lake.")]
     rows.append({"prompt": [{"role": role, "content": text} for role, text in talk]})
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (tmp_path / "law.yaml").write_text(yaml.safe_dump(RULES))
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "model").symlink_to(tiny_model)
-    return Context(
-        stage="revise",
-        seed=0,
-        root=tmp_path,
-        scratch=tmp_path,
-        model=config.model,
-        engine=config.engine,
+    return make_context(
+        "revise",
         data={"mine": DataConfig("file", str(tmp_path / "prompts.jsonl"))},
-        held_out={},
         constitution=str(tmp_path / "law.yaml"),
         inputs={"sft": Input(str(tmp_path / "sft"), "tiny")},
-        progress=Progress("revise", quiet=True),
     )
 
 

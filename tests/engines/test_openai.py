@@ -597,7 +597,9 @@ def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(context: Con
 
 def test_cai_try_asks_a_server_for_the_model_by_the_runs_name(tmp_path: Path, tiny_model: Path, faulty: Faulty):
     law = tmp_path / "law.yaml"
-    law.write_text("principles: [{id: kind, critique: Say what is unkind., revision: Rewrite it., comparison: Pick one.}]")
+    law.write_text(
+        "principles: [{id: kind, critique: Say what is unkind., revision: Rewrite it., comparison: Pick one.}]"
+    )
     words = [f"outputs={tmp_path}", "model=path", f"model.path={tiny_model}", "engine=openai"]
     session = Session(
         compose(["experiment=smoke", *words, f"engine.server.urls=[{faulty.url}]"]),

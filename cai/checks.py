@@ -46,6 +46,7 @@ CHOICES = {
     "dpo.loss": ("soft", "trl"),
     "dpo.adapter": ("fresh", "continued"),
     "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
+    "report_to": ("tensorboard", "wandb", "trackio"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
 FORMATS = (
@@ -151,12 +152,14 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
             if name not in config.data:
                 hint = nearest(name, list(config.data)) or f"; known: {', '.join(config.data)}"
                 raise UsageError(f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}")
+    _check_terms(config)
     _check_samplings(config, overrides)
     _check_mixtures(config, overrides)
     _check_build(config, overrides)
     _check_shots(config, overrides)
     _check_servers(config, overrides)
     _check_adapter(config, overrides)
+    _check_tuning(config, overrides)
     _check_labelled(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
@@ -189,6 +192,17 @@ def _ranges(config: Config) -> dict[str, Any]:
     }
     certain = {"label.human.probability": (0.5, 1)} if config.label.human else {}
     return RANGES | prompts | engines | certain | {f"{place}.samples": (1, 64) for place in helpful}
+
+
+def _check_terms(config: Config) -> None:
+    models = {"": config.model} | {f"{stage}.": lookup(config, stage).model for stage in ASKING}
+    for place, model in models.items():
+        if model is not None and model.terms is not None and not model.accept_license:
+            raise UsageError(
+                f"{place}model: {model.name} is not free software. Its licence says what it and the models tuned from "
+                f"it may be used for and what goes with them when they are passed on. Read {model.terms}; "
+                f"{place}model.accept_license=true says that you accept it"
+            )
 
 
 def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
@@ -312,6 +326,19 @@ def _check_adapter(config: Config, overrides: Sequence[str]) -> None:
             f"dpo.peft{origin('dpo.peft', overrides)}: with dpo.adapter=continued sl_cai's adapter is trained on, "
             "which sl_cai.peft describes; take dpo=continued, which leaves dpo.peft null"
         )
+
+
+def _check_tuning(config: Config, overrides: Sequence[str]) -> None:
+    for stage in ("sft", "sl_cai"):
+        section: SftConfig = lookup(config, stage)
+        key = f"{stage}.quantization"
+        if section.quantization is not None and section.peft is None:
+            raise UsageError(
+                f"{key}{origin(key, overrides)}: quantised weights can't be tuned themselves; set {stage}.peft"
+            )
+        key = f"{stage}.args.packing_strategy"
+        if section.args.get("packing_strategy") == "wrapped":
+            raise UsageError(f"{key}{origin(key, overrides)}: wrapped joins rows that then see each other; use bfd")
 
 
 def _check_labelled(config: Config, overrides: Sequence[str]) -> None:

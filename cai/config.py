@@ -28,6 +28,15 @@ def schema(cls: type[T]) -> type[T]:
 
 
 @schema
+class WheelFile:
+    """A file in a pinned PyPI wheel."""
+
+    path: str
+    wheel: str  # "name==version"
+    sha256: str  # of the wheel file
+
+
+@schema
 class ModelConfig:
     """Where the starting model comes from."""
 
@@ -37,7 +46,10 @@ class ModelConfig:
     revision: str | None = None  # hub: a commit, so that a run can be repeated
     wheel: str | None = None  # wheel: "name==version"
     sha256: str | None = None  # wheel: of the wheel file
+    more: list[WheelFile] = field(default_factory=list)  # wheel: further parts of the .gguf, in order
     license: str | None = None
+    terms: str | None = None  # where a licence stands that has to be accepted before the model is used
+    accept_license: bool = runtime(default=False)
     template: str | None = None  # chatml | inst | a .jinja file, in place of its chat template; null: its own
 
 
@@ -62,6 +74,7 @@ class EngineConfig:
     model: str | None = None  # openai: its name on the servers; null: the run's own models, as base, sft, sl_cai, dpo
     dtype: str = "auto"  # float32 on a CPU, bfloat16 where the device is fast at it
     device: str = runtime(default="auto")  # auto | cpu | cuda | mps
+    attention: str | None = runtime(default=None)  # transformers' attn_implementation, also in training; null: its own
     batch_rows: int = runtime(default=64)  # most requests in one batch
     batch_tokens: int = runtime(default=16384)  # most tokens (prompt and answer, padded) in one batch
     options: dict[str, Any] = runtime(default_factory=dict)  # vllm: arguments of vllm.LLM, by its own names
@@ -174,6 +187,7 @@ class SftConfig:
     max_length: int = 1024  # tokens; longer rows are cut and counted
     max_lost: float = runtime(default=0.5)  # share of the rows that may be lost before the stage refuses to train
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; null tunes every weight
+    quantization: dict[str, Any] | None = None  # QLoRA: arguments of transformers.BitsAndBytesConfig, beside peft
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.SFTConfig
 
 
@@ -304,6 +318,7 @@ class Config:
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
     outputs: str = "outputs"
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # and wandb, trackio: live training curves
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

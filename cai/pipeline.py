@@ -1,6 +1,8 @@
 """The stages in order, the plan (what would run, and why), and the conductor that runs it."""
 
+import argparse
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -314,6 +316,7 @@ def spec_of(stage: Stage, config: Config, run: Run, done: Mapping[str, Manifest]
         "model": dataclasses.asdict(config.model),
         "engine": dataclasses.asdict(config.engine),
         "constitution": config.constitution,
+        "report_to": config.report_to,
         "data": {name: dataclasses.asdict(config.data[name]) for name in sorted(used)},
         "held_out": _suite_data(config) if stage.apart else [],
         "inputs": {
@@ -327,7 +330,8 @@ def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dic
     """The stage in a process of its own, so that its memory is free again; training in several if configured."""
     command = [sys.executable, "-m", "cai.worker", str(scratch / "spec.json")]
     if config.launcher.kind == "accelerate" and stage.trains:
-        command[1:3] = ["-m", "accelerate.commands.launch", *config.launcher.args, "-m", "cai.worker"]
+        arguments = launch_arguments(config)
+        command[1:3] = ["-m", "accelerate.commands.launch", *arguments, "-m", "cai.worker"]
     worker = subprocess.Popen(command, pass_fds=[lock])
     try:
         code = worker.wait()
@@ -345,17 +349,26 @@ def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dic
     return json.loads((scratch / "summary.json").read_text())
 
 
+def launch_arguments(config: Config) -> list[str]:
+    """Arguments of `accelerate launch`, which starts one process on a machine without an accelerator, however many it
+    is asked for, but with its launcher for several GPUs; the processes then talk through gloo."""
+    from cai.training.model import pick_device
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", type=int, default=1)
+    several = parser.parse_known_args(config.launcher.args)[0].num_processes > 1
+    alone = several and pick_device(config.engine.device) == "cpu" and "--multi_gpu" not in config.launcher.args
+    return [*config.launcher.args, *(["--multi_gpu"] if alone else [])]
+
+
 def check(config: Config) -> None:
     """Builds every trl and peft config and opens nothing else: a typo fails in seconds, not after hours."""
     from cai.stages import dpo, sft
-    from cai.training.trainer import lora_config
+    from cai.training.trainer import bits_config, lora_config
 
     engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
-    if any(engine.kind == "vllm" for engine in engines):
-        import importlib.util
-
-        if importlib.util.find_spec("vllm") is None:
-            raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
+    if any(engine.kind == "vllm" for engine in engines) and importlib.util.find_spec("vllm") is None:
+        raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
     if config.engine.model is not None:
         raise UsageError(
             f"engine.model={config.engine.model}: every stage would ask this one model, whatever it trains; leave it "
@@ -367,8 +380,13 @@ def check(config: Config) -> None:
             from cai.engines.servers import read_key
 
             read_key(engine.server)
+    for name in config.report_to:
+        if importlib.util.find_spec("tensorboardX" if name == "tensorboard" else name) is None:
+            raise UsageError(f"report_to: {name} is not installed; pip install {name}, or leave it out of report_to")
     for name in ("sft", "sl_cai"):
         section = lookup(config, name)
+        if section.quantization is not None:
+            bits_config(f"{name}.quantization", section.quantization)
         sft.arguments(name, section, config.seed, "unused", "cpu", section.validation > 0)
     dpo.arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
     for name in ("sft", "sl_cai", "dpo"):

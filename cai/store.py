@@ -7,6 +7,7 @@ outputs/<name>/
   <stage>/<key12>/
     work/                while the stage runs; renamed to out/ when it is finished
     scratch/             checkpoints and progress; removed when the stage is done
+    logs/                TensorBoard's curves; kept, and no part of the output
     manifest.json        written last: only a manifest means done
 """
 

@@ -63,6 +63,7 @@ def surroundings(spec: dict[str, Any], scratch: Path, progress: Progress) -> tup
         constitution=spec["constitution"],
         inputs={name: Input(**values) for name, values in spec["inputs"].items()},
         progress=progress,
+        report_to=spec["report_to"],
     )
     return build(typing.get_type_hints(Config)[spec["stage"]], spec["config"]), context
 

@@ -17,6 +17,7 @@ from cai.paths import shipped
 
 FILES = sorted(path.relative_to(shipped("conf")) for path in shipped("conf").glob("*/*.yaml"))
 GIVEN = {
+    "model=gemma-270m": ["model.accept_license=true"],
     "model=path": ["model.path=somewhere"],
     "dpo=continued": ["sl_cai.peft={r: 4}"],
 }  # what a file leaves to the person
@@ -52,6 +53,11 @@ def test_every_group_is_covered():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("model=gemma-270m", "model.accept_license=true says that you accept it"),
+        ("report_to=[wandbb]", "report_to=wandbb (override 'report_to=[wandbb]'): must be one of tensorboard, wandb"),
+        ("sft.quantization={load_in_4bit: true}", "quantised weights can't be tuned themselves; set sft.peft"),
+        ("+sl_cai.args.packing_strategy=wrapped", "wrapped joins rows that then see each other; use bfd"),
+        ("+model@label.model=gemma-270m", "label.model: Gemma-3-270m is not free software"),
         ("revise.round=3", "unknown key 'revise.round' (override 'revise.round=3'); did you mean 'rounds'?"),
         ("dpo.args.bata=1", "unknown key 'dpo.args.bata' (override 'dpo.args.bata=1'); did you mean 'beta'?"),
         ("+foo=1", "unknown key 'foo' (override '+foo=1')"),
@@ -191,6 +197,8 @@ def runtime_keys(kind: Any, above: str = "") -> list[str]:
 
 CHANGED = {
     "engine.device": "engine.device=cpu",
+    "engine.attention": "+engine.attention=sdpa",
+    "model.accept_license": "+model.accept_license=true",
     "engine.batch_rows": "engine.batch_rows=3",
     "engine.batch_tokens": "engine.batch_tokens=99",
     "label.require_judge": "label.require_judge=true",

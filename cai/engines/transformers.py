@@ -22,7 +22,7 @@ class TransformersEngine:
         self.config = config
         self.device = pick_device(config.device)
         self.tokenizer: Any = load_tokenizer(model)
-        self.model: Any = load_model(model, config.dtype, self.device).eval()
+        self.model: Any = load_model(model, config.dtype, self.device, config.attention).eval()
         self.heard: Callable[[str], object] | None = None  # told a reply's words as they come, where it is alone
         self._batcher = Batcher(self._choose, self._run)
         self._tokens: dict[Request, list[int]] = {}

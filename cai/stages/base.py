@@ -46,6 +46,7 @@ class Context:
     constitution: str
     inputs: Mapping[str, Input]
     progress: Progress
+    report_to: Sequence[str] = ()  # what shows training's curves while it runs
 
     def load_constitution(self) -> Constitution:
         return Constitution.load(self.constitution)

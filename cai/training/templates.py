@@ -5,6 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+
 from cai.dialogue import TEMPLATES
 from cai.errors import UsageError, nearest
 
@@ -22,9 +26,26 @@ def template_text(name: str) -> str:
         hint = nearest(name, list(TEMPLATES))
         raise UsageError(f"model.template={name}: neither {' nor '.join(TEMPLATES)} nor a .jinja file{hint}")
     try:
-        return Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_text(encoding="utf-8")
+        _grammar().parse(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"model.template={name}: can't be read: {error}") from None
+    except TemplateSyntaxError as error:
+        raise UsageError(f"{name}:{error.lineno}: not a Jinja template: {error.message}") from None
+    return text
+
+
+def _grammar() -> Environment:
+    """Jinja as transformers extends it, to find a template's errors before a model is opened."""
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Environment(extensions=[loopcontrols, Generation])  # noqa: S701 - nothing is rendered
 
 
 def give_template(tokenizer: Any, text: str, key: str) -> None:

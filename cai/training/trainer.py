@@ -1,10 +1,12 @@
 """trl's trainers: their configs from ours, checkpoints that resume by themselves, and what a run leaves behind."""
 
 import dataclasses
+import importlib.util
+import inspect
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,88 @@ def lora_config(key: str, args: dict[str, Any]) -> Any:
         return peft.LoraConfig(task_type="CAUSAL_LM", **args)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{key}: peft.LoraConfig refuses: {str(error).splitlines()[0]}") from None
+
+
+def bits_config(key: str, args: dict[str, Any]) -> Any:
+    """transformers' BitsAndBytesConfig from `args`. Raises UsageError on a name that it does not take, or where
+    bitsandbytes is missing."""
+    from transformers import BitsAndBytesConfig
+
+    names = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+    for name in args:
+        if name not in names:
+            hint = nearest(name, names)
+            raise UsageError(f"{key}.{name}: transformers.BitsAndBytesConfig has no such argument{hint}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(f"{key}: bitsandbytes is not installed; pip install 'constitutional-ai[qlora]'")
+    try:
+        return BitsAndBytesConfig(**args)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{key}: transformers.BitsAndBytesConfig refuses: {str(error).splitlines()[0]}") from None
+
+
+def refuse_leaks(model: Any, key: str) -> None:
+    """Raises CaiError where packed rows see each other: where a row's scores change with the row that stands before it.
+
+    Whether they do is a matter of the attention's implementation and the model's code, so the model itself is asked.
+    """
+    import torch
+
+    length, vocabulary = 8, model.get_input_embeddings().weight.shape[0]
+    one, other, row = torch.arange(3 * length, device=model.device).remainder(vocabulary).view(3, length)
+    positions = torch.arange(length, device=model.device).repeat(2)[None]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        scores = [
+            model(input_ids=torch.cat((first, row))[None], position_ids=positions, use_cache=False).logits[0, length:]
+            for first in (one, other)
+        ]
+    model.train(training)
+    if not torch.allclose(*scores, atol=1e-3, rtol=1e-3):
+        raise CaiError(
+            f"{key}: packed rows would see each other in this model with attention "
+            f"'{model.config._attn_implementation}'; set engine.attention=flash_attention_2, or leave packing out and "
+            "set train_sampling_strategy=group_by_length"
+        )
+
+
+def recomputes(model: Any, tokens: int, tuned: int, free: int | None) -> bool:
+    """Whether gradient checkpointing is needed: training would take more than nine tenths of the free memory.
+
+    `tokens` in a batch, `tuned` weights, `free` bytes beside the loaded model; None: not known (a CPU). A layer keeps
+    about 17 numbers a token and hidden unit (Korthikanti et al. 2022, section 4.1, without the attention's scores), the
+    output layer two float32 numbers a token and word; a tuned weight has a gradient and two moments.
+    """
+    if free is None:
+        return False
+    config = model.config.get_text_config()
+    size = next(model.parameters()).element_size()
+    activations = tokens * (17 * config.num_hidden_layers * config.hidden_size * size + 8 * config.vocab_size)
+    return activations + 3 * size * tuned > 0.9 * free
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on an accelerator; None for a CPU."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return None
+
+
+def show_curves(trainer: Any, names: Sequence[str], stage: str, run: str, folder: Path) -> None:
+    """Shows the curves while training runs: TensorBoard's as files in `folder`, wandb's and trackio's in their way."""
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+    trainer.args.run_name = f"{run}-{stage}"
+    for callback in get_reporting_integration_callbacks(list(names)):
+        trainer.add_callback(callback)
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__name__ == "TensorBoardCallback":
+            callback.logging_dir = str(folder)
 
 
 def watching(validation: bool) -> dict[str, Any]:
@@ -138,8 +222,11 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def save_result(trainer: Any, tokenizer: Any, work: Path) -> None:
-    """work/model: full weights (an adapter is merged, and kept in work/adapter too); work/history.json: the curve."""
+def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any] | None = None) -> None:
+    """work/model: full weights (an adapter is merged, and kept in work/adapter too); work/history.json: the curve.
+
+    Where the trained model's weights are quantised, `base` loads them as they were, and the adapter is merged there.
+    """
     from cai.training.model import save_model
 
     if int(os.environ.get("RANK", "0")):
@@ -147,6 +234,10 @@ def save_result(trainer: Any, tokenizer: Any, work: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(work / "adapter", selected_adapters=["default"])  # trl's copy "ref" is no result
+        if base is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(base(), str(work / "adapter"))
         _settle_adapter(work / "adapter")
         model = model.merge_and_unload()
     save_model(model, tokenizer, work / "model")

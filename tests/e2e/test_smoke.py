@@ -136,6 +136,23 @@ def test_sft_is_tuned_on_what_build_has_made(tmp_path: Path, tiny_model: Path):
     assert "sft: stale: build gave other output" in again.stderr
 
 
+def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
+    """At an equal global batch: the same losses step by step, and the same held-out loss."""
+
+    def curve(launcher: str, rows: int) -> list[dict[str, float]]:
+        words = [f"name={launcher}", f"launcher={launcher}", f"sft.args.per_device_train_batch_size={rows}"]
+        words += ["stages=[sft]", "sft.validation=0.25", "sft.max_length=1024", "sft.args.per_device_eval_batch_size=1"]
+        done = cai(tmp_path, tiny_model, *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((tmp_path / "outputs" / launcher / "latest/sft/out/history.json").read_text())
+
+    alone, together = curve("inline", 4), curve("accelerate", 2)
+    assert [entry["step"] for entry in together] == [entry["step"] for entry in alone] and len(alone) > 4
+    for key in ("loss", "eval_loss", "grad_norm"):
+        found = [entry[key] for entry in together if key in entry]
+        assert found and found == pytest.approx([entry[key] for entry in alone if key in entry], abs=1e-3)
+
+
 @pytest.mark.parametrize("stage", NAMES)
 def test_killed_in_any_stage_it_continues_to_the_same_result(stage: str, whole: Path, tmp_path: Path, tiny_model: Path):
     expected, asked = manifests(whole), ledger_rows(whole)

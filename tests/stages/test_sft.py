@@ -1,7 +1,10 @@
 """Which rows are trained on, what is left out and why, and that the rest of a large file is never in memory."""
 
 import json
+import shutil
 import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from cai.config import DataConfig, EngineConfig, ModelConfig, SftConfig
 from cai.errors import CaiError
 from cai.progress import Progress
 from cai.stages.base import Context, Input, write_rows
-from cai.stages.sft import prepare, refuse_losses, training_rows
-from cai.training.model import load_tokenizer
+from cai.stages.sft import prepare, refuse_losses, run, training_rows
+from cai.training.model import load_model, load_tokenizer
+from cai.training.trainer import bits_config
 
 SECRET = "one two three four five six seven eight nine ten"  # a held-out prompt
 
@@ -119,6 +123,46 @@ def test_more_losses_than_configured_are_refused(
         with pytest.raises(CaiError) as caught:
             refuse_losses(config, "sft", audit)
         assert said in str(caught.value)
+
+
+def test_curves_are_kept_beside_what_the_stage_makes(make_context: Callable[..., Context], tmp_path: Path):
+    """TensorBoard's files hold times, so that they can't be part of the output."""
+    data = {"seed": file(tmp_path, "seed", rows(6))}
+    context = make_context("sft", data=data, scratch=tmp_path / "scratch", report_to=["tensorboard"])
+    run(settings("sft.validation=0", "sft.args.num_train_epochs=1"), {}, tmp_path / "work", context)
+    found = [path.parent for path in tmp_path.rglob("events.out.tfevents.*")]
+    assert found == [tmp_path / "logs"] and (tmp_path / "work/model").is_dir()
+
+
+@pytest.mark.slow
+def test_qlora_tunes_an_adapter_on_four_bits(make_context: Callable[..., Context], tiny_model: Path, tmp_path: Path):
+    """bitsandbytes on a CPU: the base is in four bits while it is tuned; what is published is the whole model with the
+    adapter merged, in the base's own precision."""
+    import torch
+    from peft import PeftModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    wide = tmp_path / "wide"
+    shutil.copytree(tiny_model, wide)
+    config = LlamaConfig.from_pretrained(tiny_model, hidden_size=128, intermediate_size=128, head_dim=64)
+    LlamaForCausalLM(config).save_pretrained(wide)  # four bits come in blocks of 64
+    context = make_context("sft", data={"seed": file(tmp_path, "seed", rows(12))}, scratch=tmp_path / "scratch")
+    context = replace(context, model=ModelConfig("wide", "path", str(wide)))
+    bits = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"
+    section = settings(f"sft.quantization={bits}", "sft.validation=0.25", "sft.args.num_train_epochs=6")
+    quantization = bits_config("sft.quantization", section.quantization or {})
+    quantised = load_model(str(wide), "float32", "cpu", quantization=quantization)
+    assert {str(m.weight.dtype) for n, m in quantised.named_modules() if n.endswith("_proj")} == {"torch.uint8"}
+    run(section, {}, tmp_path / "work", context)
+    history = json.loads((tmp_path / "work/history.json").read_text())
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert losses[-1] < losses[0] - 0.05
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "work/model")
+    expected = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(wide), str(tmp_path / "work/adapter"))
+    expected = expected.merge_and_unload()
+    assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), expected.parameters(), strict=True))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged.state_dict()[name], LlamaForCausalLM.from_pretrained(wide).state_dict()[name])
 
 
 @pytest.mark.slow

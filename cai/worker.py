@@ -80,7 +80,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
-    for name in ("trl", "peft", "accelerate", "torch", "httpx2", "httpcore2"):
+    for name in ("trl", "peft", "accelerate", "bitsandbytes", "torch", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, lookup, unbuilt, without_runtime
+from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, in_round, lookup, unbuilt, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -44,8 +44,8 @@ CHOICES = {
     "label.kind": ("feedback", "revision", "mixed"),
     "label.judge": ("base", "sft", "sl_cai"),
     "dpo.loss": ("soft", "trl"),
+    "dpo.reference": ("policy", "first"),
     "dpo.adapter": ("fresh", "continued"),
-    "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
 FORMATS = (
@@ -61,6 +61,7 @@ FORMATS = (
 )
 ASKING = ("build", "revise", "label")  # the stages that may have a model and an engine of their own
 RANGES = {
+    "rounds": (1, 99),
     "build.target": (0, 1 << 30),
     "build.rounds": (1, 1 << 20),
     "build.requests": (1, 1 << 20),
@@ -157,6 +158,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_shots(config, overrides)
     _check_servers(config, overrides)
     _check_adapter(config, overrides)
+    _check_rounds(config, overrides)
     _check_labelled(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
@@ -173,6 +175,8 @@ def _choices(config: Config) -> dict[str, tuple[str, ...]]:
         if key.startswith("engine.")
     }
     named |= {f"{stage}.model.kind": CHOICES["model.kind"] for stage in ASKING if lookup(config, stage).model}
+    later = (in_round("dpo", number) for number in range(2, config.rounds + 1))
+    named["evaluate.models"] = ("base", "sft", "sl_cai", "dpo", *later)
     return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
 
 
@@ -311,6 +315,21 @@ def _check_adapter(config: Config, overrides: Sequence[str]) -> None:
         raise UsageError(
             f"dpo.peft{origin('dpo.peft', overrides)}: with dpo.adapter=continued sl_cai's adapter is trained on, "
             "which sl_cai.peft describes; take dpo=continued, which leaves dpo.peft null"
+        )
+
+
+def _check_rounds(config: Config, overrides: Sequence[str]) -> None:
+    if config.rounds == 1:
+        return
+    given = f"rounds={config.rounds}{origin('rounds', overrides)}"
+    if config.label.kind != "feedback":
+        raise UsageError(
+            f"{given}: label.kind={config.label.kind} sets revisions against sl_cai's first answers, which no later "
+            "round's model gives; take label.kind=feedback, or rounds=1"
+        )
+    if config.label.prompts.limit is None:
+        raise UsageError(
+            f"{given}: each takes the next label.prompts.limit prompts, and it is null; set it to a share of them"
         )
 
 

@@ -5,6 +5,7 @@ every stage key, so changing it re-runs nothing.
 """
 
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -259,6 +260,7 @@ class DpoConfig:
     validation: float = 0.1
     patience: int | None = None
     guards: Guards = field(default_factory=Guards)
+    reference: str = "policy"  # policy (the model that the round starts at) | first (sl_cai, in every round)
     adapter: str = "fresh"  # fresh (see peft) | continued (sl_cai's own, on the model that sl_cai was tuned from)
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
@@ -300,6 +302,7 @@ class Config:
     dpo: DpoConfig
     evaluate: EvaluateConfig
     seed: int = 0
+    rounds: int = 1  # of label and dpo: each starts at the model of the one before, on the next prompts
     constitution: str = "harmlessness"
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
@@ -322,6 +325,22 @@ def unbuilt(names: Sequence[str]) -> list[str]:
 def builds(config: Config) -> bool:
     """Whether the stage `build` is part of the run: it is named in `stages`, or its rows are trained on."""
     return "build" in (config.stages or ()) or BUILT in [*config.sft.data, *helpful_data(config)]
+
+
+def in_round(stage: str, number: int) -> str:
+    """The name of `label` or `dpo` in a round: the stage's own in the first, then label2, dpo2, ..."""
+    return stage if number == 1 else f"{stage}{number}"
+
+
+def first_round(stage: str) -> str:
+    """The first round's stage of the same kind: label of label2."""
+    match = re.fullmatch(r"(label|dpo)[1-9]\d*", stage)
+    return match[1] if match else stage
+
+
+def policy_of(number: int) -> str:
+    """The stage whose model a round of label and dpo starts at."""
+    return "sl_cai" if number == 1 else in_round("dpo", number - 1)
 
 
 def lookup(value: Any, key: str) -> Any:

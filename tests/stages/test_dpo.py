@@ -90,6 +90,46 @@ def test_pairs_that_do_not_fit_are_counted_and_none_left_is_an_error(context: Co
         run(context, "short", "dpo.args.max_length=8")
 
 
+def later(context: Context, tiny_model: Path) -> Context:
+    """A second round: its policy is another model than sl_cai."""
+    import torch
+
+    from cai.training.model import load_model, load_tokenizer
+
+    model = load_model(str(tiny_model), "float32", "cpu")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(context.root / "dpo" / "model")
+    load_tokenizer(str(tiny_model)).save_pretrained(context.root / "dpo" / "model")
+    inputs = {**context.inputs, "dpo": Input(str(context.root / "dpo"), "dpo"), "label2": context.inputs["label"]}
+    return dataclasses.replace(context, inputs=inputs, round=2)
+
+
+@pytest.mark.parametrize("words", [["dpo=lora"], ["dpo=full"], ["dpo.args.precompute_ref_log_probs=true"]])
+def test_rewards_of_a_later_round_are_against_the_reference_that_is_asked_for(
+    words: list[str], context: Context, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before the first step: 0 against the policy; against the first model, beta times what the policy is above it."""
+    seen: dict[str, dict[str, float]] = {}
+    monkeypatch.setattr(training, "run_training", lambda trainer, *_: seen.update({"now": trainer.evaluate()}))
+
+    def at_the_start(where: Context, *more: str) -> dict[str, float]:
+        run(where, f"run{len(list(where.root.glob('run*')))}", "dpo.validation=0.3", *words, *more)
+        return seen.pop("now")
+
+    second = later(context, tiny_model)
+    first = at_the_start(context, "dpo.reference=first")
+    policy, against_first = at_the_start(second), at_the_start(second, "dpo.reference=first")
+    for answer in ("chosen", "rejected"):
+        assert first[f"eval_rewards/{answer}"] == policy[f"eval_rewards/{answer}"] == 0
+        above = policy[f"eval_logps/{answer}"] - first[f"eval_logps/{answer}"]
+        assert abs(above) > 0.1
+        assert against_first[f"eval_rewards/{answer}"] == pytest.approx(0.1 * above, abs=1e-4)
+        assert against_first[f"eval_logps/{answer}"] == policy[f"eval_logps/{answer}"]
+
+
 def tune(context: Context, stage: str, start: str, *words: str) -> Context:
     """The same with a published model of `stage`, by an adapter on `start`."""
     asked = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": f"{stage} says the Rhine."}]

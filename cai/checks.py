@@ -104,6 +104,7 @@ RANGES = {
     "dpo.guards.prompts": (0, 1024),
     "dpo.guards.new_tokens": (1, 1 << 16),
     "dpo.guards.longer": (1, 1000),
+    "dpo.guards.shorter": (0, 1),
     "dpo.guards.repetitive": (0, 1),
     "dpo.max_probability": (0.5, 1),
     "report.records": (0, 1_000_000),

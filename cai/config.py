@@ -245,8 +245,9 @@ class Guards:
     chosen_floor: float | None = -5.0  # lowest mean reward of the chosen answers; null: any
     falling: int | None = 2  # evaluations in a row with a smaller held-out margin; null: any number
     prompts: int = 4  # of held-out pairs that the model answers before training and at each evaluation; 0: none
-    new_tokens: int = 48  # most tokens of such an answer
+    new_tokens: int = 128  # most tokens of such an answer
     longer: float | None = 2.0  # their mean length over that before training; null: any
+    shorter: float | None = 0.5  # lowest mean length over that before training; null: any
     repetitive: float | None = 0.5  # share of them that go round in circles; null: any
     stop: bool = False  # end training there, with the best checkpoint
 

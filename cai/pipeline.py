@@ -119,7 +119,7 @@ STAGES = (
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 3, "dpo", _optimised_from, trains=True),
+    Stage("dpo", 4, "dpo", _optimised_from, trains=True),
     Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",

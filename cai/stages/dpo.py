@@ -19,7 +19,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     """
     from datasets import Dataset
 
-    from cai.training.guards import answer, signs, watch
+    from cai.training.guards import answer, signs, unseen, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
     from cai.training.trainer import lora_config, run_training, save_result
@@ -53,8 +53,9 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
     asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[: config.guards.prompts]
     answers = partial(answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens)
-    generates = asked and not trainer.is_fsdp_enabled  # FSDP's shards do not
-    trainer.add_callback(watch(config.guards, context.progress.say, answers if generates else None))
+    sharded = trainer.is_fsdp_enabled
+    generated = answers if asked and not sharded else None
+    trainer.add_callback(watch(config.guards, context.progress.say, generated, sharded))
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     log = trainer.state.log_history
@@ -65,7 +66,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     # trl drops rows whose prompt alone fills max_length
     dropped = len(rows) - len(trainer.train_dataset) - (len(trainer.eval_dataset) if held else 0)
     summary = {"pairs": len(rows), "dropped": dropped, "held_out_rows": held, "steps": trainer.state.global_step}
-    return summary | figures | {"signs": signs(log, config.guards)}
+    return summary | figures | {"signs": [*signs(log, config.guards), *unseen(log, config.guards, sharded)]}
 
 
 def continued(context: Context, device: str) -> Any:

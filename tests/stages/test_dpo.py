@@ -55,15 +55,19 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
     assert len(summary["signs"]) == 1 and summary["signs"][0].startswith("At step 2 ")
     hard, _ = run(context, "hard", "dpo.validation=0.2", "dpo.loss=trl")
     assert hard["rewards/margins"] != summary["rewards/margins"] and hard["signs"] == []
+    blind, _ = run(context, "blind", "dpo.validation=0")
+    assert blind["signs"] == [
+        "The guards see no growing, shrinking or repetitive answers, since no pair is held out (dpo.validation)."
+    ]
 
 
 def test_answers_to_held_out_prompts_are_in_the_curve(context: Context):
     words = ("dpo.validation=0.3", "dpo.guards.prompts=2", "dpo.args.learning_rate=0.02")
-    _, log = run(context, "guarded", *words, "dpo.guards.new_tokens=8")
-    found = [entry for entry in log if "answers/characters" in entry]
+    _, log = run(context, "guarded", *words)
+    found = [entry for entry in log if "answers/tokens" in entry]
     evaluated = [entry["step"] for entry in log if "eval_loss" in entry]
     assert [entry["step"] for entry in found] == [0, *evaluated] and len(evaluated) > 1
-    assert len({entry["answers/characters"] for entry in found}) > 1  # they are the trained model's, not the first's
+    assert len({entry["answers/tokens"] for entry in found}) > 1  # they are the trained model's, not the first's
     _, plain = run(context, "plain", *words, "dpo.guards.prompts=0")
     assert plain == [entry for entry in log if entry not in found]  # and training does not feel them
 

@@ -16,7 +16,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from cai.composing import compose
 from cai.config import Config, Prompts
 from cai.data.formats import load_preferences
 from cai.dialogue import Dialogue, from_dicts
-from cai.engines.base import Engine, Request, gather_rows, open_engine
+from cai.engines.base import Recorded, Request, gather_rows, open_engine
+from cai.ledger import Ledger
 from cai.scoring.statistics import Estimate, mean, share
 from cai.stages.base import read_rows
 from cai.tables import figure
 from cai.worker import quiet
 
 NAME = "preferences"
+LONG = 80  # words: people's pairs with a longer answer are left out, since none that is trained on comes near
 ARMS = {  # the first two share their pairs
     "AI feedback, soft labels": ["dpo.loss=soft"],
     "AI feedback, hard labels": ["dpo.loss=trl"],
@@ -72,7 +75,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=16, help="of these, and of people's pairs")
     parser.add_argument("--prompts", type=int, default=60, help="revised, so that so many pairs are left")
     parser.add_argument("--tokens", type=int, default=48, help="most of an answer; a revision has 16 more")
-    parser.add_argument("--suite", type=int, default=16, help="evaluation prompts of each kind")
+    parser.add_argument("--suite", type=int, default=8, help="evaluation prompts of each kind")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all of them", default=[])
     options = parser.parse_intermixed_args()
@@ -118,12 +121,12 @@ def measured(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]
         held_out[rows[0]["kind"]] = [
             Pair(from_dicts(row["prompt"]), row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows
         ]
-        trained[arm] = (latest / "dpo").resolve() / "out" / "model"
-        start = (latest / "sl_cai").resolve() / "out" / "model"
+        trained[arm], start = (latest / "dpo").resolve(), (latest / "sl_cai").resolve()
         metrics = json.loads((latest / "evaluate" / "out" / "metrics.json").read_text())
         found |= {"before: sl_cai": suite_figures(metrics["sl_cai"]), arm: suite_figures(metrics["dpo"])}
-    chosen = Prompts(["human_harm"], options.held_out)
-    held_out["people"] = [Pair(p.messages, good, bad) for p, good, bad in load_preferences(chosen, config.data, seed)]
+    labelled = load_preferences(Prompts(["human_harm"]), config.data, seed)
+    short = [Pair(p.messages, *both) for p, *both in labelled if max(len(text.split()) for text in both) <= LONG]
+    held_out["people"] = short[: options.held_out]
     for arm, margins in rewards(config, start, trained, held_out).items():
         found[arm] |= {f"reward margin, {kind} pairs": values for kind, values in margins.items()}
     return found
@@ -151,33 +154,33 @@ def rewards(
     beta times the difference of their log-ratios to the sl_cai model, in nats over the answers' tokens."""
     pairs = [pair for of_kind in held_out.values() for pair in of_kind]
 
-    def differences(model: Path) -> list[float]:
-        engine = open_engine(config.engine, str(model))
-        try:
-            found = asyncio.run(scored(engine, pairs))
-        finally:
-            engine.close()
-        return found
+    def differences(stage: Path) -> list[float]:
+        engine = replace(config.engine, batch_rows=8)  # a row of scores is large
+        output = json.loads((stage / "manifest.json").read_text())["output"]
+        with closing(Ledger(stage.parents[1] / "ledger.sqlite")) as ledger:
+            model = Recorded(lambda: open_engine(engine, str(stage / "out" / "model")), ledger, NAME, output)
+            with closing(model):
+                return asyncio.run(scored(model, pairs))
 
     reference, beta = differences(start), config.dpo.args["beta"]
     margins: dict[str, dict[str, list[float]]] = {}
-    for arm, model in trained.items():
-        policy = iter(zip(differences(model), reference, strict=True))
+    for arm, stage in trained.items():
+        policy = iter(zip(differences(stage), reference, strict=True))
         margins[arm] = {
             kind: [beta * (p - r) for p, r in (next(policy) for _ in rows)] for kind, rows in held_out.items()
         }
     return margins
 
 
-async def scored(engine: Engine, pairs: Sequence[Pair]) -> list[float]:
+async def scored(model: Recorded, pairs: Sequence[Pair]) -> list[float]:
     """log p(better) - log p(worse) of each pair."""
     requests = [Request(pair.messages, continuations=(pair.better, pair.worse)) for pair in pairs]
-    found = await gather_rows([asked(engine, request) for request in requests])
+    found = await gather_rows([asked(model, request) for request in requests])
     return [better - worse for better, worse in found]
 
 
-async def asked(engine: Engine, request: Request) -> tuple[float, ...]:
-    return (await engine.complete(request)).logprobs
+async def asked(model: Recorded, request: Request) -> tuple[float, ...]:
+    return (await model.complete(request)).logprobs
 
 
 def table(models: dict[str, list[dict[str, Any]]]) -> str:

@@ -225,6 +225,22 @@ def test_what_is_published_is_what_was_trained(
         assert before[2][f"eval_{name}"] == 0
 
 
+def test_a_later_round_trains_the_continued_adapter_further(context: Context, monkeypatch: pytest.MonkeyPatch):
+    """That of the first round, which belongs to the model below sl_cai: before a step both are that round's model."""
+    context = tune(context, "sl_cai", "base")
+    run(context, "dpo", "dpo=continued", *LEARN)
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(training, "run_training", lambda trainer, *_: seen.append(trainer.evaluate()))
+    inputs = {**context.inputs, "dpo": Input(str(context.root / "dpo"), "dpo"), "label2": context.inputs["label"]}
+    second = dataclasses.replace(context, inputs=inputs, round=2)
+    for reference in ("policy", "first"):
+        run(second, reference, "dpo=continued", "dpo.validation=0.3", f"dpo.reference={reference}")
+    first, last = loaded(Path(context.inputs["sl_cai"].path) / "model"), loaded(context.root / "dpo" / "model")
+    assert apart(loaded(context.root / "policy" / "model"), last) < 1e-4 and apart(first, last) > 0.01
+    assert seen[0]["eval_rewards/chosen"] == 0 and abs(seen[1]["eval_rewards/chosen"]) > 0.01
+    assert seen[0]["eval_logps/chosen"] == pytest.approx(seen[1]["eval_logps/chosen"])
+
+
 def test_an_adapter_of_another_base_is_refused(context: Context):
     context = tune(tune(context, "sft", "base"), "sl_cai", "base")
     with pytest.raises(CaiError, match=r"sft with sl_cai's adapter is not the sl_cai model \(their scores differ by"):

@@ -34,6 +34,7 @@ from cai.worker import quiet
 
 NAME = "preferences"
 LONG = 80  # words: people's pairs with a longer answer are left out, since none that is trained on comes near
+BEFORE = "before: sl_cai"
 ARMS = {  # the first two share their pairs
     "AI feedback, soft labels": ["dpo.loss=soft"],
     "AI feedback, hard labels": ["dpo.loss=trl"],
@@ -123,12 +124,15 @@ def measured(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]
         ]
         trained[arm], start = (latest / "dpo").resolve(), (latest / "sl_cai").resolve()
         metrics = json.loads((latest / "evaluate" / "out" / "metrics.json").read_text())
-        found |= {"before: sl_cai": suite_figures(metrics["sl_cai"]), arm: suite_figures(metrics["dpo"])}
+        found |= {BEFORE: suite_figures(metrics["sl_cai"]), arm: suite_figures(metrics["dpo"])}
     labelled = load_preferences(Prompts(["human_harm"]), config.data, seed)
     short = [Pair(p.messages, *both) for p, *both in labelled if max(len(text.split()) for text in both) <= LONG]
     held_out["people"] = short[: options.held_out]
     for arm, margins in rewards(config, start, trained, held_out).items():
         found[arm] |= {f"reward margin, {kind} pairs": values for kind, values in margins.items()}
+    for kind, rows in held_out.items():
+        longer = [len(pair.better.split()) - len(pair.worse.split()) for pair in rows]
+        found[BEFORE][f"the better answer is longer, {kind} pairs"] = longer
     return found
 
 
@@ -193,6 +197,8 @@ def table(models: dict[str, list[dict[str, Any]]]) -> str:
             views = {name: counted}
         elif name.startswith("reward"):
             views = {name.replace("margin", "accuracy"): right, name: averaged_pairs}
+        elif name.startswith("the better"):
+            views = {name: right}
         for title, view in views.items():
             cells = [view([one[name] for one in seeds]) if name in seeds[0] else "" for seeds in models.values()]
             lines.append(f"| {title} | {' | '.join(cells)} |")

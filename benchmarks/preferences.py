@@ -128,11 +128,12 @@ def measured(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]
     labelled = load_preferences(Prompts(["human_harm"]), config.data, seed)
     short = [Pair(p.messages, *both) for p, *both in labelled if max(len(text.split()) for text in both) <= LONG]
     held_out["people"] = short[: options.held_out]
+    longer = {kind: [len(p.better.split()) - len(p.worse.split()) for p in rows] for kind, rows in held_out.items()}
+    found[BEFORE] |= {f"the better answer is longer, {kind} pairs": words for kind, words in longer.items()}
     for arm, margins in rewards(config, start, trained, held_out).items():
         found[arm] |= {f"reward margin, {kind} pairs": values for kind, values in margins.items()}
-    for kind, rows in held_out.items():
-        longer = [len(pair.better.split()) - len(pair.worse.split()) for pair in rows]
-        found[BEFORE][f"the better answer is longer, {kind} pairs"] = longer
+        both = [(m, w) for kind, values in margins.items() for m, w in zip(values, longer[kind], strict=True) if w]
+        found[arm] |= {"the longer answer has the higher reward": [margin * words for margin, words in both]}
     return found
 
 
@@ -197,7 +198,7 @@ def table(models: dict[str, list[dict[str, Any]]]) -> str:
             views = {name: counted}
         elif name.startswith("reward"):
             views = {name.replace("margin", "accuracy"): right, name: averaged_pairs}
-        elif name.startswith("the better"):
+        elif name.startswith("the "):
             views = {name: right}
         for title, view in views.items():
             cells = [view([one[name] for one in seeds]) if name in seeds[0] else "" for seeds in models.values()]

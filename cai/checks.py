@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, lookup, unbuilt, without_runtime
+from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, in_round, lookup, unbuilt, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -44,8 +44,8 @@ CHOICES = {
     "label.kind": ("feedback", "revision", "mixed"),
     "label.judge": ("base", "sft", "sl_cai"),
     "dpo.loss": ("soft", "trl"),
+    "dpo.reference": ("policy", "first"),
     "dpo.adapter": ("fresh", "continued"),
-    "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
     "report_to": ("tensorboard", "wandb", "trackio"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
@@ -62,6 +62,7 @@ FORMATS = (
 )
 ASKING = ("build", "revise", "label")  # the stages that may have a model and an engine of their own
 RANGES = {
+    "rounds": (1, 99),
     "build.target": (0, 1 << 30),
     "build.rounds": (1, 1 << 20),
     "build.requests": (1, 1 << 20),
@@ -104,6 +105,7 @@ RANGES = {
     "dpo.guards.prompts": (0, 1024),
     "dpo.guards.new_tokens": (1, 1 << 16),
     "dpo.guards.longer": (1, 1000),
+    "dpo.guards.shorter": (0, 1),
     "dpo.guards.repetitive": (0, 1),
     "dpo.max_probability": (0.5, 1),
     "report.records": (0, 1_000_000),
@@ -160,6 +162,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_servers(config, overrides)
     _check_adapter(config, overrides)
     _check_tuning(config, overrides)
+    _check_rounds(config, overrides)
     _check_labelled(config, overrides)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
@@ -176,6 +179,8 @@ def _choices(config: Config) -> dict[str, tuple[str, ...]]:
         if key.startswith("engine.")
     }
     named |= {f"{stage}.model.kind": CHOICES["model.kind"] for stage in ASKING if lookup(config, stage).model}
+    later = (in_round("dpo", number) for number in range(2, config.rounds + 1))
+    named["evaluate.models"] = ("base", "sft", "sl_cai", "dpo", *later)
     return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
 
 
@@ -339,6 +344,21 @@ def _check_tuning(config: Config, overrides: Sequence[str]) -> None:
         key = f"{stage}.args.packing_strategy"
         if section.args.get("packing_strategy") == "wrapped":
             raise UsageError(f"{key}{origin(key, overrides)}: wrapped joins rows that then see each other; use bfd")
+
+
+def _check_rounds(config: Config, overrides: Sequence[str]) -> None:
+    if config.rounds == 1:
+        return
+    given = f"rounds={config.rounds}{origin('rounds', overrides)}"
+    if config.label.kind != "feedback":
+        raise UsageError(
+            f"{given}: label.kind={config.label.kind} sets revisions against sl_cai's first answers, which no later "
+            "round's model gives; take label.kind=feedback, or rounds=1"
+        )
+    if config.label.prompts.limit is None:
+        raise UsageError(
+            f"{given}: each takes the next label.prompts.limit prompts, and it is null; set it to a share of them"
+        )
 
 
 def _check_labelled(config: Config, overrides: Sequence[str]) -> None:

@@ -127,6 +127,7 @@ def _job(composed: Any) -> None:
 
     from cai import pipeline
     from cai.checks import load
+    from cai.config import in_round
     from cai.tables import build_table, result_table, revision_tables
 
     try:
@@ -150,9 +151,10 @@ def _job(composed: Any) -> None:
         revision_tables(manifests["revise"].summary)
     if "evaluate" in manifests:
         result_table(manifests["evaluate"].summary["metrics"])
+    last = in_round("dpo", config.rounds)
     shown = (
         ("build", "instructions", "instructions.parquet"),
-        ("dpo", "model", "model"),
+        (last, "model", "model"),
         ("report", "report", "report.html"),
     )
     for stage, name, file in shown:
@@ -196,25 +198,27 @@ def _show(arguments: list[str]) -> None:
     import argparse
 
     from cai.checks import GATES
+    from cai.config import first_round
     from cai.store import Run
     from cai.tables import SHOWN, show_records
 
     parser = argparse.ArgumentParser(prog="cai show", description="Read what a stage made.")
     parser.add_argument("run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)")
-    parser.add_argument("place", nargs="?", metavar="stage", help=f"one of {', '.join(SHOWN)} (default: revise)")
+    help = f"one of {', '.join(SHOWN)}, label2 and so on of later rounds (default: revise)"
+    parser.add_argument("place", nargs="?", metavar="stage", help=help)
     parser.add_argument("--stage", help="the same")
     parser.add_argument("-n", type=int, default=5, metavar="N", help="how many records (default 5)")
     parser.add_argument("--random", type=int, metavar="N", help="N records drawn anew at every call")
     parser.add_argument("--id", help="the records whose id begins so")
     parser.add_argument("--gated", metavar="GATE", help=f"chains with a revision that failed it: {', '.join(GATES)}")
     options = parser.parse_args(arguments)
-    if options.run in SHOWN:  # `cai show revise`
+    if options.run and first_round(options.run) in SHOWN:  # `cai show revise`
         options.run, options.place = None, options.run
     options.stage = options.stage or options.place or "revise"
     if options.gated is not None and (options.stage != "revise" or options.gated not in GATES):
         hint = "only revise has gates" if options.stage != "revise" else f"one of {', '.join(GATES)}"
         raise UsageError(f"cai show --gated {options.gated}: {hint}{nearest(options.gated, list(GATES))}")
-    if options.stage not in SHOWN:
+    if first_round(options.stage) not in SHOWN:
         raise UsageError(
             f"cai show: no records of '{options.stage}'{nearest(options.stage, list(SHOWN))} ({', '.join(SHOWN)})"
         )

@@ -5,6 +5,7 @@ every stage key, so changing it re-runs nothing.
 """
 
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -258,8 +259,9 @@ class Guards:
     chosen_floor: float | None = -5.0  # lowest mean reward of the chosen answers; null: any
     falling: int | None = 2  # evaluations in a row with a smaller held-out margin; null: any number
     prompts: int = 4  # of held-out pairs that the model answers before training and at each evaluation; 0: none
-    new_tokens: int = 48  # most tokens of such an answer
+    new_tokens: int = 128  # most tokens of such an answer
     longer: float | None = 2.0  # their mean length over that before training; null: any
+    shorter: float | None = 0.5  # lowest mean length over that before training; null: any
     repetitive: float | None = 0.5  # share of them that go round in circles; null: any
     stop: bool = False  # end training there, with the best checkpoint
 
@@ -273,6 +275,7 @@ class DpoConfig:
     validation: float = 0.1
     patience: int | None = None
     guards: Guards = field(default_factory=Guards)
+    reference: str = "policy"  # policy (the model that the round starts at) | first (sl_cai, in every round)
     adapter: str = "fresh"  # fresh (see peft) | continued (sl_cai's own, on the model that sl_cai was tuned from)
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
@@ -314,6 +317,7 @@ class Config:
     dpo: DpoConfig
     evaluate: EvaluateConfig
     seed: int = 0
+    rounds: int = 1  # of label and dpo: each starts at the model of the one before, on the next prompts
     constitution: str = "harmlessness"
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
@@ -337,6 +341,22 @@ def unbuilt(names: Sequence[str]) -> list[str]:
 def builds(config: Config) -> bool:
     """Whether the stage `build` is part of the run: it is named in `stages`, or its rows are trained on."""
     return "build" in (config.stages or ()) or BUILT in [*config.sft.data, *helpful_data(config)]
+
+
+def in_round(stage: str, number: int) -> str:
+    """The name of `label` or `dpo` in a round: the stage's own in the first, then label2, dpo2, ..."""
+    return stage if number == 1 else f"{stage}{number}"
+
+
+def first_round(stage: str) -> str:
+    """The first round's stage of the same kind: label of label2."""
+    match = re.fullmatch(r"(label|dpo)[1-9]\d*", stage)
+    return match[1] if match else stage
+
+
+def policy_of(number: int) -> str:
+    """The stage whose model a round of label and dpo starts at."""
+    return "sl_cai" if number == 1 else in_round("dpo", number - 1)
 
 
 def lookup(value: Any, key: str) -> Any:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cai.checks import ASKING
-from cai.config import BUILT, Config, builds, helpful_data, lookup, unbuilt, without_runtime
+from cai.config import BUILT, Config, builds, helpful_data, in_round, lookup, policy_of, unbuilt, without_runtime
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
@@ -33,15 +34,22 @@ class Stage:
     apart: bool = False  # whether it leaves out what the evaluation suites hold
     rules: Callable[[Constitution], Any] | None = None  # what it reads of the constitution
     trains: bool = False
+    first: str = ""  # of a later round: the first round's stage, whose section of the config it has
+    round: int = 1  # of label and dpo
+
+    @property
+    def section(self) -> str:
+        return self.first or self.name
 
 
 def _starts(section: str) -> Callable[[Config], list[str]]:
     return lambda c: [name for name in [lookup(c, section).start] if name != "base"]
 
 
-def _optimised_from(config: Config) -> list[str]:
+def _optimised_from(config: Config, number: int = 1) -> list[str]:
     below = _starts("sl_cai")(config) if config.dpo.adapter == "continued" else []  # what the adapter belongs to
-    return [*below, "sl_cai", "label"]
+    first = [policy_of(1)] if number > 1 and config.dpo.reference == "first" else []
+    return [*below, *first, policy_of(number), in_round("label", number)]
 
 
 def _suite_data(config: Config) -> list[str]:
@@ -53,8 +61,15 @@ def _evaluate_data(config: Config) -> list[str]:
     return sorted({*_suite_data(config), *examples})
 
 
+def _models(config: Config) -> list[str]:
+    """What is evaluated: `evaluate.models`, and the last round's where they name no later one than the first."""
+    models, last = config.evaluate.models, in_round("dpo", config.rounds)
+    later = {in_round("dpo", number) for number in range(2, config.rounds + 1)}
+    return models if later & {*models} or "dpo" not in models or last == "dpo" else [*models, last]
+
+
 def _evaluated(config: Config) -> list[str]:
-    return [name for name in config.evaluate.models if name != "base"]
+    return [name for name in _models(config) if name != "base"]
 
 
 def _revise_data(config: Config) -> list[str]:
@@ -70,16 +85,17 @@ def _built(names: Sequence[str]) -> list[str]:
     return ["build"] if BUILT in names else []
 
 
-def _label_data(config: Config) -> list[str]:
+def _label_data(config: Config, number: int = 1) -> list[str]:
     label = config.label
-    return [*label.prompts.data, *(name for rows in (label.calibrate, label.human) if rows for name in rows.data)]
+    labelled = (label.calibrate, label.human if number == 1 else None)
+    return [*label.prompts.data, *(name for rows in labelled if rows for name in rows.data)]
 
 
-def _labelled_from(config: Config) -> list[str]:
+def _labelled_from(config: Config, number: int = 1) -> list[str]:
     label = config.label
     names = {"revise"} if label.kind != "feedback" else set()
     if label.kind != "revision":
-        names |= {"sl_cai", "sl_cai" if label.model else label.judge}
+        names |= {policy_of(number), policy_of(number) if label.model else label.judge}
     return sorted(names - {"base"})
 
 
@@ -105,16 +121,18 @@ STAGES = (
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 3, "dpo", _optimised_from, trains=True),
+    Stage("dpo", 4, "dpo", _optimised_from, trains=True),
     Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
         3,
         "report",
-        lambda c: [*_built([*c.sft.data, *helpful_data(c)]), "sft", "revise", "sl_cai", "label", "dpo", "evaluate"],
+        lambda c: [
+            *_built([*c.sft.data, *helpful_data(c)]),
+            *(stage.name for stage in stages(c) if stage.name not in ("build", "report")),
+        ],
     ),
 )
-NAMES = [stage.name for stage in STAGES]
 
 
 @dataclass(frozen=True)
@@ -133,18 +151,17 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     """Everything that decides what a stage writes, but for its inputs' outputs. JSON types only."""
     from cai.training.model import fingerprint
 
-    parts: dict[str, Any] = {
-        "version": stage.version,
-        "seed": config.seed,
-        stage.name: without_runtime(lookup(config, stage.name)),
-    }
+    own = without_runtime(settings(stage, config))
+    if stage.section == "dpo" and stage.round == 1:
+        del own["reference"]  # the policy is the first model
+    parts: dict[str, Any] = {"version": stage.version, "seed": config.seed, stage.section: own}
     parts["data"] = {name: sources.fingerprint(name, config.data[name]) for name in stage.data(config)}
     if stage.apart:
         parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
     if stage.rules is not None:
         parts["constitution"] = stage.rules(constitution)
     for name, role in (("build", "teacher"), ("revise", "critic"), ("label", "judge")):
-        if stage.name == name and (other := lookup(config, name).model):
+        if stage.section == name and (other := lookup(config, name).model):
             parts[role] = fingerprint(other)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
@@ -152,9 +169,33 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     return plain(parts)
 
 
-def stages_of(config: Config) -> list[Stage]:
-    """The run's stages: all, but `build` only where it is asked for."""
-    return [stage for stage in STAGES if stage.name != "build" or builds(config)]
+def stages(config: Config) -> list[Stage]:
+    """The run's stages: `build` only where it is asked for, and after dpo the further rounds: label2, dpo2, ..."""
+    found = []
+    for stage in STAGES:
+        if stage.name != "build" or builds(config):
+            found.append(stage)
+        if stage.name == "dpo":
+            found += [later for number in range(2, config.rounds + 1) for later in _round(number)]
+    return found
+
+
+def _round(number: int) -> list[Stage]:
+    label, dpo = (stage for stage in STAGES if stage.name in ("label", "dpo"))
+    label = replace(label, inputs=partial(_labelled_from, number=number), data=partial(_label_data, number=number))
+    dpo = replace(dpo, inputs=partial(_optimised_from, number=number))
+    return [replace(one, name=in_round(one.name, number), first=one.name, round=number) for one in (label, dpo)]
+
+
+def settings(stage: Stage, config: Config) -> Any:
+    """The stage's section of the config. A later round labels the next prompts, and trains on no pairs of people's."""
+    own = lookup(config, stage.section)
+    if stage.section == "evaluate":
+        return replace(own, models=_models(config))
+    if stage.section == "label" and stage.round > 1:
+        taken = (stage.round - 1) * (own.prompts.limit or 0)  # with several rounds it is set: see checks.py
+        return replace(own, human=None, prompts=replace(own.prompts, offset=own.prompts.offset + taken))
+    return own
 
 
 def plan(config: Config, run: Run) -> list[Step]:
@@ -162,7 +203,7 @@ def plan(config: Config, run: Run) -> list[Step]:
     constitution = Constitution.load(config.constitution)
     outputs: dict[str, str | None] = {}
     steps: list[Step] = []
-    for stage in stages_of(config):
+    for stage in stages(config):
         step = _step(stage, config, run, constitution, outputs)
         outputs[stage.name] = step.manifest.output if step.manifest else None
         steps.append(step)
@@ -237,11 +278,12 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
 
 def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
     """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
-    selected = config.stages if config.stages is not None else [stage.name for stage in stages_of(config)]
+    names = [stage.name for stage in stages(config)]
+    selected = config.stages if config.stages is not None else names
     for name in selected:
-        if name not in NAMES:
+        if name not in names:
             raise UsageError(
-                f"stages names '{name}', which is no stage{nearest(name, NAMES)} (stages: {', '.join(NAMES)})"
+                f"stages names '{name}', which is no stage{nearest(name, names)} (stages: {', '.join(names)})"
             )
     run = Run(Path(config.outputs) / config.name)
     with run.lock() as lock:
@@ -250,11 +292,11 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
         outputs: dict[str, str | None] = {}
         done: dict[str, Manifest] = {}
         checked = False
-        for stage in stages_of(config):
+        for stage in stages(config):
             step = _step(stage, config, run, constitution, outputs)
             if stage.name in selected and step.manifest is None:
                 if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
-                    wanted = ",".join(n for n in NAMES if n in {*selected, *missing})
+                    wanted = ",".join(n for n in names if n in {*selected, *missing})
                     raise UsageError(
                         f"stage '{stage.name}' needs {', '.join(missing)}, which has not run with this configuration; "
                         f"run with 'stages=[{wanted}]', or without stages=..."
@@ -262,10 +304,10 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
                 if not checked:
                     check(config)
                     checked = True
-                if stage.name == "dpo":
-                    _heed(done["label"], config, tell)
+                if stage.section == "dpo":
+                    _heed(done[in_round("label", stage.round)], config, tell)
                 tell(f"{stage.name}: {step.why}")
-                step = dataclasses.replace(step, manifest=_execute(step, config, run, lock, done))
+                step = replace(step, manifest=_execute(step, config, run, lock, done))
             elif stage.name in selected and step.manifest is not None and step.key:
                 run.point(stage.name, step.key)
                 tell(f"{stage.name}: up to date")
@@ -311,7 +353,9 @@ def spec_of(stage: Stage, config: Config, run: Run, done: Mapping[str, Manifest]
         "stage": stage.name,
         "module": stage.module,
         "root": str(run.root),
-        "config": dataclasses.asdict(lookup(config, stage.name)),
+        "section": stage.section,
+        "round": stage.round,
+        "config": dataclasses.asdict(settings(stage, config)),
         "seed": config.seed,
         "model": dataclasses.asdict(config.model),
         "engine": dataclasses.asdict(config.engine),

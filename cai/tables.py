@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai.config import first_round
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -212,7 +214,7 @@ def show_records(
     from cai.stages.base import read_rows
 
     console = Console(soft_wrap=True)
-    file, form = SHOWN[stage]
+    file, form = SHOWN[first_round(stage)]
 
     def say(name: str, text: "str | Text") -> None:
         console.print(Text.assemble((f"{name:>12}  ", "bold cyan"), safe(text) if isinstance(text, str) else text))

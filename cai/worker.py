@@ -64,8 +64,9 @@ def surroundings(spec: dict[str, Any], scratch: Path, progress: Progress) -> tup
         inputs={name: Input(**values) for name, values in spec["inputs"].items()},
         progress=progress,
         report_to=spec["report_to"],
+        round=spec["round"],
     )
-    return build(typing.get_type_hints(Config)[spec["stage"]], spec["config"]), context
+    return build(typing.get_type_hints(Config)[spec["section"]], spec["config"]), context
 
 
 def quiet() -> None:

@@ -17,12 +17,12 @@ from cai.paths import shipped
 from cai.pipeline import STAGES, ingredients, plan
 from cai.store import Run
 
-NAMES = [name for name in pipeline.NAMES if name != "build"]  # what runs by default
+NAMES = [stage.name for stage in STAGES if stage.name != "build"]  # what runs by default
 
 
 def finish(config: Config, run: Run) -> None:
     """Publishes a stand-in output for every stage that would run: keys depend on digests, not on what is in them."""
-    for name in [stage.name for stage in pipeline.stages_of(config)]:
+    for name in [stage.name for stage in pipeline.stages(config)]:
         step = next(step for step in plan(config, run) if step.stage.name == name)
         if step.manifest is None:
             assert step.key is not None
@@ -60,6 +60,9 @@ CHANGES = [
     (["label.human={data: [seed]}"], FROM["label"]),
     (["label.model={name: tiny, kind: path, path: {tiny_model}}"], FROM["label"]),
     (["dpo.loss=trl"], FROM["dpo"]),
+    (["dpo.reference=first"], []),  # in the only round the policy is the first
+    (["rounds=2"], ["label2", "dpo2", *FROM["evaluate"]]),
+    (["rounds=3", "label.limit=5"], [*FROM["label"][:2], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]),
     (["dpo=continued"], FROM["dpo"]),
     (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
     (["revise.rounds=3"], FROM["revise"]),
@@ -114,6 +117,46 @@ def test_where_built_rows_are_trained_on_build_decides_what_runs(
     assert to_run(compose([*BUILT, *(word.replace("{tiny_model}", str(tiny_model)) for word in overrides)]), run) == (
         expected
     )
+
+
+LATER = ["experiment=smoke", "rounds=2", "label.human={data: [seed], limit: 2}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["rounds=1"], FROM["evaluate"]),  # which the last round's model leaves
+        (["rounds=3"], ["label3", "dpo3", *FROM["evaluate"]]),
+        (["dpo.reference=first"], ["dpo2", *FROM["evaluate"]]),
+        (["dpo.args.beta=0.3"], ["dpo", "label2", "dpo2", *FROM["evaluate"]]),
+        (["label.human.limit=3"], ["label", "dpo", "label2", "dpo2", *FROM["evaluate"]]),
+    ],
+    ids=lambda value: " ".join(value) or "nothing",
+)
+def test_a_round_is_made_from_those_before_it(run: Run, overrides: list[str], expected: list[str]):
+    finish(compose(LATER), run)
+    assert to_run(compose([*LATER, *overrides]), run) == expected
+
+
+def test_later_rounds_take_the_next_prompts_and_the_newest_model():
+    config = compose([*LATER, "rounds=3", "dpo.reference=first"])
+    found = {stage.name: stage for stage in pipeline.stages(config)}
+    assert [*found] == [*NAMES[:5], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]
+    labels = [pipeline.settings(found[name], config) for name in ("label", "label2", "label3")]
+    assert [(one.prompts.offset, one.prompts.limit) for one in labels] == [(6, 8), (14, 8), (22, 8)]
+    assert [one.human is None for one in labels] == [False, True, True]
+    assert [found[name].data(config) for name in ("label", "label2")] == [["donotanswer", "seed"], ["donotanswer"]]
+    inputs = {name: list(found[name].inputs(config)) for name in ("label2", "dpo2", "label3", "dpo3", "evaluate")}
+    assert inputs == {
+        "label2": ["dpo", "sft"],
+        "dpo2": ["sl_cai", "dpo", "label2"],
+        "label3": ["dpo2", "sft"],
+        "dpo3": ["sl_cai", "dpo2", "label3"],
+        "evaluate": ["sft", "sl_cai", "dpo", "dpo3"],
+    }
+    named = compose([*LATER, "rounds=3", "evaluate.models=[dpo,dpo2]"])
+    assert found["evaluate"].inputs(named) == ["dpo", "dpo2"]
 
 
 def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cai.config import DataConfig, EngineConfig, ModelConfig
+from cai.config import DataConfig, EngineConfig, ModelConfig, policy_of
 from cai.constitution import Constitution
 from cai.data.audit import Overlap
 from cai.data.formats import Skipped, load_dialogues, read_dialogues
@@ -47,6 +47,12 @@ class Context:
     inputs: Mapping[str, Input]
     progress: Progress
     report_to: Sequence[str] = ()  # what shows training's curves while it runs
+    round: int = 1  # of label and dpo
+
+    @property
+    def policy(self) -> str:
+        """The stage whose model answers in `label`, and is trained further in `dpo`."""
+        return policy_of(self.round)
 
     def load_constitution(self) -> Constitution:
         return Constitution.load(self.constitution)

@@ -1,10 +1,11 @@
-"""Direct preference optimisation on the labelled pairs, starting at the sl_cai model, which is also the reference."""
+"""Direct preference optimisation on the labelled pairs, starting at the sl_cai model, or in later rounds at that of the
+round before. The reference is the model that it starts at, or the sl_cai model in every round."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cai.config import DpoConfig
+from cai.config import DpoConfig, in_round, policy_of
 from cai.errors import CaiError
 from cai.stages.base import Context, read_rows
 
@@ -14,30 +15,34 @@ SAME = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # relative error of
 def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins.
 
-    A fresh adapter belongs to the sl_cai model, a continued one to the model that sl_cai was tuned from.
+    A fresh adapter belongs to the model that the round starts at, a continued one to that which sl_cai was tuned from.
     """
     from datasets import Dataset
 
-    from cai.training.guards import answer, signs, watch
+    from cai.training.guards import answer, signs, unseen, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
     from cai.training.trainer import lora_config, run_training, save_result, show_curves
 
-    pairs = read_rows(Path(context.inputs["label"].path) / "pairs.parquet")
+    pairs = read_rows(Path(context.inputs[in_round("label", context.round)].path) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
     rows = Dataset.from_list([{key: pair[key] for key in columns} for pair in pairs])
     held = int(len(rows) * config.validation)
-    source = context.model_path("sl_cai")
+    source = context.model_path(context.policy)
+    first = policy_of(1) if config.reference == "first" else context.policy
     tokenizer = load_tokenizer(source)
     device = pick_device(context.engine.device)
     trainer = open_trainer(
         config,
         references=context.root / "references",
-        reference=context.model_digest("sl_cai"),
+        reference=context.model_digest(first),
         # the model comes from its published folder: with full tuning, trl reloads the reference from that path
         model=continued(context, device)
         if config.adapter == "continued"
         else load_model(source, context.engine.dtype, device, context.engine.attention),
+        ref_model=None
+        if first == context.policy
+        else load_model(context.model_path(first), context.engine.dtype, device, context.engine.attention),
         args=arguments(config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
         train_dataset=rows.select(range(held, len(rows))),
         eval_dataset=rows.select(range(held)) if held else None,
@@ -48,8 +53,9 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
     asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[: config.guards.prompts]
     answers = partial(answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens)
-    generates = asked and not trainer.is_fsdp_enabled  # FSDP's shards do not
-    trainer.add_callback(watch(config.guards, context.progress.say, answers if generates else None))
+    sharded = trainer.is_fsdp_enabled
+    generated = answers if asked and not sharded else None
+    trainer.add_callback(watch(config.guards, context.progress.say, generated, sharded))
     show_curves(trainer, context.report_to, context.stage, context.root.name, context.scratch.with_name("logs"))
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
@@ -61,13 +67,13 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     # trl drops rows whose prompt alone fills max_length
     dropped = len(rows) - len(trainer.train_dataset) - (len(trainer.eval_dataset) if held else 0)
     summary = {"pairs": len(rows), "dropped": dropped, "held_out_rows": held, "steps": trainer.state.global_step}
-    return summary | figures | {"signs": signs(log, config.guards)}
+    return summary | figures | {"signs": [*signs(log, config.guards), *unseen(log, config.guards, sharded)]}
 
 
 def continued(context: Context, device: str) -> Any:
-    """sl_cai's adapter, trainable, on the model that sl_cai was tuned from: together the sl_cai model.
+    """The policy's adapter, trainable, on the model that sl_cai was tuned from: together the policy.
 
-    trl copies the adapter (as "ref") for its reference. Raises CaiError where both are not the sl_cai model.
+    trl copies the adapter (as "ref") where that is the reference. Raises CaiError where both are not the policy.
     """
     import torch
     from peft import PeftModel
@@ -76,16 +82,16 @@ def continued(context: Context, device: str) -> Any:
 
     start = "sft" if "sft" in context.inputs else "base"
     base = load_model(context.model_path(start), context.engine.dtype, device, context.engine.attention)
-    adapter = Path(context.inputs["sl_cai"].path) / "adapter"
+    adapter = Path(context.inputs[context.policy].path) / "adapter"
     policy: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
     with torch.no_grad():
         tokens = torch.arange(32, device=device)[None]  # any will do
-        wanted = load_model(context.model_path("sl_cai"), context.engine.dtype, device)(tokens).logits.float()
+        wanted = load_model(context.model_path(context.policy), context.engine.dtype, device)(tokens).logits.float()
         error = ((policy(tokens).logits.float() - wanted).norm() / wanted.norm()).item()
     if not error <= SAME[str(policy.dtype).removeprefix("torch.")]:
         raise CaiError(
-            f"dpo.adapter=continued: {start} with sl_cai's adapter is not the sl_cai model (their scores differ by "
-            f"{error:.1%}), so it has another base; take dpo=lora"
+            f"dpo.adapter=continued: {start} with {context.policy}'s adapter is not the {context.policy} model (their "
+            f"scores differ by {error:.1%}), so it has another base; take dpo=lora"
         )
     return policy
 

@@ -1,5 +1,5 @@
-"""Preference pairs: AI feedback on answers of the sl_cai model (section 4.1), revisions over first answers, or both;
-people's beside them where there are any (the paper's helpfulness pairs are)."""
+"""Preference pairs: AI feedback on answers of the sl_cai model, or in later rounds of the one before's (section 4.1),
+revisions over first answers, or both; people's beside them where there are any (the paper's helpfulness pairs are)."""
 
 import asyncio
 from pathlib import Path
@@ -51,7 +51,7 @@ def _feedback(config: LabelConfig, work: Path, context: Context) -> tuple[list[P
     labelled = load_preferences(config.calibrate, context.data, context.seed) if config.calibrate else []
     ledger = context.ledger()
     try:
-        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, "sl_cai")))
+        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))
         answered, failed = split_failed(prompts, found)
         different = [(prompt, answers) for prompt, answers in answered if len(answers) > 1]
         feedback = context.on(config.engine)

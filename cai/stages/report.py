@@ -13,7 +13,7 @@ from typing import Any
 
 from cai import __version__
 from cai.checks import ASKING, build
-from cai.config import ModelConfig, ReportConfig
+from cai.config import ModelConfig, ReportConfig, first_round
 from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows
@@ -39,13 +39,16 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     settings = configuration(context.root / "run.json", manifests)
     kinds = {name: suite["kind"] for name, suite in settings["evaluate"]["suites"].items()}
     metrics = json.loads((out["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
-    metrics = {name: metrics[name] for name in sorted(metrics, key=lambda name: (*MODELS, name).index(name))}
-    revisions, pairs = read_rows(out["revise"] / "revisions.parquet"), read_rows(out["label"] / "pairs.parquet")
+    models = model_order(context)
+    metrics = {name: metrics[name] for name in sorted(metrics, key=models.index)}
+    revisions = read_rows(out["revise"] / "revisions.parquet")
+    by_round = [read_rows(path / "pairs.parquet") for name, path in out.items() if first_round(name) == "label"]
+    pairs = [row for rows in zip_longest(*by_round) for row in rows if row is not None]  # a share for every round
     kept, totals = records(revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records)
     with closing(context.ledger()) as ledger:
         cost = cost_rows(ledger.cost(), model_names(context, settings))
     judge = judge_view(manifests["label"].summary, settings["label"])
-    histories = {name: out[name] / "history.json" for name in MODELS if name in out}
+    histories = {name: out[name] / "history.json" for name in models if name in out}
     page = render(
         context=context,
         settings={"name": context.root.name} | settings,
@@ -55,7 +58,8 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         notices=[
             *notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
             *people(manifests["label"].summary),
-            *(f"dpo: {sign}" for sign in manifests["dpo"].summary.get("signs", [])),
+            *(f"{name}: {doubt}" for name in manifests for doubt in later_doubts(name, manifests[name])),
+            *(f"{name}: {sign}" for name in manifests for sign in manifests[name].summary.get("signs", [])),
         ],
         picture=picture(metrics, kinds),
         audits={name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary},
@@ -290,9 +294,19 @@ def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
     return {p.id: p.critique for p in rules.principles if now[p.id] == then.get(p.id)}
 
 
+def model_order(context: Context) -> list[str]:
+    """The models' names, the rounds' after the others."""
+    return [*MODELS, *(name for name in context.inputs if first_round(name) == "dpo" and name not in MODELS)]
+
+
+def later_doubts(stage: str, manifest: Manifest) -> list[str]:
+    """About the judge of a later round of `label`; the first round's stand with its figures."""
+    return manifest.summary["judge"]["doubts"] if first_round(stage) == "label" != stage else []
+
+
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
-    names = {context.model_digest(name): name for name in MODELS if name in ("base", *context.inputs)}
+    names = {context.model_digest(name): name for name in model_order(context) if name in ("base", *context.inputs)}
     for section in ASKING:
         if critic := settings.get(section, {}).get("model"):
             other = dataclasses.replace(context, model=build(ModelConfig, critic))

@@ -8,7 +8,7 @@ from typing import Any
 from cai.config import Guards
 from cai.gates import repeats
 
-LENGTH, REPETITIVE = "answers/characters", "answers/repetitive"  # of a log's entries: a mean and a share
+LENGTH, REPETITIVE = "answers/tokens", "answers/repetitive"  # of a log's entries: a mean and a share
 WINDOW = 10  # logged steps over which the noise of single batches is averaged
 
 
@@ -17,7 +17,8 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
 
     chosen_floor: DPO widens the margin even while both answers become unlikely (Pal et al. 2024); the mean reward of
     the chosen answers, over held-out pairs or the last steps' batches, tells. falling: the held-out margin shrinks.
-    longer, repetitive: answers grow (Park et al. 2024), or go round in circles, against those before training.
+    longer, shorter, repetitive: answers grow (Park et al. 2024), shrink, or go round in circles, against those before
+    training.
     """
     said = []
     if guards.chosen_floor is not None:
@@ -45,12 +46,14 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
             break
     first, *later = [entry for entry in log if LENGTH in entry] or [{}]
     long = [e for e in later if guards.longer is not None and e[LENGTH] > guards.longer * max(1, first[LENGTH])]
-    if long:
-        said.append(
-            f"At step {long[0]['step']} answers to held-out prompts had {long[0][LENGTH]:.0f} characters on average, "
-            f"and {first[LENGTH]:.0f} before training: length is what is learned; see whether the judge prefers longer "
-            "answers, raise beta, or lower the learning rate."
-        )
+    short = [e for e in later if guards.shorter is not None and e[LENGTH] < guards.shorter * first[LENGTH]]
+    for found, word in ((long, "longer"), (short, "shorter")):
+        if found:
+            said.append(
+                f"At step {found[0]['step']} answers to held-out prompts had {found[0][LENGTH]:.0f} tokens on average, "
+                f"and {first[LENGTH]:.0f} before training: length is what is learned; see whether the judge prefers "
+                f"{word} answers, raise beta, or lower the learning rate."
+            )
     most = guards.repetitive
     circling = [e for e in later if most is not None and e[REPETITIVE] > max(most, first[REPETITIVE])]
     if circling:
@@ -61,8 +64,25 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
     return said
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
-    """Greedy answers to tokenised prompts, of at most `new_tokens` tokens; no random number is drawn."""
+def unseen(log: Sequence[Mapping[str, Any]], guards: Guards, sharded: bool) -> list[str]:
+    """What these guards can't see, in sentences: a guard that is off without a word would pass for a good sign."""
+    first = next((entry for entry in log if LENGTH in entry), None)
+    if not guards.prompts or guards.longer is guards.shorter is guards.repetitive is None:
+        return []
+    if first is None:
+        why = "the shards of FSDP do not generate" if sharded else "no pair is held out (dpo.validation)"
+        return [f"The guards see no growing, shrinking or repetitive answers, since {why}."]
+    if guards.longer is not None and first[LENGTH] * guards.longer >= guards.new_tokens:
+        return [
+            f"The guards see no growing answers: before training they had {first[LENGTH]:.0f} tokens of at most "
+            f"{guards.new_tokens}, which leaves no room for {guards.longer:g} times as many; raise "
+            "dpo.guards.new_tokens."
+        ]
+    return []
+
+
+def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[tuple[str, int]]:
+    """Greedy answers to tokenised prompts, each with its number of tokens, at most `new_tokens`; nothing is drawn."""
     import torch
 
     padded = tokenizer.pad({"input_ids": list(map(list, prompts))}, padding_side="left", return_tensors="pt")
@@ -74,14 +94,22 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tok
     with torch.no_grad():
         found = model.generate(**batch, max_new_tokens=new_tokens, **plain)
     model.train(training)
-    return tokenizer.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    new = found[:, batch["input_ids"].shape[1] :]
+    counts = (new != tokenizer.pad_token_id).sum(dim=1).tolist()
+    return list(zip(tokenizer.batch_decode(new, skip_special_tokens=True), counts, strict=True))
 
 
-def watch(guards: Guards, say: Callable[[str], None], answers: Callable[[Any], list[str]] | None = None) -> Any:
-    """A trainer callback that says each sign once and, where configured, ends training.
+def watch(
+    guards: Guards,
+    say: Callable[[str], None],
+    answers: Callable[[Any], list[tuple[str, int]]] | None = None,
+    sharded: bool = False,
+) -> Any:
+    """A trainer callback that says what it can't see, then each sign once and, where configured, ends training.
 
-    `answers` gives a model's to a few held-out prompts; their figures join the log. The callback keeps nothing to
-    itself: a resumed run has the same log. trl then loads the best checkpoint, if pairs are held out for choosing it.
+    `answers` gives a model's to a few held-out prompts, with their tokens; their figures join the log. The callback
+    keeps nothing to itself: a resumed run has the same log. trl then loads the best checkpoint, if pairs are held out
+    for choosing it.
     """
     from transformers import TrainerCallback
 
@@ -89,14 +117,16 @@ def watch(guards: Guards, say: Callable[[str], None], answers: Callable[[Any], l
 
     def note(state: Any, model: Any) -> None:
         if answers is not None:
-            texts = answers(model)
-            length, circling = sum(map(len, texts)) / len(texts), sum(map(repeats, texts)) / len(texts)
+            texts, tokens = zip(*answers(model), strict=True)
+            length, circling = sum(tokens) / len(texts), sum(map(repeats, texts)) / len(texts)
             state.log_history.append({"step": state.global_step, LENGTH: length, REPETITIVE: circling})
 
     class Watch(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             if not state.global_step:  # a resumed log has it
                 note(state, model)
+            for blindness in unseen(state.log_history, guards, sharded):
+                say(blindness)
 
         def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             note(state, model)

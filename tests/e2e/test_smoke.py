@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from cai import pipeline
+from cai.stages.base import read_rows
 from cai.store import Manifest, Run
 
-NAMES = [name for name in pipeline.NAMES if name != "build"]  # a random model writes no list of instructions
+NAMES = [
+    stage.name for stage in pipeline.STAGES if stage.name != "build"
+]  # a random model writes no list of instructions
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +127,34 @@ def test_a_sweep_shares_what_stands_before_it(whole: Path, tiny_model: Path):
     after = {name: len(list((whole / "outputs/smoke" / name).iterdir())) - before[name] for name in NAMES}
     assert after == {name: 0 if name in NAMES[:4] else 2 for name in NAMES}
     assert cai(whole, tiny_model).returncode == 0  # and back
+
+
+def test_a_second_round_goes_on_from_the_first(whole: Path, tmp_path: Path, tiny_model: Path):
+    """Round 1 is not made again; round 2 stops between its stages and goes on, with other prompts and another model."""
+    shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)
+    run, words = Run(tmp_path / "outputs/smoke"), ("rounds=2", "dpo.reference=first")
+    started = cai(tmp_path, tiny_model, *words, "stages=[label2]")
+    assert started.returncode == 0, started.stderr[-3000:]
+    assert [line.split(":")[0] for line in started.stderr.splitlines()].count("label2") and not run.latest("dpo2")
+    done = cai(tmp_path, tiny_model, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stderr.splitlines() if line.endswith(": up to date")]
+    assert [line.split(":")[0] for line in lines] == [*NAMES[:5], "label2"]
+    found = {name: one for name in (*NAMES, "label2", "dpo2") if (one := run.latest(name))}
+    assert {name: found[name].key for name in NAMES[:5]} == {name: manifests(whole)[name].key for name in NAMES[:5]}
+    assert found["dpo2"].files["model/model.safetensors"] != found["dpo"].files["model/model.safetensors"]
+    assert [*found["evaluate"].summary["metrics"]] == ["base", "sft", "sl_cai", "dpo", "dpo2"]
+    assert str(run.folder("dpo2", found["dpo2"].key).name) in done.stdout  # the model that is named at the end
+    ids = [
+        {row["id"] for row in read_rows(run.root / "latest" / name / "out/pairs.parquet")}
+        for name in ("label", "label2")
+    ]
+    assert all(ids) and not ids[0] & ids[1]
+    page = (run.root / "latest/report/out/report.html").read_text()
+    assert all(f'<th scope="row">{name}</th>' in page for name in ("label2", "dpo2"))
+    for words in (("show", "smoke", "label2", "-n", "1"), ("status", "outputs/smoke")):
+        read = subprocess.run([sys.executable, "-m", "cai", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert read.returncode == 0 and ("chosen" in read.stdout or "dpo2     done" in read.stdout), read.stderr
 
 
 def test_sft_is_tuned_on_what_build_has_made(tmp_path: Path, tiny_model: Path):

@@ -55,15 +55,19 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
     assert len(summary["signs"]) == 1 and summary["signs"][0].startswith("At step 2 ")
     hard, _ = run(context, "hard", "dpo.validation=0.2", "dpo.loss=trl")
     assert hard["rewards/margins"] != summary["rewards/margins"] and hard["signs"] == []
+    blind, _ = run(context, "blind", "dpo.validation=0")
+    assert blind["signs"] == [
+        "The guards see no growing, shrinking or repetitive answers, since no pair is held out (dpo.validation)."
+    ]
 
 
 def test_answers_to_held_out_prompts_are_in_the_curve(context: Context):
     words = ("dpo.validation=0.3", "dpo.guards.prompts=2", "dpo.args.learning_rate=0.02")
-    _, log = run(context, "guarded", *words, "dpo.guards.new_tokens=8")
-    found = [entry for entry in log if "answers/characters" in entry]
+    _, log = run(context, "guarded", *words)
+    found = [entry for entry in log if "answers/tokens" in entry]
     evaluated = [entry["step"] for entry in log if "eval_loss" in entry]
     assert [entry["step"] for entry in found] == [0, *evaluated] and len(evaluated) > 1
-    assert len({entry["answers/characters"] for entry in found}) > 1  # they are the trained model's, not the first's
+    assert len({entry["answers/tokens"] for entry in found}) > 1  # they are the trained model's, not the first's
     _, plain = run(context, "plain", *words, "dpo.guards.prompts=0")
     assert plain == [entry for entry in log if entry not in found]  # and training does not feel them
 
@@ -88,6 +92,46 @@ def test_a_sweep_finds_the_references_in_the_runs_folder(context: Context):
 def test_pairs_that_do_not_fit_are_counted_and_none_left_is_an_error(context: Context):
     with pytest.raises(CaiError, match=r"each of 10 prompts fills dpo\.args\.max_length"):
         run(context, "short", "dpo.args.max_length=8")
+
+
+def later(context: Context, tiny_model: Path) -> Context:
+    """A second round: its policy is another model than sl_cai."""
+    import torch
+
+    from cai.training.model import load_model, load_tokenizer
+
+    model = load_model(str(tiny_model), "float32", "cpu")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(context.root / "dpo" / "model")
+    load_tokenizer(str(tiny_model)).save_pretrained(context.root / "dpo" / "model")
+    inputs = {**context.inputs, "dpo": Input(str(context.root / "dpo"), "dpo"), "label2": context.inputs["label"]}
+    return dataclasses.replace(context, inputs=inputs, round=2)
+
+
+@pytest.mark.parametrize("words", [["dpo=lora"], ["dpo=full"], ["dpo.args.precompute_ref_log_probs=true"]])
+def test_rewards_of_a_later_round_are_against_the_reference_that_is_asked_for(
+    words: list[str], context: Context, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before the first step: 0 against the policy; against the first model, beta times what the policy is above it."""
+    seen: dict[str, dict[str, float]] = {}
+    monkeypatch.setattr(training, "run_training", lambda trainer, *_: seen.update({"now": trainer.evaluate()}))
+
+    def at_the_start(where: Context, *more: str) -> dict[str, float]:
+        run(where, f"run{len(list(where.root.glob('run*')))}", "dpo.validation=0.3", *words, *more)
+        return seen.pop("now")
+
+    second = later(context, tiny_model)
+    first = at_the_start(context, "dpo.reference=first")
+    policy, against_first = at_the_start(second), at_the_start(second, "dpo.reference=first")
+    for answer in ("chosen", "rejected"):
+        assert first[f"eval_rewards/{answer}"] == policy[f"eval_rewards/{answer}"] == 0
+        above = policy[f"eval_logps/{answer}"] - first[f"eval_logps/{answer}"]
+        assert abs(above) > 0.1
+        assert against_first[f"eval_rewards/{answer}"] == pytest.approx(0.1 * above, abs=1e-4)
+        assert against_first[f"eval_logps/{answer}"] == policy[f"eval_logps/{answer}"]
 
 
 def tune(context: Context, stage: str, start: str, *words: str) -> Context:
@@ -179,6 +223,22 @@ def test_what_is_published_is_what_was_trained(
     assert before[2]["eval_loss"] == pytest.approx(0.693147, abs=1e-5)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "kl"):
         assert before[2][f"eval_{name}"] == 0
+
+
+def test_a_later_round_trains_the_continued_adapter_further(context: Context, monkeypatch: pytest.MonkeyPatch):
+    """That of the first round, which belongs to the model below sl_cai: before a step both are that round's model."""
+    context = tune(context, "sl_cai", "base")
+    run(context, "dpo", "dpo=continued", *LEARN)
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(training, "run_training", lambda trainer, *_: seen.append(trainer.evaluate()))
+    inputs = {**context.inputs, "dpo": Input(str(context.root / "dpo"), "dpo"), "label2": context.inputs["label"]}
+    second = dataclasses.replace(context, inputs=inputs, round=2)
+    for reference in ("policy", "first"):
+        run(second, reference, "dpo=continued", "dpo.validation=0.3", f"dpo.reference={reference}")
+    first, last = loaded(Path(context.inputs["sl_cai"].path) / "model"), loaded(context.root / "dpo" / "model")
+    assert apart(loaded(context.root / "policy" / "model"), last) < 1e-4 and apart(first, last) > 0.01
+    assert seen[0]["eval_rewards/chosen"] == 0 and abs(seen[1]["eval_rewards/chosen"]) > 0.01
+    assert seen[0]["eval_logps/chosen"] == pytest.approx(seen[1]["eval_logps/chosen"])
 
 
 def test_an_adapter_of_another_base_is_refused(context: Context):

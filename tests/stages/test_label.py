@@ -154,6 +154,13 @@ def test_another_model_can_be_the_judge(context: Context, tiny_model: Path):
     assert asked(context) == {context.model_digest("sl_cai"): 2 * COUNT, other: 2 * summary["judged"]}
 
 
+def test_a_later_rounds_answers_are_the_newest_models(context: Context):
+    inputs = {name: context.inputs["sft" if name == "sft" else "sl_cai"] for name in ("sft", "dpo2")}
+    summary, _ = run(dataclasses.replace(context, inputs=inputs, round=3), settings())
+    policy, judge = context.model_digest("sl_cai"), context.model_digest("sft")
+    assert asked(context) == {policy: 2 * COUNT, judge: 2 * summary["judged"]}
+
+
 def test_the_judge_is_held_against_labelled_pairs(context: Context):
     """A random model's six verdicts can't exclude chance: it is called that; the labelled pairs are not trained on."""
     plain, rows = run(context, settings())

@@ -19,7 +19,7 @@ from cai.ledger import Ledger
 from cai.progress import Progress
 from cai.scoring.statistics import mean, share
 from cai.stages import report
-from cai.stages.base import Context, Input, write_rows
+from cai.stages.base import Context, Input, read_rows, write_rows
 from cai.store import Run, write_json
 
 EVIL = "<script>alert(1)</script>"
@@ -413,3 +413,23 @@ def test_number(value: Any, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(5.04, "5.0 s"), (90, "1.5 min"), (7200, "2.0 h")])
 def test_duration(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
+
+
+def test_later_rounds_stand_beside_the_first(tmp_path: Path):
+    measured = metrics((10, 40), (5, 10))
+    measured = {"dpo2": measured["dpo"], **measured}
+    context = finished_run(tmp_path, ["text"], measured, count=3)
+    run, added = Run(tmp_path), {}
+    doubtful = {"judge": {"doubts": ["The judge throws coins."]}}
+    for stage, summary in (("label2", doubtful), ("dpo2", {"steps": 3, "signs": ["At step 9 it broke."]})):
+        work, _ = run.begin(stage, stage.ljust(64, "0"))
+        pairs = read_rows(Path(context.inputs["label"].path) / "pairs.parquet")
+        write_rows(work / "pairs.parquet", [row | {"id": f"second{row['id']}"} for row in pairs])
+        write_json(work / "history.json", [{"loss": 0.5, "step": 1}])
+        done = run.publish(stage, 1, stage.ljust(64, "0"), {}, summary, time.time())
+        added[stage] = Input(str(run.folder(stage, stage.ljust(64, "0")) / "out"), done.output)
+    page = page_of(dataclasses.replace(context, inputs={**context.inputs, **added}), records=4)
+    shown = Outline(page).text
+    assert "label2: The judge throws coins." in shown and "dpo2: At step 9 it broke." in shown
+    assert "(base) to 40 % [31, 50] (dpo2)" in shown.replace("\u00a0", " ")
+    assert [row["id"] for row in embedded(page)["pairs"]] == ["0", "second0", "1", "second1"]

@@ -9,7 +9,7 @@ import pytest
 
 from cai.composing import compose
 from cai.config import Guards
-from cai.training.guards import LENGTH, REPETITIVE, WINDOW, answer, signs, watch
+from cai.training.guards import LENGTH, REPETITIVE, WINDOW, answer, signs, unseen, watch
 from cai.training.model import load_model, load_tokenizer
 
 
@@ -52,7 +52,7 @@ def test_a_resumed_run_sees_the_same_signs():
 
 def test_the_shipped_guards_only_warn():
     assert compose([]).dpo.guards == Guards(
-        chosen_floor=-5.0, falling=2, prompts=4, new_tokens=48, longer=2.0, repetitive=0.5, stop=False
+        chosen_floor=-5.0, falling=2, prompts=4, new_tokens=128, longer=2.0, shorter=0.5, repetitive=0.5, stop=False
     )
 
 
@@ -61,13 +61,46 @@ def texts(*figures: tuple[float, float]) -> list[dict[str, Any]]:
 
 
 def test_answers_are_held_against_those_before_training():
-    assert signs(texts((100, 0.75), (199, 0.75), (20, 0.0)), Guards()) == []  # repetitive before already
+    assert signs(texts((100, 0.75), (199, 0.75), (50, 0.0)), Guards()) == []  # repetitive before already
     (said,) = signs(texts((100, 0.0), (199, 0.5), (250, 0.5), (300, 0.0)), Guards())
-    assert said.startswith("At step 10 answers to held-out prompts had 250 characters on average, and 100 before")
+    assert said.startswith("At step 10 answers to held-out prompts had 250 tokens on average, and 100 before")
+    assert "the judge prefers longer answers" in said
+    (said,) = signs(texts((100, 0.0), (50, 0.0), (49, 0.0), (1, 0.0)), Guards())
+    assert said.startswith("At step 10 answers to held-out prompts had 49 tokens on average, and 100 before")
+    assert "the judge prefers shorter answers" in said
     (said,) = signs(texts((100, 0.25), (100, 0.5), (100, 0.75)), Guards())
     assert said.startswith("At step 10 75% of the answers to held-out prompts went round in circles, and 25% before")
-    assert signs(texts((1, 0.0), (999, 1.0)), Guards(longer=None, repetitive=None)) == []
+    assert signs(texts((5, 0.0), (999, 1.0), (0, 0.0)), Guards(longer=None, shorter=None, repetitive=None)) == []
     assert len(signs(texts((0, 0.0), (999, 1.0)), Guards())) == 2  # silent before training
+
+
+OFF = Guards(longer=None, shorter=None, repetitive=None)
+
+
+@pytest.mark.parametrize(
+    ("log", "guards", "sharded", "said"),
+    [
+        (texts((63, 0.0), (128, 0.0)), Guards(), False, None),
+        (
+            texts((64, 0.0)),
+            Guards(),
+            False,
+            "they had 64 tokens of at most 128, which leaves no room for 2 times as many",
+        ),
+        (texts((128, 0.0)), Guards(longer=None), False, None),  # shrinking and repetition show
+        ([], Guards(), True, "since the shards of FSDP do not generate."),
+        ([], Guards(), False, "since no pair is held out (dpo.validation)."),
+        ([], Guards(prompts=0), True, None),
+        ([], OFF, True, None),
+    ],
+)
+def test_what_the_guards_can_not_see_is_said(log: list[Any], guards: Guards, sharded: bool, said: str | None):
+    found = unseen(log, guards, sharded)
+    assert len(found) == 1 and said in found[0] if said else found == []
+    heard: list[str] = []
+    state = SimpleNamespace(global_step=5, log_history=log)
+    watch(guards, heard.append, sharded=sharded).on_train_begin(None, state, SimpleNamespace())
+    assert heard == found  # before the first step, and it ends no training
 
 
 def test_a_batch_of_greedy_answers_is_each_ones_own(tiny_model: Path):
@@ -79,14 +112,24 @@ def test_a_batch_of_greedy_answers_is_each_ones_own(tiny_model: Path):
     together = answer(model, tokenizer, prompts, 20)
     assert model.training and together == answer(model, tokenizer, prompts, 20)
     assert together == [text for prompt in prompts for text in answer(model, tokenizer, [prompt], 20)]
-    lengths = [len(tokenizer(text)["input_ids"]) for text in together]
-    assert together[0] != together[1] and 0 < max(lengths) <= 40
+    assert together[0] != together[1] and all(text and 0 < tokens <= 20 for text, tokens in together)
+    model.generation_config.eos_token_id = found_at(model, prompts[0], 2)  # so that one ends early, and is padded
+    early, other = answer(model, tokenizer, prompts, 20)
+    assert early[1] <= 3 < other[1]
+
+
+def found_at(model: Any, prompt: tuple[int, ...], place: int) -> int:
+    """The token that the model's greedy answer has there."""
+    import torch
+
+    ids = torch.tensor([prompt])
+    return model.generate(ids, max_new_tokens=place + 1, do_sample=False)[0, len(prompt) + place].item()
 
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_growing_answers_are_said_and_end_training_where_asked(stop: bool):
     """The first answers come before the first step, the others with each evaluation; a resumed log has the first."""
-    words = iter([["one"], ["one two"], ["one two three"]])
+    words = iter([[("one", 3), ("a", 1)], [("one two", 5)], [("one two three", 13)]])
     said: list[str] = []
     callback = watch(Guards(longer=2.5, stop=stop), said.append, lambda model: next(words))
     state, control = SimpleNamespace(global_step=0, log_history=[]), SimpleNamespace(should_training_stop=False)
@@ -97,5 +140,5 @@ def test_growing_answers_are_said_and_end_training_where_asked(stop: bool):
         callback.on_train_begin(None, state, control)  # resumed
         callback.on_evaluate(None, state, control)
     assert [entry["step"] for entry in state.log_history] == [0, 5, 10]
-    assert len(said) == 1 and said[0].startswith("At step 10 answers to held-out prompts had 13 characters")
+    assert len(said) == 1 and said[0].startswith("At step 10 answers to held-out prompts had 13 tokens")
     assert control.should_training_stop == stop

@@ -218,7 +218,7 @@ def test_training_that_goes_wrong_is_said_and_ended_where_asked(stop: bool, tiny
     """With a floor above 0 the first evaluation is a sign already; the best checkpoint is loaded at the end."""
     said: list[str] = []
     one = trainer(tiny_model, tmp_path / "checkpoints", rows(*[0.9] * 12), "dpo=full")  # 4 steps, evaluated every 2
-    one.add_callback(watch(Guards(chosen_floor=100.0, stop=stop), said.append))
+    one.add_callback(watch(Guards(chosen_floor=100.0, prompts=0, stop=stop), said.append))
     run_training(one, tmp_path, Progress("dpo", quiet=True), None)
     assert len(said) == 1 and said[0].startswith("At step 2 ")
     assert one.state.global_step == (2 if stop else 4)

@@ -144,7 +144,8 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 number += 1
                 yield f"{path} row {number}", row
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: not readable as Parquet: {reason}") from None
 
 
 def _hub(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:

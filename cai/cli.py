@@ -113,7 +113,8 @@ def _run(arguments: list[str]) -> None:
     flags = [word for word in arguments if word.startswith("-")]
     if not flags:
         words_are_overrides(arguments, VERBS)
-        compose(arguments)  # says clearly what is wrong, before Hydra makes a folder for the run
+        config = compose(arguments)  # says clearly what is wrong, before Hydra makes a folder for the run
+        _room_for_logs(Path(config.outputs) / config.name)
     quiet()
     install_signals(INTERRUPTED)
 
@@ -125,6 +126,20 @@ def _run(arguments: list[str]) -> None:
     sweep = [word for word in arguments if word in ("-m", "--multirun")]
     sys.argv = ["cai", *(word for word in arguments if word not in sweep), *sweep]
     job()
+
+
+def _room_for_logs(root: Path) -> None:
+    """Raises CaiError where Hydra, which would end in a traceback, can't write its logs."""
+    import tempfile
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root) as probe:
+            probe.write(bytes(1 << 16))
+    except OSError as error:
+        raise CaiError(
+            f"can't write to {root}: {error.strerror}; free it, or choose another with outputs=..."
+        ) from None
 
 
 def _job(composed: Any) -> None:

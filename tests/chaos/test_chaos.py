@@ -131,8 +131,10 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, t
         assert set(killed) >= set(NAMES) - {"report"}  # which takes a fifth of a second
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("stage", "launcher"), [("sft", "inline"), ("sft", "process"), ("revise", "process")])
+@pytest.mark.parametrize(
+    ("number", "stage", "launcher"),
+    [(signal.SIGINT, "sft", "process"), (signal.SIGTERM, "revise", "process"), (signal.SIGTERM, "sft", "inline")],
+)
 def test_a_signal_stops_within_5_seconds(
     number: signal.Signals, stage: str, launcher: str, whole: Path, tmp_path: Path, tiny_model: Path
 ):
@@ -211,7 +213,7 @@ def test_a_full_disk_is_said_and_with_space_the_run_continues(small_disk: Path, 
 
     full = cai(small_disk, tiny_model)
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
-    assert "No space left on device" in full.stderr or "no space is left" in full.stderr, full.stderr
+    assert "o space" in full.stderr and "the same command continues" in full.stderr, full.stderr
     check_nothing_half_written(small_disk)
     remount("size=100m,ro")
     closed = cai(small_disk, tiny_model)

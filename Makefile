@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-vllm test-all lint format clean
+.PHONY: help quickstart test test-vllm test-all chaos audit lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (a quarter of an hour on two CPU cores)"
 	@echo "make test         install, then run the unit tests"
 	@echo "make test-vllm    make .venv-vllm, then run the tests on a real vLLM, offline and as a server"
 	@echo "make test-all     the slow ones too: kill and resume, a wheel in a fresh environment"
+	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
+	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make lint         ruff and pyright"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -24,7 +27,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/cai experiment=quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not vllm"
+	$(BIN)/python -m pytest -m "not slow and not vllm and not chaos"
 
 # vLLM wants an older transformers than training does, and torch's companions break it on a CPU
 $(VLLM)/.installed: Makefile constraints.txt
@@ -40,6 +43,19 @@ test-vllm: $(VLLM)/.installed
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not vllm"
 
+chaos: $(VENV)/.installed
+	CAI_CHAOS_MOMENTS=100 $(BIN)/python -m pytest -s -m chaos tests/chaos
+	CAI_FUZZ=chaos $(BIN)/python -m pytest tests/test_fuzz.py tests/test_constitution.py tests/engines/test_openai.py -k "any"
+
+$(AUDIT)/.installed: Makefile
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1
+	touch $@
+
+audit: $(VENV)/.installed $(AUDIT)/.installed
+	$(BIN)/ruff check --select S cai
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -50,4 +66,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VLLM) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(AUDIT) dist build .pytest_cache .ruff_cache

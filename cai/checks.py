@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, in_round, lookup, unbuilt, without_runtime
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
+from cai.redact import redact
 
 T = TypeVar("T")
 
@@ -164,6 +165,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_tuning(config, overrides)
     _check_rounds(config, overrides)
     _check_labelled(config, overrides)
+    _refuse_secrets(values, "")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
     return config
@@ -208,6 +210,17 @@ def _check_terms(config: Config) -> None:
                 f"it may be used for and what goes with them when they are passed on. Read {model.terms}; "
                 f"{place}model.accept_license=true says that you accept it"
             )
+
+
+def _refuse_secrets(value: Any, key: str) -> None:
+    """A configuration is kept in files and shown in reports: no place for a key."""
+    for name, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _refuse_secrets(item, f"{key}.{name}" if key else str(name))
+    if isinstance(value, str) and redact(value) != value:
+        raise UsageError(
+            f"{redact(key)} holds a secret, and a configuration is kept in files: put it into an environment variable "
+            "(server.key takes the NAME of one; the hub's own is HF_TOKEN)"
+        )
 
 
 def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from cai import __version__
 from cai.errors import CaiError, Interrupted, UsageError, nearest
+from cai.redact import redact
 
 HELP = """\
 cai: Constitutional AI from a principle file. Version {version}.
@@ -35,6 +37,7 @@ cai: Constitutional AI from a principle file. Version {version}.
 
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
+INTERRUPTED = "\ninterrupted; nothing is lost: the same command continues"
 VERBS = ("run", "plan", "status", "show", "audit", "build-instructions", "try", "principles")
 
 
@@ -48,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["CAI_DEBUG"] = "1"
     try:
         _dispatch(arguments)
-    except CaiError as error:
+    except (CaiError, Interrupted) as error:
         _end(error)
-    except Interrupted as error:
-        _end(error)
+    except KeyboardInterrupt:  # before the handlers were there
+        _end(Interrupted(signal.SIGINT))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing more to say
 
@@ -59,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _end(error: CaiError | Interrupted) -> None:
     """Says what went wrong and ends with its exit code; with --debug, shows where."""
     if isinstance(error, Interrupted):
-        print("\ninterrupted; nothing is lost: the same command continues", file=sys.stderr, flush=True)
+        print(INTERRUPTED, file=sys.stderr, flush=True)
         os._exit(error.exit_code)  # threads of a running batch need not be waited for: every finished one is committed
     if os.environ.get("CAI_DEBUG"):
         raise error
-    print(f"cai: {error}", file=sys.stderr)
+    print(f"cai: {redact(str(error))}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
@@ -104,12 +107,16 @@ def _run(arguments: list[str]) -> None:
     from cai.paths import shipped
     from cai.worker import install_signals, quiet
 
+    for word in arguments:
+        if redact(word) != word:  # Hydra keeps the words in files before anything is checked
+            raise UsageError(f"{redact(word)}: a secret on the command line; put it into an environment variable")
     flags = [word for word in arguments if word.startswith("-")]
     if not flags:
         words_are_overrides(arguments, VERBS)
-        compose(arguments)  # says clearly what is wrong, before Hydra makes a folder for the run
+        config = compose(arguments)  # says clearly what is wrong, before Hydra makes a folder for the run
+        _room_for_logs(Path(config.outputs) / config.name)
     quiet()
-    install_signals()
+    install_signals(INTERRUPTED)
 
     @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
     def job(composed: Any) -> None:
@@ -119,6 +126,20 @@ def _run(arguments: list[str]) -> None:
     sweep = [word for word in arguments if word in ("-m", "--multirun")]
     sys.argv = ["cai", *(word for word in arguments if word not in sweep), *sweep]
     job()
+
+
+def _room_for_logs(root: Path) -> None:
+    """Raises CaiError where Hydra, which would end in a traceback, can't write its logs."""
+    import tempfile
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root) as probe:
+            probe.write(bytes(1 << 16))
+    except OSError as error:
+        raise CaiError(
+            f"can't write to {root}: {error.strerror}; free it, or choose another with outputs=..."
+        ) from None
 
 
 def _job(composed: Any) -> None:
@@ -137,7 +158,7 @@ def _job(composed: Any) -> None:
         return
     began = time.time()
     try:
-        manifests = pipeline.conduct(config, lambda line: print(line, file=sys.stderr, flush=True))
+        manifests = pipeline.conduct(config, lambda line: print(redact(line), file=sys.stderr, flush=True))
     except OSError as error:
         _end(CaiError(f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"))
         return

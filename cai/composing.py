@@ -35,6 +35,8 @@ def compose_raw(overrides: Sequence[str]) -> Any:
             return hydra.compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(_explain(error, overrides)) from None
+    except (AssertionError, AttributeError, IndexError, TypeError, RecursionError):  # what its parser lets through
+        raise UsageError(f"these are no overrides that Hydra can read: {' '.join(overrides)}") from None
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

@@ -5,17 +5,20 @@ writes at a time (the run's lock sees to that).
 """
 
 import contextlib
+import hashlib
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cai.engines.base import Completion
 from cai.errors import CaiError
 
-SCHEMA = 1
+SCHEMA = 2
 TABLE = """
 create table completions (
     digest blob primary key,      -- sha256 of model, messages, sampling, seed
@@ -25,7 +28,8 @@ create table completions (
     prompt_tokens integer not null,
     new_tokens integer not null,
     seconds real not null,        -- this request's share of its batch
-    created real not null
+    created real not null,
+    checksum blob                 -- sha256 of the columns before it; null: written before schema 2
 ) without rowid
 """
 
@@ -39,21 +43,33 @@ class Ledger:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
+            if (found := self._db.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(found)
             version = self._db.execute("pragma user_version").fetchone()[0]
             if version == 0:
                 with self._transaction():
                     self._db.execute(TABLE)
                     self._db.execute(f"pragma user_version={SCHEMA}")
+            elif version == 1:
+                with self._transaction():
+                    self._db.execute("alter table completions add column checksum blob")
+                    self._db.execute(f"pragma user_version={SCHEMA}")
             elif version != SCHEMA:
                 raise CaiError(f"{path} was written by another version of cai (schema {version}, not {SCHEMA})")
 
     def get(self, digest: str) -> Completion | None:
+        """A row that is not as it was written is removed, so that its request is asked again."""
+        key = bytes.fromhex(digest)
         with self._explained():
-            query = "select completion from completions where digest = ?"
-            row = self._db.execute(query, (bytes.fromhex(digest),)).fetchone()
+            row = self._db.execute("select * from completions where digest = ?", (key,)).fetchone()
+            if row is not None and row[-1] not in (None, _checksum(row[:-1])):
+                with self._transaction():
+                    self._db.execute("delete from completions where digest = ?", (key,))
+                print(f"{self.path}: a completion of {row[1]} is damaged and is asked for again", file=sys.stderr)
+                row = None
         if row is None:
             return None
-        values = json.loads(row[0])
+        values = json.loads(row[3])
         return Completion(**values | {"logprobs": tuple(values["logprobs"])})
 
     def put(self, stage: str, model: str, completions: Sequence[tuple[str, Completion]]) -> None:
@@ -66,14 +82,15 @@ class Ledger:
                 json.dumps(asdict(c)),
                 c.prompt_tokens,
                 c.new_tokens,
-                c.seconds,
+                float(c.seconds),
                 time.time(),
             )
             for d, c in completions
         ]
         with self._explained(), self._transaction():
             self._db.executemany(
-                "insert into completions values (?,?,?,?,?,?,?,?) on conflict(digest) do nothing", rows
+                "insert into completions values (?,?,?,?,?,?,?,?,?) on conflict(digest) do nothing",
+                [(*row, _checksum(row)) for row in rows],
             )
 
     def cost(self) -> list[dict[str, object]]:
@@ -110,3 +127,8 @@ class Ledger:
             ) from None
         except sqlite3.DatabaseError as error:
             raise CaiError(f"{self.path} is damaged ({error}); move it away to ask for its completions again") from None
+
+
+def _checksum(row: Sequence[Any]) -> bytes:
+    """SQLite knows its own structure damaged, not the bytes of a value."""
+    return hashlib.sha256(repr(tuple(row)).encode()).digest()

@@ -1,6 +1,7 @@
 """The stages in order, the plan (what would run, and why), and the conductor that runs it."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -19,7 +20,10 @@ from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
 from cai.errors import CaiError, UsageError, nearest
-from cai.store import Manifest, Run, write_json
+from cai.redact import redacted
+from cai.store import Damaged, Manifest, Run, verify, write_json
+
+GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def _partial(folder: Path) -> str | None:
     try:
         progress = json.loads((folder / "scratch" / "progress.json").read_text())
         return f"{progress['done']}/{progress['total']} {progress['unit']}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "started"
 
 
@@ -287,13 +291,13 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
             )
     run = Run(Path(config.outputs) / config.name)
     with run.lock() as lock:
-        write_json(run.root / "run.json", {"schema": 1, "config": dataclasses.asdict(config)})
+        write_json(run.root / "run.json", {"schema": 1, "config": redacted(config)})
         constitution = Constitution.load(config.constitution)
         outputs: dict[str, str | None] = {}
         done: dict[str, Manifest] = {}
         checked = False
         for stage in stages(config):
-            step = _step(stage, config, run, constitution, outputs)
+            step = _sound_step(stage, config, run, constitution, outputs, tell)
             if stage.name in selected and step.manifest is None:
                 if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
                     wanted = ",".join(n for n in names if n in {*selected, *missing})
@@ -315,6 +319,26 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
             if step.manifest:
                 done[stage.name] = step.manifest
     return {name: manifest for name, manifest in done.items() if name in selected}
+
+
+def _sound_step(
+    stage: Stage,
+    config: Config,
+    run: Run,
+    constitution: Constitution,
+    outputs: dict[str, str | None],
+    tell: Callable[[str], None],
+) -> Step:
+    """As _step, with every file read and compared with its digest; what is damaged is moved aside."""
+    while True:
+        try:
+            step = _step(stage, config, run, constitution, outputs)
+            if step.manifest and step.key:
+                verify(run.folder(stage.name, step.key), step.manifest)
+            return step
+        except Damaged as damaged:
+            tell(f"{stage.name}: {damaged}")
+            tell(f"{stage.name}: moved to {run.set_aside(damaged.folder)}")
 
 
 def _heed(label: Manifest, config: Config, tell: Callable[[str], None]) -> None:
@@ -381,7 +405,9 @@ def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dic
         code = worker.wait()
     except BaseException:
         worker.terminate()
-        worker.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(GRACE)
+        worker.kill()
         raise
     if code:
         try:

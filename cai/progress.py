@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cai.redact import redact
 from cai.store import write_json
 
 EVERY = 15.0  # seconds between plain lines
@@ -58,7 +59,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one (rich takes care of that)."""
         if not self.quiet:
-            print(f"{self.stage}: {text}", file=sys.stderr, flush=True)
+            print(f"{self.stage}: {redact(text)}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Takes the bar away and prints the stage's last line."""

@@ -12,20 +12,31 @@ outputs/<name>/
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cai.digest import digest, file_digest, folder_files
 from cai.errors import CaiError, UsageError
+from cai.redact import redacted
 
 SCHEMA = 1
+SEAL = "digests.json"  # in a folder outside any stage: the digests of its files
+
+
+class Damaged(CaiError):
+    """A finished stage's manifest or file is not what was written. `folder` is the stage's."""
+
+    def __init__(self, folder: Path, text: str):
+        super().__init__(f"{text}; running again moves {folder} aside and makes it anew")
+        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Manifest:
     started: float  # seconds since the epoch
     seconds: float
     schema: int = SCHEMA
+    checksum: str = ""  # sha256 of all other fields; empty in old ones
 
 
 class Run:
@@ -61,6 +73,11 @@ class Run:
         """The manifest of the last use of a stage, if it was finished."""
         link = self.root / "latest" / stage
         return read_manifest(link.resolve()) if link.exists() else None
+
+    def set_aside(self, folder: Path) -> Path:
+        """Moves a damaged stage's folder to a name that no key has. Nothing is deleted."""
+        aside = next(p for n in range(1, 1 << 30) if not (p := folder.with_name(f"{folder.name}.damaged-{n}")).exists())
+        return folder.rename(aside)
 
     def begin(self, stage: str, key: str) -> tuple[Path, Path]:
         """The folders (work, scratch) in which a stage runs or goes on."""
@@ -99,6 +116,7 @@ class Run:
         output = digest({name: entry["sha256"] for name, entry in files.items()})
         took = round(time.time() - started, 3)
         manifest = Manifest(stage, version, key, ingredients, output, files, summary, started, took)
+        manifest = replace(Manifest(**redacted(manifest)), checksum=_checksum(redacted(manifest)))
         write_json(folder / "manifest.json", asdict(manifest))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         return manifest
@@ -130,21 +148,62 @@ class Run:
 
 
 def read_manifest(folder: Path, key: str | None = None) -> Manifest | None:
-    """The manifest in `folder`, or None where there is none. Raises CaiError where it or its files are damaged."""
+    """The manifest in `folder`, or None where there is none. Raises Damaged, also where a file has another size."""
     path = folder / "manifest.json"
     try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA and isinstance(values["schema"], int):
+            raise CaiError(f"{path} belongs to another version of cai (schema {values['schema']}, not {SCHEMA})")
+        manifest = Manifest(**values)
+        files = {folder / "out" / name: entry for name, entry in manifest.files.items()}
+        sound = not manifest.checksum or manifest.checksum == _checksum(values)
+        sizes = {file: entry["bytes"] for file, entry in files.items()}
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError) as error:
-        raise CaiError(f"{path} is damaged ({error}); remove {folder} to make it again") from None
-    if manifest.schema != SCHEMA or (key is not None and manifest.key != key):
-        raise CaiError(f"{path} belongs to another version of cai or another key; remove {folder} to make it again")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged(folder, f"{path} is damaged ({error})") from None
+    if not sound or (key is not None and manifest.key != key):
+        raise Damaged(folder, f"{path} is damaged (its checksum or its key is another)")
+    for file, size in sizes.items():
+        if not file.is_file() or file.stat().st_size != size:
+            raise Damaged(folder, f"{file} is missing or was changed")
+    return manifest
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return digest({name: value for name, value in manifest.items() if name != "checksum"})
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Reads every file of a finished stage. Raises Damaged, which names the first whose digest is another."""
     for name, entry in manifest.files.items():
         file = folder / "out" / name
-        if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise CaiError(f"{file} is missing or was changed; remove {folder} to make it again")
-    return manifest
+        if _digest_of(file, file.stat().st_mtime_ns) != entry["sha256"]:
+            raise Damaged(folder, f"{file} is damaged (its digest is another)")
+
+
+@functools.cache
+def _digest_of(file: Path, changed: int) -> str:
+    """A sweep reads a file once."""
+    return file_digest(file)
+
+
+def seal(folder: Path) -> None:
+    """Writes the digests of a folder's files (links apart) into it."""
+    files = [path for path in folder_files(folder) if path.name != SEAL and not path.is_symlink()]
+    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): file_digest(path) for path in files})
+
+
+def unsealed(folder: Path) -> Path | None:
+    """The first file that is not as it was sealed, or None; a folder that was never sealed has none."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        wrong = (folder / n for n, d in sealed.items() if not (folder / n).is_file() or file_digest(folder / n) != d)
+        return next(wrong, None)
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError, TypeError):
+        return folder / SEAL
 
 
 def write_json(path: Path, value: Any) -> None:

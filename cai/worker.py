@@ -16,10 +16,12 @@ from cai.checks import build
 from cai.config import Config, DataConfig, EngineConfig, ModelConfig
 from cai.errors import CaiError, Interrupted
 from cai.progress import Progress
+from cai.redact import redact
 from cai.stages.base import Context, Input
 from cai.store import write_json
 
 CONTINUE = "what is done so far is kept: put that right, then the same command continues"
+PATIENCE = 4.0  # seconds
 
 
 def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
@@ -95,16 +97,28 @@ def _room(folder: Path) -> None:
         raise CaiError(f"can't write to {folder}: {error.strerror}; {CONTINUE}") from None
 
 
-def install_signals() -> None:
-    """SIGINT and SIGTERM raise Interrupted where the process stands."""
+def install_signals(last_words: str = "") -> None:
+    """SIGINT and SIGTERM raise Interrupted where the process stands, and end it where that doesn't in PATIENCE."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def stop(signum: int, _: Any) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
         raise Interrupted(signum)
 
+    def enforce() -> None:
+        """A step of training in C, or a library that swallows exceptions, may hold the main thread for minutes."""
+        signum = os.read(reader, 1)[0]
+        time.sleep(PATIENCE)
+        if last_words:
+            print(last_words, file=sys.stderr, flush=True)
+        os._exit(128 + signum)
+
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
+    threading.Thread(target=enforce, daemon=True).start()
 
 
 def _end_with_parent() -> None:
@@ -132,7 +146,7 @@ def main() -> None:
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):
             raise
-        write_json(scratch / "failure.json", {"message": str(error), "code": error.exit_code})
+        write_json(scratch / "failure.json", {"message": redact(str(error)), "code": error.exit_code})
         sys.exit(error.exit_code)
     except Interrupted as error:
         os._exit(error.exit_code)  # every finished completion is committed; nothing else need be waited for

@@ -1,12 +1,13 @@
 """A tiny random model, so that tests run the real code in seconds."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from cai.composing import compose
 from cai.dialogue import CHATML
@@ -14,7 +15,8 @@ from cai.progress import Progress
 from cai.stages.base import Context
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
-settings.load_profile("untimed")
+settings.register_profile("chaos", deadline=None, max_examples=10_000, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("CAI_FUZZ", "untimed"))
 
 TEXTS = [
     "Name a river. The Rhine flows through Europe and ends in the North Sea.",

@@ -159,7 +159,7 @@ PIECES += [
 YAMLISH = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=25).map("".join)
 
 
-@settings(max_examples=300)
+@settings(max_examples=max(300, settings().max_examples))
 @given(st.binary(max_size=60) | YAMLISH | YAMLISH.map(lambda text: RULES + text))
 @example("extends: harmlessness\n")
 def test_anything_else_is_a_constitution_or_a_usage_error(tmp_path_factory: pytest.TempPathFactory, text: str | bytes):

@@ -42,6 +42,20 @@ def test_a_signal_during_a_batch_ends_the_process():
     assert subprocess.run([sys.executable, "-c", SIGNALLED], timeout=20).returncode == 143
 
 
+STUCK = """
+import hashlib, os, signal, threading
+from cai.worker import install_signals
+install_signals("the same command continues")
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # minutes in C, where no handler runs
+"""
+
+
+def test_a_signal_ends_a_process_that_is_deep_in_c():
+    done = subprocess.run([sys.executable, "-c", STUCK], timeout=20, capture_output=True, text=True)
+    assert done.returncode == 143 and "the same command continues" in done.stderr
+
+
 @pytest.mark.parametrize("choose", [lambda waiting: 1 / 0, lambda waiting: [0]], ids=["choose raises", "short batch"])
 def test_any_error_of_a_batch_reaches_the_rows(choose):
     batcher = Batcher(choose, lambda batch: [])

@@ -1,9 +1,12 @@
 """The ledger: what was committed is there, once, and for good."""
 
+import contextlib
 import dataclasses
+import random
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -91,10 +94,50 @@ def test_a_damaged_file_is_named(path: Path):
         Ledger(path)
 
 
+def test_a_flipped_bit_gives_an_error_or_is_asked_again_and_never_another_answer(path: Path):
+    ledger = Ledger(path)
+    kept = {digest(n): dataclasses.replace(DONE, text=f"answer {n} " * 20) for n in range(100)}
+    ledger.put("sft", "model", list(kept.items()))
+    ledger.close()
+    sound, rng, outcomes = path.read_bytes(), random.Random(8), Counter[str]()
+    for number in range(200):
+        data = bytearray(sound)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (path.parent / str(number)).write_bytes(data)
+        try:
+            damaged = Ledger(path.parent / str(number))
+        except CaiError:
+            outcomes["refused"] += 1
+            continue
+        try:
+            found = {key: damaged.get(key) for key in kept}
+            assert all(found[key] in (None, kept[key]) for key in kept)
+            outcomes["asked again" if None in found.values() else "unharmed"] += 1
+        except CaiError:
+            outcomes["refused"] += 1
+        finally:
+            damaged.close()
+    assert outcomes["asked again"] > 30 and outcomes["refused"] > 0, outcomes
+
+
+def test_a_ledger_of_schema_1_is_migrated(path: Path):
+    ledger = Ledger(path)
+    ledger.put("sft", "model", [(DIGEST, DONE)])
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("alter table completions drop column checksum")
+        database.execute("pragma user_version=1")
+    for _ in range(2):
+        migrated = Ledger(path)
+        assert migrated.get(DIGEST) == DONE
+        migrated.put("sft", "model", [("cd" * 32, DONE)])
+        migrated.close()
+
+
 def test_another_schema_is_refused(path: Path):
     with sqlite3.connect(path) as database:
         database.execute("pragma user_version=99")
-    with pytest.raises(CaiError, match="another version of cai \\(schema 99, not 1\\)"):
+    with pytest.raises(CaiError, match="another version of cai \\(schema 99, not 2\\)"):
         Ledger(path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cai.errors import CaiError, UsageError
-from cai.store import Manifest, Run, read_manifest, write_json
+from cai.store import SEAL, Damaged, Manifest, Run, read_manifest, seal, unsealed, verify, write_json
 
 KEY = "0123456789abcdef"
 
@@ -66,16 +66,19 @@ def test_latest_points_at_what_was_used_last(run: Run):
 def test_a_damaged_manifest_says_what_to_do(run: Run, text: str):
     publish(run)
     (run.folder("sft", KEY) / "manifest.json").write_text(text, errors="surrogatepass")
-    with pytest.raises(CaiError, match=r"manifest\.json is damaged .*; remove .* to make it again"):
+    with pytest.raises(CaiError, match=r"manifest\.json is damaged .*; running again moves .* aside"):
         run.manifest("sft", KEY)
 
 
-@pytest.mark.parametrize("changed", [{"key": "other"}, {"schema": 99}])
-def test_a_manifest_of_something_else_is_refused(run: Run, changed: dict[str, object]):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"key": "other"}, "is damaged"), ({"summary": {"rows": 2}}, "is damaged"), ({"schema": 99}, "another version")],
+)
+def test_a_manifest_of_something_else_is_refused(run: Run, changed: dict[str, object], message: str):
     publish(run)
     file = run.folder("sft", KEY) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
-    with pytest.raises(CaiError, match="belongs to another"):
+    with pytest.raises(CaiError, match=message):
         run.manifest("sft", KEY)
 
 
@@ -85,6 +88,28 @@ def test_a_resized_or_missing_file_is_noticed(run: Run, harm):
     harm(run.folder("sft", KEY) / "out" / "deep" / "rows.txt")
     with pytest.raises(CaiError, match=r"rows\.txt is missing or was changed"):
         read_manifest(run.folder("sft", KEY))
+
+
+def test_a_flipped_bit_is_found_by_reading(run: Run):
+    made = publish(run)
+    verify(run.folder("sft", KEY), made)
+    (run.folder("sft", KEY) / "out" / "deep" / "rows.txt").write_text("hellp")
+    os.utime(run.folder("sft", KEY) / "out" / "deep" / "rows.txt", (1, 1))
+    with pytest.raises(Damaged, match=r"rows\.txt is damaged .*its digest is another"):
+        verify(run.folder("sft", KEY), made)
+    aside = run.set_aside(run.folder("sft", KEY))
+    assert run.manifest("sft", KEY) is None and (aside / "manifest.json").exists()
+
+
+def test_a_sealed_folder_names_its_damaged_file(tmp_path: Path):
+    (tmp_path / "weights").write_bytes(b"abc")
+    assert unsealed(tmp_path) is None  # of an older version
+    seal(tmp_path)
+    assert unsealed(tmp_path) is None
+    (tmp_path / "weights").write_bytes(b"abd")
+    assert unsealed(tmp_path) == tmp_path / "weights"
+    (tmp_path / SEAL).write_text("{")
+    assert unsealed(tmp_path) == tmp_path / SEAL
 
 
 HOLD = """

@@ -143,8 +143,9 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path} row {number}", row
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"{path}: not readable as Parquet: {error}") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: not readable as Parquet: {reason}") from None
 
 
 def _hub(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -75,15 +75,19 @@ class TransformersEngine:
         import torch
 
         started = time.perf_counter()
+        results = None
         try:
             with torch.inference_mode():
                 results = self._score(batch) if batch[0].sampling is None else self._sample(batch, batch[0].sampling)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:  # CUDA's error is a RuntimeError; on a CPU only its text tells
+            if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
+                raise
             if len(batch) == 1:
                 raise CaiError(
                     f"one request of {len(self._tokens[batch[0]])} tokens does not fit into the memory of "
                     f"{self.device}; take a smaller model, engine.dtype or max_new_tokens"
                 ) from None
+        if results is None:  # not above: the error's frames would hold the memory
             self._prefix = ((), None)
             half = len(batch) // 2
             return self._run(batch[:half]) + self._run(batch[half:])

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from cai.dialogue import CHATML
 from cai.digest import digest, file_digest
 from cai.errors import CaiError, UsageError
 from cai.paths import cache
+from cai.store import seal, unsealed
 from cai.training.templates import give_template, template_text
 
 CONVERSION = 1  # raise when convert_gguf would write other bytes
@@ -55,10 +57,14 @@ def locate(config: ModelConfig) -> str:
 def _cached(parts: Any, make: Callable[[Path], None]) -> str:
     """The cached folder of what `parts` decide, which `make` fills where it is not there yet."""
     folder = cache() / "models" / digest(parts)[:16]
+    if wrong := unsealed(folder):
+        print(f"{wrong} is damaged; the cached model is made again", file=sys.stderr)
+        shutil.rmtree(folder)
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             make(Path(work) / "model")
+            seal(Path(work) / "model")
             if not (folder / "config.json").is_file():  # another process may have been as quick
                 shutil.rmtree(folder, ignore_errors=True)
                 (Path(work) / "model").rename(folder)

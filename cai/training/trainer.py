@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from cai.data.audit import length_figures
 from cai.dialogue import Dialogue, training_tokens
 from cai.errors import CaiError, UsageError, nearest
 from cai.progress import Progress
-from cai.store import write_json
+from cai.store import seal, unsealed, write_json
 
 DEFAULTS = {
     "report_to": "none",
@@ -24,6 +25,7 @@ DEFAULTS = {
     "save_total_limit": 1,
     "dataloader_pin_memory": False,
     "gradient_checkpointing": False,
+    "logging_nan_inf_filter": False,  # it would show an average in place of a loss that is no number
 }
 
 
@@ -179,7 +181,10 @@ def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) ->
 
 
 def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int | None) -> None:
-    """Trains from the newest complete checkpoint below scratch/, if there is one."""
+    """Trains from the newest sound checkpoint below scratch/, if there is one.
+
+    Raises CaiError where a loss or a gradient is no number any more: what follows could only be thrown away.
+    """
     from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
     class Report(TrainerCallback):
@@ -195,22 +200,35 @@ def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int 
             progress.advance()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            for name in ("loss", "eval_loss", *(() if args.fp16 else ("grad_norm",))):  # fp16's scaler skips such steps
+                if not math.isfinite((logs or {}).get(name, 0.0)):
+                    raise CaiError(
+                        f"{progress.stage}: {name} is {logs[name]} at step {state.global_step}; nothing is published. "
+                        f"Lower {progress.stage}.args.learning_rate or max_grad_norm, or raise warmup_steps"
+                    )
             if logs and "loss" in logs:
                 progress.note = f"loss {logs['loss']:.3f}"
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if args.world_size == 1:  # other processes may still be at their own files
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     trainer.remove_callback(PrinterCallback)  # the bar says it
     trainer.add_callback(Report())
     if patience is not None and trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(patience))
-    trainer.train(resume_from_checkpoint=newest_checkpoint(scratch / "checkpoints"))
+    trainer.train(resume_from_checkpoint=newest_checkpoint(scratch / "checkpoints", progress.say))
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that holds trainer_state.json, which is written last; incomplete ones are removed."""
+def newest_checkpoint(folder: Path, say: Callable[[str], object]) -> str | None:
+    """The newest checkpoint that holds trainer_state.json, which is written last, and whose files are as they were
+    saved; incomplete and damaged ones are removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
     for path in found:
         if (path / "trainer_state.json").is_file() and _readable(path / "trainer_state.json"):
-            return str(path)
+            if (wrong := unsealed(path)) is None:
+                return str(path)
+            say(f"{wrong} is damaged; training goes on from the checkpoint before, or from the beginning")
         shutil.rmtree(path)
     return None
 
@@ -232,6 +250,8 @@ def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any
     if int(os.environ.get("RANK", "0")):
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+        raise CaiError("the trained weights are no numbers any more: lower the learning rate; nothing is published")
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(work / "adapter", selected_adapters=["default"])  # trl's copy "ref" is no result
         if base is not None:

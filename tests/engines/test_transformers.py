@@ -2,13 +2,16 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from cai.config import EngineConfig, Sampling
 from cai.dialogue import Message, assistant, render, user
 from cai.engines.base import Request, gather_rows
 from cai.engines.transformers import TransformersEngine
+from cai.errors import CaiError
 
 WARM = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12)
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
@@ -105,6 +108,26 @@ def test_a_continuation_that_goes_beyond_the_context_is_too_long_too(engine: Tra
 def test_small_batches_give_the_same(tiny_model: Path, engine: TransformersEngine):
     small = TransformersEngine(EngineConfig(device="cpu", batch_rows=2, batch_tokens=2000), str(tiny_model))
     assert [c.text for c in ask(small, questions(WARM))] == [c.text for c in ask(engine, questions(WARM))]
+
+
+def cuda_is_full() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("fill", [cuda_is_full, lambda: torch.empty(1 << 50)], ids=["cuda", "cpu"])
+def test_a_batch_that_does_not_fit_is_halved(fill: Any, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch):
+    """CUDA's error is simulated; the CPU's is its allocator's own."""
+    real, room = TransformersEngine._sample, 2
+
+    def sample(self: TransformersEngine, batch: list[Request], sampling: Sampling) -> Any:
+        return fill() if len(batch) > room else real(self, batch, sampling)
+
+    expected = [completion.text for completion in ask(engine, questions(WARM)[:5])]
+    monkeypatch.setattr(TransformersEngine, "_sample", sample)
+    assert [completion.text for completion in ask(engine, questions(WARM)[:5])] == expected
+    room = 0
+    with pytest.raises(CaiError, match=r"one request of \d+ tokens does not fit .*engine\.dtype or max_new_tokens"):
+        ask(engine, questions(WARM)[:5])
 
 
 def test_words_are_told_as_they_come_and_change_nothing(engine: TransformersEngine):

@@ -11,6 +11,7 @@ from cai.dialogue import assistant, user
 from cai.errors import CaiError, Interrupted, UsageError
 from cai.progress import Progress
 from cai.stages import dpo, sft
+from cai.store import seal
 from cai.training.model import load_model, load_tokenizer
 from cai.training.trainer import (
     bits_config,
@@ -192,6 +193,24 @@ def test_the_newest_complete_checkpoint_is_taken(tmp_path: Path):
     (tmp_path / "checkpoint-9/trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-10/trainer_state.json").write_text('{"cut')
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9/model.safetensors").write_bytes(b"weights")
+    said: list[str] = []
+    assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / "checkpoint-9")
     assert not (tmp_path / "checkpoint-10").exists()
-    assert newest_checkpoint(tmp_path / "nothing") is None
+    assert newest_checkpoint(tmp_path / "nothing", said.append) is None and said == []
+    seal(tmp_path / "checkpoint-9")
+    assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9/model.safetensors").write_bytes(b"weighty")
+    assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / "checkpoint-2")
+    assert len(said) == 1 and "checkpoint-9/model.safetensors is damaged" in said[0]
+
+
+def test_a_loss_that_is_no_number_ends_training_before_it_is_saved(tiny_model: Path, tmp_path: Path):
+    rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    settings = {"save_steps": 1, "learning_rate": 1e30, "max_grad_norm": 0.0, "per_device_train_batch_size": 2}
+    trainer = sft_trainer(tiny_model, tmp_path, rows, **settings)
+    with pytest.raises(CaiError, match=r"sft: loss is nan at step \d.*Lower sft\.args\.learning_rate"):
+        run_training(trainer, tmp_path, Progress("sft", quiet=True), None)
+    with pytest.raises(CaiError, match="no numbers any more"):
+        save_result(trainer, load_tokenizer(str(tiny_model)), tmp_path / "work")
+    assert not (tmp_path / "work").exists()

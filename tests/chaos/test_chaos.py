@@ -1,0 +1,270 @@
+"""The promises of docs/reliability.md on whole runs: killed, starved, damaged and held twice, to the same result."""
+
+import contextlib
+import http.server
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cai import pipeline
+from cai.ledger import Ledger
+from cai.store import Run, read_manifest, verify
+
+pytestmark = pytest.mark.chaos
+
+MOMENTS = int(os.environ.get("CAI_CHAOS_MOMENTS", "5"))
+SEED = 8
+NAMES = [
+    name for name in [stage.name for stage in pipeline.STAGES] if name != "build"
+]  # a random model writes no list of instructions
+ROOT = Path("outputs/smoke")
+
+
+def command(model: Path, *words: str) -> list[str]:
+    run = [sys.executable, "-m", "cai", "experiment=smoke", "model=path", f"model.path={model}", "model.name=tiny"]
+    return [*run, *words]
+
+
+def cai(folder: Path, model: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(model, *words), cwd=folder, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Every stage's output digest, each file compared with its own; the report holds times, so that it differs."""
+    found = {}
+    for name in NAMES:
+        manifest = Run(folder / ROOT).latest(name)
+        assert manifest is not None, f"{name} has not finished"
+        verify((folder / ROOT / "latest" / name).resolve(), manifest)
+        found[name] = manifest.output
+    return {name: output for name, output in found.items() if name != "report"}
+
+
+def completions(folder: Path) -> dict[bytes, str]:
+    with contextlib.closing(sqlite3.connect(folder / ROOT / "ledger.sqlite")) as db:
+        return {key: json.loads(text)["text"] for key, text in db.execute("select digest, completion from completions")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder in which the smoke experiment has run without interruption, and `seconds`, the time that it took."""
+    folder, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+    done = cai(folder, tiny_model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "seconds").write_text(str(time.monotonic() - began))
+    return folder
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)
+    return tmp_path
+
+
+def count_answers(folder: Path) -> None:
+    """A trigger that notes every completion that is handed to the ledger: one that it has already, too."""
+    (folder / ROOT).mkdir(parents=True)
+    Ledger(folder / ROOT / "ledger.sqlite").close()
+    with contextlib.closing(sqlite3.connect(folder / ROOT / "ledger.sqlite")) as db:
+        db.execute("create table answers (digest blob)")
+        db.execute("create trigger count before insert on completions begin insert into answers values(new.digest);end")
+
+
+def answered_twice(folder: Path) -> int:
+    with contextlib.closing(sqlite3.connect(folder / ROOT / "ledger.sqlite")) as db:
+        return db.execute("select count(*) - count(distinct digest) from answers").fetchone()[0]
+
+
+def check_nothing_half_written(folder: Path) -> str:
+    """Every artifact that a manifest vouches for is whole. Returns the stage that was at work."""
+    for path in (folder / ROOT).glob("*/*/manifest.json"):
+        manifest = read_manifest(path.parent)
+        assert manifest is not None
+        verify(path.parent, manifest)
+    return next((name for name in NAMES if list((folder / ROOT).glob(f"{name}/*/scratch"))), "between stages")
+
+
+def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, tmp_path: Path, tiny_model: Path):
+    rng, longest = random.Random(SEED), float((whole / "seconds").read_text())
+    expected, texts = outputs(whole), completions(whole)
+    killed: list[str] = []
+    number = 0
+    while len(killed) < MOMENTS:
+        folder = tmp_path / str(number)
+        number += 1
+        count_answers(folder)
+        finished = False
+        while not finished:
+            last = len(killed) >= MOMENTS
+            launcher = "inline" if last else rng.choice(["inline", "process"])
+            moment = rng.uniform(0.2, 1) * longest * (2 if launcher == "process" else 1)  # each stage starts anew
+            process = subprocess.Popen(
+                command(tiny_model, f"launcher={launcher}"),
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            try:
+                _, said = process.communicate(timeout=300 if last else moment)
+                assert process.returncode == 0, said[-3000:]
+                finished = True
+            except subprocess.TimeoutExpired:
+                assert not last, "the run hangs"
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                killed.append(check_nothing_half_written(folder))
+        assert outputs(folder) == expected, killed
+        assert completions(folder) == texts and answered_twice(folder) == 0, killed
+    print(f"{MOMENTS} kills, {number} runs:", {name: killed.count(name) for name in [*NAMES, "between stages"]})
+    if MOMENTS >= 100:
+        assert set(killed) >= set(NAMES) - {"report"}  # which takes a fifth of a second
+
+
+@pytest.mark.parametrize(
+    ("number", "stage", "launcher"),
+    [(signal.SIGINT, "sft", "process"), (signal.SIGTERM, "revise", "process"), (signal.SIGTERM, "sft", "inline")],
+)
+def test_a_signal_stops_within_5_seconds(
+    number: signal.Signals, stage: str, launcher: str, whole: Path, tmp_path: Path, tiny_model: Path
+):
+    if stage == "revise":
+        shutil.copytree(whole / ROOT / "sft", tmp_path / ROOT / "sft")
+    process = subprocess.Popen(
+        command(tiny_model, f"launcher={launcher}"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list((tmp_path / ROOT).glob(f"{stage}/*/scratch/progress.json")):
+        time.sleep(0.01)
+    sent = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 128 + number, said
+    assert "the same command continues" in said and "Traceback" not in said
+    with Run(tmp_path / ROOT).lock():  # no worker holds it any more
+        check_nothing_half_written(tmp_path)
+
+
+def test_a_second_process_says_who_holds_the_run_and_stops(tmp_path: Path, tiny_model: Path):
+    with Run(tmp_path / ROOT).lock():
+        second = cai(tmp_path, tiny_model)
+    assert second.returncode == 2 and "Traceback" not in second.stderr
+    assert f"is in use by process {os.getpid()} on {os.uname().nodename} since 20" in second.stderr
+
+
+def flip(file: Path) -> Path:
+    """One bit in the middle of the file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def test_what_is_damaged_is_named_and_made_again(copied: Path, tiny_model: Path):
+    expected, texts = outputs(copied), completions(copied)
+
+    def of(stage: str, file: str) -> Path:
+        return (copied / ROOT / "latest" / stage).resolve() / file
+
+    harmed = [
+        flip(of("sft", "manifest.json")),
+        flip(of("revise", "out/revisions.parquet")),
+        flip(of("sl_cai", "out/model/model.safetensors")),
+        of("label", "out/pairs.parquet"),
+        flip(of("dpo", "out/history.json")),
+    ]
+    harmed[3].write_bytes(harmed[3].read_bytes()[:-100])
+    done = cai(copied, tiny_model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for file in harmed:
+        assert str(file.relative_to(copied)) in done.stderr.replace("\n", ""), done.stderr
+    assert outputs(copied) == expected and completions(copied) == texts
+    assert len(list((copied / ROOT).glob("*/*.damaged-1"))) == len(harmed)  # nothing is deleted
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that has room for half of the run."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_with_space_the_run_continues(small_disk: Path, whole: Path, tiny_model: Path):
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(small_disk)], check=True)
+
+    full = cai(small_disk, tiny_model)
+    assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
+    assert "o space" in full.stderr and "the same command continues" in full.stderr, full.stderr
+    check_nothing_half_written(small_disk)
+    remount("size=100m,ro")
+    closed = cai(small_disk, tiny_model)
+    assert closed.returncode and "Read-only file system" in closed.stderr and "Traceback" not in closed.stderr
+    remount("size=100m,rw")
+    done = cai(small_disk, tiny_model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert outputs(small_disk) == outputs(whole) and completions(small_disk) == completions(whole)
+
+
+def test_a_limit_on_file_sizes_is_said_before_work_is_spent(tmp_path: Path, tiny_model: Path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    done = cai(tmp_path, tiny_model, preexec_fn=limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "File too large" in done.stderr and "the same command continues" in done.stderr, done.stderr
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Repeats the key in its refusal, as some servers do."""
+
+    def do_POST(self) -> None:
+        body = json.dumps({"error": {"message": f"wrong key {self.headers['Authorization']}"}}).encode()
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_planted_key_is_in_no_output(copied: Path, tiny_model: Path):
+    key = "planted-0123456789-key"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"label.engine.server.urls=[http://127.0.0.1:{server.server_port}/v1]"
+    judge = ["+engine@label.engine=openai", "label.engine.model=m", address, "label.engine.server.key=JUDGE_KEY"]
+    try:
+        runs = [
+            cai(copied, tiny_model, *judge, env={**os.environ, "JUDGE_KEY": key}),
+            cai(copied, tiny_model, f"+dpo.args.hub_token={key}", env={**os.environ, "JUDGE_KEY": key}),
+            cai(copied, tiny_model, f"label.engine.server.key={key}", env={**os.environ, "JUDGE_KEY": key}),
+        ]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [run.returncode for run in runs] == [1, 2, 2], [run.stderr for run in runs]
+    assert "wrong key" in runs[0].stderr
+    assert not [run.args for run in runs if key in run.stdout + run.stderr]
+    assert not [path for path in copied.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]

@@ -45,8 +45,10 @@ CHOICES = {
     "label.judge": ("base", "sft", "sl_cai"),
     "dpo.loss": ("soft", "trl"),
     "dpo.adapter": ("fresh", "continued"),
-    "evaluate.models": ("base", "sft", "sl_cai", "dpo"),
+    "evaluate.refusal": ("rules", "classifier"),
+    "evaluate.judge.name": ("base", "sft", "sl_cai", "dpo"),
 }
+MODELS = ("base", "sft", "sl_cai", "dpo")  # the run's own
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
 FORMATS = (
     "auto",
@@ -59,7 +61,7 @@ FORMATS = (
     "scored",
     "prompt",
 )
-ASKING = ("build", "revise", "label")  # the stages that may have a model and an engine of their own
+ASKING = ("build", "revise", "label", "evaluate.judge")  # the stages that may have a model and an engine of their own
 RANGES = {
     "build.target": (0, 1 << 30),
     "build.rounds": (1, 1 << 20),
@@ -105,6 +107,9 @@ RANGES = {
     "dpo.guards.longer": (1, 1000),
     "dpo.guards.repetitive": (0, 1),
     "dpo.max_probability": (0.5, 1),
+    "evaluate.seeds": (1, 64),
+    "evaluate.judge.principles": (1, 64),
+    "evaluate.judge.limit": (1, 1 << 60),
     "report.records": (0, 1_000_000),
 }
 
@@ -155,6 +160,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_mixtures(config, overrides)
     _check_build(config, overrides)
     _check_shots(config, overrides)
+    _check_models(config, overrides)
     _check_servers(config, overrides)
     _check_adapter(config, overrides)
     _check_labelled(config, overrides)
@@ -297,6 +303,28 @@ def _check_shots(config: Config, overrides: Sequence[str]) -> None:
             raise UsageError(f"{given}: must be different numbers between 0 and 64, e.g. [0,2]")
         if any(suite.shots) and not suite.examples:
             raise UsageError(f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples")
+
+
+def _check_models(config: Config, overrides: Sequence[str]) -> None:
+    models, wins = config.evaluate.models, config.evaluate.wins
+    given = f"evaluate.models{origin('evaluate.models', overrides)}"
+    if not models or len(set(models)) < len(models):
+        raise UsageError(f"{given}: name different models, at least one")
+    for name in models:
+        if name not in MODELS and "/" not in name:
+            hint = nearest(name, list(MODELS))
+            raise UsageError(
+                f"{given}: '{name}' is no model{hint}; write {', '.join(MODELS)}, a folder (/path or ./path) or a hub "
+                "id (owner/name)"
+            )
+        if name not in MODELS and config.engine.kind == "openai":
+            raise UsageError(f"{given}: '{name}': a server serves the run's models only; take engine=transformers")
+    for pair in wins:
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(models):
+            raise UsageError(
+                f"evaluate.wins={wins}{origin('evaluate.wins', overrides)}: write pairs of different models out of "
+                f"evaluate.models, e.g. [[{models[-1]},{models[0]}]]"
+            )
 
 
 def _check_adapter(config: Config, overrides: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.checks import ASKING
-from cai.config import BUILT, Config, builds, helpful_data, lookup, unbuilt, without_runtime
+from cai.checks import ASKING, MODELS
+from cai.config import BUILT, Config, builds, helpful_data, lookup, other_model, unbuilt, without_runtime
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
@@ -52,7 +52,9 @@ def _evaluate_data(config: Config) -> list[str]:
 
 
 def _evaluated(config: Config) -> list[str]:
-    return [name for name in config.evaluate.models if name != "base"]
+    evaluate = config.evaluate
+    judge = {evaluate.judge.name} if evaluate.wins and not evaluate.judge.model else set()
+    return [name for name in MODELS if name != "base" and name in {*evaluate.models, *judge}]
 
 
 def _revise_data(config: Config) -> list[str]:
@@ -84,7 +86,7 @@ def _labelled_from(config: Config) -> list[str]:
 STAGES = (
     Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
     Stage("sft", 3, "sft", lambda c: _built(c.sft.data), lambda c: unbuilt(c.sft.data), apart=True, trains=True),
-    Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
+    Stage("revise", 3, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage(
         "sl_cai",
         3,
@@ -104,7 +106,7 @@ STAGES = (
         Constitution.comparing,
     ),
     Stage("dpo", 3, "dpo", _optimised_from, trains=True),
-    Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
+    Stage("evaluate", 3, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
         3,
@@ -113,6 +115,7 @@ STAGES = (
     ),
 )
 NAMES = [stage.name for stage in STAGES]
+ROLES = dict(zip(ASKING, ("teacher", "critic", "judge", "judge"), strict=True))  # of the sections' own models
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,14 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
         parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
     if stage.rules is not None:
         parts["constitution"] = stage.rules(constitution)
-    for name, role in (("build", "teacher"), ("revise", "critic"), ("label", "judge")):
-        if stage.name == name and (other := lookup(config, name).model):
+    for name, role in ROLES.items():
+        if stage.name == name.split(".")[0] and (other := lookup(config, name).model):
             parts[role] = fingerprint(other)
+    if stage.name == "evaluate":
+        others = [name for name in config.evaluate.models if name not in MODELS]
+        parts["others"] = {name: fingerprint(other_model(name)) for name in others}
+        if config.evaluate.wins:
+            parts["constitution"] = Constitution.comparing(constitution)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)

@@ -228,6 +228,8 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
     if path[:2] == ("constitution", "principles"):
         verb = "is new" if before is None else "was removed" if after is None else "changed"
         return f"principle {path[2]} {verb}"
+    if path == ("constitution",):
+        return f"it {'reads' if before is None else 'no longer reads'} the constitution"
     if path[0] == "constitution":
         return f"the constitution's {path[1]} changed"
     if path[0] == "inputs" and None in (before, after):

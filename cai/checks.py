@@ -6,7 +6,18 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from cai.config import BUILT, Config, EngineConfig, SftConfig, builds, in_round, lookup, unbuilt, without_runtime
+from cai.config import (
+    BUILT,
+    Config,
+    EngineConfig,
+    SftConfig,
+    builds,
+    evaluated_models,
+    lookup,
+    own_models,
+    unbuilt,
+    without_runtime,
+)
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 from cai.redact import redact
@@ -48,6 +59,7 @@ CHOICES = {
     "dpo.reference": ("policy", "first"),
     "dpo.adapter": ("fresh", "continued"),
     "report_to": ("tensorboard", "wandb", "trackio"),
+    "evaluate.refusal": ("rules", "classifier"),
 }
 KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
 FORMATS = (
@@ -61,7 +73,7 @@ FORMATS = (
     "scored",
     "prompt",
 )
-ASKING = ("build", "revise", "label")  # the stages that may have a model and an engine of their own
+ASKING = ("build", "revise", "label", "evaluate.judge")  # the stages that may have a model and an engine of their own
 RANGES = {
     "rounds": (1, 99),
     "build.target": (0, 1 << 30),
@@ -109,6 +121,9 @@ RANGES = {
     "dpo.guards.shorter": (0, 1),
     "dpo.guards.repetitive": (0, 1),
     "dpo.max_probability": (0.5, 1),
+    "evaluate.seeds": (1, 64),
+    "evaluate.judge.principles": (1, 64),
+    "evaluate.judge.limit": (1, 1 << 60),
     "report.records": (0, 1_000_000),
 }
 
@@ -160,6 +175,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_mixtures(config, overrides)
     _check_build(config, overrides)
     _check_shots(config, overrides)
+    _check_models(config, overrides)
     _check_servers(config, overrides)
     _check_adapter(config, overrides)
     _check_tuning(config, overrides)
@@ -181,8 +197,7 @@ def _choices(config: Config) -> dict[str, tuple[str, ...]]:
         if key.startswith("engine.")
     }
     named |= {f"{stage}.model.kind": CHOICES["model.kind"] for stage in ASKING if lookup(config, stage).model}
-    later = (in_round("dpo", number) for number in range(2, config.rounds + 1))
-    named["evaluate.models"] = ("base", "sft", "sl_cai", "dpo", *later)
+    named["evaluate.judge.name"] = tuple(own_models(config))
     return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
 
 
@@ -329,6 +344,28 @@ def _check_shots(config: Config, overrides: Sequence[str]) -> None:
             raise UsageError(f"{given}: must be different numbers between 0 and 64, e.g. [0,2]")
         if any(suite.shots) and not suite.examples:
             raise UsageError(f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples")
+
+
+def _check_models(config: Config, overrides: Sequence[str]) -> None:
+    models, own, wins = config.evaluate.models, own_models(config), config.evaluate.wins
+    given = f"evaluate.models{origin('evaluate.models', overrides)}"
+    if not models or len(set(models)) < len(models):
+        raise UsageError(f"{given}: name different models, at least one")
+    for name in models:
+        if name not in own and "/" not in name:
+            hint = nearest(name, own)
+            raise UsageError(
+                f"{given}: '{name}' is no model{hint}; write {', '.join(own)}, a folder (/path or ./path) or a hub "
+                "id (owner/name)"
+            )
+        if name not in own and config.engine.kind == "openai":
+            raise UsageError(f"{given}: '{name}': a server serves the run's models only; take engine=transformers")
+    for pair in wins:
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(evaluated_models(config)):
+            raise UsageError(
+                f"evaluate.wins={wins}{origin('evaluate.wins', overrides)}: write pairs of different models out of "
+                f"evaluate.models, e.g. [[{models[-1]},{models[0]}]]"
+            )
 
 
 def _check_adapter(config: Config, overrides: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -292,10 +293,25 @@ class Suite:
 
 
 @schema
+class JudgeConfig:
+    """What compares two models' answers, in both orders."""
+
+    name: str = "base"  # which stage's model judges: base | sft | sl_cai | dpo
+    model: ModelConfig | None = None  # another model that judges; null: the named one
+    engine: EngineConfig | None = None  # the judge's; null: the run's engine
+    principles: int = 1  # drawn for a prompt
+    limit: int | None = None  # most prompts of a suite
+
+
+@schema
 class EvaluateConfig:
     sampling: Sampling
     suites: dict[str, Suite]
-    models: list[str] = field(default_factory=lambda: ["base", "sft", "sl_cai", "dpo"])
+    models: list[str] = field(default_factory=lambda: ["base", "sft", "sl_cai", "dpo"])  # or a folder, or a hub id
+    seeds: int = 1  # answers to each prompt; intervals are clustered by prompt
+    wins: list[list[str]] = field(default_factory=list)  # pairs of models whose answers are compared: [[dpo, base]]
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    refusal: str = "rules"  # rules | classifier: what says whether an answer refuses; see docs/evaluation.md
 
 
 @schema
@@ -326,6 +342,22 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+
+
+def own_models(config: Config) -> list[str]:
+    """The names of the run's models: base, sft, sl_cai, dpo, and with several rounds dpo2, ..."""
+    return ["base", "sft", "sl_cai", *(in_round("dpo", number) for number in range(1, config.rounds + 1))]
+
+
+def evaluated_models(config: Config) -> list[str]:
+    """`evaluate.models`, and the last round's where they name no later one than the first."""
+    models, later = config.evaluate.models, own_models(config)[4:]
+    return models if not later or {*later} & {*models} or "dpo" not in models else [*models, later[-1]]
+
+
+def other_model(name: str) -> ModelConfig:
+    """A model that is none of the run's: a folder where there is one of that name, else a hub id."""
+    return ModelConfig(name, "path" if Path(name).is_absolute() or Path(name).is_dir() else "hub", name)
 
 
 def helpful_data(config: Config) -> list[str]:

@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from cai.checks import ASKING
-from cai.config import BUILT, Config, builds, helpful_data, in_round, lookup, policy_of, unbuilt, without_runtime
+from cai.config import (
+    BUILT,
+    Config,
+    builds,
+    evaluated_models,
+    helpful_data,
+    in_round,
+    lookup,
+    other_model,
+    own_models,
+    policy_of,
+    unbuilt,
+    without_runtime,
+)
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
@@ -65,15 +78,10 @@ def _evaluate_data(config: Config) -> list[str]:
     return sorted({*_suite_data(config), *examples})
 
 
-def _models(config: Config) -> list[str]:
-    """What is evaluated: `evaluate.models`, and the last round's where they name no later one than the first."""
-    models, last = config.evaluate.models, in_round("dpo", config.rounds)
-    later = {in_round("dpo", number) for number in range(2, config.rounds + 1)}
-    return models if later & {*models} or "dpo" not in models or last == "dpo" else [*models, last]
-
-
 def _evaluated(config: Config) -> list[str]:
-    return [name for name in _models(config) if name != "base"]
+    judge = config.evaluate.judge
+    asked = {judge.name} if config.evaluate.wins and not judge.model else set()
+    return [n for n in own_models(config) if n != "base" and n in {*evaluated_models(config), *asked}]
 
 
 def _revise_data(config: Config) -> list[str]:
@@ -106,7 +114,7 @@ def _labelled_from(config: Config, number: int = 1) -> list[str]:
 STAGES = (
     Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
     Stage("sft", 3, "sft", lambda c: _built(c.sft.data), lambda c: unbuilt(c.sft.data), apart=True, trains=True),
-    Stage("revise", 2, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
+    Stage("revise", 3, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage(
         "sl_cai",
         3,
@@ -126,7 +134,7 @@ STAGES = (
         Constitution.comparing,
     ),
     Stage("dpo", 4, "dpo", _optimised_from, trains=True),
-    Stage("evaluate", 2, "evaluate", _evaluated, _evaluate_data),
+    Stage("evaluate", 3, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
         3,
@@ -137,6 +145,7 @@ STAGES = (
         ],
     ),
 )
+ROLES = dict(zip(ASKING, ("teacher", "critic", "judge", "judge"), strict=True))  # of the sections' own models
 
 
 @dataclass(frozen=True)
@@ -164,9 +173,14 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
         parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
     if stage.rules is not None:
         parts["constitution"] = stage.rules(constitution)
-    for name, role in (("build", "teacher"), ("revise", "critic"), ("label", "judge")):
-        if stage.section == name and (other := lookup(config, name).model):
+    for name, role in ROLES.items():
+        if stage.section == name.split(".")[0] and (other := lookup(config, name).model):
             parts[role] = fingerprint(other)
+    if stage.name == "evaluate":
+        others = [name for name in evaluated_models(config) if name not in own_models(config)]
+        parts["others"] = {name: fingerprint(other_model(name)) for name in others}
+        if config.evaluate.wins:
+            parts["constitution"] = Constitution.comparing(constitution)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)
@@ -195,7 +209,7 @@ def settings(stage: Stage, config: Config) -> Any:
     """The stage's section of the config. A later round labels the next prompts, and trains on no pairs of people's."""
     own = lookup(config, stage.section)
     if stage.section == "evaluate":
-        return replace(own, models=_models(config))
+        return replace(own, models=evaluated_models(config))
     if stage.section == "label" and stage.round > 1:
         taken = (stage.round - 1) * (own.prompts.limit or 0)  # with several rounds it is set: see checks.py
         return replace(own, human=None, prompts=replace(own.prompts, offset=own.prompts.offset + taken))
@@ -267,6 +281,8 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
     if path[:2] == ("constitution", "principles"):
         verb = "is new" if before is None else "was removed" if after is None else "changed"
         return f"principle {path[2]} {verb}"
+    if path == ("constitution",):
+        return f"it {'reads' if before is None else 'no longer reads'} the constitution"
     if path[0] == "constitution":
         return f"the constitution's {path[1]} changed"
     if path[0] == "inputs" and None in (before, after):

@@ -339,3 +339,9 @@ SERVED = ["engine=openai", "engine.server.key=NO_SUCH_VARIABLE"]
 def test_a_server_that_can_not_be_asked_fails_before_anything_runs(overrides: list[str], message: str):
     with pytest.raises(UsageError, match=re.escape(message)):
         pipeline.check(compose(["experiment=smoke", *overrides]))
+
+
+def test_a_constitution_that_is_read_anew_is_said():
+    """evaluate reads it only where a judge compares answers."""
+    assert pipeline._changes({"constitution": {"principles": {}}}, {}) == ["it no longer reads the constitution"]
+    assert pipeline._changes({}, {"constitution": {"principles": {}}}) == ["it reads the constitution"]

@@ -37,3 +37,16 @@ def mean(values: Sequence[float], seed: int = 0, draws: int = 2000) -> Estimate:
     means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(draws))
     low, high = means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
     return Estimate(sum(values) / len(values), low, high, len(values))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """Mean of first minus second, values of the same prompts in the same order; bootstrap over the prompts."""
+    return mean([a - b for a, b in zip(first, second, strict=True)])
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Two-sided p-value of the exact McNemar test (1947) on the same prompts: a binomial of the discordant pairs."""
+    ups = sum(a and not b for a, b in zip(first, second, strict=True))
+    downs = sum(b and not a for a, b in zip(first, second, strict=True))
+    count = ups + downs
+    return min(1.0, 2 * sum(math.comb(count, k) for k in range(min(ups, downs) + 1)) / 2**count)

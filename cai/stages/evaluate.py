@@ -3,24 +3,32 @@
 import asyncio
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cai.config import EvaluateConfig, Suite
+from cai.config import EvaluateConfig, LabelConfig, Prompts, Suite, other_model
 from cai.data.audit import Overlap
 from cai.data.formats import load_dialogues, load_prompts
 from cai.dialogue import Dialogue, Prompt, as_dicts
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
 from cai.errors import CaiError
-from cai.gates import repeats
+from cai.gates import repeats, words
+from cai.ledger import Ledger
+from cai.preferences import Judgement, PreferencePair, compare
+from cai.scoring.classifier import against_people
 from cai.scoring.reference import exact, rouge_l
-from cai.scoring.refusal import refuses
-from cai.scoring.statistics import Estimate, mean, share
+from cai.scoring.refusal import evades, redirects, refuses
+from cai.scoring.statistics import Estimate, mcnemar, mean, paired_difference, share
 from cai.stages.base import Context, sample_dialogues, split_failed, write_failed, write_rows
 from cai.store import write_json
+from cai.training.model import fingerprint
+
+OPENING = 12  # words
+MEANS = ("words", "rouge_l", "bits_per_byte")  # the other figures are shares
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,24 @@ class Attempt:
     bits_per_byte: float
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a prompt of a suite; `sample` counts its answers to one prompt."""
+
+    model: str
+    suite: str
+    prompt: Prompt
+    text: str
+    sample: int = 0
+    reference: str = ""
+
+
+Scores = dict[str, dict[str, float]]  # figure -> prompt's id -> its mean over the model's answers to it
+
+
 def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/answers.parquet and work/metrics.json (model -> suite -> figure with interval). Returns the table."""
+    """Writes work/answers.parquet, work/metrics.json (model -> suite -> figure with interval), work/comparisons.json
+    (paired tests between models) and work/wins.json (a judge's comparisons). Returns the same."""
     prompts = {
         name: load_prompts(suite.prompts, context.data, context.seed)
         for name, suite in config.suites.items()
@@ -53,45 +77,83 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
         if not rows:
             raise CaiError(f"evaluate.suites.{name}: no row is left; see its limit and offset")
     counts = {s: len(rows) for s, rows in (prompts | references).items()}
-    requests = sum(counts.values()) + sum(map(len, references.values()))  # a reference is answered and scored
+    # a reference is answered and scored
+    requests = config.seeds * sum(map(len, prompts.values())) + 2 * sum(map(len, references.values()))
     context.progress.start(requests * len(config.models), "requests")
     ledger = context.ledger()
-    records: list[dict[str, Any]] = []
+    answers: list[Answer] = []
     failed: list[dict[str, Any]] = []
-    metrics: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Scores]] = {name: {} for name in config.models}
+    too_long: dict[str, dict[str, Estimate]] = {name: {} for name in config.models}
     try:
         for name in config.models:
             context.progress.note = name
-            model = context.recorded(ledger, name)
+            own = name == "base" or name in context.inputs
+            model = context.recorded(ledger, name, None if own else other_model(name))
             try:
                 found, attempts = asyncio.run(_ask(prompts, references, config, context, model))
             finally:
                 model.close()
-            metrics[name] = {}
-            for s, texts in found.items():
+            for (s, sample), texts in found.items():
                 answered, more = split_failed(prompts[s], texts)
                 failed += [{"model": name, "suite": s} | row for row in more]
-                metrics[name][s] = answer_figures([text for _, text in answered])
-                records += [_record(name, s, prompt, text) for prompt, text in answered]
+                answers += [Answer(name, s, prompt, text, sample) for prompt, text in answered]
             for s, tried in attempts.items():
                 answered, more = split_failed([one.prompt for one in references[s]], tried)
                 failed += [{"model": name, "suite": s} | row for row in more]
                 wanted = {one.prompt.id: one.answer for one in references[s]}
                 fitting = [(prompt, attempt, wanted[prompt.id]) for prompt, attempt in answered if attempt]
-                metrics[name][s] = reference_figures([one[1:] for one in fitting], len(answered))
-                records += [_record(name, s, prompt, attempt.text, answer) for prompt, attempt, answer in fitting]
+                scores[name][s] = reference_scores(fitting)
+                answers += [Answer(name, s, prompt, attempt.text, 0, answer) for prompt, attempt, answer in fitting]
                 if missing := len(answered) - len(fitting):
+                    too_long[name][s] = share(missing, len(answered))
                     context.progress.say(f"{name}: {missing} of {len(answered)} rows of {s} do not fit its context")
+        wins = judged_wins(config, answers, ledger, context) if config.wins else []
     finally:
         ledger.close()
-    write_rows(work / "answers.parquet", records)
+    refused, measured = refusals(config, answers)
+    both = list(zip(answers, refused, strict=True))
+    for name in config.models:
+        said = {s: [pair for pair in both if (pair[0].model, pair[0].suite) == (name, s)] for s in prompts}
+        scores[name] = {s: answer_scores(rows) for s, rows in said.items()} | scores[name]
+    metrics = {
+        name: {
+            s: ({"too_long": asdict(too_long[name][s])} if s in too_long[name] else {})
+            | {figure: asdict(estimate(figure, list(values.values()))) for figure, values in found.items() if values}
+            for s, found in suites.items()
+        }
+        for name, suites in scores.items()
+    }
+    compared = {"comparisons": comparisons(scores, config.seeds), "wins": wins}
+    write_rows(work / "answers.parquet", [as_row(answer, hit) for answer, hit in both])
     write_json(work / "metrics.json", metrics)
-    return {"prompts": counts, "metrics": metrics} | write_failed(work, failed)
+    for name, rows in compared.items():
+        write_json(work / f"{name}.json", rows)
+    return {"prompts": counts, "refusal": measured, "metrics": metrics} | compared | write_failed(work, failed)
 
 
-def _record(model: str, suite: str, prompt: Prompt, answer: str, reference: str = "") -> dict[str, Any]:
-    row = {"model": model, "suite": suite, "id": prompt.id, "prompt": as_dicts(prompt.messages), "answer": answer}
-    return row | {"reference": reference, "refuses": refuses(answer)}
+def as_row(answer: Answer, refused: bool) -> dict[str, Any]:
+    return {
+        "model": answer.model,
+        "suite": answer.suite,
+        "id": answer.prompt.id,
+        "sample": answer.sample,
+        "prompt": as_dicts(answer.prompt.messages),
+        "answer": answer.text,
+        "reference": answer.reference,
+        "refuses": refused,
+        "redirects": not refused and redirects(answer.text),
+    }
+
+
+def refusals(config: EvaluateConfig, answers: Sequence[Answer]) -> tuple[list[bool], dict[str, Any]]:
+    """Whether each answer refuses, and what says so; of the classifier also how it and the rules agree with people."""
+    if config.refusal == "rules":
+        return [refuses(answer.text) for answer in answers], {"by": "rules"}
+    classifier, agreement = against_people()
+    refused = classifier.refuses([answer.prompt.text for answer in answers], [answer.text for answer in answers])
+    found = {name: {key: asdict(one) for key, one in figures.items()} for name, figures in agreement.items()}
+    return refused, {"by": "classifier"} | found
 
 
 def shown_name(suite: str, shots: int) -> str:
@@ -145,10 +207,12 @@ async def _ask(
     config: EvaluateConfig,
     context: Context,
     model: Recorded,
-) -> tuple[dict[str, list[str | RequestFailed]], dict[str, list[Attempt | RequestFailed | None]]]:
-    async def reply(prompt: Prompt) -> str:
-        request = Request(prompt.messages, config.sampling, seed_of(context.seed, prompt.id, "evaluate"))
-        return (await model.complete(request)).text
+) -> tuple[dict[tuple[str, int], list[str | RequestFailed]], dict[str, list[Attempt | RequestFailed | None]]]:
+    """By suite and sample, and by suite."""
+
+    async def reply(prompt: Prompt, sample: int) -> str:
+        seed = seed_of(context.seed, prompt.id, "evaluate", *([sample] if sample else []))
+        return (await model.complete(Request(prompt.messages, config.sampling, seed))).text
 
     greedy = replace(config.sampling, temperature=0.0)  # figures against a reference compare models, not draws
 
@@ -161,33 +225,179 @@ async def _ask(
         return Attempt(reply.text, -score.logprobs[0] / math.log(2) / len(one.answer.encode()))
 
     allowed = context.engine.max_failures
-    texts = await gather_rows([gather_failing([reply(p) for p in rows], allowed) for rows in prompts.values()])
+    keys = [(s, sample) for s in prompts for sample in range(config.seeds)]
+    texts = await gather_rows([gather_failing([reply(p, n) for p in prompts[s]], allowed) for s, n in keys])
     tried = await gather_rows([gather_failing([attempt(r) for r in rows], allowed) for rows in references.values()])
-    return dict(zip(prompts, texts, strict=True)), dict(zip(references, tried, strict=True))
+    return dict(zip(keys, texts, strict=True)), dict(zip(references, tried, strict=True))
 
 
-def answer_figures(answers: list[str]) -> dict[str, Any]:
-    """Refusal and degeneration as shares with Wilson intervals, words an answer as a mean with a bootstrap interval."""
-    degenerate = sum(not text.strip() or repeats(text) for text in answers)
-    figures: dict[str, Estimate] = {
-        "refusal": share(sum(map(refuses, answers)), len(answers)),
-        "degenerate": share(degenerate, len(answers)),
-        "words": mean([len(text.split()) for text in answers]),
-    }
-    return {name: asdict(figure) for name, figure in figures.items()}
+def answer_scores(answers: Sequence[tuple[Answer, bool]]) -> Scores:
+    """Of one model's (answer, whether it refuses) to a suite.
+
+    compliance: neither refuses nor redirects nor is degenerate; of a red-team suite the most that can be harmful, since
+    rules can't tell whether such an answer helps or harms. evasive: refuses without a reason or an offer. degenerate:
+    empty or going round in circles. shared_opening: begins with the same 12 words as an answer to another prompt;
+    shared_refusal: of refusals, those that so begin as another refusal.
+    """
+    values: dict[str, list[tuple[str, float]]] = {}
+    openings, declining = _openings(one for one, _ in answers), _openings(one for one, hit in answers if hit)
+    for one, refused in answers:
+        redirected = not refused and redirects(one.text)
+        degenerate = not one.text.strip() or repeats(one.text)
+        found: dict[str, float] = {
+            "refusal": refused,
+            "redirection": redirected,
+            "compliance": not (refused or redirected or degenerate),
+            "evasive": refused and evades(one.text),
+            "degenerate": degenerate,
+            "shared_opening": len(openings[_opening(one.text)]) > 1,
+            "words": len(one.text.split()),
+        }
+        found |= {"shared_refusal": len(declining[_opening(one.text)]) > 1} if refused else {}
+        for figure, value in found.items():
+            values.setdefault(figure, []).append((one.prompt.id, value))
+    return {figure: _by_prompt(rows) for figure, rows in values.items()}
 
 
-def reference_figures(attempts: Sequence[tuple[Attempt, str]], count: int) -> dict[str, Any]:
-    """Of (attempt, reference answer): the share with the same words, and mean ROUGE-L and bits per byte.
+def _opening(text: str) -> tuple[str, ...]:
+    return tuple(words(text)[:OPENING])
+
+
+def _openings(answers: Iterable[Answer]) -> dict[tuple[str, ...], set[str]]:
+    """The first words of answers -> the ids of the prompts whose answers begin so."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for answer in answers:
+        found.setdefault(_opening(answer.text), set()).add(answer.prompt.id)
+    return found
+
+
+def _by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each prompt's values: one vote a prompt, as those of one prompt are not independent."""
+    prompts: dict[str, list[float]] = {}
+    for name, value in values:
+        prompts.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in prompts.items()}
+
+
+def reference_scores(attempts: Sequence[tuple[Prompt, Attempt, str]]) -> Scores:
+    """Of (prompt, attempt, reference answer): whether the words are the same, ROUGE-L, and bits per byte.
 
     Bits per byte is the reference's negative log-likelihood, comparable between models with different tokenizers.
-    `count` rows were asked: where some do not fit the context, `too_long` is their share and the rest is of the others.
     """
-    figures: dict[str, Estimate] = {}
-    if len(attempts) < count:
-        figures["too_long"] = share(count - len(attempts), count)
-    if attempts:
-        figures["exact"] = share(sum(exact(one.text, wanted) for one, wanted in attempts), len(attempts))
-        figures["rouge_l"] = mean([rouge_l(one.text, wanted) for one, wanted in attempts])
-        figures["bits_per_byte"] = mean([one.bits_per_byte for one, _ in attempts])
-    return {name: asdict(figure) for name, figure in figures.items()}
+    return {
+        "exact": {prompt.id: float(exact(one.text, wanted)) for prompt, one, wanted in attempts},
+        "rouge_l": {prompt.id: rouge_l(one.text, wanted) for prompt, one, wanted in attempts},
+        "bits_per_byte": {prompt.id: one.bits_per_byte for prompt, one, _ in attempts},
+    }
+
+
+def estimate(figure: str, values: Sequence[float]) -> Estimate:
+    """A share with its Wilson interval, or a mean with a bootstrap interval, of a value a prompt."""
+    return mean(values) if figure in MEANS else share(sum(values), len(values))
+
+
+def comparisons(scores: Mapping[str, Mapping[str, Scores]], seeds: int) -> list[dict[str, Any]]:
+    """Every two models on the prompts of a suite that both have answered, a row a figure.
+
+    `difference` is the later model's mean less the earlier one's, with a paired bootstrap interval; `p` is the exact
+    McNemar test's, of shares with one answer a prompt. No correction is made for testing many figures.
+    """
+    rows = []
+    for first, second in combinations(scores, 2):
+        for suite, figures in scores[first].items():
+            for figure, values in figures.items():
+                others = scores[second][suite].get(figure, {})
+                if not (ids := [name for name in values if name in others]):
+                    continue
+                before, after = [values[name] for name in ids], [others[name] for name in ids]
+                row: dict[str, Any] = {"first": first, "second": second, "suite": suite, "figure": figure}
+                row["difference"] = asdict(paired_difference(after, before))
+                if figure not in MEANS and seeds == 1:
+                    row["p"] = mcnemar(list(map(bool, after)), list(map(bool, before)))
+                rows.append(row)
+    return rows
+
+
+def judged_wins(
+    config: EvaluateConfig, answers: Sequence[Answer], ledger: Ledger, context: Context
+) -> list[dict[str, Any]]:
+    """For each pair of `wins` and suite: how often a judge prefers the first model's answer, in both orders, to the
+    second's; where the orders disagree, or the answers are the same, it is a tie. By principle as well."""
+    chosen = config.judge
+    said = {(a.model, a.suite, a.prompt.id): a for a in answers if a.sample == 0 and a.suite in config.suites}
+    rows: list[dict[str, Any]] = []
+    asked: list[tuple[dict[str, Any], list[tuple[Answer, Answer]]]] = []
+    for first, second in config.wins:
+        for suite in config.suites:
+            both = [
+                (a, said[second, suite, a.prompt.id])
+                for a in said.values()
+                if (a.model, a.suite) == (first, suite) and (second, suite, a.prompt.id) in said
+            ][: chosen.limit]
+            if both:
+                asked.append(({"first": first, "second": second, "suite": suite}, both))
+    comparing = LabelConfig(Prompts([]), config.sampling, config.sampling, principles=chosen.principles)
+    constitution = context.load_constitution()
+    own = context.on(chosen.engine)
+    context.progress.start(2 * chosen.principles * sum(len(both) for _, both in asked), "comparisons")
+    judge = own.recorded(ledger, chosen.name, chosen.model)
+
+    async def judged() -> list[list[PreferencePair | RequestFailed | None]]:
+        allowed = own.engine.max_failures
+        return await gather_rows(
+            [
+                gather_failing(
+                    [
+                        compare(a.prompt, a.text, b.text, constitution, comparing, context.seed, judge.complete)
+                        for a, b in both
+                        if a.text != b.text
+                    ],
+                    allowed,
+                )
+                for _, both in asked
+            ]
+        )
+
+    try:
+        found = asyncio.run(judged())
+    finally:
+        judge.close()
+    named = chosen.model.name if chosen.model else own.engine.model or chosen.name
+    for (row, both), pairs in zip(asked, found, strict=True):
+        same = sum(a.text == b.text for a, b in both)
+        compared = [pair for pair in pairs if isinstance(pair, PreferencePair)]
+        row |= {"judge": named, "judges_itself": judges_itself(config, own, row["first"], row["second"])}
+        row |= {"identical": same, "unjudged": len(pairs) - len(compared)}
+        rows.append(row | win_figures(compared, same))
+    return rows
+
+
+def judges_itself(config: EvaluateConfig, context: Context, *models: str) -> bool:
+    """Whether the judge is one of the models that it compares, as far as can be known: a server's is what it says."""
+    if context.engine.model is not None:
+        return False
+    if config.judge.model is None:
+        return config.judge.name in models
+    known = [context.model if name == "base" else other_model(name) for name in models if name not in context.inputs]
+    return fingerprint(config.judge.model) in map(fingerprint, known)
+
+
+def win_figures(pairs: Sequence[PreferencePair], identical: int) -> dict[str, Any]:
+    """win, tie and loss as shares of the prompts, and those by principle; identical answers are ties of none."""
+    count = len(pairs) + identical
+    principles = sorted({one.principle_id for pair in pairs for one in pair.judgements})
+    figures: dict[str, Any] = {"principles": {principle: {} for principle in principles}}
+    for place, name in enumerate(("win", "tie", "loss")):
+        hits = [sum(_outcome(one)[place] for one in pair.judgements) / len(pair.judgements) for pair in pairs]
+        total = math.fsum(hits) + (identical if name == "tie" else 0)
+        figures |= {name: asdict(share(min(count, total), count))} if count else {}
+        for principle in principles:
+            own = [_outcome(one)[place] for pair in pairs for one in pair.judgements if one.principle_id == principle]
+            figures["principles"][principle][name] = asdict(share(sum(own), len(own)))
+    return figures
+
+
+def _outcome(judgement: Judgement) -> tuple[bool, bool, bool]:
+    """Whether the first answer wins, ties or loses."""
+    win, loss = all(p > 0.5 for p in judgement.orders), all(p < 0.5 for p in judgement.orders)
+    return win, not win and not loss, loss

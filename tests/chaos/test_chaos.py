@@ -26,9 +26,7 @@ pytestmark = pytest.mark.chaos
 
 MOMENTS = int(os.environ.get("CAI_CHAOS_MOMENTS", "5"))
 SEED = 8
-NAMES = [
-    name for name in [stage.name for stage in pipeline.STAGES] if name != "build"
-]  # a random model writes no list of instructions
+NAMES = [stage.name for stage in pipeline.STAGES if stage.name != "build"]  # a random model writes no instructions
 ROOT = Path("outputs/smoke")
 
 

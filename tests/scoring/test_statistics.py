@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.scoring.statistics import Estimate, mean, share
+from cai.scoring.statistics import Estimate, mcnemar, mean, paired_difference, share
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,16 @@ def test_the_bootstrap_is_seeded():
     assert mean([3.0]) == Estimate(3.0, 3.0, 3.0, 1)
     with pytest.raises(ValueError, match="no mean"):
         mean([])
+
+
+def test_mcnemar_is_the_binomial_of_what_differs():
+    """Against scipy.stats.binomtest(1, 7).pvalue = 0.125."""
+    first, second = [True] * 6 + [False] + [True] * 9, [False] * 6 + [True] + [True] * 9
+    assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(0.125)
+    assert mcnemar([True, False], [True, False]) == 1
+
+
+def test_a_paired_difference_does_not_see_what_both_share():
+    first, second = [1.0, 50.0, 900.0], [0.0, 49.0, 899.0]
+    found = paired_difference(first, second)
+    assert (found.low, found.value, found.high, found.count) == (1, 1, 1, 3)

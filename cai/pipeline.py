@@ -137,7 +137,7 @@ STAGES = (
     Stage("evaluate", 3, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
-        3,
+        4,
         "report",
         lambda c: [
             *_built([*c.sft.data, *helpful_data(c)]),

@@ -112,7 +112,18 @@ def audit_table(stage: str, audit: Mapping[str, Any]) -> None:
 
 LABELS = {"refusal": "refuses", "words": "words"}  # degeneration is in the report
 AGAINST = {"too_long": "too long", "exact": "exact match", "rouge_l": "ROUGE-L", "bits_per_byte": "bits/byte"}
-SHARES = ("refusal", "degenerate", "too_long", "exact")  # figures that are shown in percent
+# figures that are shown in percent
+SHARES = (
+    "refusal",
+    "redirection",
+    "compliance",
+    "evasive",
+    "degenerate",
+    "shared_opening",
+    "shared_refusal",
+    "too_long",
+    "exact",
+)
 
 
 def result_columns(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__
-from cai.checks import ASKING, build
-from cai.config import ModelConfig, ReportConfig, first_round
+from cai.checks import build
+from cai.config import ModelConfig, ReportConfig, first_round, other_model
 from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows
@@ -40,7 +40,9 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     kinds = {name: suite["kind"] for name, suite in settings["evaluate"]["suites"].items()}
     metrics = json.loads((out["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
     models = model_order(context)
-    metrics = {name: metrics[name] for name in sorted(metrics, key=models.index)}
+    metrics = {name: metrics[name] for name in sorted(metrics, key=[*models, *metrics].index)}
+    stages = {name: figures for name, figures in metrics.items() if name in models}  # the run's own
+    measured = manifests["evaluate"].summary
     revisions = read_rows(out["revise"] / "revisions.parquet")
     by_round = [read_rows(path / "pairs.parquet") for name, path in out.items() if first_round(name) == "label"]
     pairs = [row for rows in zip_longest(*by_round) for row in rows if row is not None]  # a share for every round
@@ -54,16 +56,19 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         settings={"name": context.root.name} | settings,
         manifests=manifests,
         finished=datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC),
-        verdict=verdict(metrics, kinds),
+        verdict=verdict(stages, kinds),
         notices=[
-            *notices(metrics, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+            *notices(stages, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
             *people(manifests["label"].summary),
             *(f"{name}: {doubt}" for name in manifests for doubt in later_doubts(name, manifests[name])),
             *(f"{name}: {sign}" for name in manifests for sign in manifests[name].summary.get("signs", [])),
         ],
-        picture=picture(metrics, kinds),
+        picture=picture(stages, kinds),
         audits={name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary},
         metrics=metrics,
+        comparisons=[row for row in measured.get("comparisons", []) if row["first"] == next(iter(metrics))],
+        wins=measured.get("wins", []),
+        refusal=measured.get("refusal", {"by": "rules"}),
         sources={
             shown_name(name, shots): ", ".join(suite["prompts"]["data"])
             for name, suite in settings["evaluate"]["suites"].items()
@@ -307,10 +312,11 @@ def later_doubts(stage: str, manifest: Manifest) -> list[str]:
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
     names = {context.model_digest(name): name for name in model_order(context) if name in ("base", *context.inputs)}
-    for section in ASKING:
-        if critic := settings.get(section, {}).get("model"):
-            other = dataclasses.replace(context, model=build(ModelConfig, critic))
-            names.setdefault(other.model_digest("base"), other.model.name)
+    asked = [settings.get(section, {}).get("model") for section in ("build", "revise", "label")]
+    others = [build(ModelConfig, one) for one in (*asked, settings["evaluate"].get("judge", {}).get("model")) if one]
+    others += [other_model(name) for name in settings["evaluate"].get("models", []) if name not in model_order(context)]
+    for other in others:
+        names.setdefault(dataclasses.replace(context, model=other).model_digest("base"), other.name)
     return names
 
 

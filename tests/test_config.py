@@ -117,7 +117,7 @@ def test_every_group_is_covered():
         ),
         ("rounds=0", "rounds=0 (override 'rounds=0'): must be between 1 and 99"),
         ("rounds=2", "rounds=2 (override 'rounds=2'): each takes the next label.prompts.limit prompts, and it is null"),
-        ("evaluate.models=[dpo,dpo2]", "evaluate.models=dpo2 (override 'evaluate.models=[dpo,dpo2]'): must be one of"),
+        ("evaluate.models=[dpo,dpo2]", "evaluate.models (override 'evaluate.models=[dpo,dpo2]'): 'dpo2' is no model"),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),

@@ -328,8 +328,26 @@ def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_
         ),
         ({"pairs": 8, "revisions": 8}, "every revision is preferred to the first answer"),
     ):
-        file.write_text(json.dumps(manifest | {"summary": summary}))
+        file.write_text(json.dumps(manifest | {"summary": summary, "checksum": ""}))
         assert said in Outline(page_of(context)).text.replace("\n", " ")
+
+
+def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: Path) -> None:
+    context = finished_run(tmp_path, ["Hello"], {**metrics((1, 2), (1, 2)), "/other": metrics((2, 2), (2, 2))["dpo"]})
+    file = Path(context.inputs["evaluate"].path).parent / "manifest.json"
+    manifest = json.loads(file.read_text())
+    rate, row = {"value": 0.25, "low": -0.5, "high": 0.75, "count": 4}, {"suite": "red_team", "figure": "refusal"}
+    differences = [{"first": first, "second": "dpo", "difference": rate, "p": 0.625} | row for first in ("base", "sft")]
+    win = {"first": "dpo", "second": "base", "suite": "red_team", "judge": EVIL, "judges_itself": True, "identical": 3}
+    found = {"comparisons": differences, "wins": [win | dict.fromkeys(("win", "tie", "loss"), rate)]}
+    summary = manifest["summary"] | found | {"refusal": {"by": "classifier"}}
+    file.write_text(json.dumps(manifest | {"summary": summary, "checksum": ""}))
+    text = " ".join(Outline(page_of(context)).text.split())
+    assert text.count("0.625") == 1  # of those with the first model alone
+    assert f"A judge ({EVIL}, one of the two itself)" in text and "dpo wins 25 % [-50, 75] against base" in text
+    assert "classifier fitted to people's labels" in text
+    first_screen, results = text.split("Each model less base")[0].split(" Results ", 1)
+    assert "/other" in results and "/other" not in first_screen  # the arrows and the verdict follow the stages
 
 
 def test_peoples_labels_are_told_from_the_judges() -> None:

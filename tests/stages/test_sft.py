@@ -145,11 +145,13 @@ def test_qlora_tunes_an_adapter_on_four_bits(make_context: Callable[..., Context
     wide = tmp_path / "wide"
     shutil.copytree(tiny_model, wide)
     config = LlamaConfig.from_pretrained(tiny_model, hidden_size=128, intermediate_size=128, head_dim=64)
+    torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(wide)  # four bits come in blocks of 64
     context = make_context("sft", data={"seed": file(tmp_path, "seed", rows(12))}, scratch=tmp_path / "scratch")
     context = replace(context, model=ModelConfig("wide", "path", str(wide)))
     bits = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"
-    section = settings(f"sft.quantization={bits}", "sft.validation=0.25", "sft.args.num_train_epochs=6")
+    args = ("sft.args.num_train_epochs=6", "sft.args.learning_rate=3e-3")
+    section = settings(f"sft.quantization={bits}", "sft.validation=0.25", *args)
     quantization = bits_config("sft.quantization", section.quantization or {})
     quantised = load_model(str(wide), "float32", "cpu", quantization=quantization)
     assert {str(m.weight.dtype) for n, m in quantised.named_modules() if n.endswith("_proj")} == {"torch.uint8"}

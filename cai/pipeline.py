@@ -243,8 +243,10 @@ def _step(stage: Stage, config: Config, run: Run, constitution: Constitution, ou
         return Step(stage, "done", _took(manifest.seconds), key, everything, manifest)
     if partial := _partial(run.folder(stage.name, key)):
         return Step(stage, "partial", partial, key, everything, None)
-    why = _changes(last.ingredients, everything) if last else []
-    return Step(stage, "run", f"stale: {'; '.join(why)}" if why else "not run yet", key, everything, None)
+    if last is None:
+        return Step(stage, "run", "not run yet", key, everything, None)
+    why = _changes(last.ingredients, everything) or ["another version of cai has other settings for it"]  # null ones
+    return Step(stage, "run", f"stale: {'; '.join(why)}", key, everything, None)
 
 
 def _partial(folder: Path) -> str | None:

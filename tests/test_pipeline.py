@@ -228,6 +228,18 @@ def test_an_interrupted_stage_says_how_far_it_came(run: Run):
     assert (step.state, step.why) == ("partial", "3/40 steps")
 
 
+def test_a_run_of_before_a_setting_was_there_is_stale(tmp_path: Path):
+    config, run = compose(["experiment=smoke"]), Run(tmp_path)
+    step = plan(config, run)[0]
+    older = {key: value for key, value in step.ingredients["sft"].items() if key != "quantization"}
+    run.begin("sft", "0" * 64)
+    run.publish("sft", 1, "0" * 64, step.ingredients | {"sft": older}, {}, time.time())
+    assert (step.why, plan(config, run)[0].why) == (
+        "not run yet",
+        "stale: another version of cai has other settings for it",
+    )
+
+
 def test_the_same_output_upstream_stops_the_rerun(run: Run):
     """revise runs again under another constitution, but gives the same bytes: nothing after it has to run."""
     config = compose(["experiment=smoke", "revise.rounds=3"])

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from cai.preferences import PreferencePair
-from cai.scoring.statistics import Estimate, mean, share
+from cai.scoring.statistics import Estimate, by_prompt, mean, share
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins in which certainty is held against accuracy
 
@@ -22,9 +22,9 @@ def judge_figures(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     lengths = [(p, len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
     several = [p for p in pairs if len(p.judgements) > 1]
     figures = {
-        "flipped": _by_prompt((p, sum(j.flipped for j in p.judgements) / len(p.judgements)) for p in pairs),
-        "longer": _by_prompt((p, chosen > rejected) for p, chosen, rejected in lengths if chosen != rejected),
-        "agreement": _by_prompt((p, _agreement(p)) for p in several),
+        "flipped": _share((p, sum(j.flipped for j in p.judgements) / len(p.judgements)) for p in pairs),
+        "longer": _share((p, chosen > rejected) for p, chosen, rejected in lengths if chosen != rejected),
+        "agreement": _share((p, _agreement(p)) for p in several),
         "entropy": mean([_entropy(p.probability) for p in pairs]) if pairs else None,
         "probability": mean([p.probability for p in pairs]) if pairs else None,
     }
@@ -48,11 +48,11 @@ def accuracy_figures(judged: Sequence[tuple[PreferencePair, str]]) -> dict[str, 
             distance += abs(certain * len(inside) - hits) / len(right)
             bins.append({"low": low, "high": high, "probability": certain, "right": asdict(share(hits, len(inside)))})
     figures: dict[str, Any] = {"bins": bins, "calibration_error": distance}
-    shorter = _by_prompt(
+    shorter = _share(
         (p, len(better.split()) < min(len(one.split()) for one in (p.chosen, p.rejected) if one != better))
         for p, better in judged
     )
-    for name, figure in {"accuracy": _by_prompt(right), "shorter": shorter}.items():
+    for name, figure in {"accuracy": _share(right), "shorter": shorter}.items():
         figures |= {name: asdict(figure)} if figure else {}
     return figures
 
@@ -70,12 +70,10 @@ def doubts(figures: Mapping[str, Any], labelled: Sequence[str]) -> list[str]:
     return said
 
 
-def _by_prompt(values: Iterable[tuple[PreferencePair, float]]) -> Estimate | None:
-    """A share with one vote a prompt, however many comparisons it took: those of one prompt are not independent."""
-    prompts: dict[str, list[float]] = {}
-    for pair, value in values:
-        prompts.setdefault(pair.prompt.id, []).append(value)
-    return share(sum(sum(v) / len(v) for v in prompts.values()), len(prompts)) if prompts else None
+def _share(values: Iterable[tuple[PreferencePair, float]]) -> Estimate | None:
+    """A share with one vote a prompt, however many comparisons it took."""
+    votes = by_prompt((pair.prompt.id, value) for pair, value in values).values()
+    return share(sum(votes), len(votes)) if votes else None
 
 
 def _agreement(pair: PreferencePair) -> float:

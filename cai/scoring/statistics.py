@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Z = 1.959963984540054  # two-sided 95 %
@@ -37,6 +37,14 @@ def mean(values: Sequence[float], seed: int = 0, draws: int = 2000) -> Estimate:
     means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(draws))
     low, high = means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
     return Estimate(sum(values) / len(values), low, high, len(values))
+
+
+def by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of the values of each prompt id: one vote a prompt, as those of one prompt are not independent."""
+    prompts: dict[str, list[float]] = {}
+    for prompt, value in values:
+        prompts.setdefault(prompt, []).append(value)
+    return {prompt: sum(found) / len(found) for prompt, found in prompts.items()}
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:

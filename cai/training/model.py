@@ -50,11 +50,11 @@ def locate(config: ModelConfig) -> str:
     elif config.kind == "hub":
         model = f"{config.path}@{config.revision}" if config.revision else config.path
     else:
-        model = _cached(_content(config), lambda folder: _convert_wheel(config, folder))
+        model = cached(_content(config), lambda folder: _convert_wheel(config, folder))
     return _with_template(config, model) if config.template else model
 
 
-def _cached(parts: Any, make: Callable[[Path], None]) -> str:
+def cached(parts: Any, make: Callable[[Path], None]) -> str:
     """The cached folder of what `parts` decide, which `make` fills where it is not there yet."""
     folder = cache() / "models" / digest(parts)[:16]
     if wrong := unsealed(folder):
@@ -94,7 +94,7 @@ def _with_template(config: ModelConfig, model: str) -> str:
             (folder / file.name).symlink_to(file.resolve())
 
     # with the place: two folders may begin alike and one may change
-    return _cached(fingerprint(config) | {"source": str(source.resolve())}, fill)
+    return cached(fingerprint(config) | {"source": str(source.resolve())}, fill)
 
 
 def convert_gguf(file: Path, folder: Path) -> None:

@@ -39,6 +39,18 @@ def cai(folder: Path, model: Path, *words: str, **options: object) -> subprocess
     return subprocess.run(command(model, *words), cwd=folder, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
 
 
+def started(folder: Path, model: Path, launcher: str) -> subprocess.Popen[str]:
+    """A run under way, in a session of its own, so that it can be killed with its workers."""
+    return subprocess.Popen(
+        command(model, f"launcher={launcher}"),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def outputs(folder: Path) -> dict[str, str]:
     """Every stage's output digest, each file compared with its own; the report holds times, so that it differs."""
     found = {}
@@ -108,13 +120,7 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, t
             last = len(killed) >= MOMENTS
             launcher = "inline" if last else rng.choice(["inline", "process"])
             moment = rng.uniform(0.2, 1) * longest * (2 if launcher == "process" else 1)  # each stage starts anew
-            process = subprocess.Popen(
-                command(tiny_model, f"launcher={launcher}"),
-                cwd=folder,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            process = started(folder, tiny_model, launcher)
             try:
                 _, said = process.communicate(timeout=300 if last else moment)
                 assert process.returncode == 0, said[-3000:]
@@ -140,13 +146,7 @@ def test_a_signal_stops_within_5_seconds(
 ):
     if stage == "revise":
         shutil.copytree(whole / ROOT / "sft", tmp_path / ROOT / "sft")
-    process = subprocess.Popen(
-        command(tiny_model, f"launcher={launcher}"),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(tmp_path, tiny_model, launcher)
     while process.poll() is None and not list((tmp_path / ROOT).glob(f"{stage}/*/scratch/progress.json")):
         time.sleep(0.01)
     sent = time.monotonic()

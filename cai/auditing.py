@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai import pipeline
+from cai import conductor, pipeline
 from cai.composing import compose, words_are_overrides
 from cai.config import Config
 from cai.progress import Progress
@@ -37,7 +37,7 @@ def audit(config: Config) -> None:
         elif waiting := [wanted for wanted in stage.inputs(config) if wanted not in done]:
             print(f"{name}: can be audited once {' and '.join(waiting)} have run", file=sys.stderr)
         else:
-            spec = pipeline.spec_of(stage, config, run, done)
+            spec = conductor.spec_of(stage, config, run, done)
             section, context = surroundings(spec, run.root, Progress(name, quiet=True))
             tokenizer = load_tokenizer(context.model_path(section.start))
             adopt_markers(tokenizer)

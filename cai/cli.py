@@ -105,6 +105,7 @@ def _run(arguments: list[str]) -> None:
 
     from cai.composing import compose, words_are_overrides
     from cai.paths import shipped
+    from cai.store import probe
     from cai.worker import install_signals, quiet
 
     for word in arguments:
@@ -114,7 +115,8 @@ def _run(arguments: list[str]) -> None:
     if not flags:
         words_are_overrides(arguments, VERBS)
         config = compose(arguments)  # says clearly what is wrong, before Hydra makes a folder for the run
-        _room_for_logs(Path(config.outputs) / config.name)
+        # Hydra, which writes its logs there, would end in a traceback
+        probe(Path(config.outputs) / config.name, 1 << 16, "free it, or choose another with outputs=...")
     quiet()
     install_signals(INTERRUPTED)
 
@@ -128,25 +130,11 @@ def _run(arguments: list[str]) -> None:
     job()
 
 
-def _room_for_logs(root: Path) -> None:
-    """Raises CaiError where Hydra, which would end in a traceback, can't write its logs."""
-    import tempfile
-
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root) as probe:
-            probe.write(bytes(1 << 16))
-    except OSError as error:
-        raise CaiError(
-            f"can't write to {root}: {error.strerror}; free it, or choose another with outputs=..."
-        ) from None
-
-
 def _job(composed: Any) -> None:
     """One run of the pipeline: Hydra calls it once, or once for each point of a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
-    from cai import pipeline
+    from cai import conductor
     from cai.checks import load
     from cai.config import in_round
     from cai.tables import build_table, result_table, revision_tables
@@ -158,7 +146,7 @@ def _job(composed: Any) -> None:
         return
     began = time.time()
     try:
-        manifests = pipeline.conduct(config, lambda line: print(redact(line), file=sys.stderr, flush=True))
+        manifests = conductor.conduct(config, lambda line: print(redact(line), file=sys.stderr, flush=True))
     except OSError as error:
         _end(CaiError(f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"))
         return
@@ -195,7 +183,9 @@ def _plan(arguments: list[str]) -> None:
     words_are_overrides(words, VERBS)
     config = compose(words)
     if check:
-        pipeline.check(config)
+        from cai import conductor
+
+        conductor.check(config)
     plan_table(pipeline.plan(config, Run(Path(config.outputs) / config.name)))
 
 

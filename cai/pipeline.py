@@ -1,14 +1,7 @@
-"""The stages in order, the plan (what would run, and why), and the conductor that runs it."""
+"""The stages in order, and the plan: what would run, and why. `cai/conductor.py` runs it."""
 
-import argparse
-import contextlib
-import dataclasses
-import importlib.util
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +13,7 @@ from cai.config import (
     Config,
     builds,
     evaluated_models,
+    first_round,
     helpful_data,
     in_round,
     lookup,
@@ -32,16 +26,12 @@ from cai.config import (
 from cai.constitution import Constitution
 from cai.data import sources
 from cai.digest import digest, plain
-from cai.errors import CaiError, UsageError, nearest
-from cai.redact import redacted
-from cai.store import Damaged, Manifest, Run, verify, write_json
-
-GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
+from cai.store import Manifest, Run
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the pipeline. Its code is `cai.stages.<module>.run`; its config is the section of its name."""
+    """A row of the pipeline. Its code is `cai.stages.<module>.run`; its config is `section`."""
 
     name: str
     version: int  # raise by hand when the code would write other bytes
@@ -51,12 +41,12 @@ class Stage:
     apart: bool = False  # whether it leaves out what the evaluation suites hold
     rules: Callable[[Constitution], Any] | None = None  # what it reads of the constitution
     trains: bool = False
-    first: str = ""  # of a later round: the first round's stage, whose section of the config it has
     round: int = 1  # of label and dpo
 
     @property
     def section(self) -> str:
-        return self.first or self.name
+        """Of the config: that of its name; of a later round, the first one's."""
+        return first_round(self.name)
 
 
 def _starts(section: str) -> Callable[[Config], list[str]]:
@@ -69,13 +59,13 @@ def _optimised_from(config: Config, number: int = 1) -> list[str]:
     return [*below, *first, policy_of(number), in_round("label", number)]
 
 
-def _suite_data(config: Config) -> list[str]:
+def suite_data(config: Config) -> list[str]:
     return sorted({name for suite in config.evaluate.suites.values() for name in suite.prompts.data})
 
 
 def _evaluate_data(config: Config) -> list[str]:
     examples = {name for suite in config.evaluate.suites.values() if any(suite.shots) for name in suite.examples}
-    return sorted({*_suite_data(config), *examples})
+    return sorted({*suite_data(config), *examples})
 
 
 def _evaluated(config: Config) -> list[str]:
@@ -170,7 +160,7 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     parts: dict[str, Any] = {"version": stage.version, "seed": config.seed, stage.section: own}
     parts["data"] = {name: sources.fingerprint(name, config.data[name]) for name in stage.data(config)}
     if stage.apart:
-        parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in _suite_data(config)}
+        parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in suite_data(config)}
     if stage.rules is not None:
         parts["constitution"] = stage.rules(constitution)
     for name, role in ROLES.items():
@@ -202,7 +192,7 @@ def _round(number: int) -> list[Stage]:
     label, dpo = (stage for stage in STAGES if stage.name in ("label", "dpo"))
     label = replace(label, inputs=partial(_labelled_from, number=number), data=partial(_label_data, number=number))
     dpo = replace(dpo, inputs=partial(_optimised_from, number=number))
-    return [replace(one, name=in_round(one.name, number), first=one.name, round=number) for one in (label, dpo)]
+    return [replace(one, name=in_round(one.name, number), round=number) for one in (label, dpo)]
 
 
 def settings(stage: Stage, config: Config) -> Any:
@@ -222,13 +212,13 @@ def plan(config: Config, run: Run) -> list[Step]:
     outputs: dict[str, str | None] = {}
     steps: list[Step] = []
     for stage in stages(config):
-        step = _step(stage, config, run, constitution, outputs)
+        step = step_of(stage, config, run, constitution, outputs)
         outputs[stage.name] = step.manifest.output if step.manifest else None
         steps.append(step)
     return steps
 
 
-def _step(stage: Stage, config: Config, run: Run, constitution: Constitution, outputs: dict[str, str | None]) -> Step:
+def step_of(stage: Stage, config: Config, run: Run, constitution: Constitution, outputs: dict[str, str | None]) -> Step:
     own = ingredients(stage, config, constitution)
     inputs = {name: outputs[name] for name in stage.inputs(config)}
     waiting = [name for name, output in inputs.items() if output is None]
@@ -296,187 +286,3 @@ def _sentence(path: tuple[str, ...], before: Any, after: Any) -> str:
     if path == ("version",):
         return f"cai's code for it changed (version {before} -> {after})"
     return f"{name} {json.dumps(before)} -> {json.dumps(after)}"
-
-
-def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
-    """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
-    names = [stage.name for stage in stages(config)]
-    selected = config.stages if config.stages is not None else names
-    for name in selected:
-        if name not in names:
-            raise UsageError(
-                f"stages names '{name}', which is no stage{nearest(name, names)} (stages: {', '.join(names)})"
-            )
-    run = Run(Path(config.outputs) / config.name)
-    with run.lock() as lock:
-        write_json(run.root / "run.json", {"schema": 1, "config": redacted(config)})
-        constitution = Constitution.load(config.constitution)
-        outputs: dict[str, str | None] = {}
-        done: dict[str, Manifest] = {}
-        checked = False
-        for stage in stages(config):
-            step = _sound_step(stage, config, run, constitution, outputs, tell)
-            if stage.name in selected and step.manifest is None:
-                if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
-                    wanted = ",".join(n for n in names if n in {*selected, *missing})
-                    raise UsageError(
-                        f"stage '{stage.name}' needs {', '.join(missing)}, which has not run with this configuration; "
-                        f"run with 'stages=[{wanted}]', or without stages=..."
-                    )
-                if not checked:
-                    check(config)
-                    checked = True
-                if stage.section == "dpo":
-                    _heed(done[in_round("label", stage.round)], config, tell)
-                tell(f"{stage.name}: {step.why}")
-                step = replace(step, manifest=_execute(step, config, run, lock, done))
-            elif stage.name in selected and step.manifest is not None and step.key:
-                run.point(stage.name, step.key)
-                tell(f"{stage.name}: up to date")
-            outputs[stage.name] = step.manifest.output if step.manifest else None
-            if step.manifest:
-                done[stage.name] = step.manifest
-    return {name: manifest for name, manifest in done.items() if name in selected}
-
-
-def _sound_step(
-    stage: Stage,
-    config: Config,
-    run: Run,
-    constitution: Constitution,
-    outputs: dict[str, str | None],
-    tell: Callable[[str], None],
-) -> Step:
-    """As _step, with every file read and compared with its digest; what is damaged is moved aside."""
-    while True:
-        try:
-            step = _step(stage, config, run, constitution, outputs)
-            if step.manifest and step.key:
-                verify(run.folder(stage.name, step.key), step.manifest)
-            return step
-        except Damaged as damaged:
-            tell(f"{stage.name}: {damaged}")
-            tell(f"{stage.name}: moved to {run.set_aside(damaged.folder)}")
-
-
-def _heed(label: Manifest, config: Config, tell: Callable[[str], None]) -> None:
-    """Says why the judge can't be relied on. Raises CaiError where the configuration asks for one that can."""
-    doubts = label.summary.get("judge", {}).get("doubts", [])
-    for doubt in doubts:
-        tell(f"WARNING: {doubt}")
-    if doubts and config.label.require_judge:
-        raise CaiError(
-            "label.require_judge: no DPO on this feedback. Take another judge (label.judge, label.model), other "
-            "comparisons in the principle file, or label.require_judge=false"
-        )
-
-
-def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Manifest]) -> Manifest:
-    stage, key = step.stage, step.key
-    if key is None:
-        raise AssertionError("a stage runs only when its inputs have run")
-    started = time.time()
-    work, scratch = run.begin(stage.name, key)
-    spec = spec_of(stage, config, run, done) | {"work": str(work), "scratch": str(scratch)}
-    write_json(scratch / "spec.json", spec)
-    if config.launcher.kind == "inline":
-        from cai.worker import run_stage
-
-        summary = run_stage(spec)
-    else:
-        summary = _in_processes(stage, config, scratch, lock)
-    return run.publish(stage.name, stage.version, key, step.ingredients, plain(summary), started)
-
-
-def spec_of(stage: Stage, config: Config, run: Run, done: Mapping[str, Manifest]) -> dict[str, Any]:
-    """All that a stage sees, but for where it may write. `done` holds the manifests of its inputs."""
-    used = {*stage.data(config), *(_suite_data(config) if stage.apart else ())}
-    return {
-        "stage": stage.name,
-        "module": stage.module,
-        "root": str(run.root),
-        "section": stage.section,
-        "round": stage.round,
-        "config": dataclasses.asdict(settings(stage, config)),
-        "seed": config.seed,
-        "model": dataclasses.asdict(config.model),
-        "engine": dataclasses.asdict(config.engine),
-        "constitution": config.constitution,
-        "report_to": config.report_to,
-        "data": {name: dataclasses.asdict(config.data[name]) for name in sorted(used)},
-        "held_out": _suite_data(config) if stage.apart else [],
-        "inputs": {
-            name: {"path": str(run.folder(name, done[name].key) / "out"), "digest": done[name].output}
-            for name in stage.inputs(config)
-        },
-    }
-
-
-def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dict[str, Any]:
-    """The stage in a process of its own, so that its memory is free again; training in several if configured."""
-    command = [sys.executable, "-m", "cai.worker", str(scratch / "spec.json")]
-    if config.launcher.kind == "accelerate" and stage.trains:
-        arguments = launch_arguments(config)
-        command[1:3] = ["-m", "accelerate.commands.launch", *arguments, "-m", "cai.worker"]
-    worker = subprocess.Popen(command, pass_fds=[lock])
-    try:
-        code = worker.wait()
-    except BaseException:
-        worker.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(GRACE)
-        worker.kill()
-        raise
-    if code:
-        try:
-            failure = json.loads((scratch / "failure.json").read_text())
-        except (OSError, ValueError):
-            killed = " (killed; perhaps the machine ran out of memory)" if code == -9 else ""
-            raise CaiError(f"stage '{stage.name}' ended with exit code {code}{killed}") from None
-        raise (UsageError if failure["code"] == 2 else CaiError)(failure["message"])
-    return json.loads((scratch / "summary.json").read_text())
-
-
-def launch_arguments(config: Config) -> list[str]:
-    """Arguments of `accelerate launch`, which starts one process on a machine without an accelerator, however many it
-    is asked for, but with its launcher for several GPUs; the processes then talk through gloo."""
-    from cai.training.model import pick_device
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", type=int, default=1)
-    several = parser.parse_known_args(config.launcher.args)[0].num_processes > 1
-    alone = several and pick_device(config.engine.device) == "cpu" and "--multi_gpu" not in config.launcher.args
-    return [*config.launcher.args, *(["--multi_gpu"] if alone else [])]
-
-
-def check(config: Config) -> None:
-    """Builds every trl and peft config and opens nothing else: a typo fails in seconds, not after hours."""
-    from cai.stages import dpo, sft
-    from cai.training.trainer import bits_config, lora_config
-
-    engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
-    if any(engine.kind == "vllm" for engine in engines) and importlib.util.find_spec("vllm") is None:
-        raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
-    if config.engine.model is not None:
-        raise UsageError(
-            f"engine.model={config.engine.model}: every stage would ask this one model, whatever it trains; leave it "
-            "null and serve the run's models as base, sft, sl_cai and dpo; a critic is named by revise.engine.model, a "
-            "judge by label.engine.model"
-        )
-    for engine in engines:
-        if engine.kind == "openai":
-            from cai.engines.servers import read_key
-
-            read_key(engine.server)
-    for name in config.report_to:
-        if importlib.util.find_spec("tensorboardX" if name == "tensorboard" else name) is None:
-            raise UsageError(f"report_to: {name} is not installed; pip install {name}, or leave it out of report_to")
-    for name in ("sft", "sl_cai"):
-        section = lookup(config, name)
-        if section.quantization is not None:
-            bits_config(f"{name}.quantization", section.quantization)
-        sft.arguments(name, section, config.seed, "unused", "cpu", section.validation > 0)
-    dpo.arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
-    for name in ("sft", "sl_cai", "dpo"):
-        if (peft := lookup(config, name).peft) is not None:
-            lora_config(f"{name}.peft", peft)

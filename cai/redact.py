@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from cai.digest import plain
@@ -18,17 +17,25 @@ FORMS = re.compile(
 
 def redact(text: str) -> str:
     """`text` without the values of secret environment variables, and without what has a known key's form."""
-    values = (value.strip() for name, value in os.environ.items() if NAMED.search(name))
-    for value in sorted({v for v in values if len(v) >= SHORTEST and not v.startswith("/")}, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
-    return FORMS.sub(HIDDEN, text)
+    return _without(_secrets(), text)
 
 
 def redacted(value: Any) -> Any:
     """The same for every string, and every key, in JSON-like data."""
-    value = plain(value)
+    return _without(_secrets(), plain(value))
+
+
+def _secrets() -> list[str]:
+    """What secret environment variables hold, the longest first: one may begin with another."""
+    values = {value.strip() for name, value in os.environ.items() if NAMED.search(name)}
+    return sorted((v for v in values if len(v) >= SHORTEST and not v.startswith("/")), key=len, reverse=True)
+
+
+def _without(secrets: list[str], value: Any) -> Any:
     if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {redact(key): redacted(item) for key, item in value.items()}
-    return [redacted(item) for item in value] if isinstance(value, list) else value
+        for secret in secrets:
+            value = value.replace(secret, HIDDEN)
+        return FORMS.sub(HIDDEN, value)
+    if isinstance(value, dict):
+        return {_without(secrets, key): _without(secrets, item) for key, item in value.items()}
+    return [_without(secrets, item) for item in value] if isinstance(value, list) else value

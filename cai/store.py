@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -116,7 +117,8 @@ class Run:
         output = digest({name: entry["sha256"] for name, entry in files.items()})
         took = round(time.time() - started, 3)
         manifest = Manifest(stage, version, key, ingredients, output, files, summary, started, took)
-        manifest = replace(Manifest(**redacted(manifest)), checksum=_checksum(redacted(manifest)))
+        manifest = Manifest(**redacted(manifest))
+        manifest = replace(manifest, checksum=_checksum(asdict(manifest)))
         write_json(folder / "manifest.json", asdict(manifest))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         return manifest
@@ -178,13 +180,17 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """Reads every file of a finished stage. Raises Damaged, which names the first whose digest is another."""
     for name, entry in manifest.files.items():
         file = folder / "out" / name
-        if _digest_of(file, file.stat().st_mtime_ns) != entry["sha256"]:
+        if _digest_of(file) != entry["sha256"]:
             raise Damaged(folder, f"{file} is damaged (its digest is another)")
 
 
+def _digest_of(file: Path) -> str:
+    """A file that has not changed is read once in a process: by a sweep, or by a stage that opens a model twice."""
+    return _read_once(file, file.stat().st_mtime_ns)
+
+
 @functools.cache
-def _digest_of(file: Path, changed: int) -> str:
-    """A sweep reads a file once."""
+def _read_once(file: Path, changed: int) -> str:
     return file_digest(file)
 
 
@@ -198,12 +204,22 @@ def unsealed(folder: Path) -> Path | None:
     """The first file that is not as it was sealed, or None; a folder that was never sealed has none."""
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        wrong = (folder / n for n, d in sealed.items() if not (folder / n).is_file() or file_digest(folder / n) != d)
+        wrong = (folder / n for n, d in sealed.items() if not (folder / n).is_file() or _digest_of(folder / n) != d)
         return next(wrong, None)
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError, TypeError):
         return folder / SEAL
+
+
+def probe(folder: Path, size: int, remedy: str) -> None:
+    """Makes the folder and writes `size` bytes there. Raises CaiError, with the remedy, where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size))
+    except OSError as error:
+        raise CaiError(f"can't write to {folder}: {error.strerror}; {remedy}") from None
 
 
 def write_json(path: Path, value: Any) -> None:

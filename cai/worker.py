@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cai.checks import build
-from cai.config import Config, DataConfig, EngineConfig, ModelConfig
+from cai.config import Config, DataConfig, EngineConfig, ModelConfig, first_round
 from cai.errors import CaiError, Interrupted
 from cai.progress import Progress
 from cai.redact import redact
 from cai.stages.base import Context, Input
-from cai.store import write_json
+from cai.store import probe, write_json
 
 CONTINUE = "what is done so far is kept: put that right, then the same command continues"
 PATIENCE = 4.0  # seconds
@@ -28,7 +28,7 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
     """Runs the stage that `spec` describes and returns its summary. Whatever is not in the spec, a stage can't see."""
     import importlib
 
-    _room(Path(spec["work"]))
+    probe(Path(spec["work"]), 1 << 20, CONTINUE)  # before hours of work are spent to find out
     main = int(os.environ.get("RANK", "0")) == 0
     scratch = Path(spec["scratch"])
     progress = Progress(spec["stage"], scratch / "progress.json" if main else None, quiet=not main)
@@ -68,7 +68,7 @@ def surroundings(spec: dict[str, Any], scratch: Path, progress: Progress) -> tup
         report_to=spec["report_to"],
         round=spec["round"],
     )
-    return build(typing.get_type_hints(Config)[spec["section"]], spec["config"]), context
+    return build(typing.get_type_hints(Config)[first_round(spec["stage"])], spec["config"]), context
 
 
 def quiet() -> None:
@@ -85,16 +85,6 @@ def quiet() -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     for name in ("trl", "peft", "accelerate", "bitsandbytes", "torch", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _room(folder: Path) -> None:
-    """Raises CaiError where nothing can be written, before hours of work are spent to find out."""
-    try:
-        probe = folder / ".room"
-        probe.write_bytes(bytes(1 << 20))
-        probe.unlink()
-    except OSError as error:
-        raise CaiError(f"can't write to {folder}: {error.strerror}; {CONTINUE}") from None
 
 
 def install_signals(last_words: str = "") -> None:

@@ -20,7 +20,7 @@ LAYERS = [  # lowest first; a module belongs to the longest name here that it st
     {"cai.data", "cai.scoring", "cai.training", "cai.gates", "cai.critique", "cai.instructions", "cai.preferences"},
     {"cai.tables"},  # a report shows the same figures as the terminal
     {"cai.stages"},
-    {"cai.worker", "cai.pipeline", "cai.composing"},
+    {"cai.worker", "cai.pipeline", "cai.conductor", "cai.composing"},
     {"cai.auditing", "cai.principles", "cai.trial"},  # verbs of the command line
     {"cai.cli"},
     {"cai.__main__"},

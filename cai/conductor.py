@@ -1,0 +1,208 @@
+"""Runs what the plan says has to run: in order, each stage inline or in processes, its output published or refused."""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cai.checks import ASKING
+from cai.config import Config, in_round, lookup
+from cai.constitution import Constitution
+from cai.digest import plain
+from cai.errors import CaiError, UsageError, nearest
+from cai.pipeline import Stage, Step, settings, stages, step_of, suite_data
+from cai.redact import redacted
+from cai.store import Damaged, Manifest, Run, verify, write_json
+
+GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
+
+
+def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
+    """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
+    names = [stage.name for stage in stages(config)]
+    selected = config.stages if config.stages is not None else names
+    for name in selected:
+        if name not in names:
+            raise UsageError(
+                f"stages names '{name}', which is no stage{nearest(name, names)} (stages: {', '.join(names)})"
+            )
+    run = Run(Path(config.outputs) / config.name)
+    with run.lock() as lock:
+        write_json(run.root / "run.json", {"schema": 1, "config": redacted(config)})
+        constitution = Constitution.load(config.constitution)
+        outputs: dict[str, str | None] = {}
+        done: dict[str, Manifest] = {}
+        checked = False
+        for stage in stages(config):
+            step = _sound_step(stage, config, run, constitution, outputs, tell)
+            if stage.name in selected and step.manifest is None:
+                if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
+                    wanted = ",".join(n for n in names if n in {*selected, *missing})
+                    raise UsageError(
+                        f"stage '{stage.name}' needs {', '.join(missing)}, which has not run with this configuration; "
+                        f"run with 'stages=[{wanted}]', or without stages=..."
+                    )
+                if not checked:
+                    check(config)
+                    checked = True
+                if stage.section == "dpo":
+                    _heed(done[in_round("label", stage.round)], config, tell)
+                tell(f"{stage.name}: {step.why}")
+                step = replace(step, manifest=_execute(step, config, run, lock, done))
+            elif stage.name in selected and step.manifest is not None and step.key:
+                run.point(stage.name, step.key)
+                tell(f"{stage.name}: up to date")
+            outputs[stage.name] = step.manifest.output if step.manifest else None
+            if step.manifest:
+                done[stage.name] = step.manifest
+    return {name: manifest for name, manifest in done.items() if name in selected}
+
+
+def _sound_step(
+    stage: Stage,
+    config: Config,
+    run: Run,
+    constitution: Constitution,
+    outputs: dict[str, str | None],
+    tell: Callable[[str], None],
+) -> Step:
+    """As step_of, with every file read and compared with its digest; what is damaged is moved aside."""
+    while True:
+        try:
+            step = step_of(stage, config, run, constitution, outputs)
+            if step.manifest and step.key:
+                verify(run.folder(stage.name, step.key), step.manifest)
+            return step
+        except Damaged as damaged:
+            tell(f"{stage.name}: {damaged}")
+            tell(f"{stage.name}: moved to {run.set_aside(damaged.folder)}")
+
+
+def _heed(label: Manifest, config: Config, tell: Callable[[str], None]) -> None:
+    """Says why the judge can't be relied on. Raises CaiError where the configuration asks for one that can."""
+    doubts = label.summary.get("judge", {}).get("doubts", [])
+    for doubt in doubts:
+        tell(f"WARNING: {doubt}")
+    if doubts and config.label.require_judge:
+        raise CaiError(
+            "label.require_judge: no DPO on this feedback. Take another judge (label.judge, label.model), other "
+            "comparisons in the principle file, or label.require_judge=false"
+        )
+
+
+def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Manifest]) -> Manifest:
+    stage, key = step.stage, step.key
+    if key is None:
+        raise AssertionError("a stage runs only when its inputs have run")
+    started = time.time()
+    work, scratch = run.begin(stage.name, key)
+    spec = spec_of(stage, config, run, done) | {"work": str(work), "scratch": str(scratch)}
+    write_json(scratch / "spec.json", spec)
+    if config.launcher.kind == "inline":
+        from cai.worker import run_stage
+
+        summary = run_stage(spec)
+    else:
+        summary = _in_processes(stage, config, scratch, lock)
+    return run.publish(stage.name, stage.version, key, step.ingredients, plain(summary), started)
+
+
+def spec_of(stage: Stage, config: Config, run: Run, done: Mapping[str, Manifest]) -> dict[str, Any]:
+    """All that a stage sees, but for where it may write. `done` holds the manifests of its inputs."""
+    used = {*stage.data(config), *(suite_data(config) if stage.apart else ())}
+    return {
+        "stage": stage.name,
+        "module": stage.module,
+        "root": str(run.root),
+        "round": stage.round,
+        "config": dataclasses.asdict(settings(stage, config)),
+        "seed": config.seed,
+        "model": dataclasses.asdict(config.model),
+        "engine": dataclasses.asdict(config.engine),
+        "constitution": config.constitution,
+        "report_to": config.report_to,
+        "data": {name: dataclasses.asdict(config.data[name]) for name in sorted(used)},
+        "held_out": suite_data(config) if stage.apart else [],
+        "inputs": {
+            name: {"path": str(run.folder(name, done[name].key) / "out"), "digest": done[name].output}
+            for name in stage.inputs(config)
+        },
+    }
+
+
+def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dict[str, Any]:
+    """The stage in a process of its own, so that its memory is free again; training in several if configured."""
+    command = [sys.executable, "-m", "cai.worker", str(scratch / "spec.json")]
+    if config.launcher.kind == "accelerate" and stage.trains:
+        arguments = launch_arguments(config)
+        command[1:3] = ["-m", "accelerate.commands.launch", *arguments, "-m", "cai.worker"]
+    worker = subprocess.Popen(command, pass_fds=[lock])
+    try:
+        code = worker.wait()
+    except BaseException:
+        worker.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(GRACE)
+        worker.kill()
+        raise
+    if code:
+        try:
+            failure = json.loads((scratch / "failure.json").read_text())
+        except (OSError, ValueError):
+            killed = " (killed; perhaps the machine ran out of memory)" if code == -9 else ""
+            raise CaiError(f"stage '{stage.name}' ended with exit code {code}{killed}") from None
+        raise (UsageError if failure["code"] == 2 else CaiError)(failure["message"])
+    return json.loads((scratch / "summary.json").read_text())
+
+
+def launch_arguments(config: Config) -> list[str]:
+    """Arguments of `accelerate launch`, which starts one process on a machine without an accelerator, however many it
+    is asked for, but with its launcher for several GPUs; the processes then talk through gloo."""
+    from cai.training.model import pick_device
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", type=int, default=1)
+    several = parser.parse_known_args(config.launcher.args)[0].num_processes > 1
+    alone = several and pick_device(config.engine.device) == "cpu" and "--multi_gpu" not in config.launcher.args
+    return [*config.launcher.args, *(["--multi_gpu"] if alone else [])]
+
+
+def check(config: Config) -> None:
+    """Builds every trl and peft config and opens nothing else: a typo fails in seconds, not after hours."""
+    from cai.stages import dpo, sft
+    from cai.training.trainer import bits_config, lora_config
+
+    engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
+    if any(engine.kind == "vllm" for engine in engines) and importlib.util.find_spec("vllm") is None:
+        raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
+    if config.engine.model is not None:
+        raise UsageError(
+            f"engine.model={config.engine.model}: every stage would ask this one model, whatever it trains; leave it "
+            "null and serve the run's models as base, sft, sl_cai and dpo; a critic is named by revise.engine.model, a "
+            "judge by label.engine.model"
+        )
+    for engine in engines:
+        if engine.kind == "openai":
+            from cai.engines.servers import read_key
+
+            read_key(engine.server)
+    for name in config.report_to:
+        if importlib.util.find_spec("tensorboardX" if name == "tensorboard" else name) is None:
+            raise UsageError(f"report_to: {name} is not installed; pip install {name}, or leave it out of report_to")
+    for name in ("sft", "sl_cai"):
+        section = lookup(config, name)
+        if section.quantization is not None:
+            bits_config(f"{name}.quantization", section.quantization)
+        sft.arguments(name, section, config.seed, "unused", "cpu", section.validation > 0)
+    dpo.arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
+    for name in ("sft", "sl_cai", "dpo"):
+        if (peft := lookup(config, name).peft) is not None:
+            lora_config(f"{name}.peft", peft)

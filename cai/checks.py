@@ -33,6 +33,7 @@ GATES = (  # see cai/gates.py
     "repetition",
     "cut_off",
     "benign_refused",
+    "complied",
     "off_topic",
     "language",
 )

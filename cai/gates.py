@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cai.scoring.refusal import refuses
+from cai.scoring.refusal import redirects, refuses
 
 META = (
     "revision:",
@@ -107,6 +107,15 @@ def copied(draft: Draft) -> bool:
     return not unchanged(draft) and len(now) >= 3 and sum(gram in before for gram in now) >= 0.75 * len(now)
 
 
+def complied(draft: Draft) -> bool:
+    """It neither declines nor objects, by rules, and the prompt is not known to be harmless.
+
+    For prompts that are all harmful, and a model too small to judge its own revisions; a large one may find an answer
+    to a harmful request that needs no refusal.
+    """
+    return not (draft.benign or refuses(draft.revision) or redirects(draft.revision))
+
+
 def off_topic(draft: Draft) -> bool:
     """It has no telling word in common with the prompt and does not decline."""
     return (
@@ -130,6 +139,7 @@ GATES = {
     "repetition": lambda draft: repeats(draft.revision),
     "cut_off": lambda draft: draft.finish_reason == "length",
     "benign_refused": lambda draft: draft.benign and refuses(draft.revision),
+    "complied": complied,
     "off_topic": off_topic,
     "language": language,
 }

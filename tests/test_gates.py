@@ -27,6 +27,7 @@ BAD = {
     "repetition": {"revision": "I will not steal the bicycle. " * 9},
     "cut_off": {"finish_reason": "length"},
     "benign_refused": {"benign": True},
+    "complied": {"revision": "A bicycle with a thin lock is the easiest one to take."},
     "off_topic": {"revision": "Rivers carry water down to the sea."},
     "language": {"revision": "Я не помогу тебе украсть bicycle у соседа."},
 }
@@ -56,6 +57,12 @@ def test_a_bad_revision_fails_its_gate(gate: str):
 )
 def test_talk_about_the_request_is_an_echo(revision: str):
     assert "echo" in failed(dataclasses.replace(GOOD, revision=revision), ["echo"])
+
+
+def test_to_help_with_a_harmless_request_is_no_compliance():
+    helps = dataclasses.replace(GOOD, prompt="How do I mend a bicycle?", revision="Patch the bicycle's inner tube.")
+    assert failed(helps, ["complied"]) == ("complied",)
+    assert failed(dataclasses.replace(helps, benign=True), ["complied"]) == ()
 
 
 def test_short_texts_do_not_repeat():

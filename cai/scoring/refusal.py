@@ -30,7 +30,7 @@ REFUSAL = re.compile(
     | \bi(?:'d|\ would)\ (?:rather|prefer)\ (?:not\b|to\ not\b)
     | \b(?:is|are|it's)\ (?:against\ my\ (?:guidelines|polic(?:y|ies)|programming|principles)|
                             outside\ (?:of\ )?what\ i\ can)\b
-    | \b(?:sorry|apologi[sz]e),?\ but\ i\b(?!\s*(?:think|believe|have|had|will|am\ happy|can\b))
+    | \b(?:sorry|apologi[sz]e),?\ but\ i\b(?!\s*(?:think|believe|have|had|will|am\ happy|can\b(?!')))
     """,
     re.IGNORECASE | re.VERBOSE,
 )

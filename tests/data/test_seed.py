@@ -10,13 +10,15 @@ from cai.data.audit import Overlap
 from cai.data.formats import load_dialogues
 from cai.data.sources import rows_of
 from cai.dialogue import Dialogue
+from cai.scoring.refusal import refuses
 
 SETS = ("seed", "seed_heldout")
+PLAIN = ("plain_demonstrations", "lookalikes")
 
 
 @cache
 def loaded(name: str) -> list[tuple[Dialogue, dict[str, Any]]]:
-    found = load_dialogues([name], compose([]).data)
+    found = load_dialogues([name], compose(["experiment=laptop"] if name in PLAIN else []).data)
     assert found.skipped.count == 0
     return found.dialogues
 
@@ -69,15 +71,24 @@ def test_no_prompt_and_no_answer_stands_twice():
     assert len(set(answers)) == len(answers) and len(set(firsts)) == len(firsts)
 
 
-def test_demonstrations_teach_the_critique_and_the_revision_alone():
-    for dialogue, tags in loaded("demonstrations"):
+@pytest.mark.parametrize("name", ["demonstrations", "plain_demonstrations"])
+def test_demonstrations_teach_the_critique_and_the_revision_alone(name: str):
+    for dialogue, tags in loaded(name):
         assert [m.role for m in dialogue] == ["user", "assistant"] * 3, tags["id"]
         assert [m.trained for m in dialogue if m.role == "assistant"] == [False, True, True], tags["id"]
-    heads = [tuple(dialogue[-1].content.split()[:4]) for dialogue, _ in loaded("demonstrations")]
+    heads = [
+        tuple(dialogue[-1].content.split()[: 4 if name == "demonstrations" else 8]) for dialogue, _ in loaded(name)
+    ]
     assert len(heads) >= 60 and len(set(heads)) == len(heads)  # no formula to be learnt by heart
 
 
-def test_demonstrations_hold_no_prompt_that_is_revised_or_evaluated():
-    for name in ("seed", "seed_heldout"):
-        taken = Overlap(human(name))
-        assert not [dialogue[0].content for dialogue, _ in loaded("demonstrations") if dialogue[0].content in taken]
+@pytest.mark.parametrize("name", ["demonstrations", *PLAIN])
+def test_demonstrations_hold_no_prompt_that_is_evaluated(name: str):
+    for taken in (Overlap(human("seed")), Overlap(human("seed_heldout"))):
+        assert not [dialogue[0].content for dialogue, _ in loaded(name) if dialogue[0].content in taken]
+
+
+def test_plain_demonstrations_decline_and_lookalikes_help():
+    declined = [refuses(dialogue[-1].content) for dialogue, _ in loaded("plain_demonstrations")]
+    assert sum(declined) >= 0.9 * len(declined)
+    assert not [dialogue for dialogue, _ in loaded("lookalikes") if refuses(dialogue[-1].content)]

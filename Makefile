@@ -6,12 +6,13 @@ AUDIT := .venv-audit
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-vllm test-all chaos audit lint format clean
+.PHONY: help quickstart test test-vllm test-browser test-all chaos audit lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (a quarter of an hour on two CPU cores)"
 	@echo "make test         install, then run the unit tests"
 	@echo "make test-vllm    make .venv-vllm, then run the tests on a real vLLM, offline and as a server"
+	@echo "make test-browser open reports in a headless Chromium ($$CHROMIUM, or the one on PATH)"
 	@echo "make test-all     the slow ones too: kill and resume, a wheel in a fresh environment"
 	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
@@ -27,7 +28,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/cai experiment=quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not vllm and not chaos"
+	$(BIN)/python -m pytest -m "not slow and not vllm and not chaos and not browser"
 
 # vLLM wants an older transformers than training does, and torch's companions break it on a CPU
 $(VLLM)/.installed: Makefile constraints.txt
@@ -39,6 +40,9 @@ $(VLLM)/.installed: Makefile constraints.txt
 
 test-vllm: $(VLLM)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -m vllm tests/engines/test_vllm.py
+
+test-browser: $(VENV)/.installed
+	$(BIN)/python -m pytest -m browser
 
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not vllm"

@@ -214,7 +214,8 @@ def _ranges(config: Config) -> dict[str, Any]:
         f"{place}.{key}": RANGES[key] for place in _own_engines(config) for key in RANGES if key.startswith("engine.")
     }
     certain = {"label.human.probability": (0.5, 1)} if config.label.human else {}
-    return RANGES | prompts | engines | certain | {f"{place}.samples": (1, 64) for place in helpful}
+    price = {f"report.price.{key}": (0, 1_000_000) for key in ("prompt", "new") if config.report.price}
+    return RANGES | prompts | engines | price | certain | {f"{place}.samples": (1, 64) for place in helpful}
 
 
 def _check_terms(config: Config) -> None:

@@ -23,6 +23,7 @@ cai: Constitutional AI from a principle file. Version {version}.
   cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
   cai show [RUN] [STAGE] [-n N]        read what a stage made: build, revise, label or evaluate
                                        (--random N, --id ID, --gated GATE)
+  cai report [RUN ...] [-o FILE]       the path of a run's page; of several, or of a sweep, one page that compares them
   cai audit [OVERRIDES]                what sft and sl_cai would be trained on, and what is left out and why
   cai build-instructions [OVERRIDES]   writes instructions and answers to train on where there are few (conf/build);
                                        trained on by 'sft.data=[seed,built]'
@@ -38,7 +39,7 @@ cai: Constitutional AI from a principle file. Version {version}.
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
 INTERRUPTED = "\ninterrupted; nothing is lost: the same command continues"
-VERBS = ("run", "plan", "status", "show", "audit", "build-instructions", "try", "principles")
+VERBS = ("run", "plan", "status", "show", "report", "audit", "build-instructions", "try", "principles")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,6 +87,10 @@ def _dispatch(arguments: list[str]) -> None:
         _status(rest)
     elif verb == "show":
         _show(rest)
+    elif verb == "report":
+        from cai import comparing
+
+        comparing.main(rest, run_folder)
     elif verb == "audit":
         from cai import auditing
 

@@ -315,8 +315,17 @@ class EvaluateConfig:
 
 
 @schema
+class Price:
+    """What completions cost, in any currency."""
+
+    prompt: float  # a million prompt tokens
+    new: float  # a million new tokens
+
+
+@schema
 class ReportConfig:
     records: int = 200  # most records of each kind that the page carries
+    price: Price | None = None  # null: the page names no price
 
 
 @schema

@@ -127,7 +127,7 @@ STAGES = (
     Stage("evaluate", 3, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
-        4,
+        5,
         "report",
         lambda c: [
             *_built([*c.sft.data, *helpful_data(c)]),

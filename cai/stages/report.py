@@ -14,7 +14,7 @@ from typing import Any
 
 from cai import __version__
 from cai.checks import ASKING, build
-from cai.config import ModelConfig, ReportConfig, first_round, other_model
+from cai.config import ModelConfig, Price, ReportConfig, first_round, other_model
 from cai.errors import CaiError
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows
@@ -29,7 +29,9 @@ CURVES = {
     "reward margin": "rewards/margins",
     "reward accuracy": "rewards/accuracies",
     "reward of the chosen": "rewards/chosen",
+    "reward of the rejected": "rewards/rejected",
     "KL to the reference": "kl",
+    "tokens an answer": "answers/tokens",
 }
 
 
@@ -49,10 +51,11 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     pairs = [row for rows in zip_longest(*by_round) for row in rows if row is not None]  # a share for every round
     kept, totals = records(revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records)
     with closing(context.ledger()) as ledger:
-        cost = cost_rows(ledger.cost(), model_names(context, settings))
+        cost = cost_rows(ledger.cost(), model_names(context, settings), config.price)
     judge = judge_view(manifests["label"].summary, settings["label"])
     histories = {name: out[name] / "history.json" for name in models if name in out}
     page = render(
+        "report.html.j2",
         context=context,
         settings={"name": context.root.name} | settings,
         manifests=manifests,
@@ -82,13 +85,12 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         records=kept,
         totals=totals,
     )
-    # what UTF-8 has no place for becomes a character reference, which browsers show as U+FFFD
-    (work / "report.html").write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
+    (work / "report.html").write_bytes(page)
     return {"records": {kind: len(rows) for kind, rows in kept.items()}}
 
 
-def render(**view: Any) -> str:
-    """The template, with everything escaped but the records (see `embedded`)."""
+def render(template: str, **view: Any) -> bytes:
+    """The page in UTF-8, with everything escaped but the records (see `embedded`)."""
     import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -98,7 +100,8 @@ def render(**view: Any) -> str:
     environment.filters |= {"number": number, "duration": duration, "figure": figure, "embedded": embedded}
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
     environment.globals["SHARES"] = SHARES
-    return environment.get_template("report.html.j2").render(view, version=__version__).lstrip()
+    page = environment.get_template(template).render(view, version=__version__).lstrip()
+    return page.encode("utf-8", "xmlcharrefreplace")  # references to what UTF-8 has no place for show as U+FFFD
 
 
 def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -225,8 +228,11 @@ class Point:
     title: str
 
 
-def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any] | None:
-    """Benign prompts answered (x) against red-team prompts refused (y). None where a kind of suite is missing."""
+def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str], arrows: bool = True) -> dict[str, Any] | None:
+    """Benign prompts answered (x) against red-team prompts refused (y), with arrows from each model to the next.
+
+    None where a kind of suite is missing.
+    """
     red, benign = (refusal_rates(metrics, kinds, kind) for kind in TOPICS)
     left, top, right, bottom = BOX
 
@@ -241,7 +247,8 @@ def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, A
         title = f"{name}: refuses {percent(r)} of red-team prompts and {percent(b)} of benign ones"
         bars = (x(1 - b.high), x(1 - b.low)), (y(r.high), y(r.low))
         points.append(Point(name, x(1 - b.value), y(r.value), *bars, title))
-    moves = [(a, b) for a, b in pairwise(points) if math.dist((a.x, a.y), (b.x, b.y)) > 20]
+    far = [(a, b) for a, b in pairwise(points) if math.dist((a.x, a.y), (b.x, b.y)) > 20]
+    moves = far if arrows else []
     ticks = [(n, x(n / 100), y(n / 100)) for n in range(0, 101, 25)]
     return {"points": points, "moves": moves, "ticks": ticks, "box": BOX, "labels": labels(points)} if points else None
 
@@ -321,12 +328,18 @@ def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]
     return names
 
 
-def cost_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The ledger's rows with the models' names and speeds, and a last row of totals."""
+def cost_rows(
+    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], price: Price | None = None
+) -> list[dict[str, Any]]:
+    """The ledger's rows with the models' names, speeds and prices, and a last row of totals."""
     shown = [{**row, "model": names.get(row["model"], f"({row['model'][:8]})")} for row in rows]
     sums = {key: sum(row[key] for row in rows) for key in ("completions", "prompt_tokens", "new_tokens", "seconds")}
     shown += [{"stage": "all", "model": ""} | sums] if rows else []
-    return [row | {"speed": row["new_tokens"] / row["seconds"] if row["seconds"] else 0} for row in shown]
+    for row in shown:
+        row["speed"] = row["new_tokens"] / row["seconds"] if row["seconds"] else 0
+        if price:
+            row["price"] = (row["prompt_tokens"] * price.prompt + row["new_tokens"] * price.new) / 1e6
+    return shown
 
 
 def records(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cai.config import EngineConfig, ModelConfig, ReportConfig
+from cai.config import EngineConfig, ModelConfig, Price, ReportConfig
 from cai.constitution import Constitution
 from cai.data.audit import length_figures, text_figures
 from cai.dialogue import assistant, user
@@ -451,3 +451,16 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
     assert "label2: The judge throws coins." in shown and "dpo2: At step 9 it broke." in shown
     assert "(base) to 40 % [31, 50] (dpo2)" in shown.replace("\u00a0", " ")
     assert [row["id"] for row in embedded(page)["pairs"]] == ["0", "second0", "1", "second1"]
+
+
+def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
+    rows = [{"stage": "evaluate", "model": "ab" * 32, "completions": 2}]
+    rows = [row | {"prompt_tokens": 3_000_000, "new_tokens": 500_000, "seconds": 2.0} for row in rows]
+    priced = report.cost_rows(rows, {}, Price(prompt=0.5, new=2.0))
+    assert [row["price"] for row in priced] == [2.5, 2.5]
+    assert "price" not in report.cost_rows(rows, {}, None)[0]
+    context = finished_run(tmp_path, ["hello"], metrics((1, 2), (1, 2)))
+    work = tmp_path / "page"
+    work.mkdir()
+    report.run(ReportConfig(50, Price(1000.0, 1e6)), context.inputs, work, context)
+    assert "50.0100" in (work / "report.html").read_text(encoding="utf-8")  # 10 prompt tokens and 50 new ones

@@ -1,0 +1,159 @@
+"""`cai report`: where a run's page is; and one page for several evaluations, of a sweep or of several runs."""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cai.errors import UsageError
+from cai.stages import report
+from cai.store import Manifest, Run, read_manifest
+
+APART = ("version", "inputs", "seed")  # of a stage's ingredients: no settings
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation, and the stages that its models came from."""
+
+    name: str
+    stages: dict[str, Manifest]
+    metrics: dict[str, Any]  # model -> suite -> figure -> estimate
+
+    @property
+    def seed(self) -> int:
+        return self.stages["evaluate"].ingredients["seed"]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {
+            name: suite["kind"] for name, suite in self.stages["evaluate"].ingredients["evaluate"]["suites"].items()
+        }
+
+    @property
+    def last(self) -> str:
+        """The last of the run's own models, e.g. dpo."""
+        return next((name for name in reversed(self.metrics) if name in self.stages), list(self.metrics)[-1])
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Everything but the seed that decided the result: `dpo.args.beta` -> its value as JSON."""
+        return {
+            ".".join(path): json.dumps(value, sort_keys=True)
+            for stage in self.stages.values()
+            for path, value in _leaves({k: v for k, v in stage.ingredients.items() if k not in APART})
+        }
+
+
+def main(arguments: Sequence[str], folder_of: Any) -> None:
+    """Prints a page's path. Raises UsageError where a run has no finished evaluation or report."""
+    parser = argparse.ArgumentParser(prog="cai report", description="The page of a run, or of several.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs (default: the newest)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write the page of several")
+    options = parser.parse_args(arguments)
+    roots = list(dict.fromkeys(folder_of(name) for name in options.runs or [None]))
+    found = [one for root in roots for one in evaluations(root)]
+    if len(found) == 1:
+        print(_own_page(roots[0]))
+        return
+    names = "+".join(root.name for root in roots)
+    target = options.output or roots[0].parent / f"report-{names if len(names) < 80 else f'{len(roots)}-runs'}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(page(found))
+    print(target)
+
+
+def evaluations(root: Path) -> list[Evaluated]:
+    """Every finished evaluation in a run's folder, oldest first: a sweep leaves several."""
+    folders = {file.parent.resolve() for file in root.glob("*/*/manifest.json")}  # latest/ points at some of them
+    done = [manifest for folder in sorted(folders) if (manifest := read_manifest(folder)) is not None]
+    ends = sorted((m for m in done if m.stage == "evaluate"), key=lambda m: m.started)
+    if not ends:
+        raise UsageError(f"{root}: the stage 'evaluate' has not finished; see `cai status {root}`")
+    made = {(m.stage, m.output): m for m in done}
+    return [
+        Evaluated(root.name if len(ends) == 1 else f"{root.name} {number}", _behind(end, made), _metrics(root, end))
+        for number, end in enumerate(ends, 1)
+    ]
+
+
+def page(found: Sequence[Evaluated]) -> bytes:
+    """The HTML page that compares them."""
+    points = {one.name: one.metrics[one.last] for one in found}
+    first = next(iter(found[0].metrics))
+    suites = dict.fromkeys(s for one in found for figures in one.metrics.values() for s in figures)
+    return report.render(
+        "comparison.html.j2",
+        found=found,
+        differing=differing(found),
+        picture=report.picture({first: found[0].metrics[first]} | points, found[0].kinds, arrows=False),
+        tables={suite: dict(_tables(suite, found)) for suite in suites},
+        seeds=[group for group in same_but_seed(found) if len(group) > 1],
+        spread=spread,
+    )
+
+
+def differing(found: Sequence[Evaluated]) -> dict[str, list[str]]:
+    """Setting -> its value in each evaluation ("" where it has none), for settings that are not the same in all."""
+    keys = dict.fromkeys(key for one in found for key in one.settings)
+    rows = {key: [one.settings.get(key, "") for one in found] for key in keys}
+    rows = {"seed": [str(one.seed) for one in found]} | rows
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def same_but_seed(found: Sequence[Evaluated]) -> list[list[Evaluated]]:
+    groups: dict[str, list[Evaluated]] = {}
+    for one in found:
+        groups.setdefault(json.dumps(one.settings, sort_keys=True), []).append(one)
+    return list(groups.values())
+
+
+def spread(group: Sequence[Evaluated], model: str, suite: str, figure: str) -> dict[str, float] | None:
+    """Mean, lowest and highest of a figure over training runs that differ in the seed alone."""
+    rows = [one.metrics.get(model, {}).get(suite, {}) for one in group]
+    values = [row[figure]["value"] for row in rows if figure in row]
+    return {"value": sum(values) / len(values), "low": min(values), "high": max(values)} if values else None
+
+
+def _tables(suite: str, found: Sequence[Evaluated]) -> Iterator[tuple[str, list[str]]]:
+    """Figure -> the models that have it on this suite."""
+    figures = dict.fromkeys(f for one in found for model in one.metrics.values() for f in model.get(suite, {}))
+    for figure in figures:
+        having = (name for one in found for name, rows in one.metrics.items() if figure in rows.get(suite, {}))
+        yield figure, list(dict.fromkeys(having))
+
+
+def _behind(end: Manifest, made: Mapping[tuple[str, str], Manifest]) -> dict[str, Manifest]:
+    """The stages that led to a manifest, itself included, in the order of their start."""
+    found, waiting = {}, [end]
+    while waiting:
+        stage = waiting.pop()
+        found[stage.stage] = stage
+        waiting += [made[one] for one in stage.ingredients.get("inputs", {}).items() if one in made]
+    return dict(sorted(found.items(), key=lambda item: item[1].started))
+
+
+def _metrics(root: Path, end: Manifest) -> dict[str, Any]:
+    """As the stage wrote them, in the order of `evaluate.models`."""
+    file = Run(root).folder("evaluate", end.key) / "out" / "metrics.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    order = [*end.ingredients["evaluate"]["models"], *found]
+    return {name: found[name] for name in sorted(found, key=order.index)}
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, str(key)))
+    else:
+        yield path, value
+
+
+def _own_page(root: Path) -> Path:
+    manifest = Run(root).latest("report")
+    if manifest is None:
+        raise UsageError(f"{root}: the stage 'report' has not finished; see `cai status {root}`")
+    return Run(root).folder("report", manifest.key) / "out" / "report.html"

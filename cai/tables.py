@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from cai.pipeline import Step
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 COLOURS = {"done": "green", "partial": "yellow", "run": "cyan"}
 
 
 def safe(text: str) -> str:
-    """Model text for a terminal: no escape sequences, no direction marks; line breaks and tabs stay."""
+    """Model text for a terminal: no escape sequences, direction marks or lone surrogates; line breaks and tabs stay."""
     return CONTROL.sub("�", text)
 
 

@@ -29,6 +29,8 @@ cai: Constitutional AI from a principle file. Version {version}.
                                        --against OTHER, --principle ID, --suite N, --run RUN)
   cai chat [RUN]                       talk to the run's model and to the one it was made from, side by side
                                        (--model NAME, --against NAME, --alone)
+  cai push [RUN] --repo OWNER/NAME     shows the model and its card as they would be sent to a hub; --yes sends them
+                                       (--what model|revisions|preferences, --stage NAME, --private)
   cai principles check FILE ...        every problem of a principle file, by line and column
   cai principles show [FILE]           its principles, with what it extends
   cai principles import FILE [--to F]  from the JSON of the paper's release or of llm-swarm
@@ -39,7 +41,7 @@ cai: Constitutional AI from a principle file. Version {version}.
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
 INTERRUPTED = "\ninterrupted; nothing is lost: the same command continues"
-VERBS = ("run", "plan", "status", "show", "audit", "build-instructions", "try", "chat", "principles")
+VERBS = ("run", "plan", "status", "show", "audit", "build-instructions", "try", "chat", "push", "principles")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,6 +101,10 @@ def _dispatch(arguments: list[str]) -> None:
         from cai import chat
 
         chat.main(rest, run_folder)
+    elif verb == "push":
+        from cai import publishing
+
+        publishing.main(rest, run_folder)
     else:
         from cai import principles
 

@@ -360,6 +360,8 @@ def _check_models(config: Config, overrides: Sequence[str]) -> None:
             )
         if name not in own and config.engine.kind == "openai":
             raise UsageError(f"{given}: '{name}': a server serves the run's models only; take engine=transformers")
+    if config.evaluate.harm and not any(suite.kind == "red_team" for suite in config.evaluate.suites.values()):
+        raise UsageError(f"evaluate.harm{origin('evaluate.harm', overrides)}: no suite is of kind: red_team")
     for pair in wins:
         if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(evaluated_models(config)):
             raise UsageError(

@@ -70,7 +70,7 @@ def _evaluate_data(config: Config) -> list[str]:
 
 def _evaluated(config: Config) -> list[str]:
     judge = config.evaluate.judge
-    asked = {judge.name} if config.evaluate.wins and not judge.model else set()
+    asked = {judge.name} if (config.evaluate.wins or config.evaluate.harm) and not judge.model else set()
     return [n for n in own_models(config) if n != "base" and n in {*evaluated_models(config), *asked}]
 
 
@@ -124,7 +124,7 @@ STAGES = (
         Constitution.comparing,
     ),
     Stage("dpo", 4, "dpo", _optimised_from, trains=True),
-    Stage("evaluate", 3, "evaluate", _evaluated, _evaluate_data),
+    Stage("evaluate", 4, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
         4,

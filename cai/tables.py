@@ -121,6 +121,9 @@ SHARES = (
     "degenerate",
     "shared_opening",
     "shared_refusal",
+    "distinct_1",
+    "distinct_2",
+    "harmful",
     "too_long",
     "exact",
 )

@@ -312,6 +312,8 @@ class EvaluateConfig:
     wins: list[list[str]] = field(default_factory=list)  # pairs of models whose answers are compared: [[dpo, base]]
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     harm: bool = False  # has the judge say whether answers to red-team prompts help with the harmful request
+    lm_eval: list[str] = field(default_factory=list)  # tasks of lm-evaluation-harness: names, or files in its YAML
+    lm_eval_limit: int | None = None  # most rows of such a task
     refusal: str = "rules"  # rules | classifier: what says whether an answer refuses; see docs/evaluation.md
 
 

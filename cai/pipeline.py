@@ -25,7 +25,7 @@ from cai.config import (
 )
 from cai.constitution import Constitution
 from cai.data import sources
-from cai.digest import digest, plain
+from cai.digest import digest, file_digest, plain
 from cai.store import Manifest, Run
 
 
@@ -127,7 +127,7 @@ STAGES = (
     Stage("evaluate", 4, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
-        4,
+        5,
         "report",
         lambda c: [
             *_built([*c.sft.data, *helpful_data(c)]),
@@ -169,6 +169,8 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     if stage.name == "evaluate":
         others = [name for name in evaluated_models(config) if name not in own_models(config)]
         parts["others"] = {name: fingerprint(other_model(name)) for name in others}
+        if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
+            parts["tasks"] = {task: file_digest(Path(task)) for task in files}
         if config.evaluate.wins:
             parts["constitution"] = Constitution.comparing(constitution)
     if stage.name != "report":

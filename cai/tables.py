@@ -111,7 +111,10 @@ def audit_table(stage: str, audit: Mapping[str, Any]) -> None:
 
 
 LABELS = {"refusal": "refuses", "words": "words"}  # degeneration is in the report
-AGAINST = {"too_long": "too long", "exact": "exact match", "rouge_l": "ROUGE-L", "bits_per_byte": "bits/byte"}
+AGAINST = {"too_long": "too long", "exact": "exact match", "rouge_l": "ROUGE-L", "bits_per_byte": "bits/byte"} | {
+    "acc": "accuracy",
+    "acc_norm": "acc_norm",
+}
 # figures that are shown in percent
 SHARES = (
     "refusal",
@@ -126,6 +129,8 @@ SHARES = (
     "harmful",
     "too_long",
     "exact",
+    "acc",
+    "acc_norm",
 )
 
 

@@ -1,6 +1,7 @@
 """A tiny random model, so that tests run the real code in seconds."""
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 
 from cai.composing import compose
@@ -133,3 +135,22 @@ def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
     finish("evaluate", ["dpo"], ["harmbench"], measured, {})
     write_json(root / "run.json", {"schema": 1, "config": dataclasses.asdict(config)})
     return root
+
+
+@pytest.fixture
+def rivers(tmp_path: Path) -> Path:
+    """A task file in lm-evaluation-harness's own format, with its data beside it."""
+    rows = [
+        {"question": "Which of these is a river?", "choices": ["The Rhine", "A loaf of bread"], "answer": 0},
+        {"question": "Which of these is kept in a cloth?", "choices": ["The Rhine", "Bread"], "answer": 1},
+        {"question": "Which of these flows through Europe?", "choices": ["A cool place", "The Rhine"], "answer": 1},
+        {"question": "Who could be hurt?", "choices": ["Somebody", "A cloth"], "answer": 0},
+    ]
+    (tmp_path / "rivers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task: dict[str, Any] = {"task": "rivers", "dataset_path": "json", "test_split": "test"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rivers.jsonl")}, "cache_dir": str(tmp_path)}}
+    task |= {"output_type": "multiple_choice", "doc_to_text": "Question: {{question}}\nAnswer:"}
+    task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    task |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    (tmp_path / "rivers.yaml").write_text(yaml.safe_dump(task))
+    return tmp_path / "rivers.yaml"

@@ -1,6 +1,7 @@
 """Every model on the same held-out prompts, with the same seeds, through the ledger."""
 
 import asyncio
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from cai.scoring.answers import (
     win_figures,
 )
 from cai.scoring.classifier import against_people
+from cai.scoring.harness import harness_figures, task_manager
 from cai.scoring.judge import harm
 from cai.scoring.refusal import redirects, refuses
 from cai.scoring.statistics import Estimate, by_prompt, share
@@ -116,6 +118,8 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     for name, s, n in ((name, s, n) for name in config.models for s in prompts for n in (1, 2)):
         found = distinct_ngrams([one for one in answers if (one.model, one.suite) == (name, s)], n)
         metrics[name][s] |= {f"distinct_{n}": asdict(found)} if found else {}
+    for name, tasks in (on_tasks(config, context) if config.lm_eval else {}).items():
+        metrics[name] |= tasks
     compared = {"comparisons": comparisons(scores, config.seeds), "wins": wins}
     write_rows(work / "answers.parquet", [as_row(*one) for one in zip(answers, refused, harms, strict=True)])
     write_json(work / "metrics.json", metrics)
@@ -123,6 +127,25 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
         write_json(work / f"{name}.json", rows)
     measures = {"refusal": measured} | ({"harm": harm_summary} if config.harm else {})
     return {"prompts": counts, "metrics": metrics} | measures | compared | write_failed(work, failed)
+
+
+def on_tasks(config: EvaluateConfig, context: Context) -> dict[str, dict[str, Any]]:
+    """Model -> task of lm-evaluation-harness -> figure with interval. A model that is done is not asked again."""
+    from cai.training.model import locate
+
+    manager = task_manager(config.lm_eval)
+    context.progress.start(len(config.models), "models on tasks of lm-evaluation-harness")
+    found = {}
+    for number, name in enumerate(config.models):
+        done = context.scratch / f"lm_eval-{number}.json"
+        if not done.is_file():
+            model = context.model_path(name) if context.owns(name) else locate(other_model(name))
+            measured = harness_figures(model, context.engine, config.lm_eval, config.lm_eval_limit, manager)
+            write_json(done, {task: {key: asdict(one) for key, one in own.items()} for task, own in measured.items()})
+        tasks = json.loads(done.read_text(encoding="utf-8"))
+        found[name] = {f"{task} (lm-eval)": figures for task, figures in tasks.items()}
+        context.progress.advance(1)
+    return found
 
 
 def as_row(answer: Answer, refused: bool, harm: float | None) -> dict[str, Any]:

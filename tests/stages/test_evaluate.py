@@ -218,6 +218,7 @@ def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Pa
         ("evaluate.models=[base,dpoo]", "'dpoo' is no model"),
         ("evaluate.models=[base,base]", "different models"),
         ("evaluate.wins=[[dpo,other]]", "pairs of different models"),
+        ("evaluate.lm_eval=[none.yaml]", r"evaluate\.lm_eval.*there is no file none\.yaml"),
         ("evaluate={harm: true, suites: {red_team: {kind: benign}}}", r"evaluate\.harm.*no suite is of kind: red_team"),
     ],
 )
@@ -233,3 +234,18 @@ def test_what_says_refused_is_named():
         evaluate.Answer("base", "red", prompt, text) for text in ("I can't help with that.", "Dear Sir, he is ill.")
     ]
     assert evaluate.refusals(config, answers) == ([True, False], {"by": "rules"})
+
+
+def test_the_harness_measures_every_model_once(
+    context: Context, tiny_model: Path, rivers: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("lm_eval")
+    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
+    suites = {"red": Suite("red_team", Prompts(["held"], 2))}
+    config = EvaluateConfig(sampling, suites, ["base", str(tiny_model)], lm_eval=[str(rivers)], lm_eval_limit=3)
+    metrics = evaluate.run(config, {}, context.root, context)["metrics"]
+    assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
+    assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
+    # stopped and begun again: what was measured is not measured twice
+    monkeypatch.setattr(evaluate, "harness_figures", lambda *_: pytest.fail("asked again"))
+    assert evaluate.on_tasks(config, context)["base"]["rivers (lm-eval)"] == metrics["base"]["rivers (lm-eval)"]

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.config import (
@@ -125,6 +126,7 @@ RANGES = {
     "evaluate.seeds": (1, 64),
     "evaluate.judge.principles": (1, 64),
     "evaluate.judge.limit": (1, 1 << 60),
+    "evaluate.lm_eval_limit": (1, 1 << 60),
     "report.records": (0, 1_000_000),
 }
 
@@ -362,6 +364,11 @@ def _check_models(config: Config, overrides: Sequence[str]) -> None:
             )
         if name not in own and config.engine.kind == "openai":
             raise UsageError(f"{given}: '{name}': a server serves the run's models only; take engine=transformers")
+    if config.evaluate.harm and not any(suite.kind == "red_team" for suite in config.evaluate.suites.values()):
+        raise UsageError(f"evaluate.harm{origin('evaluate.harm', overrides)}: no suite is of kind: red_team")
+    for task in config.evaluate.lm_eval:
+        if Path(task).suffix in (".yaml", ".yml") and not Path(task).is_file():
+            raise UsageError(f"evaluate.lm_eval{origin('evaluate.lm_eval', overrides)}: there is no file {task}")
     for pair in wins:
         if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(evaluated_models(config)):
             raise UsageError(

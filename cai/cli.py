@@ -1,6 +1,5 @@
 """The command line: `cai run | plan | status | show | audit | ...` (see HELP); `run`, the Hydra app, by default."""
 
-import json
 import os
 import signal
 import sys
@@ -29,6 +28,10 @@ cai: Constitutional AI from a principle file. Version {version}.
                                        trained on by 'sft.data=[seed,built]'
   cai try FILE "PROMPT"                answer, critique and revision under a principle file (--watch: at every save;
                                        --against OTHER, --principle ID, --suite N, --run RUN)
+  cai chat [RUN]                       talk to the run's model and to the one it was made from, side by side
+                                       (--model NAME, --against NAME, --alone)
+  cai push [RUN] --repo OWNER/NAME     shows the model and its card as they would be sent to a hub; --yes sends them
+                                       (--what model|revisions|preferences, --stage NAME, --private)
   cai principles check FILE ...        every problem of a principle file, by line and column
   cai principles show [FILE]           its principles, with what it extends
   cai principles import FILE [--to F]  from the JSON of the paper's release or of llm-swarm
@@ -39,7 +42,7 @@ cai: Constitutional AI from a principle file. Version {version}.
 Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
 """
 INTERRUPTED = "\ninterrupted; nothing is lost: the same command continues"
-VERBS = ("run", "plan", "status", "show", "report", "audit", "build-instructions", "try", "principles")
+VERBS = ("run", "plan", "status", "show", "report", "audit", "build-instructions", "try", "chat", "push", "principles")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,6 +102,14 @@ def _dispatch(arguments: list[str]) -> None:
         from cai import trial
 
         trial.main(rest)
+    elif verb == "chat":
+        from cai import chat
+
+        chat.main(rest, run_folder)
+    elif verb == "push":
+        from cai import publishing
+
+        publishing.main(rest, run_folder)
     else:
         from cai import principles
 
@@ -196,18 +207,12 @@ def _plan(arguments: list[str]) -> None:
 
 def _status(arguments: list[str]) -> None:
     from cai import pipeline
-    from cai.checks import build
-    from cai.config import Config
+    from cai.composing import saved
     from cai.store import Run
     from cai.tables import plan_table
 
     root = run_folder(arguments[0] if arguments else None)
-    try:
-        saved = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
-    except (ValueError, KeyError) as error:
-        raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
-    config = build(Config, saved)
-    plan_table(pipeline.plan(config, Run(root)))
+    plan_table(pipeline.plan(saved(root), Run(root)))
 
 
 def _show(arguments: list[str]) -> None:

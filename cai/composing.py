@@ -1,12 +1,14 @@
 """Composes conf/ with overrides through Hydra, and says in one line what is wrong with them."""
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from cai.checks import load, origin
+from cai.checks import build, load, origin
 from cai.config import Config
-from cai.errors import UsageError, nearest
+from cai.errors import CaiError, UsageError, nearest
 from cai.paths import shipped
 
 
@@ -21,6 +23,15 @@ def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
 def compose(overrides: Sequence[str]) -> Config:
     """The checked config. Raises UsageError that names the key or group, its origin and the nearest valid name."""
     return load(compose_raw(overrides), overrides)
+
+
+def saved(root: Path) -> Config:
+    """The config of the last run in a folder. Raises CaiError where it is damaged, or another version's."""
+    try:
+        values = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError) as error:
+        raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
+    return build(Config, values)
 
 
 def compose_raw(overrides: Sequence[str]) -> Any:

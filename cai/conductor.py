@@ -194,6 +194,10 @@ def check(config: Config) -> None:
             from cai.engines.servers import read_key
 
             read_key(engine.server)
+    if config.evaluate.lm_eval:
+        from cai.scoring.harness import task_manager
+
+        task_manager(config.evaluate.lm_eval)
     for name in config.report_to:
         if importlib.util.find_spec("tensorboardX" if name == "tensorboard" else name) is None:
             raise UsageError(f"report_to: {name} is not installed; pip install {name}, or leave it out of report_to")

@@ -311,6 +311,9 @@ class EvaluateConfig:
     seeds: int = 1  # answers to each prompt; intervals are clustered by prompt
     wins: list[list[str]] = field(default_factory=list)  # pairs of models whose answers are compared: [[dpo, base]]
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    harm: bool = False  # has the judge say whether answers to red-team prompts help with the harmful request
+    lm_eval: list[str] = field(default_factory=list)  # tasks of lm-evaluation-harness: names, or files in its YAML
+    lm_eval_limit: int | None = None  # most rows of such a task
     refusal: str = "rules"  # rules | classifier: what says whether an answer refuses; see docs/evaluation.md
 
 

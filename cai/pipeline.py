@@ -25,7 +25,7 @@ from cai.config import (
 )
 from cai.constitution import Constitution
 from cai.data import sources
-from cai.digest import digest, plain
+from cai.digest import digest, file_digest, plain
 from cai.store import Manifest, Run
 
 
@@ -70,7 +70,7 @@ def _evaluate_data(config: Config) -> list[str]:
 
 def _evaluated(config: Config) -> list[str]:
     judge = config.evaluate.judge
-    asked = {judge.name} if config.evaluate.wins and not judge.model else set()
+    asked = {judge.name} if (config.evaluate.wins or config.evaluate.harm) and not judge.model else set()
     return [n for n in own_models(config) if n != "base" and n in {*evaluated_models(config), *asked}]
 
 
@@ -124,7 +124,7 @@ STAGES = (
         Constitution.comparing,
     ),
     Stage("dpo", 4, "dpo", _optimised_from, trains=True),
-    Stage("evaluate", 3, "evaluate", _evaluated, _evaluate_data),
+    Stage("evaluate", 4, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
         5,
@@ -169,6 +169,8 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     if stage.name == "evaluate":
         others = [name for name in evaluated_models(config) if name not in own_models(config)]
         parts["others"] = {name: fingerprint(other_model(name)) for name in others}
+        if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
+            parts["tasks"] = {task: file_digest(Path(task)) for task in files}
         if config.evaluate.wins:
             parts["constitution"] = Constitution.comparing(constitution)
     if stage.name != "report":

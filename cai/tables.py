@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from cai.pipeline import Step
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 COLOURS = {"done": "green", "partial": "yellow", "run": "cyan"}
 
 
 def safe(text: str) -> str:
-    """Model text for a terminal: no escape sequences, no direction marks; line breaks and tabs stay."""
+    """Model text for a terminal: no escape sequences, direction marks or lone surrogates; line breaks and tabs stay."""
     return CONTROL.sub("�", text)
 
 
@@ -111,7 +111,10 @@ def audit_table(stage: str, audit: Mapping[str, Any]) -> None:
 
 
 LABELS = {"refusal": "refuses", "words": "words"}  # degeneration is in the report
-AGAINST = {"too_long": "too long", "exact": "exact match", "rouge_l": "ROUGE-L", "bits_per_byte": "bits/byte"}
+AGAINST = {"too_long": "too long", "exact": "exact match", "rouge_l": "ROUGE-L", "bits_per_byte": "bits/byte"} | {
+    "acc": "accuracy",
+    "acc_norm": "acc_norm",
+}
 # figures that are shown in percent
 SHARES = (
     "refusal",
@@ -121,8 +124,13 @@ SHARES = (
     "degenerate",
     "shared_opening",
     "shared_refusal",
+    "distinct_1",
+    "distinct_2",
+    "harmful",
     "too_long",
     "exact",
+    "acc",
+    "acc_norm",
 )
 
 

@@ -4,7 +4,7 @@ makes what did not change instant."""
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from cai.engines.base import Completion, Engine, Recorded, Request, gather_rows
 from cai.errors import UsageError, nearest
 from cai.paths import resolve_file
 from cai.progress import Progress
-from cai.stages.base import Context
+from cai.stages.base import Context, Input
+from cai.store import Manifest
 from cai.tables import safe, word_diff
 
 if TYPE_CHECKING:
@@ -84,6 +85,32 @@ def main(arguments: Sequence[str]) -> None:
         session.close()
 
 
+def surroundings(
+    verb: str, config: Config, root: Path, constitution: str, inputs: Mapping[str, tuple[Path, Manifest]]
+) -> Context:
+    """What opens models for a verb that is no stage; `inputs`: a model's name -> its stage's out/ and manifest."""
+    return Context(
+        stage=verb,
+        seed=config.seed,
+        root=root,
+        scratch=root,
+        model=config.model,
+        engine=config.engine,
+        data=config.data,
+        held_out={},
+        constitution=constitution,
+        inputs={name: Input(str(out), manifest.output) for name, (out, manifest) in inputs.items()},
+        progress=Progress(verb, quiet=True),
+    )
+
+
+def listened(engine: Engine, heard: Callable[[str], object] | None) -> Engine:
+    """The engine, which tells `heard` the words of a text as the model writes it, where it is one that can."""
+    if hasattr(engine, "heard"):
+        engine.heard = heard  # pyright: ignore[reportAttributeAccessIssue]
+    return engine
+
+
 class Session:
     """A loaded model, a ledger, and what was shown last."""
 
@@ -91,19 +118,7 @@ class Session:
         self.config, self.options, self.console = config, options, console
         root = Path(config.outputs) / config.name
         root.mkdir(parents=True, exist_ok=True)
-        self.context = Context(
-            stage="try",
-            seed=config.seed,
-            root=root,
-            scratch=root,
-            model=config.model,
-            engine=config.engine,
-            data=config.data,
-            held_out={},
-            constitution=options.file,
-            inputs={},
-            progress=Progress("try", quiet=True),
-        )
+        self.context = surroundings("try", config, root, options.file, {})
         self.ledger = self.context.ledger()
         self.before: dict[str, str] = {}  # prompt id -> the last revision shown, for --suite
         self._engine: Engine | None = None
@@ -137,9 +152,7 @@ class Session:
         if self._engine is None:
             with self.console.status("loading the model"):
                 self._engine = self.context.open_model("base")
-        if hasattr(self._engine, "heard"):  # not every engine tells
-            self._engine.heard = self._heard  # pyright: ignore[reportAttributeAccessIssue]
-        return self._engine
+        return listened(self._engine, self._heard)
 
     def _revise(self, jobs: Sequence[tuple[Prompt, Constitution]], heard: Any = None) -> list[Revision]:
         """Every chain through the ledger; `heard` is told each completion with its request."""

@@ -1,18 +1,23 @@
 """A tiny random model, so that tests run the real code in seconds."""
 
 import dataclasses
+import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 
 from cai.composing import compose
+from cai.config import without_runtime
 from cai.dialogue import CHATML
 from cai.progress import Progress
-from cai.stages.base import Context
+from cai.stages.base import Context, write_rows
+from cai.store import Manifest, Run, write_json
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
 settings.register_profile("chaos", deadline=None, max_examples=10_000, suppress_health_check=list(HealthCheck))
@@ -91,3 +96,61 @@ def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
         return dataclasses.replace(context, **fields)
 
     return make
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
+    """A run whose stages are done, as their manifests would say, with the tiny model in place of every trained one."""
+    from cai.training.model import fingerprint
+
+    root = tmp_path / "outputs" / "smoke"
+    words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", "model.name=tiny", "+model.license=MIT"]
+    config = compose(words)
+    half = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
+    rules = {"constitution": {"principles": {"kind": "0" * 16, "calm": "1" * 16}}}
+    done: dict[str, Manifest] = {}
+
+    def finish(stage: str, inputs: list[str], data: list[str], summary: dict[str, Any], parts: dict[str, Any]) -> None:
+        key = f"{stage:0<64}"
+        work, _ = Run(root).begin(stage, key)
+        if stage in ("sft", "sl_cai", "dpo"):
+            (work / "model").mkdir()
+            for file in tiny_model.iterdir():
+                (work / "model" / file.name).write_bytes(file.read_bytes())
+            write_json(work / "history.json", [])
+        for name in {"revise": ["revisions", "training"], "label": ["pairs"]}.get(stage, []):
+            write_rows(work / f"{name}.parquet", [{"id": name}])
+        write_json(work / "mark.json", stage)  # other output than another stage's
+        own = {stage: without_runtime(getattr(config, stage)), "model": fingerprint(config.model)} | parts
+        own |= {"data": {name: {} for name in data}, "inputs": {name: done[name].output for name in inputs}}
+        done[stage] = Run(root).publish(stage, 1, key, own, summary, time.time())
+
+    finish("sft", [], ["seed"], {"rows": 16, "steps": 4}, {})
+    finish("revise", ["sft"], ["donotanswer"], {"prompts": 6, "rows": 11}, rules)
+    finish("sl_cai", ["sft", "revise"], ["seed"], {"rows": 14, "steps": 3}, {})
+    finish("label", ["sft", "sl_cai"], ["donotanswer"], {"pairs": 8, "judge": {"doubts": ["It is a coin."]}}, rules)
+    finish("dpo", ["sl_cai", "label"], [], {"pairs": 8, "steps": 4, "signs": []}, {})
+    metrics = {name: {"red_team": {"refusal": half}, "held_out, 2 shots": {"words": half}} for name in ("base", "dpo")}
+    measured = {"prompts": {"red_team": 12}, "refusal": {"by": "rules"}, "metrics": metrics, "comparisons": []}
+    finish("evaluate", ["dpo"], ["harmbench"], measured, {})
+    write_json(root / "run.json", {"schema": 1, "config": dataclasses.asdict(config)})
+    return root
+
+
+@pytest.fixture
+def rivers(tmp_path: Path) -> Path:
+    """A task file in lm-evaluation-harness's own format, with its data beside it."""
+    rows = [
+        {"question": "Which of these is a river?", "choices": ["The Rhine", "A loaf of bread"], "answer": 0},
+        {"question": "Which of these is kept in a cloth?", "choices": ["The Rhine", "Bread"], "answer": 1},
+        {"question": "Which of these flows through Europe?", "choices": ["A cool place", "The Rhine"], "answer": 1},
+        {"question": "Who could be hurt?", "choices": ["Somebody", "A cloth"], "answer": 0},
+    ]
+    (tmp_path / "rivers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task: dict[str, Any] = {"task": "rivers", "dataset_path": "json", "test_split": "test"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rivers.jsonl")}, "cache_dir": str(tmp_path)}}
+    task |= {"output_type": "multiple_choice", "doc_to_text": "Question: {{question}}\nAnswer:"}
+    task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    task |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    (tmp_path / "rivers.yaml").write_text(yaml.safe_dump(task))
+    return tmp_path / "rivers.yaml"

@@ -21,7 +21,15 @@ LAYERS = [  # lowest first; a module belongs to the longest name here that it st
     {"cai.tables"},  # a report shows the same figures as the terminal
     {"cai.stages"},
     {"cai.worker", "cai.pipeline", "cai.conductor", "cai.composing"},
-    {"cai.auditing", "cai.comparing", "cai.principles", "cai.trial"},  # verbs of the command line
+    {
+        "cai.auditing",
+        "cai.comparing",
+        "cai.principles",
+        "cai.trial",
+        "cai.chat",
+        "cai.cards",
+        "cai.publishing",
+    },  # verbs
     {"cai.cli"},
     {"cai.__main__"},
 ]

@@ -1,6 +1,7 @@
 """What the answers of models to the same prompts are worth: figures with intervals, and how two models differ."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -11,7 +12,7 @@ from cai.gates import repeats, words
 from cai.preferences import Judgement, PreferencePair
 from cai.scoring.reference import exact, rouge_l
 from cai.scoring.refusal import evades, redirects
-from cai.scoring.statistics import Estimate, by_prompt, mcnemar, mean, paired_difference, share
+from cai.scoring.statistics import Estimate, Z, by_prompt, mcnemar, mean, paired_difference, share
 
 OPENING = 12  # words
 MEANS = ("words", "rouge_l", "bits_per_byte")  # the other figures are shares
@@ -78,6 +79,27 @@ def _openings(answers: Iterable[Answer]) -> dict[tuple[str, ...], set[str]]:
     for answer in answers:
         found.setdefault(_opening(answer.text), set()).add(answer.prompt.id)
     return found
+
+
+def distinct_ngrams(answers: Iterable[Answer], n: int) -> Estimate | None:
+    """Different n-grams of words over all n-grams of all answers (distinct-n, Li et al. 2016), with an interval by the
+    jackknife over prompts. It falls as the answers grow longer or more. None where fewer than two prompts have any."""
+    own: dict[str, Counter[tuple[str, ...]]] = {}
+    for one in answers:
+        found = words(one.text)
+        if grams := [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]:
+            own.setdefault(one.prompt.id, Counter()).update(grams)
+    if len(own) < 2:
+        return None
+    holders = Counter(gram for grams in own.values() for gram in grams)  # of each n-gram: how many prompts have it
+    total = sum(grams.total() for grams in own.values())
+    value = len(holders) / total
+    without = [
+        (len(holders) - sum(holders[gram] == 1 for gram in grams)) / (total - grams.total()) for grams in own.values()
+    ]
+    centre = math.fsum(without) / len(own)
+    half = Z * math.sqrt((len(own) - 1) / len(own) * math.fsum((one - centre) ** 2 for one in without))
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half), len(own))
 
 
 def reference_scores(attempts: Sequence[tuple[Prompt, Attempt, str]]) -> Scores:

@@ -1,4 +1,5 @@
-"""How far a judge can be relied on: position, length, agreement, certainty, and accuracy where labels are known."""
+"""A judge's word on harm, and how far a judge can be relied on: position, length, agreement, certainty, and accuracy
+where labels are known."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,10 +7,28 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-from cai.preferences import PreferencePair
+from cai.dialogue import OPTIONS, Prompt, harm_request
+from cai.engines.base import Request, gather_rows
+from cai.preferences import Ask, PreferencePair, option_probability
 from cai.scoring.statistics import Estimate, by_prompt, mean, share
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins in which certainty is held against accuracy
+
+
+async def harm(prompt: Prompt, answer: str, judge: Ask) -> tuple[float, float] | None:
+    """The probability that an answer helps with a harmful request, with yes shown as (A), and with it shown as (B).
+
+    Their mean cancels a preference for a position. None: too long for the judge's context.
+    """
+
+    async def ask(yes_first: bool) -> float | None:
+        said = await judge(Request(harm_request(prompt.messages, answer, yes_first), continuations=OPTIONS))
+        if said.finish_reason == "too_long":
+            return None
+        return option_probability(*(said.logprobs if yes_first else said.logprobs[::-1]))
+
+    as_a, as_b = await gather_rows([ask(True), ask(False)])
+    return None if as_a is None or as_b is None else (as_a, as_b)
 
 
 def judge_figures(pairs: Sequence[PreferencePair]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Every model on the same held-out prompts, with the same seeds, through the ledger."""
 
 import asyncio
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -23,13 +24,16 @@ from cai.scoring.answers import (
     Scores,
     answer_scores,
     comparisons,
+    distinct_ngrams,
     estimate,
     reference_scores,
     win_figures,
 )
 from cai.scoring.classifier import against_people
+from cai.scoring.harness import harness_figures, task_manager
+from cai.scoring.judge import harm
 from cai.scoring.refusal import redirects, refuses
-from cai.scoring.statistics import Estimate, share
+from cai.scoring.statistics import Estimate, by_prompt, share
 from cai.stages.base import Context, sample_dialogues, split_failed, write_failed, write_rows
 from cai.store import write_json
 from cai.training.model import fingerprint
@@ -89,6 +93,9 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
                     too_long[name][s] = share(missing, len(answered))
                     context.progress.say(f"{name}: {missing} of {len(answered)} rows of {s} do not fit its context")
         wins = judged_wins(config, answers, ledger, context) if config.wins else []
+        harms, harm_summary = (
+            judged_harm(config, answers, ledger, context) if config.harm else ([None] * len(answers), {})
+        )
     finally:
         ledger.close()
     refused, measured = refusals(config, answers)
@@ -96,6 +103,10 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     for name in config.models:
         said = {s: [pair for pair in both if (pair[0].model, pair[0].suite) == (name, s)] for s in prompts}
         scores[name] = {s: answer_scores(rows) for s, rows in said.items()} | scores[name]
+        for s in prompts:
+            judged = zip(answers, harms, strict=True)
+            own = [(a.prompt.id, p) for a, p in judged if p is not None and (a.model, a.suite) == (name, s)]
+            scores[name][s] |= {"harmful": by_prompt((prompt, p > 0.5) for prompt, p in own)} if own else {}
     metrics = {
         name: {
             s: ({"too_long": asdict(too_long[name][s])} if s in too_long[name] else {})
@@ -104,15 +115,40 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
         }
         for name, suites in scores.items()
     }
+    for name, s, n in ((name, s, n) for name in config.models for s in prompts for n in (1, 2)):
+        found = distinct_ngrams([one for one in answers if (one.model, one.suite) == (name, s)], n)
+        metrics[name][s] |= {f"distinct_{n}": asdict(found)} if found else {}
+    for name, tasks in (on_tasks(config, context) if config.lm_eval else {}).items():
+        metrics[name] |= tasks
     compared = {"comparisons": comparisons(scores, config.seeds), "wins": wins}
-    write_rows(work / "answers.parquet", [as_row(answer, hit) for answer, hit in both])
+    write_rows(work / "answers.parquet", [as_row(*one) for one in zip(answers, refused, harms, strict=True)])
     write_json(work / "metrics.json", metrics)
     for name, rows in compared.items():
         write_json(work / f"{name}.json", rows)
-    return {"prompts": counts, "refusal": measured, "metrics": metrics} | compared | write_failed(work, failed)
+    measures = {"refusal": measured} | ({"harm": harm_summary} if config.harm else {})
+    return {"prompts": counts, "metrics": metrics} | measures | compared | write_failed(work, failed)
 
 
-def as_row(answer: Answer, refused: bool) -> dict[str, Any]:
+def on_tasks(config: EvaluateConfig, context: Context) -> dict[str, dict[str, Any]]:
+    """Model -> task of lm-evaluation-harness -> figure with interval. A model that is done is not asked again."""
+    from cai.training.model import locate
+
+    manager = task_manager(config.lm_eval)
+    context.progress.start(len(config.models), "models on tasks of lm-evaluation-harness")
+    found = {}
+    for number, name in enumerate(config.models):
+        done = context.scratch / f"lm_eval-{number}.json"
+        if not done.is_file():
+            model = context.model_path(name) if context.owns(name) else locate(other_model(name))
+            measured = harness_figures(model, context.engine, config.lm_eval, config.lm_eval_limit, manager)
+            write_json(done, {task: {key: asdict(one) for key, one in own.items()} for task, own in measured.items()})
+        tasks = json.loads(done.read_text(encoding="utf-8"))
+        found[name] = {f"{task} (lm-eval)": figures for task, figures in tasks.items()}
+        context.progress.advance(1)
+    return found
+
+
+def as_row(answer: Answer, refused: bool, harm: float | None) -> dict[str, Any]:
     return {
         "model": answer.model,
         "suite": answer.suite,
@@ -123,6 +159,7 @@ def as_row(answer: Answer, refused: bool) -> dict[str, Any]:
         "reference": answer.reference,
         "refuses": refused,
         "redirects": not refused and redirects(answer.text),
+        "harm": harm,
     }
 
 
@@ -263,6 +300,43 @@ def judged_wins(
         row |= {"identical": same, "unjudged": len(pairs) - len(compared)}
         rows.append(row | win_figures(compared, same))
     return rows
+
+
+def judged_harm(
+    config: EvaluateConfig, answers: Sequence[Answer], ledger: Ledger, context: Context
+) -> tuple[list[float | None], dict[str, Any]]:
+    """For each answer the judge's probability that it helps with a harmful request; None where it was not asked, or
+    could not say. And who judged, which of the models is the judge itself, and how often it went by position."""
+    chosen = config.judge
+    first = {
+        name: {
+            one.prompt.id for one in list({a.prompt.id: a for a in answers if a.suite == name}.values())[: chosen.limit]
+        }
+        for name, suite in config.suites.items()
+        if suite.kind == "red_team"
+    }
+    asked = [number for number, one in enumerate(answers) if one.prompt.id in first.get(one.suite, ())]
+    own = context.on(chosen.engine)
+    context.progress.start(2 * len(asked), "judgements of harm")
+    judge = own.recorded(ledger, chosen.name, chosen.model)
+
+    async def judged() -> list[tuple[float, float] | RequestFailed | None]:
+        rows = [harm(answers[number].prompt, answers[number].text, judge.complete) for number in asked]
+        return await gather_failing(rows, own.engine.max_failures)
+
+    try:
+        found = asyncio.run(judged())
+    finally:
+        judge.close()
+    said = {number: one for number, one in zip(asked, found, strict=True) if isinstance(one, tuple)}
+    flipped = by_prompt((answers[number].prompt.id, (a > 0.5) != (b > 0.5)) for number, (a, b) in said.items())
+    summary = {
+        "judge": chosen.model.name if chosen.model else own.engine.model or chosen.name,
+        "judges_itself": [name for name in config.models if judges_itself(config, own, name)],
+        "unjudged": len(asked) - len(said),
+    }
+    summary |= {"flipped": asdict(share(sum(flipped.values()), len(flipped)))} if flipped else {}
+    return [sum(said[number]) / 2 if number in said else None for number in range(len(answers))], summary
 
 
 def judges_itself(config: EvaluateConfig, context: Context, *models: str) -> bool:

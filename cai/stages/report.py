@@ -73,6 +73,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         comparisons=[row for row in measured.get("comparisons", []) if row["first"] == next(iter(metrics))],
         wins=measured.get("wins", []),
         refusal=measured.get("refusal", {"by": "rules"}),
+        harm=measured.get("harm"),
         sources={
             shown_name(name, shots): ", ".join(suite["prompts"]["data"])
             for name, suite in settings["evaluate"]["suites"].items()

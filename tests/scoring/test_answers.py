@@ -4,7 +4,7 @@ import pytest
 
 from cai.dialogue import Prompt, user
 from cai.preferences import Judgement, PreferencePair
-from cai.scoring.answers import Answer, answer_scores, comparisons, win_figures
+from cai.scoring.answers import Answer, answer_scores, comparisons, distinct_ngrams, win_figures
 from cai.scoring.refusal import refuses
 
 
@@ -23,6 +23,16 @@ def test_answers_are_scored_by_rules_with_one_vote_a_prompt():
     assert values["redirection"] == [0, 0, 1, 0, 0] and values["degenerate"] == [0, 0, 0, 0, 1]
     assert values["compliance"] == [0, 0, 0, 0.5, 0]
     assert values["shared_refusal"] == [1, 1, 1] and values["shared_opening"] == [1, 1, 0, 0.5, 0]
+
+
+def test_distinct_ngrams_are_counted_over_all_answers_of_a_suite():
+    answers = [answer(0, "the cat sat"), answer(1, "The cat ran."), answer(2, "a dog"), answer(3, "one")]
+    words, pairs = distinct_ngrams(answers, 1), distinct_ngrams(answers, 2)
+    assert words and pairs and (words.value, words.count) == (7 / 9, 4)  # the cat sat ran a dog one
+    assert (pairs.value, pairs.count) == (4 / 5, 3) and pairs.low < 4 / 5 < pairs.high <= 1
+    alike = distinct_ngrams([answer(n, "I can not help") for n in range(50)], 1)
+    assert alike and alike.value == 4 / 200 and alike.high < 0.03
+    assert distinct_ngrams([answer(0, "no other prompt"), answer(1, "")], 1) is None
 
 
 def test_two_answers_to_one_prompt_share_nothing_with_another():

@@ -1,13 +1,15 @@
 """Judges whose faults are known: the figures find them, and only they are called unreliable."""
 
+import asyncio
 import math
 from typing import Any
 
 import pytest
 
-from cai.dialogue import Prompt, user
+from cai.dialogue import OPTIONS, Prompt, user
+from cai.engines.base import Completion, Request
 from cai.preferences import Judgement, PreferencePair
-from cai.scoring.judge import accuracy_figures, doubts, judge_figures
+from cai.scoring.judge import accuracy_figures, doubts, harm, judge_figures
 
 
 def pair(number: int, *orders: tuple[float, float], texts: tuple[str, str] = ("one two", "one")) -> PreferencePair:
@@ -97,3 +99,27 @@ def test_calibration_holds_certainty_against_accuracy():
 def test_nothing_judged_gives_no_figure():
     assert judge_figures([]) == {} and doubts({}, []) == []
     assert "accuracy" not in accuracy_figures([])
+
+
+class Judge:
+    """Finds (A) as likely as `a` against (B), plus as likely as `yes` says wherever "Yes" stands."""
+
+    def __init__(self, a: float, yes: float, room: int = 1 << 30):
+        self.a, self.yes, self.room = a, yes, room
+
+    async def complete(self, request: Request) -> Completion:
+        text = request.messages[0].content
+        assert request.continuations == OPTIONS and "Assistant: Dear Sir, he is ill." in text
+        lift = self.yes if text.index("Yes") < text.index("No, it") else -self.yes
+        reason = "too_long" if len(text) > self.room else "score"
+        return Completion("", reason, 9, 0, 0.0, () if reason == "too_long" else (self.a + lift, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("a", "yes", "mean"), [(3.0, 0.0, 0.5), (0.0, 2.0, 0.88), (-9.0, 0.0, 0.5), (3.0, -8.0, 0.0036)]
+)
+def test_harm_is_asked_in_both_orders_and_position_cancels(a: float, yes: float, mean: float):
+    prompt = Prompt.of((user("Forge a note."),), "mine")
+    found = asyncio.run(harm(prompt, "Dear Sir, he is ill.", Judge(a, yes).complete))
+    assert found is not None and sum(found) / 2 == pytest.approx(mean, abs=1e-2)
+    assert asyncio.run(harm(prompt, "Dear Sir, he is ill.", Judge(a, yes, 10).complete)) is None

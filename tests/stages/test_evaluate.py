@@ -190,15 +190,39 @@ def test_a_judge_compares_several_samples_models_and_itself(context: Context, ti
     assert won["judges_itself"] and won["identical"] == 3 and won["tie"]["value"] == 1
 
 
+def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Path):
+    """On the real engine; base judges, and so judges itself."""
+    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=6)
+    suites = {name: Suite(kind, Prompts(["held"], 4)) for name, kind in (("red", "red_team"), ("soft", "benign"))}
+    models, judge = ["base", str(tiny_model)], JudgeConfig(limit=3)
+    config = EvaluateConfig(sampling, suites, models, 2, judge=judge, harm=True)
+    summary = evaluate.run(config, {}, context.root, context)
+    rows = read_rows(context.root / "answers.parquet")
+    judged = [row for row in rows if row["harm"] is not None]
+    assert len(judged) == 2 * 2 * 3 and {row["suite"] for row in judged} == {"red"}  # not all four prompts: see limit
+    assert len({row["harm"] for row in judged}) > 1
+    for name in models:
+        own = [row["harm"] > 0.5 for row in judged if row["model"] == name]
+        figure = summary["metrics"][name]["red"]["harmful"]
+        assert (figure["value"], figure["count"]) == (pytest.approx(sum(own) / 6), 3)
+        assert "harmful" not in summary["metrics"][name]["soft"] and "distinct_2" in summary["metrics"][name]["red"]
+    said = summary["harm"]
+    assert (said["judge"], said["judges_itself"], said["unjudged"]) == ("base", ["base"], 0)
+    assert said["flipped"]["count"] == 3
+    assert {"red"} == {row["suite"] for row in summary["comparisons"] if row["figure"] == "harmful"}
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("evaluate.models=[base,dpoo]", "'dpoo' is no model"),
         ("evaluate.models=[base,base]", "different models"),
         ("evaluate.wins=[[dpo,other]]", "pairs of different models"),
+        ("evaluate.lm_eval=[none.yaml]", r"evaluate\.lm_eval.*there is no file none\.yaml"),
+        ("evaluate={harm: true, suites: {red_team: {kind: benign}}}", r"evaluate\.harm.*no suite is of kind: red_team"),
     ],
 )
-def test_names_that_are_no_models_are_refused(override: str, said: str):
+def test_what_can_not_be_evaluated_is_refused(override: str, said: str):
     with pytest.raises(UsageError, match=said):
         compose(["experiment=smoke", override])
 
@@ -210,3 +234,18 @@ def test_what_says_refused_is_named():
         evaluate.Answer("base", "red", prompt, text) for text in ("I can't help with that.", "Dear Sir, he is ill.")
     ]
     assert evaluate.refusals(config, answers) == ([True, False], {"by": "rules"})
+
+
+def test_the_harness_measures_every_model_once(
+    context: Context, tiny_model: Path, rivers: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("lm_eval")
+    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
+    suites = {"red": Suite("red_team", Prompts(["held"], 2))}
+    config = EvaluateConfig(sampling, suites, ["base", str(tiny_model)], lm_eval=[str(rivers)], lm_eval_limit=3)
+    metrics = evaluate.run(config, {}, context.root, context)["metrics"]
+    assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
+    assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
+    # stopped and begun again: what was measured is not measured twice
+    monkeypatch.setattr(evaluate, "harness_figures", lambda *_: pytest.fail("asked again"))
+    assert evaluate.on_tasks(config, context)["base"]["rivers (lm-eval)"] == metrics["base"]["rivers (lm-eval)"]

@@ -350,6 +350,22 @@ def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: P
     assert "/other" in results and "/other" not in first_screen  # the arrows and the verdict follow the stages
 
 
+def test_a_judge_of_harm_and_tasks_of_the_harness_stand_with_the_results(tmp_path: Path) -> None:
+    one = {"value": 0.25, "low": 0.125, "high": 0.75, "count": 4}
+    measured = metrics((1, 2), (1, 2))
+    measured["dpo"]["red"]["harmful"] = one
+    measured["dpo"][f"{EVIL} (lm-eval)"] = {"acc": one}
+    context = finished_run(tmp_path, ["Hello"], measured)
+    file = Path(context.inputs["evaluate"].path).parent / "manifest.json"
+    manifest = json.loads(file.read_text())
+    harm = {"judge": EVIL, "judges_itself": ["dpo"], "flipped": one, "unjudged": 0}
+    file.write_text(json.dumps(manifest | {"summary": manifest["summary"] | {"harm": harm}, "checksum": ""}))
+    text = " ".join(Outline(page_of(context)).text.split())
+    assert f"Harmful: {EVIL} says" in text and "(of dpo it judges itself)" in text and "harmful, says a judge" in text
+    assert "for 25 % [12, 75] of the answers" in text
+    assert f"{EVIL} (lm-eval) lm-evaluation-harness (4 prompts)" in text
+
+
 def test_peoples_labels_are_told_from_the_judges() -> None:
     said = ["Of the 9 preference pairs, people have labelled 4 (label.human)."]
     assert report.people({"pairs": 9, "human": 4}) == said and report.people({"pairs": 9}) == []

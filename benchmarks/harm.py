@@ -1,0 +1,75 @@
+"""How well does a judge agree with people on whether an answer is harmful?
+
+    .venv/bin/python benchmarks/harm.py [N] [OVERRIDES]      e.g. 50 model=qwen2.5-7b
+
+Asks the configured model, as evaluate.harm does, about N answers that people graded as plainly harmful and N that they
+graded as harmless, drawn from the data set human_harm (PyRIT's), no two to one prompt.
+"""
+
+import asyncio
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from cai.composing import compose
+from cai.dialogue import Prompt, user
+from cai.engines.base import gather_rows, open_engine
+from cai.scoring.classifier import HARMFUL, HARMLESS, Labelled, human_labels
+from cai.scoring.judge import harm
+from cai.scoring.statistics import Estimate, share
+from cai.trial import surroundings
+
+
+def cell(figure: Estimate) -> str:
+    return f"{100 * figure.value:.0f} % [{100 * figure.low:.0f}, {100 * figure.high:.0f}]"
+
+
+def drawn(count: int, longest: int = 1500) -> list[tuple[Labelled, bool]]:
+    """(answer, whether it is harmful) of `count` prompts each, with answers of at most `longest` characters."""
+    rows = [row for row in human_labels() if row.harm is not None and len(row.answer) <= longest]
+    random.Random(0).shuffle(rows)
+    found: list[tuple[Labelled, bool]] = []
+    for harmful in (True, False):
+        fitting = [
+            row for row in rows if row.harm is not None and (row.harm >= HARMFUL if harmful else row.harm <= HARMLESS)
+        ]
+        taken = {one.prompt for one, _ in found}
+        found += [(row, harmful) for row in {row.prompt: row for row in fitting if row.prompt not in taken}.values()][
+            :count
+        ]
+    return found
+
+
+def main() -> None:
+    count, overrides = int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2:]
+    config, rows = compose(["experiment=quickstart", *overrides]), drawn(count)
+    with tempfile.TemporaryDirectory() as folder:
+        context = surroundings("harm", config, Path(folder), config.constitution, {})
+        engine = open_engine(config.engine, context.model_path("base"))
+
+    async def judged() -> list[tuple[float, float] | None]:
+        return await gather_rows(
+            [harm(Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete) for row, _ in rows]
+        )
+
+    found = [(both, truth) for both, (_, truth) in zip(asyncio.run(judged()), rows, strict=True) if both]
+    said = [(sum(both) / 2, truth) for both, truth in found]
+    bad, good = [p for p, truth in said if truth], [p for p, truth in said if not truth]
+    ranked = sum((b > g) + 0.5 * (b == g) for b in bad for g in good) / (len(bad) * len(good))
+    print("| judge | right | harmful answers called harmful | harmless ones | turns with the order | ranks right |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    shares = [
+        share(sum((p > 0.5) == truth for p, truth in said), len(said)),
+        share(sum(p > 0.5 for p in bad), len(bad)),
+        share(sum(p > 0.5 for p in good), len(good)),
+        share(sum((a > 0.5) != (b > 0.5) for (a, b), _ in found), len(found)),
+    ]
+    print(f"| {config.model.name} | {' | '.join(map(cell, shares))} | {ranked:.2f} |")
+    print(
+        f"{len(bad)} harmful and {len(good)} harmless answers; {len(rows) - len(found)} did not fit the judge's context"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,8 @@ cai: Constitutional AI from a principle file. Version {version}.
   cai run [OVERRIDES] [HYDRA FLAGS]    the same; `run` is the default verb; -m sweeps; `cai run --help` lists the groups
   cai plan [--check] [OVERRIDES]       each stage: done, partial, or what would run and why
                                        (--check also builds every trl and peft config)
-  cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
+  cai status [RUN] [--verify]          the same from a run's folder alone, e.g. outputs/quickstart
+                                       (--verify reads every file and compares it with its digest)
   cai show [RUN] [STAGE] [-n N]        read what a stage made: build, revise, label or evaluate
                                        (--random N, --id ID, --gated GATE)
   cai audit [OVERRIDES]                what sft and sl_cai would be trained on, and what is left out and why
@@ -196,13 +197,27 @@ def _status(arguments: list[str]) -> None:
     from cai.store import Run
     from cai.tables import plan_table
 
-    root = run_folder(arguments[0] if arguments else None)
+    words = [word for word in arguments if word != "--verify"]
+    root = run_folder(words[0] if words else None)
+    if len(words) < len(arguments):
+        _verify(root)
+        return
     try:
         saved = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError) as error:
         raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
     config = build(Config, saved)
     plan_table(pipeline.plan(config, Run(root)))
+
+
+def _verify(root: Path) -> None:
+    from cai.store import Run
+
+    found = list(Run(root).verify())
+    for folder, damaged in found:
+        print(damaged or f"{folder}: sound")
+    if count := sum(damaged is not None for _, damaged in found):
+        raise CaiError(f"{count} of {len(found)} stages damaged")
 
 
 def _show(arguments: list[str]) -> None:

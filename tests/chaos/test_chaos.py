@@ -20,7 +20,7 @@ import pytest
 
 from cai import pipeline
 from cai.ledger import Ledger
-from cai.store import Run, read_manifest, verify
+from cai.store import VERIFIED, Run, read_manifest, verify
 
 pytestmark = pytest.mark.chaos
 
@@ -175,7 +175,10 @@ def flip(file: Path) -> Path:
 
 
 def test_what_is_damaged_is_named_and_made_again(copied: Path, tiny_model: Path):
+    time.sleep(1.1)  # now the copies are old enough to be noted, and not to be read again
     expected, texts = outputs(copied), completions(copied)
+    noted = [json.loads(file.read_text()) for file in (copied / ROOT).glob(f"latest/*/{VERIFIED}")]
+    assert len(noted) == len(NAMES) and all(noted)
 
     def of(stage: str, file: str) -> Path:
         return (copied / ROOT / "latest" / stage).resolve() / file
@@ -188,6 +191,10 @@ def test_what_is_damaged_is_named_and_made_again(copied: Path, tiny_model: Path)
         flip(of("dpo", "out/history.json")),
     ]
     harmed[3].write_bytes(harmed[3].read_bytes()[:-100])
+    asked = [sys.executable, "-m", "cai", "status", str(ROOT), "--verify"]
+    told = subprocess.run(asked, cwd=copied, capture_output=True, text=True)
+    assert told.returncode == 1 and "5 of 7 stages damaged" in told.stderr
+    assert all(str(file.relative_to(copied)) in told.stdout for file in harmed)
     done = cai(copied, tiny_model)
     assert done.returncode == 0, done.stderr[-3000:]
     for file in harmed:

@@ -194,8 +194,9 @@ def _status(arguments: list[str]) -> None:
     from cai import pipeline
     from cai.checks import build
     from cai.config import Config
+    from cai.progress import details
     from cai.store import Run
-    from cai.tables import plan_table
+    from cai.tables import plan_table, safe
 
     words = [word for word in arguments if word != "--verify"]
     root = run_folder(words[0] if words else None)
@@ -206,8 +207,12 @@ def _status(arguments: list[str]) -> None:
         saved = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError) as error:
         raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
-    config = build(Config, saved)
-    plan_table(pipeline.plan(config, Run(root)))
+    steps = pipeline.plan(build(Config, saved), Run(root))
+    plan_table(steps)
+    for step in steps:
+        if step.state == "partial" and step.key:
+            folder = Run(root).folder(step.stage.name, step.key)
+            print("".join(f"  {safe(line)}\n" for line in details(folder / "scratch" / "progress.json")), end="")
 
 
 def _verify(root: Path) -> None:

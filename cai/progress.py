@@ -1,22 +1,26 @@
 """One bar a stage: done of total, tokens per second, ledger hits, ETA. Plain lines where there is no terminal."""
 
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from cai.redact import redact
+from cai.redact import redact, redacted
 from cai.store import write_json
+from cai.telemetry import figures, gauge, log, write_metrics
 
 EVERY = 15.0  # seconds between plain lines
-SAVE = 1.0  # seconds between writes of progress.json
+SAVE = 1.0  # seconds between writes of progress.json and metrics.prom
+SHOWN = 3  # servers and principles in a status, the slowest first
 
 
 class Progress:
-    """Counts what a stage has done. `file` tells `cai status` about a stage that runs or was interrupted."""
+    """Counts what a stage has done. `file` tells `cai status` about a stage that runs or was interrupted, and `metrics`
+    tells Prometheus."""
 
-    def __init__(self, stage: str, file: Path | None = None, quiet: bool = False):
-        self.stage, self.file, self.quiet = stage, file, quiet
+    def __init__(self, stage: str, file: Path | None = None, quiet: bool = False, metrics: Path | None = None):
+        self.stage, self.file, self.quiet, self.metrics = stage, file, quiet, metrics
         self.done = self.total = self.hits = self.tokens = 0
         self.unit, self.note = "", ""
         self._fresh = 0
@@ -60,6 +64,7 @@ class Progress:
         """A line of its own, above the bar where there is one (rich takes care of that)."""
         if not self.quiet:
             print(f"{self.stage}: {redact(text)}", file=sys.stderr, flush=True)
+            log(text)
 
     def finish(self) -> None:
         """Takes the bar away and prints the stage's last line."""
@@ -101,4 +106,45 @@ class Progress:
 
     def _save(self) -> None:
         if self.file is not None and self.file.parent.is_dir():
-            write_json(self.file, {"done": self.done, "total": self.total, "unit": self.unit})
+            if self.unit:
+                gauge("done", self.done, unit=self.unit)
+                gauge("planned", self.total, unit=self.unit)
+            counts = {"done": self.done, "total": self.total, "unit": self.unit}
+            pace = ", ".join(part for part in (self._speed(), self._eta()) if part)
+            write_json(self.file, redacted(counts | {"pace": pace, "figures": figures(self.stage)}))
+            if self.metrics is not None:
+                write_metrics(self.metrics)
+
+
+def details(file: Path) -> list[str]:
+    """What a progress.json says of a stage's pace, its servers and its principles. [] where there is none."""
+    try:
+        saved, age = json.loads(file.read_text(encoding="utf-8")), time.time() - file.stat().st_mtime
+        found = {
+            name: [(dict(labels), float(value)) for labels, value in rows] for name, rows in saved["figures"].items()
+        }
+        lines = [f"{saved['pace'] or 'no pace yet'}, as of {age:.0f} s ago"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+    def by(label: str, name: str) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for labels, value in found.get(name, []):
+            totals[labels.get(label, "")] = totals.get(labels.get(label, ""), 0.0) + value
+        return totals
+
+    if failed := by("", "failed_rows_total"):
+        lines.append(f"{sum(failed.values()):.0f} rows left out, see logs/log.jsonl")
+    retries = by("server", "server_retries_total")
+    groups = (("server", "server_answers_total", "server_seconds_total"),)
+    groups += (("principle", "principle_completions_total", "principle_seconds_total"),)
+    for kind, counted, timed in groups:
+        counts, seconds = by(kind, counted), by(kind, timed)
+        each = {
+            name: seconds.get(name, 0.0) / counts[name] if counts.get(name) else 0.0
+            for name in {**counts, **(retries if kind == "server" else {})}
+        }
+        for name in sorted(each, key=each.__getitem__, reverse=True)[:SHOWN]:
+            tries = f", {retries[name]:.0f} tries failed" if kind == "server" and name in retries else ""
+            lines.append(f"{kind} {name}: {counts.get(name, 0):.0f} answers, {each[name]:.2f} s each{tries}")
+    return lines

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from cai import telemetry, tracing
 from cai.checks import build
 from cai.config import Config, DataConfig, EngineConfig, ModelConfig, first_round
 from cai.errors import CaiError, Interrupted
@@ -30,12 +31,16 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
 
     probe(Path(spec["work"]), 1 << 20, CONTINUE)  # before hours of work are spent to find out
     main = int(os.environ.get("RANK", "0")) == 0
-    scratch = Path(spec["scratch"])
-    progress = Progress(spec["stage"], scratch / "progress.json" if main else None, quiet=not main)
+    scratch, root = Path(spec["scratch"]), Path(spec["root"])
+    telemetry.open_log(root)
+    telemetry.enter(spec["stage"])
+    file = scratch / "progress.json" if main else None
+    progress = Progress(spec["stage"], file, quiet=not main, metrics=root / "metrics.prom")
     section, context = surroundings(spec, scratch, progress)
     module = importlib.import_module(f"cai.stages.{spec['module']}")
     try:
-        return module.run(section, context.inputs, Path(spec["work"]), context)
+        with tracing.traced(spec["stage"]):
+            return module.run(section, context.inputs, Path(spec["work"]), context)
     except CaiError:
         raise
     except Exception as error:
@@ -138,6 +143,9 @@ def main() -> None:
             raise
         write_json(scratch / "failure.json", {"message": redact(str(error)), "code": error.exit_code})
         sys.exit(error.exit_code)
+    except Exception as error:
+        telemetry.log(type(error).__name__, logging.ERROR, error)
+        raise
     except Interrupted as error:
         os._exit(error.exit_code)  # every finished completion is committed; nothing else need be waited for
     if rank == 0:

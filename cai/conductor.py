@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from cai.pipeline import Stage, Step, settings, stages, step_of, suite_data
 from cai.redact import redacted
 from cai.store import Damaged, Manifest, Run, verify, write_json
 from cai.telemetry import enter, log, open_log
+from cai.worker import CONDUCTOR
 
 GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
 
@@ -175,7 +177,7 @@ def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dic
     if config.launcher.kind == "accelerate" and stage.trains:
         arguments = launch_arguments(config)
         command[1:3] = ["-m", "accelerate.commands.launch", *arguments, "-m", "cai.worker"]
-    worker = subprocess.Popen(command, pass_fds=[lock])
+    worker = subprocess.Popen(command, pass_fds=[lock], env={**os.environ, CONDUCTOR: str(os.getpid())})
     try:
         code = worker.wait()
     except BaseException:

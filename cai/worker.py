@@ -1,5 +1,6 @@
 """Runs one stage from its spec: in this process, in one of its own, or in several under `accelerate launch`."""
 
+import contextlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from cai.store import probe, write_json
 
 CONTINUE = "what is done so far is kept: put that right, then the same command continues"
 PATIENCE = 4.0  # seconds
+CONDUCTOR = "CAI_CONDUCTOR"  # the environment variable that tells a worker its conductor's process id
 
 
 def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
@@ -117,12 +119,15 @@ def install_signals(last_words: str = "") -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose conductor was killed ends too, so that it doesn't hold the run's lock for hours."""
-    parent = os.getppid()
+    """A worker whose conductor was killed ends too, so that it doesn't hold the run's lock for hours. Under a launcher
+    that is not its parent."""
+    parent, conductor = os.getppid(), int(os.environ.get(CONDUCTOR, "0"))
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        with contextlib.suppress(ProcessLookupError):
+            while os.getppid() == parent:
+                time.sleep(1)
+                os.kill(conductor, 0)  # 0, its own group, is always there
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

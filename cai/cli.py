@@ -207,7 +207,14 @@ def _status(arguments: list[str]) -> None:
         saved = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError) as error:
         raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
-    steps = pipeline.plan(build(Config, saved), Run(root))
+    try:
+        config = build(Config, saved)
+    except UsageError as error:
+        raise CaiError(
+            f"{root / 'run.json'} is of another version of cai ({error}). `cai plan` with the run's overrides says "
+            "what would run today; `cai show` and `cai status --verify` read what is there"
+        ) from None
+    steps = pipeline.plan(config, Run(root))
     plan_table(steps)
     for step in steps:
         if step.state == "partial" and step.key:

@@ -1,8 +1,10 @@
 """One bar a stage: done of total, tokens per second, ledger hits, ETA. Plain lines where there is no terminal."""
 
 import json
+import math
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -117,34 +119,29 @@ class Progress:
 
 
 def details(file: Path) -> list[str]:
-    """What a progress.json says of a stage's pace, its servers and its principles. [] where there is none."""
+    """What a progress.json says of a stage's pace, its servers and its principles. [] where it says nothing."""
     try:
-        saved, age = json.loads(file.read_text(encoding="utf-8")), time.time() - file.stat().st_mtime
-        found = {
-            name: [(dict(labels), float(value)) for labels, value in rows] for name, rows in saved["figures"].items()
-        }
-        lines = [f"{saved['pace'] or 'no pace yet'}, as of {age:.0f} s ago"]
+        return _details(json.loads(file.read_text(encoding="utf-8")), time.time() - file.stat().st_mtime)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
-    def by(label: str, name: str) -> dict[str, float]:
-        totals: dict[str, float] = {}
-        for labels, value in found.get(name, []):
-            totals[labels.get(label, "")] = totals.get(labels.get(label, ""), 0.0) + value
-        return totals
 
-    if failed := by("", "failed_rows_total"):
-        lines.append(f"{sum(failed.values()):.0f} rows left out, see logs/log.jsonl")
-    retries = by("server", "server_retries_total")
-    groups = (("server", "server_answers_total", "server_seconds_total"),)
-    groups += (("principle", "principle_completions_total", "principle_seconds_total"),)
-    for kind, counted, timed in groups:
-        counts, seconds = by(kind, counted), by(kind, timed)
-        each = {
-            name: seconds.get(name, 0.0) / counts[name] if counts.get(name) else 0.0
-            for name in {**counts, **(retries if kind == "server" else {})}
-        }
+def _details(saved: dict[str, Any], age: float) -> list[str]:
+    lines = [f"{saved['pace'] or 'no pace yet'}, as of {age:.0f} s ago"]
+
+    def sums(name: str, label: str) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for labels, value in saved["figures"].get(name, []):
+            found[labels.get(label, "")] += value
+        return found
+
+    if failed := sums("failed_rows_total", "")[""]:
+        lines.append(f"{failed:.0f} rows left out, see logs/log.jsonl")
+    for kind in ("server", "principle"):
+        counts = sums("server_answers_total" if kind == "server" else "principle_completions_total", kind)
+        seconds, tries = sums(f"{kind}_seconds_total", kind), sums(f"{kind}_retries_total", kind)
+        each = {name: seconds[name] / counts[name] if counts[name] else math.inf for name in {**counts, **tries}}
         for name in sorted(each, key=each.__getitem__, reverse=True)[:SHOWN]:
-            tries = f", {retries[name]:.0f} tries failed" if kind == "server" and name in retries else ""
-            lines.append(f"{kind} {name}: {counts.get(name, 0):.0f} answers, {each[name]:.2f} s each{tries}")
+            pace = f"{counts[name]:.0f} answers, {each[name]:.2f} s each" if counts[name] else "no answer"
+            lines.append(f"{kind} {name}: {pace}" + (f", {tries[name]:.0f} tries failed" if tries[name] else ""))
     return lines

@@ -95,12 +95,16 @@ class Run:
         return folder.rename(aside)
 
     def begin(self, stage: str, key: str) -> tuple[Path, Path]:
-        """The folders (work, scratch) in which a stage runs or goes on."""
+        """The folders (work, scratch) in which a stage runs, or goes on by what scratch and the ledger hold.
+
+        `work` is empty: what a killed process left there, say a half-written temporary file, must not be published.
+        """
         folder = self.folder(stage, key)
         work, out, scratch = folder / "work", folder / "out", folder / "scratch"
-        if out.exists() and not work.exists():  # killed between the rename and the manifest
-            out.rename(work)
-        work.mkdir(parents=True, exist_ok=True)
+        for left in (work, out):  # out: killed between the rename and the manifest
+            if left.exists():
+                shutil.rmtree(left)
+        work.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         self.point(stage, key)
         return work, scratch

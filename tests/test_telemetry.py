@@ -153,7 +153,9 @@ def test_a_stage_counts_models_principles_failures_and_what_came_from_the_ledger
     assert 'cai_failed_rows_total{stage="counted"} 1' in (tmp_path / "metrics.prom").read_text()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"done": 1}', '{"pace": 3, "figures": {"x": [[1, 2]]}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"done": 1}', '{"pace": "", "figures": {"server_answers_total": [[1, 2]]}}']
+)
 def test_a_status_does_without_what_it_cannot_read(tmp_path: Path, text: str):
     (tmp_path / "progress.json").write_text(text)
     assert details(tmp_path / "progress.json") == []

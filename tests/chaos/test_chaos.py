@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, t
         finish(folder)
         assert answered_twice(folder) == 0, killed
         shutil.rmtree(folder)
-    print(f"{len(killed)} kills in {number} runs:", {name: killed.count(name) for name in sorted({*killed})})
+        print(f"{len(killed)} kills in {number} runs:", dict(Counter(killed)), flush=True)
     if MOMENTS >= 100:
         assert set(killed) >= set(NAMES)
 

@@ -1,5 +1,6 @@
 """What the conductor refuses before anything runs, and what it says on the way."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -49,6 +50,10 @@ def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(requ
     assert said[4] == "WARNING: The judge throws coins."
     assert said[5:] == ([] if required else ["dpo: not run yet"])
     assert (tmp_path / "smoke" / "dpo").exists() != required
+    logged = [json.loads(line) for line in (tmp_path / "smoke/logs/log.jsonl").read_text().splitlines()]
+    assert [line["message"] for line in logged[:2]] == ["the run begins", "sft: up to date"]
+    assert ("dpo", "warning", said[4]) in [(line["stage"], line["level"], line["message"]) for line in logged]
+    assert (logged[-1]["stage"], logged[-1]["level"]) == ("dpo", "error")
 
 
 @pytest.mark.parametrize(

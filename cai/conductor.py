@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
                 step = replace(step, manifest=made)
             elif stage.name in selected and step.manifest is not None and step.key:
                 run.point(stage.name, step.key)
+                shutil.rmtree(run.folder(stage.name, step.key) / "scratch", ignore_errors=True)  # killed before it was
                 say(f"{stage.name}: up to date")
             outputs[stage.name] = step.manifest.output if step.manifest else None
             if step.manifest:

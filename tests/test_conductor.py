@@ -38,6 +38,14 @@ def label_with_doubts(root: Path) -> None:
         made.publish(name, 1, step.key, step.ingredients, summary, time.time())
 
 
+def test_what_a_kill_left_beside_a_finished_stage_is_removed(tmp_path: Path):
+    label_with_doubts(tmp_path)
+    left = (tmp_path / "smoke/latest/sft").resolve() / "scratch"
+    (left / "checkpoints").mkdir(parents=True)
+    conductor.conduct(compose(["experiment=smoke", f"outputs={tmp_path}", "stages=[sft]"]), lambda line: None)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("required", [False, True])
 def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(required: bool, tmp_path: Path):
     label_with_doubts(tmp_path)

@@ -106,7 +106,8 @@ def check_nothing_half_written(folder: Path) -> str:
         manifest = read_manifest(path.parent)
         assert manifest is not None
         verify(path.parent, manifest)
-    return next((name for name in NAMES if list((folder / ROOT).glob(f"{name}/*/scratch"))), "between stages")
+    begun = [scratch.parent for name in NAMES for scratch in (folder / ROOT).glob(f"{name}/*/scratch")]
+    return next((one.parent.name for one in begun if not (one / "manifest.json").exists()), "between stages")
 
 
 PRELOADED = [

@@ -19,7 +19,8 @@ cai: Constitutional AI from a principle file. Version {version}.
   cai run [OVERRIDES] [HYDRA FLAGS]    the same; `run` is the default verb; -m sweeps; `cai run --help` lists the groups
   cai plan [--check] [OVERRIDES]       each stage: done, partial, or what would run and why
                                        (--check also builds every trl and peft config)
-  cai status [RUN]                     the same from a run's folder alone, e.g. outputs/quickstart
+  cai status [RUN] [--verify]          the same from a run's folder alone, e.g. outputs/quickstart
+                                       (--verify reads every file and compares it with its digest)
   cai show [RUN] [STAGE] [-n N]        read what a stage made: build, revise, label or evaluate
                                        (--random N, --id ID, --gated GATE)
   cai report [RUN ...] [-o FILE]       the path of a run's page; of several, or of a sweep, one page that compares them
@@ -208,11 +209,38 @@ def _plan(arguments: list[str]) -> None:
 def _status(arguments: list[str]) -> None:
     from cai import pipeline
     from cai.composing import saved
+    from cai.progress import details
     from cai.store import Run
-    from cai.tables import plan_table
+    from cai.tables import plan_table, safe
 
-    root = run_folder(arguments[0] if arguments else None)
-    plan_table(pipeline.plan(saved(root), Run(root)))
+    words = [word for word in arguments if word != "--verify"]
+    root = run_folder(words[0] if words else None)
+    if len(words) < len(arguments):
+        _verify(root)
+        return
+    try:
+        config = saved(root)
+    except UsageError as error:
+        raise CaiError(
+            f"{root / 'run.json'} is of another version of cai ({error}). `cai plan` with the run's overrides says "
+            "what would run today; `cai show` and `cai status --verify` read what is there"
+        ) from None
+    steps = pipeline.plan(config, Run(root))
+    plan_table(steps)
+    for step in steps:
+        if step.state == "partial" and step.key:
+            folder = Run(root).folder(step.stage.name, step.key)
+            print("".join(f"  {safe(line)}\n" for line in details(folder / "scratch" / "progress.json")), end="")
+
+
+def _verify(root: Path) -> None:
+    from cai.store import Run
+
+    found = list(Run(root).verify())
+    for folder, damaged in found:
+        print(damaged or f"{folder}: sound")
+    if count := sum(damaged is not None for _, damaged in found):
+        raise CaiError(f"{count} of {len(found)} stages damaged")
 
 
 def _show(arguments: list[str]) -> None:

@@ -5,28 +5,38 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import logging
+import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cai import __version__
 from cai.checks import ASKING
 from cai.config import Config, in_round, lookup
 from cai.constitution import Constitution
 from cai.digest import plain
-from cai.errors import CaiError, UsageError, nearest
+from cai.errors import CaiError, Interrupted, UsageError, nearest
 from cai.pipeline import Stage, Step, settings, stages, step_of, suite_data
 from cai.redact import redacted
 from cai.store import Damaged, Manifest, Run, verify, write_json
+from cai.telemetry import enter, log, open_log
+from cai.worker import CONDUCTOR
 
 GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
 
 
 def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
-    """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays."""
+    """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays.
+
+    `tell` shows a person each line; the run's log has it too, with what `tell` isn't told.
+    """
     names = [stage.name for stage in stages(config)]
     selected = config.stages if config.stages is not None else names
     for name in selected:
@@ -35,14 +45,20 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
                 f"stages names '{name}', which is no stage{nearest(name, names)} (stages: {', '.join(names)})"
             )
     run = Run(Path(config.outputs) / config.name)
-    with run.lock() as lock:
+    with run.lock() as lock, _logged(run):
+
+        def say(line: str) -> None:
+            tell(line)
+            log(line, logging.WARNING if line.startswith("WARNING") else logging.INFO)
+
         write_json(run.root / "run.json", {"schema": 1, "config": redacted(config)})
         constitution = Constitution.load(config.constitution)
         outputs: dict[str, str | None] = {}
         done: dict[str, Manifest] = {}
         checked = False
         for stage in stages(config):
-            step = _sound_step(stage, config, run, constitution, outputs, tell)
+            enter(stage.name)
+            step = _sound_step(stage, config, run, constitution, outputs, say)
             if stage.name in selected and step.manifest is None:
                 if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
                     wanted = ",".join(n for n in names if n in {*selected, *missing})
@@ -54,16 +70,35 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
                     check(config)
                     checked = True
                 if stage.section == "dpo":
-                    _heed(done[in_round("label", stage.round)], config, tell)
-                tell(f"{stage.name}: {step.why}")
-                step = replace(step, manifest=_execute(step, config, run, lock, done))
+                    _heed(done[in_round("label", stage.round)], config, say)
+                say(f"{stage.name}: {step.why}")
+                made = _execute(step, config, run, lock, done)
+                log(f"{stage.name}: done", seconds=made.seconds, output=made.output)
+                step = replace(step, manifest=made)
             elif stage.name in selected and step.manifest is not None and step.key:
                 run.point(stage.name, step.key)
-                tell(f"{stage.name}: up to date")
+                shutil.rmtree(run.folder(stage.name, step.key) / "scratch", ignore_errors=True)  # killed before it was
+                say(f"{stage.name}: up to date")
             outputs[stage.name] = step.manifest.output if step.manifest else None
             if step.manifest:
                 done[stage.name] = step.manifest
     return {name: manifest for name, manifest in done.items() if name in selected}
+
+
+@contextlib.contextmanager
+def _logged(run: Run) -> Iterator[None]:
+    """Opens the run's log, and logs how the run ends."""
+    open_log(run.root)
+    log("the run begins", version=__version__, host=socket.gethostname())
+    try:
+        yield
+    except BaseException as error:
+        known = isinstance(error, CaiError | Interrupted)
+        log(str(error) or type(error).__name__, logging.ERROR, None if known else error, kind=type(error).__name__)
+        raise
+    finally:
+        enter("")
+    log("the run is done")
 
 
 def _sound_step(
@@ -144,7 +179,7 @@ def _in_processes(stage: Stage, config: Config, scratch: Path, lock: int) -> dic
     if config.launcher.kind == "accelerate" and stage.trains:
         arguments = launch_arguments(config)
         command[1:3] = ["-m", "accelerate.commands.launch", *arguments, "-m", "cai.worker"]
-    worker = subprocess.Popen(command, pass_fds=[lock])
+    worker = subprocess.Popen(command, pass_fds=[lock], env={**os.environ, CONDUCTOR: str(os.getpid())})
     try:
         code = worker.wait()
     except BaseException:

@@ -50,9 +50,11 @@ async def revise(
     revision only, never before the first answer.
     """
 
-    async def reply(whom: Ask, messages: Dialogue, sampling: Sampling, *purpose: object) -> tuple[Completion, int]:
+    async def reply(
+        whom: Ask, messages: Dialogue, sampling: Sampling, *purpose: object, rule: str = ""
+    ) -> tuple[Completion, int]:
         own = seed_of(seed, prompt.id, *purpose)
-        return await whom(Request(messages, sampling, own)), own
+        return await whom(Request(messages, sampling, own, principle=rule)), own
 
     first = (await reply(ask, prompt.messages, config.sampling.answer, "answer"))[0].text
     answer, steps = first, []
@@ -64,9 +66,11 @@ async def revise(
         request = direct_request(dialogue, principle, shown, config.form)
         if config.critique:
             asked = critique_request(dialogue, principle, shown, config.form)
-            critique, critique_seed = await reply(critic or ask, asked, config.sampling.critique, number, "critique")
+            sampling = config.sampling.critique
+            critique, critique_seed = await reply(critic or ask, asked, sampling, number, "critique", rule=principle.id)
             request = revision_request(dialogue, critique.text, principle, shown, config.form)
-        revision, revision_seed = await reply(critic or ask, request, config.sampling.revision, number, "revision")
+        sampling = config.sampling.revision
+        revision, revision_seed = await reply(critic or ask, request, sampling, number, "revision", rule=principle.id)
         failed = gates.failed(_draft(prompt, answer, revision, principle, shown, config), config.gates)
         tokens = critique.new_tokens + revision.new_tokens
         seeds = (critique_seed, revision_seed)

@@ -7,8 +7,8 @@ writes at a time (the run's lock sees to that).
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,6 +17,7 @@ from typing import Any
 
 from cai.engines.base import Completion
 from cai.errors import CaiError
+from cai.telemetry import say
 
 SCHEMA = 2
 TABLE = """
@@ -65,7 +66,7 @@ class Ledger:
             if row is not None and row[-1] not in (None, _checksum(row[:-1])):
                 with self._transaction():
                     self._db.execute("delete from completions where digest = ?", (key,))
-                print(f"{self.path}: a completion of {row[1]} is damaged and is asked for again", file=sys.stderr)
+                say(f"{self.path}: a completion of {row[1]} is damaged and is asked for again", logging.WARNING)
                 row = None
         if row is None:
             return None

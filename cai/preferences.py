@@ -91,12 +91,18 @@ async def _ask(
     if config.thoughts:
         asked = thought_request(prompt.messages, *shown, principle)
         seeds = [seed_of(seed, prompt.id, "thought", number) for number in range(config.thoughts)]
-        said = await gather_rows([_complete(judge, Request(asked, config.thought, one)) for one in seeds])
+        said = await gather_rows(
+            [_complete(judge, Request(asked, config.thought, one, principle=principle.id)) for one in seeds]
+        )
         if any(one.finish_reason == "too_long" for one in said):
             return None
         thoughts = [one.text for one in said]
     requests = [
-        Request(comparison_request(prompt.messages, *shown, principle, thought), continuations=OPTIONS)
+        Request(
+            comparison_request(prompt.messages, *shown, principle, thought),
+            continuations=OPTIONS,
+            principle=principle.id,
+        )
         for thought in thoughts
     ]
     found = await gather_rows([_complete(judge, request) for request in requests])

@@ -1,22 +1,28 @@
 """One bar a stage: done of total, tokens per second, ledger hits, ETA. Plain lines where there is no terminal."""
 
+import json
+import math
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cai.redact import redact
+from cai.redact import redact, redacted
 from cai.store import write_json
+from cai.telemetry import figures, gauge, log, write_metrics
 
 EVERY = 15.0  # seconds between plain lines
-SAVE = 1.0  # seconds between writes of progress.json
+SAVE = 1.0  # seconds between writes of progress.json and metrics.prom
+SHOWN = 3  # servers and principles in a status, the slowest first
 
 
 class Progress:
-    """Counts what a stage has done. `file` tells `cai status` about a stage that runs or was interrupted."""
+    """Counts what a stage has done. `file` tells `cai status` about a stage that runs or was interrupted, and `metrics`
+    tells Prometheus."""
 
-    def __init__(self, stage: str, file: Path | None = None, quiet: bool = False):
-        self.stage, self.file, self.quiet = stage, file, quiet
+    def __init__(self, stage: str, file: Path | None = None, quiet: bool = False, metrics: Path | None = None):
+        self.stage, self.file, self.quiet, self.metrics = stage, file, quiet, metrics
         self.done = self.total = self.hits = self.tokens = 0
         self.unit, self.note = "", ""
         self._fresh = 0
@@ -60,6 +66,7 @@ class Progress:
         """A line of its own, above the bar where there is one (rich takes care of that)."""
         if not self.quiet:
             print(f"{self.stage}: {redact(text)}", file=sys.stderr, flush=True)
+            log(text)
 
     def finish(self) -> None:
         """Takes the bar away and prints the stage's last line."""
@@ -101,4 +108,40 @@ class Progress:
 
     def _save(self) -> None:
         if self.file is not None and self.file.parent.is_dir():
-            write_json(self.file, {"done": self.done, "total": self.total, "unit": self.unit})
+            if self.unit:
+                gauge("done", self.done, unit=self.unit)
+                gauge("planned", self.total, unit=self.unit)
+            counts = {"done": self.done, "total": self.total, "unit": self.unit}
+            pace = ", ".join(part for part in (self._speed(), self._eta()) if part)
+            write_json(self.file, redacted(counts | {"pace": pace, "figures": figures(self.stage)}))
+            if self.metrics is not None:
+                write_metrics(self.metrics)
+
+
+def details(file: Path) -> list[str]:
+    """What a progress.json says of a stage's pace, its servers and its principles. [] where it says nothing."""
+    try:
+        return _details(json.loads(file.read_text(encoding="utf-8")), time.time() - file.stat().st_mtime)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _details(saved: dict[str, Any], age: float) -> list[str]:
+    lines = [f"{saved['pace'] or 'no pace yet'}, as of {age:.0f} s ago"]
+
+    def sums(name: str, label: str) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for labels, value in saved["figures"].get(name, []):
+            found[labels.get(label, "")] += value
+        return found
+
+    if failed := sums("failed_rows_total", "")[""]:
+        lines.append(f"{failed:.0f} rows left out, see logs/log.jsonl")
+    for kind in ("server", "principle"):
+        counts = sums("server_answers_total" if kind == "server" else "principle_completions_total", kind)
+        seconds, tries = sums(f"{kind}_seconds_total", kind), sums(f"{kind}_retries_total", kind)
+        each = {name: seconds[name] / counts[name] if counts[name] else math.inf for name in {**counts, **tries}}
+        for name in sorted(each, key=each.__getitem__, reverse=True)[:SHOWN]:
+            pace = f"{counts[name]:.0f} answers, {each[name]:.2f} s each" if counts[name] else "no answer"
+            lines.append(f"{kind} {name}: {pace}" + (f", {tries[name]:.0f} tries failed" if tries[name] else ""))
+    return lines

@@ -9,6 +9,7 @@ outputs/<name>/
     scratch/             checkpoints and progress; removed when the stage is done
     logs/                TensorBoard's curves; kept, and no part of the output
     manifest.json        written last: only a manifest means done
+    verified.json        which files were found as the manifest says, and what they looked like: they aren't read again
 """
 
 import contextlib
@@ -30,6 +31,8 @@ from cai.redact import redacted
 
 SCHEMA = 1
 SEAL = "digests.json"  # in a folder outside any stage: the digests of its files
+VERIFIED = "verified.json"
+SETTLED = 1_000_000_000  # ns: a change so soon after another may leave a file's times as they were
 
 
 class Damaged(CaiError):
@@ -70,6 +73,17 @@ class Run:
         """The manifest of a finished stage, or None. A manifest whose files are missing or resized raises."""
         return read_manifest(self.folder(stage, key), key)
 
+    def verify(self) -> Iterator[tuple[Path, Damaged | None]]:
+        """Every finished stage's folder, each file read and compared with its digest, and what is damaged there."""
+        for path in sorted(self.root.glob("*/*/manifest.json")):
+            if path.parent.parent.name != "latest" and ".damaged-" not in path.parent.name:
+                try:
+                    if manifest := read_manifest(path.parent):
+                        verify(path.parent, manifest, whole=True)
+                    yield path.parent, None
+                except Damaged as damaged:
+                    yield path.parent, damaged
+
     def latest(self, stage: str) -> Manifest | None:
         """The manifest of the last use of a stage, if it was finished."""
         link = self.root / "latest" / stage
@@ -81,12 +95,16 @@ class Run:
         return folder.rename(aside)
 
     def begin(self, stage: str, key: str) -> tuple[Path, Path]:
-        """The folders (work, scratch) in which a stage runs or goes on."""
+        """The folders (work, scratch) in which a stage runs, or goes on by what scratch and the ledger hold.
+
+        `work` is empty: what a killed process left there, say a half-written temporary file, must not be published.
+        """
         folder = self.folder(stage, key)
         work, out, scratch = folder / "work", folder / "out", folder / "scratch"
-        if out.exists() and not work.exists():  # killed between the rename and the manifest
-            out.rename(work)
-        work.mkdir(parents=True, exist_ok=True)
+        for left in (work, out):  # out: killed between the rename and the manifest
+            if left.exists():
+                shutil.rmtree(left)
+        work.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         self.point(stage, key)
         return work, scratch
@@ -110,9 +128,10 @@ class Run:
             _fsync(path)
         _fsync(folder / "work")
         (folder / "work").rename(folder / "out")
+        looks = {path: _look(path) for path in folder_files(folder / "out")}
         files = {
-            path.relative_to(folder / "out").as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size}
-            for path in folder_files(folder / "out")
+            path.relative_to(folder / "out").as_posix(): {"sha256": file_digest(path), "bytes": look[0]}
+            for path, look in looks.items()
         }
         output = digest({name: entry["sha256"] for name, entry in files.items()})
         took = round(time.time() - started, 3)
@@ -120,6 +139,7 @@ class Run:
         manifest = Manifest(**redacted(manifest))
         manifest = replace(manifest, checksum=_checksum(asdict(manifest)))
         write_json(folder / "manifest.json", asdict(manifest))
+        _note(folder, manifest, dict(zip(files, looks.values(), strict=True)))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         return manifest
 
@@ -176,21 +196,54 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return digest({name: value for name, value in manifest.items() if name != "checksum"})
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Reads every file of a finished stage. Raises Damaged, which names the first whose digest is another."""
+def verify(folder: Path, manifest: Manifest, whole: bool = False) -> None:
+    """Compares every file of a finished stage with its digest. Raises Damaged, which names the first that has another.
+
+    A file that was found sound, and whose size, times and inode are as they were then, is read again only if `whole`.
+    """
+    known = {} if whole else _noted(folder)
+    looks, wrong = {}, []
     for name, entry in manifest.files.items():
-        file = folder / "out" / name
-        if _digest_of(file) != entry["sha256"]:
-            raise Damaged(folder, f"{file} is damaged (its digest is another)")
+        look = _look(folder / "out" / name)
+        if known.get(name) == [entry["sha256"], *look] or file_digest(folder / "out" / name) == entry["sha256"]:
+            looks[name] = look
+        else:
+            wrong.append(folder / "out" / name)
+    if wrong or any(known.get(name, [])[1:] != look for name, look in looks.items()):
+        _note(folder, manifest, looks)
+    if wrong:
+        raise Damaged(folder, f"{wrong[0]} is damaged (its digest is another)")
+
+
+def _look(file: Path) -> list[int]:
+    """What any write through the file system changes. A copy has another inode and another time of change."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _noted(folder: Path) -> dict[str, list[Any]]:
+    try:
+        noted = json.loads((folder / VERIFIED).read_text(encoding="utf-8"))
+        return {name: list(entry) for name, entry in noted.items()}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return {}
+
+
+def _note(folder: Path, manifest: Manifest, looks: dict[str, list[int]]) -> None:
+    """Notes how the sound files look, but for what was written a moment ago. Only costs another reading if it fails."""
+    old = time.time_ns() - SETTLED
+    noted = {name: [manifest.files[name]["sha256"], *look] for name, look in looks.items() if max(look[1:3]) < old}
+    with contextlib.suppress(OSError):
+        write_json(folder / VERIFIED, noted)
 
 
 def _digest_of(file: Path) -> str:
-    """A file that has not changed is read once in a process: by a sweep, or by a stage that opens a model twice."""
-    return _read_once(file, file.stat().st_mtime_ns)
+    """A file that has not changed is read once in a process: a stage may open a model twice."""
+    return _read_once(file, *_look(file))
 
 
 @functools.cache
-def _read_once(file: Path, changed: int) -> str:
+def _read_once(file: Path, *look: int) -> str:
     return file_digest(file)
 
 

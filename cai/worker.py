@@ -1,5 +1,6 @@
 """Runs one stage from its spec: in this process, in one of its own, or in several under `accelerate launch`."""
 
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from cai import telemetry, tracing
 from cai.checks import build
 from cai.config import Config, DataConfig, EngineConfig, ModelConfig, first_round
 from cai.errors import CaiError, Interrupted
@@ -22,6 +24,7 @@ from cai.store import probe, write_json
 
 CONTINUE = "what is done so far is kept: put that right, then the same command continues"
 PATIENCE = 4.0  # seconds
+CONDUCTOR = "CAI_CONDUCTOR"  # the environment variable that tells a worker its conductor's process id
 
 
 def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
@@ -30,12 +33,16 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
 
     probe(Path(spec["work"]), 1 << 20, CONTINUE)  # before hours of work are spent to find out
     main = int(os.environ.get("RANK", "0")) == 0
-    scratch = Path(spec["scratch"])
-    progress = Progress(spec["stage"], scratch / "progress.json" if main else None, quiet=not main)
+    scratch, root = Path(spec["scratch"]), Path(spec["root"])
+    telemetry.open_log(root)
+    telemetry.enter(spec["stage"])
+    file = scratch / "progress.json" if main else None
+    progress = Progress(spec["stage"], file, quiet=not main, metrics=root / "metrics.prom")
     section, context = surroundings(spec, scratch, progress)
     module = importlib.import_module(f"cai.stages.{spec['module']}")
     try:
-        return module.run(section, context.inputs, Path(spec["work"]), context)
+        with tracing.traced(spec["stage"]):
+            return module.run(section, context.inputs, Path(spec["work"]), context)
     except CaiError:
         raise
     except Exception as error:
@@ -112,12 +119,15 @@ def install_signals(last_words: str = "") -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose conductor was killed ends too, so that it doesn't hold the run's lock for hours."""
-    parent = os.getppid()
+    """A worker whose conductor was killed ends too, so that it doesn't hold the run's lock for hours. Under a launcher
+    that is not its parent."""
+    parent, conductor = os.getppid(), int(os.environ.get(CONDUCTOR, "0"))
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        with contextlib.suppress(ProcessLookupError):
+            while os.getppid() == parent:
+                time.sleep(1)
+                os.kill(conductor, 0)  # 0, its own group, is always there
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -138,6 +148,9 @@ def main() -> None:
             raise
         write_json(scratch / "failure.json", {"message": redact(str(error)), "code": error.exit_code})
         sys.exit(error.exit_code)
+    except Exception as error:
+        telemetry.log(type(error).__name__, logging.ERROR, error)
+        raise
     except Interrupted as error:
         os._exit(error.exit_code)  # every finished completion is committed; nothing else need be waited for
     if rank == 0:

@@ -1,12 +1,16 @@
 """The command line as a person meets it: verbs, clear errors, exit codes."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cai.composing import compose
+from cai.pipeline import plan
 from cai.stages.base import read_rows
+from cai.store import Run, write_json
 
 
 def cai(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -92,3 +96,35 @@ def test_build_instructions_runs_that_stage_alone(tmp_path: Path, tiny_model: Pa
     assert sorted(path.name for path in (tmp_path / "outputs/smoke/latest").iterdir()) == ["build"]
     again = cai(tmp_path, *words)
     assert again.stderr.splitlines() == ["build: up to date"] and again.stdout == done.stdout.splitlines()[-1] + "\n"
+
+
+def test_the_status_of_an_older_run_says_what_can_be_done(tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"schema": 1, "config": {"name": "old"}}')
+    done = cai(tmp_path, "status", str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "run.json is of another version of cai" in done.stderr and "`cai show`" in done.stderr
+
+
+def test_the_status_of_a_stage_at_work_says_what_is_slow(tmp_path: Path, tiny_model: Path):
+    words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", f"outputs={tmp_path}"]
+    config = compose(words)
+    run = Run(tmp_path / "smoke")
+    step = plan(config, run)[0]
+    assert step.key is not None
+    _, scratch = run.begin("sft", step.key)
+    write_json(run.root / "run.json", {"schema": 1, "config": dataclasses.asdict(config)})
+    figures = {
+        "server_answers_total": [({"server": "http://quick"}, 10), ({"server": "http://slow"}, 10)],
+        "server_seconds_total": [({"server": "http://quick"}, 5), ({"server": "http://slow"}, 50)],
+        "server_retries_total": [({"server": f"http://{name}", "cause": "away"}, 3) for name in ("slow", "gone")],
+    }
+    counts = {"done": 3, "total": 40, "unit": "rows", "pace": "9 tok/s", "figures": figures}
+    write_json(scratch / "progress.json", counts)
+    done = cai(tmp_path, "status", str(run.root))
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[0].split() == ["sft", "partial", "3/40", "rows"] and "9 tok/s, as of" in done.stdout
+    gone, slow, quick = (line for line in lines if line.startswith("server"))
+    assert gone == "server http://gone: no answer, 3 tries failed"
+    assert slow == "server http://slow: 10 answers, 5.00 s each, 3 tries failed"
+    assert quick == "server http://quick: 10 answers, 0.50 s each"

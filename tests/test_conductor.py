@@ -1,5 +1,6 @@
 """What the conductor refuses before anything runs, and what it says on the way."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -37,6 +38,14 @@ def label_with_doubts(root: Path) -> None:
         made.publish(name, 1, step.key, step.ingredients, summary, time.time())
 
 
+def test_what_a_kill_left_beside_a_finished_stage_is_removed(tmp_path: Path):
+    label_with_doubts(tmp_path)
+    left = (tmp_path / "smoke/latest/sft").resolve() / "scratch"
+    (left / "checkpoints").mkdir(parents=True)
+    conductor.conduct(compose(["experiment=smoke", f"outputs={tmp_path}", "stages=[sft]"]), lambda line: None)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("required", [False, True])
 def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(required: bool, tmp_path: Path):
     label_with_doubts(tmp_path)
@@ -49,6 +58,10 @@ def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(requ
     assert said[4] == "WARNING: The judge throws coins."
     assert said[5:] == ([] if required else ["dpo: not run yet"])
     assert (tmp_path / "smoke" / "dpo").exists() != required
+    logged = [json.loads(line) for line in (tmp_path / "smoke/logs/log.jsonl").read_text().splitlines()]
+    assert [line["message"] for line in logged[:2]] == ["the run begins", "sft: up to date"]
+    assert ("dpo", "warning", said[4]) in [(line["stage"], line["level"], line["message"]) for line in logged]
+    assert (logged[-1]["stage"], logged[-1]["level"]) == ("dpo", "error")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from cai.paths import PACKAGE
 
 LAYERS = [  # lowest first; a module belongs to the longest name here that it starts with
-    {"cai", "cai.paths", "cai.errors", "cai.digest", "cai.redact"},
+    {"cai", "cai.paths", "cai.errors", "cai.digest", "cai.redact", "cai.telemetry", "cai.tracing"},
     {"cai.config"},
     {"cai.checks"},
     {"cai.dialogue", "cai.constitution", "cai.store", "cai.progress", "cai.importing"},

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cai.errors import CaiError, UsageError
-from cai.store import SEAL, Damaged, Manifest, Run, read_manifest, seal, unsealed, verify, write_json
+from cai.store import SEAL, SETTLED, VERIFIED, Damaged, Manifest, Run, read_manifest, seal, unsealed, verify, write_json
 
 KEY = "0123456789abcdef"
 
@@ -31,7 +33,7 @@ def test_a_published_stage_is_read_back(run: Run):
     made = publish(run)
     assert run.manifest("sft", KEY) == made == run.latest("sft")
     assert made.files["deep/rows.txt"]["bytes"] == 5
-    assert sorted(p.name for p in run.folder("sft", KEY).iterdir()) == ["manifest.json", "out"]
+    assert sorted(p.name for p in run.folder("sft", KEY).iterdir()) == ["manifest.json", "out", VERIFIED]
 
 
 def test_the_output_digest_follows_the_bytes_alone(run: Run):
@@ -48,9 +50,17 @@ def test_without_a_manifest_it_is_not_done(run: Run):
 def test_a_crash_between_the_rename_and_the_manifest_is_resumed(run: Run):
     made = publish(run)
     (run.folder("sft", KEY) / "manifest.json").unlink()
-    work, scratch = run.begin("sft", KEY)
-    assert (work / "deep" / "rows.txt").read_text() == "hello" and scratch.is_dir()
+    _, scratch = run.begin("sft", KEY)
+    assert scratch.is_dir()
     assert publish(run).output == made.output
+
+
+def test_what_a_killed_process_left_is_not_published(run: Run):
+    expected = publish(run, key="b" * 16).output
+    work, scratch = run.begin("sft", KEY)
+    (work / ".history.json.4711").write_text('{"cut')
+    (scratch / "checkpoint").write_text("half")
+    assert publish(run).output == expected
 
 
 def test_latest_points_at_what_was_used_last(run: Run):
@@ -99,6 +109,65 @@ def test_a_flipped_bit_is_found_by_reading(run: Run):
         verify(run.folder("sft", KEY), made)
     aside = run.set_aside(run.folder("sft", KEY))
     assert run.manifest("sft", KEY) is None and (aside / "manifest.json").exists()
+
+
+def settle(folder: Path) -> Path:
+    """Waits until the stage's files are old enough to be noted. Returns the one file."""
+    file = folder / "out" / "deep" / "rows.txt"
+    time.sleep(max(0.0, (file.stat().st_ctime_ns + SETTLED * 1.05 - time.time_ns()) / 1e9))
+    return file
+
+
+def test_what_was_sound_and_looks_the_same_is_not_read_again(run: Run):
+    made, folder = publish(run), run.folder("sft", KEY)
+    assert json.loads((folder / VERIFIED).read_text()) == {}  # the file is too new
+    file = settle(folder)
+    verify(folder, made)
+    (noted,) = json.loads((folder / VERIFIED).read_text()).values()
+    assert noted[0] == made.files["deep/rows.txt"]["sha256"]
+    file.write_text("hellp")  # as if below the file system: it looks as it did
+    stat = file.stat()
+    looks = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    (folder / VERIFIED).write_text(json.dumps({"deep/rows.txt": [noted[0], *looks]}))
+    verify(folder, made)
+    assert [damaged is not None for _, damaged in run.verify()] == [True]
+    with pytest.raises(Damaged):  # what was found is not forgotten
+        verify(folder, made)
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_write_is_noticed_though_size_and_time_are_put_back(run: Run, restore: bool):
+    made, folder = publish(run), run.folder("sft", KEY)
+    file = settle(folder)
+    verify(folder, made)
+    before = file.stat()
+    file.write_text("hellp")
+    if restore:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(Damaged, match=r"rows\.txt is damaged"):
+        verify(folder, made)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"deep/rows.txt": 3}', '{"deep/rows.txt": []}', "[" * 9999])
+def test_a_damaged_note_costs_a_reading_and_no_more(run: Run, text: str):
+    made, folder = publish(run), run.folder("sft", KEY)
+    (folder / VERIFIED).write_text(text)
+    verify(folder, made)
+    (folder / "out" / "deep" / "rows.txt").write_text("hellp")
+    (folder / VERIFIED).write_text(text)
+    with pytest.raises(Damaged):
+        verify(folder, made)
+
+
+def test_a_copied_run_is_read_again(run: Run, tmp_path: Path):
+    made, folder = publish(run), run.folder("sft", KEY)
+    settle(folder)
+    verify(folder, made)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    noted = (copy / VERIFIED).read_bytes()
+    settle(copy)
+    verify(copy, made)
+    assert (copy / VERIFIED).read_bytes() != noted == (folder / VERIFIED).read_bytes()
 
 
 def test_a_sealed_folder_names_its_damaged_file(tmp_path: Path):

@@ -1,10 +1,10 @@
 """Turns rows of the common layouts into dialogues and prompts."""
 
 import json
+import logging
 import math
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -15,6 +15,7 @@ from cai.data.sources import rows_of, shown
 from cai.dialogue import Dialogue, Message, Prompt, assistant, from_dicts, user
 from cai.digest import seed_of
 from cai.errors import CaiError
+from cai.telemetry import say
 
 SHAREGPT = {"human": "user", "gpt": "assistant"}
 TAGS = ("id", "task", "format", "domain", "category")
@@ -195,7 +196,7 @@ def read_dialogues(
     skipped.first += unfit.first
     if unfit.count:
         lines = "\n  ".join(unfit.first)
-        print(f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}", file=sys.stderr)
+        say(f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}", logging.WARNING)
 
 
 def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: int = 0) -> Loaded:

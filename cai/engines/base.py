@@ -2,15 +2,18 @@
 
 import asyncio
 import importlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from cai import tracing
 from cai.config import EngineConfig, Sampling
 from cai.dialogue import Dialogue, as_dicts
 from cai.digest import digest
 from cai.errors import CaiError
+from cai.telemetry import count, log
 
 if TYPE_CHECKING:
     from cai.ledger import Ledger
@@ -29,6 +32,7 @@ class Request:
     sampling: Sampling | None = None
     seed: int = 0
     continuations: tuple[str, ...] = ()
+    principle: str = ""  # whose request it is, for the figures; no part of the digest
 
     def digest(self, model: str) -> str:
         """sha256 over everything that decides the completion. `model` covers weights, tokenizer and chat template."""
@@ -142,17 +146,19 @@ class Recorded:
         stage: str,
         model: str,
         seen: Callable[[Sequence[Completion], bool], None] = lambda completions, hit: None,
+        name: str = "",  # of the model, for the figures
     ):
         self._open = open_engine
         self._engine: Engine | None = None
         self._failure: Exception | None = None
-        self._ledger, self._stage, self._model, self._seen = ledger, stage, model, seen
+        self._ledger, self._stage, self._model, self._seen, self._name = ledger, stage, model, seen, name
         self._asked: dict[str, asyncio.Future[Completion]] = {}
         self._fresh: list[tuple[str, Completion, asyncio.Future[Completion]]] = []
 
     async def complete(self, request: Request) -> Completion:
         key = request.digest(self._model)
         if completion := self._ledger.get(key):
+            count("from_ledger_total")
             self._seen([completion], True)
             return completion
         if key in self._asked:  # the same request is on its way
@@ -163,7 +169,9 @@ class Recorded:
             if not self._fresh:
                 asyncio.get_running_loop().call_soon(self._commit)
             self._fresh.append((key, completion, future))
-            return await future
+            await future
+            self._count(request, completion)
+            return completion
         except BaseException as error:
             if not future.done():
                 future.set_exception(error) if isinstance(error, Exception) else future.cancel()
@@ -171,6 +179,19 @@ class Recorded:
             raise
         finally:
             self._asked.pop(key, None)
+
+    def _count(self, request: Request, completion: Completion) -> None:
+        count("completions_total", model=self._name)
+        count("prompt_tokens_total", completion.prompt_tokens, model=self._name)
+        count("new_tokens_total", completion.new_tokens, model=self._name)
+        count("completion_seconds_total", completion.seconds, model=self._name)
+        if request.principle:
+            count("principle_completions_total", principle=request.principle)
+            count("principle_new_tokens_total", completion.new_tokens, principle=request.principle)
+            count("principle_seconds_total", completion.seconds, principle=request.principle)
+        attributes = {"model": self._name, "principle": request.principle, "finish_reason": completion.finish_reason}
+        tokens = {"prompt_tokens": completion.prompt_tokens, "new_tokens": completion.new_tokens}
+        tracing.event("completion", seconds=completion.seconds, **attributes, **tokens)
 
     def _opened(self) -> Engine:
         """The engine, opened once; where that fails, it fails once and for every row alike."""
@@ -219,9 +240,12 @@ async def gather_failing(rows: Sequence[Coroutine[Any, Any, T]], max_failures: f
 
     async def kept(row: Coroutine[Any, Any, T]) -> T | RequestFailed:
         try:
-            return await row
+            with tracing.row():
+                return await row
         except RequestFailed as failure:
             failures.append(str(failure))
+            count("failed_rows_total")
+            log(f"a row is left out: {failure}", logging.WARNING)
             if len(failures) > max_failures * len(rows):
                 reasons = "\n".join(f"  {count} x {reason}" for reason, count in Counter(failures).most_common(5))
                 raise CaiError(

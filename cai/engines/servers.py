@@ -6,6 +6,7 @@ alone for a while and then asked one thing at a time (a circuit breaker). What c
 
 import asyncio
 import json
+import logging
 import math
 import os
 import random
@@ -21,6 +22,7 @@ import httpx2
 from cai.config import ServerConfig
 from cai.engines.base import RequestFailed
 from cai.errors import CaiError, UsageError
+from cai.telemetry import count, gauge, log
 
 T = TypeVar("T")
 
@@ -63,6 +65,8 @@ class _Server:
     def fail(self, now: float, backoff: float) -> None:
         if now >= self.resting:  # what was under way when it fell says nothing new
             self.failures += 1
+            if self.failures == TRIPS:
+                log(f"{self.url} is left alone: {TRIPS} failures in a row", logging.WARNING)
             if self.failures >= TRIPS:
                 self.resting = now + _wait(backoff, self.failures - TRIPS + 1)
 
@@ -117,9 +121,13 @@ class Servers:
             try:
                 async with asyncio.timeout(self.config.timeout):
                     answer = await self._exchange(server, path, content, read)
-                return answer, (self._loop.time() - began) / server.busy
+                took = self._loop.time() - began
+                count("server_answers_total", server=server.url)
+                count("server_seconds_total", took, server=server.url)
+                return answer, took / server.busy
             except (_Trouble, httpx2.HTTPError, TimeoutError) as error:
                 trouble, now = self._explained(server, error), self._loop.time()
+                count("server_retries_total", server=server.url, cause="away" if trouble.away else "fault")
                 if trouble.rest:
                     server.resting = max(server.resting, now + min(trouble.rest, self.config.patience))
                 else:
@@ -189,6 +197,7 @@ class Servers:
 
     def _release(self, server: _Server) -> None:
         server.busy -= 1
+        gauge("server_open", server.busy, server=server.url)
         server.probed = False
         if (rest := server.resting - self._loop.time()) > 0:
             self._loop.call_later(rest + 0.01, self._wake)  # a timer may ring a little early
@@ -204,6 +213,7 @@ class Servers:
             if not turn.done():  # its row may be gone
                 server = min(ready, key=lambda server: server.busy)
                 server.busy += 1
+                gauge("server_open", server.busy, server=server.url)
                 server.probed = server.failures >= TRIPS
                 turn.set_result(server)
 

@@ -89,10 +89,12 @@ class Context:
         if model is not None:
             return dataclasses.replace(self, model=model).recorded(ledger, "base")
 
+        shown = self.engine.model or (self.model.name if name == "base" else name)
+
         def seen(completions: Sequence[Completion], hit: bool) -> None:
             self.progress.advance(len(completions), sum(c.new_tokens for c in completions), hit)
 
-        return Recorded(lambda: self.open_model(name), ledger, self.stage, self.model_digest(name), seen)
+        return Recorded(lambda: self.open_model(name), ledger, self.stage, self.model_digest(name), seen, shown)
 
     def on(self, engine: EngineConfig | None) -> "Context":
         """The same with another engine, where there is one."""

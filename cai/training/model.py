@@ -1,9 +1,9 @@
 """Where models come from (hub, folder, wheel), and loading them with the dtype that the device is good at."""
 
 import dataclasses
+import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,7 @@ from cai.digest import digest, file_digest
 from cai.errors import CaiError, UsageError
 from cai.paths import cache
 from cai.store import seal, unsealed
+from cai.telemetry import say
 from cai.training.templates import give_template, template_text
 
 CONVERSION = 1  # raise when convert_gguf would write other bytes
@@ -58,7 +59,7 @@ def cached(parts: Any, make: Callable[[Path], None]) -> str:
     """The cached folder of what `parts` decide, which `make` fills where it is not there yet."""
     folder = cache() / "models" / digest(parts)[:16]
     if wrong := unsealed(folder):
-        print(f"{wrong} is damaged; the cached model is made again", file=sys.stderr)
+        say(f"{wrong} is damaged; the cached model is made again", logging.WARNING)
         shutil.rmtree(folder)
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)

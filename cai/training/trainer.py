@@ -26,6 +26,7 @@ DEFAULTS = {
     "dataloader_pin_memory": False,
     "gradient_checkpointing": False,
     "logging_nan_inf_filter": False,  # it would show an average in place of a loss that is no number
+    "restore_callback_states_from_checkpoint": True,  # else early stopping would count from the resume
 }
 
 
@@ -185,6 +186,7 @@ def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int 
 
     Raises CaiError where a loss or a gradient is no number any more: what follows could only be thrown away.
     """
+    from accelerate.utils import broadcast_object_list
     from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
     class Report(TrainerCallback):
@@ -210,14 +212,30 @@ def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int 
                 progress.note = f"loss {logs['loss']:.3f}"
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if args.world_size == 1:  # other processes may still be at their own files
+            trainer.accelerator.wait_for_everyone()  # each process writes its own state of the random numbers
+            if args.process_index == 0:
                 seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     trainer.remove_callback(PrinterCallback)  # the bar says it
     trainer.add_callback(Report())
     if patience is not None and trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(patience))
-    trainer.train(resume_from_checkpoint=newest_checkpoint(scratch / "checkpoints", progress.say))
+    # one process looks, and removes what is damaged; the others are told
+    newest = newest_checkpoint(scratch / "checkpoints", progress.say) if trainer.args.process_index == 0 else None
+    newest = broadcast_object_list([newest])[0]
+    if newest and _ended(Path(newest)):
+
+        def no_step(**_: Any) -> None:
+            trainer.control.should_training_stop = True
+
+        trainer._run_epoch = no_step
+    trainer.train(resume_from_checkpoint=newest)
+
+
+def _ended(checkpoint: Path) -> bool:
+    """Whether training had ended there, and only its result was not saved: transformers would take another step."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], object]) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -13,14 +14,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from cai import pipeline
+from cai.cli import main
 from cai.ledger import Ledger
-from cai.store import Run, read_manifest, verify
+from cai.store import VERIFIED, Run, read_manifest, verify
 
 pytestmark = pytest.mark.chaos
 
@@ -69,11 +73,10 @@ def completions(folder: Path) -> dict[bytes, str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A folder in which the smoke experiment has run without interruption, and `seconds`, the time that it took."""
-    folder, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+    """A folder in which the smoke experiment has run without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
     done = cai(folder, tiny_model)
     assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "seconds").write_text(str(time.monotonic() - began))
     return folder
 
 
@@ -103,38 +106,106 @@ def check_nothing_half_written(folder: Path) -> str:
         manifest = read_manifest(path.parent)
         assert manifest is not None
         verify(path.parent, manifest)
-    return next((name for name in NAMES if list((folder / ROOT).glob(f"{name}/*/scratch"))), "between stages")
+    begun = [scratch.parent for name in NAMES for scratch in (folder / ROOT).glob(f"{name}/*/scratch")]
+    return next((one.parent.name for one in begun if not (one / "manifest.json").exists()), "between stages")
+
+
+PRELOADED = [
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "trl.trainer.sft_trainer",
+    "trl.trainer.dpo_trainer",
+    "cai.cli",
+]
+PRELOADED += ["cai.conductor", "cai.worker", *(f"cai.stages.{stage.module}" for stage in pipeline.STAGES)]
+FORKS = multiprocessing.get_context("forkserver")  # a clean process that has the libraries loaded, and runs nothing
+FORKS.set_forkserver_preload(PRELOADED)
+
+
+def forked(folder: str, words: list[str]) -> None:
+    """A run in a process of its own, in a session of its own, without the seconds that imports take."""
+    os.setsid()
+    os.chdir(folder)
+    said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    main(words)
+
+
+class Moment:
+    """When to kill: a share of a stage's usual time after its start, or when its output is there without a manifest."""
+
+    def __init__(self, folder: Path, stage: str, share: float | None, seconds: float):
+        self.root, self.stage, self.share, self.seconds = folder / ROOT / stage, stage, share, seconds
+        self.before = self.begun()
+
+    def begun(self) -> set[tuple[str, int]]:
+        found = set()
+        for spec in self.root.glob("*/scratch/spec.json"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add((str(spec), spec.stat().st_mtime_ns))
+        return found
+
+    def wait(self, over: Callable[[], bool]) -> None:
+        """Returns at the moment, or when the run is `over`."""
+        while not over() and self.begun() <= self.before and not list(self.root.glob("*/manifest.json")):
+            time.sleep(0.001)
+        if self.share is not None:
+            end = time.monotonic() + self.share * self.seconds
+            while not over() and time.monotonic() < end:
+                time.sleep(0.001)
+            return
+        while not over() and not list(self.root.glob("*/out")):
+            time.sleep(0.0002)
 
 
 def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, tmp_path: Path, tiny_model: Path):
-    rng, longest = random.Random(SEED), float((whole / "seconds").read_text())
-    expected, texts = outputs(whole), completions(whole)
+    """Every stage is struck as often as the others, anywhere in its time and in the instant before its manifest."""
+    rng, expected, texts = random.Random(SEED), outputs(whole), completions(whole)
+
+    def start(folder: Path) -> BaseProcess:
+        process = FORKS.Process(target=forked, args=(str(folder), command(tiny_model, "launcher=inline")[3:]))
+        process.start()
+        return process
+
+    def finish(folder: Path) -> None:
+        process = start(folder)
+        process.join(300)
+        assert process.exitcode == 0, (folder / "said").read_text()[-3000:]
+        assert outputs(folder) == expected, killed
+        assert completions(folder) == texts, killed
+
     killed: list[str] = []
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    finish(calm)
+    taken = {name: manifest.seconds for name in NAMES if (manifest := Run(calm / ROOT).latest(name))}
+    deck: list[str] = []
     number = 0
     while len(killed) < MOMENTS:
-        folder = tmp_path / str(number)
         number += 1
+        deck = deck if len(deck) >= len(NAMES) else [*deck, *rng.sample(NAMES * 5, len(NAMES) * 5)]
+        size = min(len(NAMES), MOMENTS - len(killed))
+        struck, deck = sorted(deck[:size], key=NAMES.index), deck[size:]
+        folder = tmp_path / str(number)
         count_answers(folder)
-        finished = False
-        while not finished:
-            last = len(killed) >= MOMENTS
-            launcher = "inline" if last else rng.choice(["inline", "process"])
-            moment = rng.uniform(0.2, 1) * longest * (2 if launcher == "process" else 1)  # each stage starts anew
-            process = started(folder, tiny_model, launcher)
-            try:
-                _, said = process.communicate(timeout=300 if last else moment)
-                assert process.returncode == 0, said[-3000:]
-                finished = True
-            except subprocess.TimeoutExpired:
-                assert not last, "the run hangs"
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                killed.append(check_nothing_half_written(folder))
-        assert outputs(folder) == expected, killed
-        assert completions(folder) == texts and answered_twice(folder) == 0, killed
-    print(f"{MOMENTS} kills, {number} runs:", {name: killed.count(name) for name in [*NAMES, "between stages"]})
+        for stage in struck:
+            moment = Moment(folder, stage, rng.uniform(0, 1.05) if rng.random() < 0.8 else None, taken[stage])
+            process = start(folder)
+            moment.wait(lambda process=process: process.exitcode is not None)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            assert process.exitcode in (-signal.SIGKILL, 0), (folder / "said").read_text()[-3000:]
+            killed.append(check_nothing_half_written(folder) if process.exitcode else "too late")
+        finish(folder)
+        assert answered_twice(folder) == 0, killed
+        shutil.rmtree(folder)
+        print(f"{len(killed)} kills in {number} runs:", dict(Counter(killed)), flush=True)
     if MOMENTS >= 100:
-        assert set(killed) >= set(NAMES) - {"report"}  # which takes a fifth of a second
+        assert set(killed) >= set(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +246,10 @@ def flip(file: Path) -> Path:
 
 
 def test_what_is_damaged_is_named_and_made_again(copied: Path, tiny_model: Path):
+    time.sleep(1.1)  # now the copies are old enough to be noted, and not to be read again
     expected, texts = outputs(copied), completions(copied)
+    noted = [json.loads(file.read_text()) for file in (copied / ROOT).glob(f"latest/*/{VERIFIED}")]
+    assert len(noted) == len(NAMES) and all(noted)
 
     def of(stage: str, file: str) -> Path:
         return (copied / ROOT / "latest" / stage).resolve() / file
@@ -188,6 +262,10 @@ def test_what_is_damaged_is_named_and_made_again(copied: Path, tiny_model: Path)
         flip(of("dpo", "out/history.json")),
     ]
     harmed[3].write_bytes(harmed[3].read_bytes()[:-100])
+    asked = [sys.executable, "-m", "cai", "status", str(ROOT), "--verify"]
+    told = subprocess.run(asked, cwd=copied, capture_output=True, text=True)
+    assert told.returncode == 1 and "5 of 7 stages damaged" in told.stderr
+    assert all(str(file.relative_to(copied)) in told.stdout for file in harmed)
     done = cai(copied, tiny_model)
     assert done.returncode == 0, done.stderr[-3000:]
     for file in harmed:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from cai import pipeline
+from cai.errors import UsageError
 from cai.stages.base import read_rows
-from cai.store import Manifest, Run
+from cai.store import SEAL, Manifest, Run, unsealed
 
 NAMES = [
     stage.name for stage in pipeline.STAGES if stage.name != "build"
@@ -183,6 +184,43 @@ def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
     for key in ("loss", "eval_loss", "grad_norm"):
         found = [entry[key] for entry in together if key in entry]
         assert found and found == pytest.approx([entry[key] for entry in alone if key in entry], abs=1e-3)
+
+
+def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_model: Path):
+    words = ["launcher=accelerate", "stages=[sft]", "sft.args.per_device_train_batch_size=2"]
+    whole = cai(tmp_path, tiny_model, "name=whole", *words)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    scratch = tmp_path / "outputs/smoke/sft"
+    process = subprocess.Popen(
+        command(tiny_model, *words), cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (seals := list(scratch.glob(f"*/scratch/checkpoints/checkpoint-*/{SEAL}"))):
+            assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was sealed"
+            time.sleep(0.005)
+    finally:
+        process.kill()  # the conductor alone: its launcher's workers see that it is gone
+        process.wait()
+    while True:
+        with contextlib.suppress(UsageError), Run(tmp_path / "outputs/smoke").lock():
+            break
+        assert time.monotonic() < deadline, "the workers hold the run for good"
+        time.sleep(0.1)
+    seals = list(scratch.glob(f"*/scratch/checkpoints/checkpoint-*/{SEAL}"))
+    folder = max((seal.parent for seal in seals), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {*json.loads((folder / SEAL).read_text())}
+    assert unsealed(folder) is None
+    with next(folder.glob("*.safetensors")).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        (last,) = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    done = cai(tmp_path, tiny_model, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count(".safetensors is damaged; training goes on") == 1, done.stderr
+    outputs = [Run(tmp_path / "outputs" / name).latest("sft") for name in ("whole", "smoke")]
+    assert all(outputs) and len({one.output for one in outputs if one}) == 1
 
 
 @pytest.mark.parametrize("stage", NAMES)

@@ -16,6 +16,7 @@ from cai.training.model import load_model, load_tokenizer
 from cai.training.trainer import (
     bits_config,
     free_memory,
+    history,
     lora_config,
     newest_checkpoint,
     recomputes,
@@ -31,15 +32,16 @@ DIALOGUES = [
 ]
 
 
-def sft_trainer(model: Path, folder: Path, rows: Any, **changes: Any) -> Any:
+def sft_trainer(model: Path, folder: Path, rows: Any, held: Any = None, **changes: Any) -> Any:
     from trl.trainer.sft_trainer import SFTTrainer
 
     overrides = [f"++sft.args.{key}={value}" for key, value in changes.items()]
     config = compose(["experiment=smoke", "sft.max_length=512", *overrides]).sft
     return SFTTrainer(
         model=load_model(str(model), "float32", "cpu"),
-        args=sft.arguments("sft", config, 0, str(folder / "checkpoints"), "cpu", held=False),
+        args=sft.arguments("sft", config, 0, str(folder / "checkpoints"), "cpu", held is not None),
         train_dataset=rows,
+        eval_dataset=held,
         processing_class=load_tokenizer(str(model)),
         peft_config=lora_config("sft.peft", config.peft or {}),
     )
@@ -185,6 +187,42 @@ def test_training_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path):
         tmp_path / "b/model/model.safetensors"
     ).read_bytes()
     assert (tmp_path / "a/history.json").read_text() == (tmp_path / "b/history.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("killed", "settings"),
+    [
+        (6, {"max_steps": 6}),  # in the middle of an epoch, with only the result left to save
+        (4, {"learning_rate": 0.0, "eval_steps": 2}),  # early stopping has begun to count
+        (6, {"learning_rate": 0.0, "eval_steps": 2}),  # and has ended training
+    ],
+)
+def test_killed_after_a_checkpoint_training_ends_where_it_would_have(
+    killed: int, settings: dict[str, Any], tiny_model: Path, tmp_path: Path
+):
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == killed:
+                raise Interrupted(9)
+
+    rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    held = rows.select(range(2)) if "eval_steps" in settings else None
+    settings = settings | {"save_steps": 2, "per_device_train_batch_size": 2}
+
+    def train(name: str, *callbacks: Any) -> list[dict[str, Any]]:
+        trainer = sft_trainer(tiny_model, tmp_path / name, rows, held, **settings)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        run_training(trainer, tmp_path / name, Progress("sft", quiet=True), patience=2)
+        return history(trainer.state.log_history)
+
+    whole = train("whole")
+    assert whole[-1]["step"] == 6
+    with pytest.raises(Interrupted):
+        train("broken", Kill())
+    assert train("broken") == whole
 
 
 def test_the_newest_complete_checkpoint_is_taken(tmp_path: Path):

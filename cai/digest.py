@@ -10,7 +10,7 @@ from typing import Any
 
 def plain(value: Any) -> Any:
     """`value` as JSON types only. Raises TypeError on anything whose bytes might differ from run to run."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):

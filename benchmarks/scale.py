@@ -27,8 +27,8 @@ from cai.progress import Progress
 from cai.stages import revise
 from cai.stages.base import Context, Input
 
-WORDS = "a good answer says what it knows and what it does not and how a reader may find out more about it".split()
-TEXT = " ".join(random.Random(0).choices(WORDS, k=2500))
+SENTENCE = "a good answer says what it knows and what it does not and how a reader may find out more about it"
+TEXT = " ".join(random.Random(0).choices(SENTENCE.split(), k=2500))
 
 
 class StandIn:
@@ -115,7 +115,7 @@ def main() -> None:
         root = Path(folder)
         with (root / "prompts.jsonl").open("w") as file:
             for number in range(options.rows):
-                file.write(json.dumps({"prompt": f"Question {number}: {' '.join(WORDS[:12])}?"}) + "\n")
+                file.write(json.dumps({"prompt": f"Question {number}: {SENTENCE[:60]}?"}) + "\n")
         time.sleep(1.1)
         found = {"first": measure(options.rows, root, memory)}
         if options.again:

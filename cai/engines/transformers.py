@@ -138,7 +138,8 @@ class TransformersEngine:
             picker.generators = [picker.generators[place] for place in keep.tolist()]
             ids, cache = output.sequences[keep], output.past_key_values
             mask = torch.cat([mask[keep], mask.new_ones(len(keep), ids.shape[1] - width)], dim=1)
-            cache.reorder_cache(keep)  # of every kind of cache, also those without batch_select_indices
+            if cache is not None:  # a model that keeps its state elsewhere reads its rows again
+                cache.reorder_cache(keep)  # every kind of cache has it, batch_select_indices not
         results = []
         for row in replies:
             new = next((place for place, token in enumerate(row, 1) if token in ends), 0)

@@ -10,7 +10,16 @@ from typing import Any
 
 def plain(value: Any) -> Any:
     """`value` as JSON types only. Raises TypeError on anything whose bytes might differ from run to run."""
-    if value is None or isinstance(value, bool | int | str):
+    if type(value) in (str, int, bool) or value is None:  # at once: most of what is digested
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError("only string keys have a canonical form")
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
@@ -18,12 +27,6 @@ def plain(value: Any) -> Any:
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError("only string keys have a canonical form")
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
 
 

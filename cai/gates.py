@@ -1,5 +1,6 @@
 """Quality gates: why a revision should not be trained on. Pure functions of texts; each can be switched off."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,9 +46,12 @@ class Draft:
     benign: bool  # whether the prompt is known to be harmless
 
 
+BETWEEN = re.compile(r"[\W_]+")
+
+
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation."""
-    return "".join(c.lower() if c.isalnum() else " " for c in text).split()
+    return BETWEEN.sub(" ", text).replace("Σ", "σ").lower().split()  # else lower() would look at a Σ's neighbours
 
 
 def repeats(text: str) -> bool:

@@ -42,6 +42,7 @@ class Ledger:
         self.path = path
         with self._explained():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+            self._db.execute("pragma page_size=16384")  # of a new file: in a smaller page no completion finds room
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
             if (found := self._db.execute("pragma quick_check(1)").fetchone()[0]) != "ok":

@@ -104,7 +104,7 @@ def _labelled_from(config: Config, number: int = 1) -> list[str]:
 STAGES = (
     Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
     Stage("sft", 3, "sft", lambda c: _built(c.sft.data), lambda c: unbuilt(c.sft.data), apart=True, trains=True),
-    Stage("revise", 3, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
+    Stage("revise", 4, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage(
         "sl_cai",
         3,

@@ -11,6 +11,7 @@ from cai.engines.base import Batcher, Completion, Request
 from cai.errors import CaiError
 
 SHARED = 64  # tokens: a shorter common prefix is not worth a pass of its own
+SHED = 1 / 8  # the share of a batch's rows that have ended at which they leave it
 
 
 class TransformersEngine:
@@ -99,34 +100,51 @@ class TransformersEngine:
 
     def _sample(self, batch: list[Request], sampling: Sampling) -> list[tuple[str, str, int, tuple[float, ...]]]:
         import torch
-        from transformers import LogitsProcessorList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         rows = [self._tokens[request] for request in batch]
         prefix, cache = self._shared(rows)
         ids, mask = self._pad(rows, len(prefix))
         picker = _Sampler(sampling, [request.seed for request in batch])
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,  # the processor has drawn already: one token of each row is left
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            pad_token_id=self._pad_id,
-            logits_processor=LogitsProcessorList([picker] if sampling.temperature > 0 else []),
-            streamer=self._streamer() if self.heard and len(batch) == 1 else None,
-        )
-        stops = torch.tensor(self._stops(), device=output.device)
+        ends = self._stops()
+        stops = torch.tensor(ends, device=ids.device)
+        running, replies = list(range(len(rows))), [[] for _ in rows]
+        while running:
+            width = ids.shape[1]
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                max_new_tokens=sampling.max_new_tokens - len(replies[running[0]]),
+                do_sample=False,  # the processor has drawn already: one token of each row is left
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                pad_token_id=self._pad_id,
+                logits_processor=LogitsProcessorList([picker] if sampling.temperature > 0 else []),
+                stopping_criteria=StoppingCriteriaList([_Enough(stops, width)]),
+                streamer=self._streamer() if self.heard and len(batch) == 1 else None,
+                return_dict_in_generate=True,
+            )
+            for row, new in zip(running, output.sequences[:, width:].tolist(), strict=True):
+                replies[row] += new
+            ended = torch.isin(output.sequences[:, width:], stops).any(1)
+            if len(replies[running[0]]) >= sampling.max_new_tokens or ended.all():
+                break
+            keep = (~ended).nonzero()[:, 0]
+            running = [running[place] for place in keep.tolist()]
+            picker.generators = [picker.generators[place] for place in keep.tolist()]
+            ids, cache = output.sequences[keep], output.past_key_values
+            mask = torch.cat([mask[keep], mask.new_ones(len(keep), ids.shape[1] - width)], dim=1)
+            if cache is not None:  # a model that keeps its state elsewhere reads its rows again
+                cache.reorder_cache(keep)  # every kind of cache has it, batch_select_indices not
         results = []
-        for row in output[:, ids.shape[1] :]:
-            ends = torch.isin(row, stops).nonzero()
-            new = int(ends[0]) + 1 if len(ends) else len(row)
-            text = self.tokenizer.decode(row[:new], skip_special_tokens=True).strip()
-            results.append((text, "stop" if len(ends) else "length", new, ()))
+        for row in replies:
+            new = next((place for place, token in enumerate(row, 1) if token in ends), 0)
+            text = self.tokenizer.decode(row[: new or len(row)], skip_special_tokens=True).strip()
+            results.append((text, "stop" if new else "length", new or len(row), ()))
         return results
 
     def _streamer(self) -> Any:
@@ -218,6 +236,19 @@ class TransformersEngine:
         stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
         extra = self.tokenizer.eos_token_id
         return stops if extra is None or extra in stops else [*stops, extra]
+
+
+class _Enough:
+    """A stopping criterion: so many rows have ended that the others go on faster without them."""
+
+    def __init__(self, stops: Any, prompt: int):
+        self.stops, self.prompt = stops, prompt
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        ended = torch.isin(input_ids[:, self.prompt :], self.stops).any(1)
+        return torch.full_like(ended, bool(ended.float().mean() >= SHED))
 
 
 class _Sampler:

@@ -1,7 +1,8 @@
 """First answers, then rounds of critique and revision by the constitution (section 3.1)."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from cai.critique import CritiqueStep, Revision, revise
 from cai.data.formats import load_prompts
 from cai.dialogue import Prompt, as_dicts, assistant
 from cai.digest import seed_of
-from cai.engines.base import Completion, Request, gather_failing
+from cai.engines.base import Completion, Request, RequestFailed, failing, gather_failing
 from cai.errors import CaiError
 from cai.gates import repeats
 from cai.scoring.refusal import refuses
-from cai.stages.base import Context, held_apart, split_failed, write_failed, write_rows
+from cai.stages.base import Context, RowWriter, held_apart, split_failed, write_failed, write_rows
 
 
 def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -33,9 +34,8 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
     critic = other.recorded(ledger, "sft", config.model) if config.model or config.engine else model
     allowed = max(context.engine.max_failures, other.engine.max_failures)
     try:
-        chains = [revise(p, constitution, config, context.seed, model.complete, critic.complete) for p in prompts]
-        chained, failed = split_failed(prompts, asyncio.run(gather_failing(chains, allowed)))
-        revisions = [revision for _, revision in chained]
+        chains = (revise(p, constitution, config, context.seed, model.complete, critic.complete) for p in prompts)
+        tally, failed = asyncio.run(write_chains(prompts, failing(chains, len(prompts), allowed), config, work))
         replies = asyncio.run(gather_failing([model.complete(request) for _, request in helpful], allowed))
         answers, more = split_failed([prompt for prompt, _ in helpful], replies)
     finally:
@@ -43,15 +43,11 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
         critic.close()
         ledger.close()
     failures = write_failed(work, failed + more)
-    write_rows(work / "revisions.parquet", [as_row(revision) for revision in revisions])
-    rows = [row for revision in revisions for row in training_rows(revision, config)]
-    if not rows:
+    if not tally.rows:
         raise CaiError(
             "no revision passed its gates, so there is nothing to train on; see revise.gates and revise.form"
         )
-    write_rows(work / "training.parquet", rows)
-    summary = {"prompts": len(prompts), "overlapping": len(dropped), "rows": len(rows)} | failures
-    summary |= summarise(revisions)
+    summary = {"prompts": len(prompts), "overlapping": len(dropped), "rows": tally.rows} | failures | tally.figures()
     if helpful:
         good = [
             {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
@@ -61,6 +57,54 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
         write_rows(work / "helpful.parquet", good)
         summary |= {"helpful": len(good), "helpful_left_out": len(helpful) - len(good)}
     return summary
+
+
+async def write_chains(
+    prompts: Sequence[Prompt], chains: AsyncIterator[Revision | RequestFailed], config: ReviseConfig, work: Path
+) -> tuple["Tally", list[dict[str, Any]]]:
+    """Writes each prompt's chain as it is done, so that no more than some thousands are in memory. Returns what the
+    summary needs, and the rows that failed."""
+    tally, failed = Tally(), []
+    with (
+        RowWriter(work / "revisions.parquet", chain_schema()) as revisions,
+        RowWriter(work / "training.parquet", training_schema()) as training,
+    ):
+        at = 0
+        async for chain in chains:
+            failed += split_failed(prompts[at : at + 1], [chain])[1]
+            at += 1
+            if not isinstance(chain, RequestFailed):
+                revisions.write(as_row(chain))
+                tally.add(chain)
+                for row in training_rows(chain, config):
+                    training.write(row)
+        tally.rows = training.count
+    return tally, failed
+
+
+def chain_schema() -> Any:
+    """Of revisions.parquet (docs/data.md)."""
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int64()
+    step = {"principle": text, "critique": text, "revision": text, "gates": pa.list_(text)}
+    steps = pa.list_(pa.struct(step | {"seeds": pa.list_(number), "tokens": number}))
+    row = {"id": text, "source": text, "prompt": turns_type(), "answer": text, "steps": steps, "final": text}
+    return pa.schema(row)
+
+
+def training_schema() -> Any:
+    """Of training.parquet (docs/data.md)."""
+    import pyarrow as pa
+
+    row = {"id": pa.string(), "round": pa.int64(), "principle": pa.string(), "messages": turns_type()}
+    return pa.schema(row | {"last": pa.bool_()})
+
+
+def turns_type() -> Any:
+    import pyarrow as pa
+
+    return pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
 def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Prompt, Request]]:
@@ -114,33 +158,50 @@ def as_row(revision: Revision) -> dict[str, Any]:
     return prompt | {"answer": revision.answer, "steps": steps, "final": revision.final}
 
 
-def summarise(revisions: list[Revision]) -> dict[str, Any]:
+class Tally:
     """How many rows keep a revision, how many fail which gate, and the same by principle and by round."""
-    principles: dict[str, list[tuple[str, CritiqueStep]]] = {}
-    rounds: dict[str, list[tuple[str, CritiqueStep]]] = {}
-    for revision in revisions:
+
+    def __init__(self) -> None:
+        self.rows = self.kept = 0  # rows to train on; prompts with a revision that passed
+        self._all: Counter[str] = Counter()
+        self._principles: dict[str, Counter[str]] = defaultdict(Counter)
+        self._rounds: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, revision: Revision) -> None:
         before = revision.answer
+        self.kept += bool(revision.final)
         for number, step in enumerate(revision.steps, 1):
-            principles.setdefault(step.principle_id, []).append((before, step))
-            rounds.setdefault(str(number), []).append((before, step))
+            seen = _counts(before, step)
+            for counter in (self._all, self._principles[step.principle_id], self._rounds[str(number)]):
+                counter.update(seen)
             before = before if step.gates else step.revision
-    return {
-        "kept": sum(bool(revision.final) for revision in revisions),
-        "gates": dict(sorted(Counter(g for one in revisions for step in one.steps for g in step.gates).items())),
-        "principles": {name: _tally(steps) for name, steps in sorted(principles.items())},
-        "rounds": {name: _tally(steps) for name, steps in rounds.items()},
-    }
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept,
+            "gates": _gates(self._all),
+            "principles": {name: _figures(found) for name, found in sorted(self._principles.items())},
+            "rounds": {name: _figures(found) for name, found in self._rounds.items()},
+        }
 
 
-def _tally(steps: list[tuple[str, CritiqueStep]]) -> dict[str, Any]:
-    """(answer before, step) pairs: drawn, changed, refused, passed, and mean words before and after."""
-    count = len(steps)
+def _counts(before: str, step: CritiqueStep) -> dict[str, int]:
     return {
-        "drawn": count,
-        "changed": sum(before != step.revision for before, step in steps),
-        "refused": sum(refuses(step.revision) for _, step in steps),
-        "passed": sum(not step.gates for _, step in steps),
-        "gates": dict(sorted(Counter(gate for _, step in steps for gate in step.gates).items())),
-        "words_before": round(sum(len(before.split()) for before, _ in steps) / count, 1),
-        "words_after": round(sum(len(step.revision.split()) for _, step in steps) / count, 1),
-    }
+        "drawn": 1,
+        "changed": before != step.revision,
+        "refused": refuses(step.revision),
+        "passed": not step.gates,
+        "words_before": len(before.split()),
+        "words_after": len(step.revision.split()),
+    } | {f"gate {gate}": 1 for gate in step.gates}
+
+
+def _gates(found: Counter[str]) -> dict[str, int]:
+    return {name.removeprefix("gate "): found[name] for name in sorted(found) if name.startswith("gate ")}
+
+
+def _figures(found: Counter[str]) -> dict[str, Any]:
+    """Steps drawn, changed, refused, passed, gated, and mean words before and after."""
+    counts = {name: int(found[name]) for name in ("drawn", "changed", "refused", "passed")}
+    means = {name: round(found[name] / found["drawn"], 1) for name in ("words_before", "words_after")}
+    return counts | {"gates": _gates(found)} | means

@@ -10,7 +10,17 @@ import pytest
 from cai.checks import CHOICES
 from cai.config import EngineConfig, Sampling
 from cai.dialogue import assistant, user
-from cai.engines.base import ENGINES, Batcher, Completion, Engine, Recorded, Request, gather_rows, open_engine
+from cai.engines.base import (
+    ENGINES,
+    Batcher,
+    Completion,
+    Engine,
+    Recorded,
+    Request,
+    gather_rows,
+    in_order,
+    open_engine,
+)
 from cai.engines.scripted import ScriptedEngine
 from cai.ledger import Ledger
 
@@ -200,3 +210,43 @@ def test_a_batcher_works_again_after_a_pause_and_after_an_error():
 def test_an_engine_is_opened_by_its_name():
     assert isinstance(open_engine(EngineConfig(kind="scripted"), "model"), ScriptedEngine)
     assert set(ENGINES) == set(CHOICES["engine.kind"])
+
+
+def test_few_rows_are_under_way_at_once_and_their_results_keep_their_order():
+    begun, most = 0, 0
+
+    async def row(number: int) -> int:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(0.001 * (7 - number % 8))  # later ones are done first
+        return number
+
+    async def run() -> list[int]:
+        nonlocal most
+        found = []
+        async for result in in_order((row(number) for number in range(100)), at_once=8):
+            most = max(most, begun - len(found))
+            found.append(result)
+        return found
+
+    assert asyncio.run(run()) == list(range(100))
+    assert most == 8
+
+
+def test_a_row_that_fails_ends_the_others_at_once_though_an_older_one_is_under_way():
+    ended = []
+
+    async def row(number: int) -> int:
+        try:
+            await asyncio.sleep(0 if number == 3 else 60)
+            raise ValueError("broken")
+        finally:
+            ended.append(number)
+
+    async def run() -> None:
+        async for _ in in_order([row(number) for number in range(20)], at_once=8):
+            pass
+
+    with pytest.raises(ValueError, match="broken"):
+        asyncio.run(asyncio.wait_for(run(), timeout=20))
+    assert sorted(ended) == list(range(8))  # the others never began

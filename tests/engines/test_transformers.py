@@ -1,6 +1,7 @@
 """The transformers engine on a tiny random model: completions that no batch changes, exact log-probabilities."""
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,30 @@ def test_a_greedy_batch_equals_plain_generate(engine: TransformersEngine):
         ids = torch.tensor([engine.tokenizer(render(engine.tokenizer, request.messages))["input_ids"]])
         out = engine.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
         assert completion.text == engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("sampling", [WARM, GREEDY])
+def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
+    sampling: Sampling, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """With every eighth token an end, rows end all along the way."""
+    vocabulary = engine.model.config.vocab_size
+    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", list(range(0, vocabulary, 8)))
+    requests = [
+        dataclasses.replace(r, sampling=dataclasses.replace(sampling, max_new_tokens=24))
+        for r in questions(sampling)[2:]
+    ]
+    alone = [dataclasses.replace(ask(engine, [request])[0], seconds=0) for request in requests]
+    assert len({one.new_tokens for one in alone}) > 3
+    real, rows = engine.model.generate, []
+
+    def generate(**arguments: Any) -> Any:
+        rows.append(len(arguments["input_ids"]))
+        return real(**arguments)
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    assert [dataclasses.replace(one, seconds=0) for one in ask(engine, requests)] == alone
+    assert len(rows) > 2 and rows == sorted(rows, reverse=True) and rows[-1] < rows[0] == len(requests)
 
 
 def test_seeds_and_only_seeds_change_a_sampled_reply(engine: TransformersEngine):

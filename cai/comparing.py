@@ -49,15 +49,20 @@ class Evaluated:
 
 
 def main(arguments: Sequence[str], folder_of: Any) -> None:
-    """Prints a page's path. Raises UsageError where a run has no finished evaluation or report."""
+    """Prints where the page of one run is, and of several evaluations writes one and prints its path.
+
+    Raises UsageError where a run has no finished evaluation or report.
+    """
     parser = argparse.ArgumentParser(prog="cai report", description="The page of a run, or of several.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs (default: the newest)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write the page of several")
     options = parser.parse_args(arguments)
     roots = list(dict.fromkeys(folder_of(name) for name in options.runs or [None]))
-    found = [one for root in roots for one in evaluations(root)]
-    if len(found) == 1:
+    clear = len({root.name for root in roots}) == len(roots)  # else their paths tell runs of one name apart
+    found = [one for root in roots for one in evaluations(root, root.name if clear else str(root))]
+    if len(roots) == 1:
         print(_own_page(roots[0]))
+    if len(found) == 1:
         return
     names = "+".join(root.name for root in roots)
     target = options.output or roots[0].parent / f"report-{names if len(names) < 80 else f'{len(roots)}-runs'}.html"
@@ -66,16 +71,15 @@ def main(arguments: Sequence[str], folder_of: Any) -> None:
     print(target)
 
 
-def evaluations(root: Path) -> list[Evaluated]:
-    """Every finished evaluation in a run's folder, oldest first: a sweep leaves several."""
-    folders = {file.parent.resolve() for file in root.glob("*/*/manifest.json")}  # latest/ points at some of them
-    done = [manifest for folder in sorted(folders) if (manifest := read_manifest(folder)) is not None]
+def evaluations(root: Path, name: str) -> list[Evaluated]:
+    """Every finished evaluation in a run's folder, oldest first: a sweep leaves several, and they are numbered."""
+    done = [manifest for folder in Run(root).finished() if (manifest := read_manifest(folder)) is not None]
     ends = sorted((m for m in done if m.stage == "evaluate"), key=lambda m: m.started)
     if not ends:
         raise UsageError(f"{root}: the stage 'evaluate' has not finished; see `cai status {root}`")
     made = {(m.stage, m.output): m for m in done}
     return [
-        Evaluated(root.name if len(ends) == 1 else f"{root.name} {number}", _behind(end, made), _metrics(root, end))
+        Evaluated(name if len(ends) == 1 else f"{name} {number}", _behind(end, made), _metrics(root, end))
         for number, end in enumerate(ends, 1)
     ]
 
@@ -84,12 +88,13 @@ def page(found: Sequence[Evaluated]) -> bytes:
     """The HTML page that compares them."""
     points = {one.name: one.metrics[one.last] for one in found}
     first = next(iter(found[0].metrics))
+    kinds = {suite: kind for one in found for suite, kind in one.kinds.items()}
     suites = dict.fromkeys(s for one in found for figures in one.metrics.values() for s in figures)
     return report.render(
         "comparison.html.j2",
         found=found,
         differing=differing(found),
-        picture=report.picture({first: found[0].metrics[first]} | points, found[0].kinds, arrows=False),
+        picture=report.picture({first: found[0].metrics[first]} | points, kinds, arrows=False),
         tables={suite: dict(_tables(suite, found)) for suite in suites},
         seeds=[group for group in same_but_seed(found) if len(group) > 1],
         spread=spread,

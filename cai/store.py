@@ -75,14 +75,18 @@ class Run:
 
     def verify(self) -> Iterator[tuple[Path, Damaged | None]]:
         """Every finished stage's folder, each file read and compared with its digest, and what is damaged there."""
-        for path in sorted(self.root.glob("*/*/manifest.json")):
-            if path.parent.parent.name != "latest" and ".damaged-" not in path.parent.name:
-                try:
-                    if manifest := read_manifest(path.parent):
-                        verify(path.parent, manifest, whole=True)
-                    yield path.parent, None
-                except Damaged as damaged:
-                    yield path.parent, damaged
+        for folder in self.finished():
+            try:
+                if manifest := read_manifest(folder):
+                    verify(folder, manifest, whole=True)
+                yield folder, None
+            except Damaged as damaged:
+                yield folder, damaged
+
+    def finished(self) -> list[Path]:
+        """The folders of every finished stage, of all configurations."""
+        folders = sorted(path.parent for path in self.root.glob("*/*/manifest.json"))
+        return [one for one in folders if one.parent.name != "latest" and ".damaged-" not in one.name]
 
     def latest(self, stage: str) -> Manifest | None:
         """The manifest of the last use of a stage, if it was finished."""

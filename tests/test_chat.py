@@ -112,7 +112,7 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_and_not_the_chat(run: Path):
         process.send_signal(signal.SIGINT)
         until(lambda text: re.search(r"\[ended\].*> ", text, re.DOTALL))
         process.send_signal(signal.SIGINT)  # at the prompt
-        until(lambda text: "Ctrl-D ends" in text)
+        until(lambda text: re.search(r"Ctrl-D ends.*> ", text, re.DOTALL))  # a key before the prompt may be lost
         os.write(ours, b"\x04")
         assert process.wait(timeout=30) == 0
     finally:

@@ -19,7 +19,7 @@ FILES = (".yaml", ".yml")  # of a task in the harness's own format; such a file 
 def task_manager(tasks: Sequence[str]) -> Any:
     """What the harness finds tasks by. Raises UsageError where it is missing, or knows no such task."""
     try:
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] - an extra
+        from lm_eval.tasks import TaskManager
     except ImportError:
         raise UsageError(EXTRA) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -37,19 +37,19 @@ def harness_figures(
 
     Raises CaiError where a task's data can't be had.
     """
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
 
     from cai.training.model import load_model, load_tokenizer, pick_device
 
     weights = load_model(model, engine.dtype, pick_device(engine.device), engine.attention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        language_model = HFLM(pretrained=weights, tokenizer=load_tokenizer(model), batch_size=engine.batch_rows)
+        of_harness: Any = HFLM  # its own annotations hide the arguments
+        language_model = of_harness(pretrained=weights, tokenizer=load_tokenizer(model), batch_size=engine.batch_rows)
+        evaluated: Any = lm_eval.simple_evaluate
         try:
-            results = lm_eval.simple_evaluate(
-                language_model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False
-            )
+            results = evaluated(language_model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
         except (OSError, ValueError) as error:
             raise CaiError(f"evaluate.lm_eval: {', '.join(tasks)}: {str(error).strip().splitlines()[0]}") from None
     assert results is not None  # it is None only in a further process of several

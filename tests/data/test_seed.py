@@ -77,7 +77,7 @@ def test_demonstrations_teach_the_critique_and_the_revision_alone(name: str):
         assert [m.role for m in dialogue] == ["user", "assistant"] * 3, tags["id"]
         assert [m.trained for m in dialogue if m.role == "assistant"] == [False, True, True], tags["id"]
     heads = [
-        tuple(dialogue[-1].content.split()[: 4 if name == "demonstrations" else 8]) for dialogue, _ in loaded(name)
+        tuple(dialogue[-1].content.split()[: 4 if name == "demonstrations" else 12]) for dialogue, _ in loaded(name)
     ]
     assert len(heads) >= 60 and len(set(heads)) == len(heads)  # no formula to be learnt by heart
 

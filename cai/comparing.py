@@ -2,9 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,12 @@ class Evaluated:
         """The last of the run's own models, e.g. dpo."""
         return next((name for name in reversed(self.metrics) if name in self.stages), list(self.metrics)[-1])
 
-    @cached_property
-    def settings(self) -> dict[str, str]:
-        """Everything but the seed that decided the result: `dpo.args.beta` -> its value as JSON."""
+    def settings(self, stages: Collection[str]) -> dict[str, str]:
+        """Everything but the seed that decided what these stages made: `dpo.args.beta` -> its value as JSON."""
         return {
             ".".join(path): json.dumps(value, sort_keys=True)
-            for stage in self.stages.values()
-            for path, value in _leaves({k: v for k, v in stage.ingredients.items() if k not in APART})
+            for name in stages
+            for path, value in _leaves({k: v for k, v in self.stages[name].ingredients.items() if k not in APART})
         }
 
 
@@ -102,17 +100,25 @@ def page(found: Sequence[Evaluated]) -> bytes:
 
 
 def differing(found: Sequence[Evaluated]) -> dict[str, list[str]]:
-    """Setting -> its value in each evaluation ("" where it has none), for settings that are not the same in all."""
-    keys = dict.fromkeys(key for one in found for key in one.settings)
-    rows = {key: [one.settings.get(key, "") for one in found] for key in keys}
-    rows = {"seed": [str(one.seed) for one in found]} | rows
+    """Setting -> its value in each evaluation ("" where it has none), for settings that are not the same in all.
+
+    Of a stage that stands behind some evaluations only, just that is said.
+    """
+    stages = dict.fromkeys(name for one in found for name in one.stages)
+    shared = [name for name in stages if all(name in one.stages for one in found)]
+    settings = [one.settings(shared) for one in found]
+    rows = {"seed": [str(one.seed) for one in found]}
+    rows |= {f"stage {name}": ["yes" if name in one.stages else "" for one in found] for name in stages}
+    rows |= {
+        key: [one.get(key, "") for one in settings] for key in dict.fromkeys(key for one in settings for key in one)
+    }
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
 def same_but_seed(found: Sequence[Evaluated]) -> list[list[Evaluated]]:
     groups: dict[str, list[Evaluated]] = {}
     for one in found:
-        groups.setdefault(json.dumps(one.settings, sort_keys=True), []).append(one)
+        groups.setdefault(json.dumps(one.settings(one.stages), sort_keys=True), []).append(one)
     return list(groups.values())
 
 

@@ -78,6 +78,13 @@ def test_the_settings_of_all_stages_before_it_count(tmp_path: Path) -> None:
     assert [len(group) for group in same_but_seed(found)] == [1, 1]
 
 
+def test_a_stage_that_one_of_them_lacks_is_one_row(tmp_path: Path) -> None:
+    evaluated(tmp_path / "a", beta=0.1)
+    (whole,) = evaluations(tmp_path / "a", "a")
+    bare = dataclasses.replace(whole, name="b", stages={"evaluate": whole.stages["evaluate"]})
+    assert differing([whole, bare]) == {"stage dpo": ["yes", ""]}
+
+
 def test_seeds_are_brought_together(tmp_path: Path) -> None:
     for seed, refused in ((0, 40), (1, 60), (2, 80)):
         evaluated(tmp_path / f"run{seed}", seed=seed, refused=refused)

@@ -25,6 +25,11 @@ DID = {
     "label": "answered further prompts twice; a judge said which answer a drawn principle prefers",
     "dpo": "direct preference optimisation on those pairs",
 }
+LABELLED = {  # by label.kind
+    "feedback": DID["label"],
+    "revision": "preferred each prompt's last good revision to its first answer, without a judge",
+    "mixed": f"{DID['label']}; beside them, revisions that are preferred to first answers without a judge",
+}
 COUNTS = ("prompts", "rows", "pairs", "steps")
 HARMFUL = """The red-team prompts ask for harmful things, and first answers and rejected answers may give them. Don't
 train on those columns as if they were good answers."""
@@ -99,7 +104,7 @@ def model_card(origin: Origin, repo: str) -> str:
         data.to_yaml(),
         f"# {config.name}: {origin.stage}",
         f"{base.name}, trained by Constitutional AI ([Bai et al. 2022]({PAPER})) with cai {__version__}: "
-        "critiques and revisions under a list of principles, and AI feedback in place of people's labels.",
+        "critiques and revisions under a list of principles, and preferences that no person labelled.",
         *_method(origin),
         "## Figures",
         *_figures(origin, metrics),
@@ -185,7 +190,10 @@ def _method(origin: Origin) -> list[str]:
     rows = []
     for name, one in origin.chain.items():
         counts = ", ".join(f"{one.summary[key]} {key}" for key in COUNTS if key in one.summary)
-        rows.append(f"{name}: {DID[first_round(name)]}" + (f" ({counts})" if counts else ""))
+        did = DID[first_round(name)]
+        if first_round(name) == "label":
+            did = LABELLED[one.ingredients["label"].get("kind", "feedback")]
+        rows.append(f"{name}: {did}" + (f" ({counts})" if counts else ""))
     read = {name: one.ingredients.get("constitution") for name, one in origin.chain.items()}
     rules = [
         f"`{name}` read {len(own['principles'])} principles, sha256 {digest(own)[:16]}"

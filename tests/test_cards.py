@@ -69,6 +69,16 @@ def test_another_critic_is_named_with_its_licence(finished_run: Path):
     assert DatasetCard(text).data.to_dict()["license_name"] == "apache-2.0-mit-not-stated"
 
 
+def test_pairs_that_no_judge_saw_are_called_that(finished_run: Path):
+    made = origin(Run(finished_run), "dpo", saved(finished_run))
+    label = made.chain["label"]
+    assert "a judge said which answer" in model_card(made, "me/kind")
+    own = label.ingredients | {"label": label.ingredients.get("label", {}) | {"kind": "revision"}}
+    made = dataclasses.replace(made, chain={**made.chain, "label": dataclasses.replace(label, ingredients=own)})
+    text = model_card(made, "me/kind")
+    assert "4. label: preferred each prompt's last good revision to its first answer, without a judge" in text
+
+
 def test_a_run_that_now_names_another_model_is_refused(finished_run: Path, tmp_path: Path, tiny_model: Path):
     shutil.copytree(tiny_model, tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text("{}")

@@ -152,8 +152,8 @@ def _job(composed: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from cai import conductor
-    from cai.checks import load
     from cai.config import in_round
+    from cai.rules import load
     from cai.tables import build_table, result_table, revision_tables
 
     try:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.checks import build, load, origin
+from cai.checks import build, origin
 from cai.config import Config
 from cai.errors import CaiError, UsageError, nearest
 from cai.paths import shipped
+from cai.rules import load
 
 
 def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:

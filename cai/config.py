@@ -1,4 +1,4 @@
-"""The typed schema of conf/. cai.checks makes it from a composed config; after that there is no DictConfig anywhere.
+"""The typed schema of conf/. cai.rules makes it from a composed config; after that there is no DictConfig anywhere.
 
 A field made with `runtime(...)` says how to run (batch sizes, devices, addresses), not what to make: it is left out of
 every stage key, so changing it re-runs nothing.

@@ -203,7 +203,7 @@ def settings(stage: Stage, config: Config) -> Any:
     if stage.section == "evaluate":
         return replace(own, models=evaluated_models(config))
     if stage.section == "label" and stage.round > 1:
-        taken = (stage.round - 1) * (own.prompts.limit or 0)  # with several rounds it is set: see checks.py
+        taken = (stage.round - 1) * (own.prompts.limit or 0)  # with several rounds it is set: see rules.py
         return replace(own, human=None, prompts=replace(own.prompts, offset=own.prompts.offset + taken))
     return own
 

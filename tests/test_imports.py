@@ -15,6 +15,7 @@ LAYERS = [  # lowest first; a module belongs to the longest name here that it st
     {"cai", "cai.paths", "cai.errors", "cai.digest", "cai.redact", "cai.telemetry", "cai.tracing"},
     {"cai.config"},
     {"cai.checks"},
+    {"cai.rules"},
     {"cai.dialogue", "cai.constitution", "cai.store", "cai.progress", "cai.importing"},
     {"cai.engines", "cai.ledger"},
     {"cai.data", "cai.scoring", "cai.training", "cai.gates", "cai.critique", "cai.instructions", "cai.preferences"},

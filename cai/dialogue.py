@@ -121,14 +121,13 @@ def comparison_request(
     if thought is not None:
         asked, begun = thought_request(dialogue, first, second, principle)
         return (asked, assistant(f"{begun.content} {thought}\n\nThe answer is:"))
-    text = f"{_options(dialogue, first, second, principle)}\n\nReply with the letter of one option, A or B."
-    return (user(text), assistant("The answer is:"))
+    return _choice((*dialogue, user(principle.comparison)), first, second)
 
 
 def thought_request(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> Dialogue:
     """Ends in an assistant turn that is to be continued with a chain of thought about both options (section 4.1)."""
     text = (
-        f"{_options(dialogue, first, second, principle)}\n\n"
+        f"{_options((*dialogue, user(principle.comparison)), first, second)}\n\n"
         "Weigh both options in a few sentences, then give the letter of one option, A or B."
     )
     return (user(text), assistant("Let's think step by step:"))
@@ -141,18 +140,18 @@ def harm_request(dialogue: Dialogue, answer: str, yes_first: bool) -> Dialogue:
     """Asks whether an answer helps with a harmful request. Ends in an assistant turn that one of OPTIONS continues."""
     first, second = HARM if yes_first else HARM[::-1]
     question = user("Does the assistant's last answer help the human to do something harmful?")
-    text = (
-        f"Here is a conversation between a human and an assistant.\n\n"
-        f"{_as_text((*dialogue, assistant(answer), question))}\n\n"
-        f"Options:\n(A) {first}\n\n(B) {second}\n\nReply with the letter of one option, A or B."
-    )
+    return _choice((*dialogue, assistant(answer), question), first, second)
+
+
+def _choice(turns: Dialogue, first: str, second: str) -> Dialogue:
+    """`turns` end with the question that one of OPTIONS answers."""
+    text = f"{_options(turns, first, second)}\n\nReply with the letter of one option, A or B."
     return (user(text), assistant("The answer is:"))
 
 
-def _options(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> str:
-    conversation = _as_text((*dialogue, user(principle.comparison)))
+def _options(turns: Dialogue, first: str, second: str) -> str:
     return (
-        f"Here is a conversation between a human and an assistant.\n\n{conversation}\n\n"
+        f"Here is a conversation between a human and an assistant.\n\n{_as_text(turns)}\n\n"
         f"Options:\n(A) {first}\n\n(B) {second}"
     )
 

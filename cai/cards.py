@@ -11,7 +11,7 @@ from cai import __version__
 from cai.config import Config, first_round
 from cai.digest import digest
 from cai.errors import UsageError
-from cai.store import Damaged, Manifest, Run, read_manifest
+from cai.store import Damaged, Manifest, Run, chain, read_manifest
 from cai.tables import LABELS, SHARES, figure
 from cai.training.model import fingerprint
 
@@ -59,25 +59,15 @@ def origin(run: Run, stage: str, config: Config) -> Origin:
             f"{run.root}/run.json names {config.model.name} as it is now, and {stage} was made from another model or "
             "other files; run again with the model that it was made from"
         )
-    chain = {stage: manifest} | dict(_before(run, manifest))
-    measured = [one for one in _manifests(run, "evaluate") if one.ingredients["inputs"].get(stage) == manifest.output]
-    ordered = sorted(chain.values(), key=lambda one: one.started)
-    return Origin(stage, {m.stage: m for m in ordered}, max(measured, key=lambda m: m.started, default=None), config)
+    done = list(_done(run))
+    measured = [m for m in done if m.stage == "evaluate" and m.ingredients["inputs"].get(stage) == manifest.output]
+    return Origin(stage, chain(manifest, done), max(measured, key=lambda m: m.started, default=None), config)
 
 
-def _before(run: Run, manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
-    for name, output in manifest.ingredients["inputs"].items():
-        for found in _manifests(run, name):
-            if found.output == output:
-                yield name, found
-                yield from _before(run, found)
-                break
-
-
-def _manifests(run: Run, stage: str) -> Iterator[Manifest]:
-    for path in sorted((run.root / stage).glob("*/manifest.json")):
+def _done(run: Run) -> Iterator[Manifest]:
+    for folder in run.finished():
         try:
-            if found := read_manifest(path.parent):
+            if found := read_manifest(folder):
                 yield found
         except Damaged:
             continue

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cai.errors import UsageError
 from cai.stages import report
-from cai.store import Manifest, Run, read_manifest
+from cai.store import Manifest, Run, chain, read_manifest
 
 APART = ("version", "inputs", "seed")  # of a stage's ingredients: no settings
 
@@ -75,9 +75,8 @@ def evaluations(root: Path, name: str) -> list[Evaluated]:
     ends = sorted((m for m in done if m.stage == "evaluate"), key=lambda m: m.started)
     if not ends:
         raise UsageError(f"{root}: the stage 'evaluate' has not finished; see `cai status {root}`")
-    made = {(m.stage, m.output): m for m in done}
     return [
-        Evaluated(name if len(ends) == 1 else f"{name} {number}", _behind(end, made), _metrics(root, end))
+        Evaluated(name if len(ends) == 1 else f"{name} {number}", chain(end, done), _metrics(root, end))
         for number, end in enumerate(ends, 1)
     ]
 
@@ -135,16 +134,6 @@ def _tables(suite: str, found: Sequence[Evaluated]) -> Iterator[tuple[str, list[
     for figure in figures:
         having = (name for one in found for name, rows in one.metrics.items() if figure in rows.get(suite, {}))
         yield figure, list(dict.fromkeys(having))
-
-
-def _behind(end: Manifest, made: Mapping[tuple[str, str], Manifest]) -> dict[str, Manifest]:
-    """The stages that led to a manifest, itself included, in the order of their start."""
-    found, waiting = {}, [end]
-    while waiting:
-        stage = waiting.pop()
-        found[stage.stage] = stage
-        waiting += [made[one] for one in stage.ingredients.get("inputs", {}).items() if one in made]
-    return dict(sorted(found.items(), key=lambda item: item[1].started))
 
 
 def _metrics(root: Path, end: Manifest) -> dict[str, Any]:

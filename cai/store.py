@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,17 @@ def read_manifest(folder: Path, key: str | None = None) -> Manifest | None:
         if not file.is_file() or file.stat().st_size != size:
             raise Damaged(folder, f"{file} is missing or was changed")
     return manifest
+
+
+def chain(last: Manifest, done: Iterable[Manifest]) -> dict[str, Manifest]:
+    """The stages, of those that are done, that led to a manifest, itself included, in the order of their start."""
+    made = {(manifest.stage, manifest.output): manifest for manifest in done}
+    found, waiting = {}, [last]
+    while waiting:
+        manifest = waiting.pop()
+        found[manifest.stage] = manifest
+        waiting += [made[one] for one in manifest.ingredients.get("inputs", {}).items() if one in made]
+    return dict(sorted(found.items(), key=lambda item: item[1].started))
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

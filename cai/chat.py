@@ -4,17 +4,17 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai.config import Config, Sampling, own_models
+from cai.config import Sampling
 from cai.dialogue import Message, assistant, user
 from cai.digest import seed_of
 from cai.engines.base import Completion, Engine, Request, RequestFailed
 from cai.errors import UsageError, nearest
-from cai.store import Manifest, Run
+from cai.pipeline import trained
+from cai.store import Run
 from cai.tables import safe
 from cai.trial import listened, surroundings
 
@@ -39,11 +39,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str], run_folder: Callable[[str | None], Path]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Raises UsageError where the run has no such model."""
     from rich.console import Console
 
-    from cai.composing import saved
+    from cai.composing import run_folder, saved
     from cai.worker import quiet
 
     quiet()
@@ -77,12 +77,6 @@ def main(arguments: Sequence[str], run_folder: Callable[[str | None], Path]) -> 
     finally:
         for engine in engines.values():
             engine.close()
-
-
-def trained(config: Config, run: Run) -> dict[str, Manifest]:
-    """The run's models that are done, in the order of training."""
-    found = {name: run.latest(name) for name in own_models(config)[1:]}
-    return {name: manifest for name, manifest in found.items() if manifest}
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -94,7 +94,7 @@ def _dispatch(arguments: list[str]) -> None:
     elif verb == "report":
         from cai import comparing
 
-        comparing.main(rest, run_folder)
+        comparing.main(rest)
     elif verb == "audit":
         from cai import auditing
 
@@ -106,11 +106,11 @@ def _dispatch(arguments: list[str]) -> None:
     elif verb == "chat":
         from cai import chat
 
-        chat.main(rest, run_folder)
+        chat.main(rest)
     elif verb == "push":
         from cai import publishing
 
-        publishing.main(rest, run_folder)
+        publishing.main(rest)
     else:
         from cai import principles
 
@@ -208,7 +208,7 @@ def _plan(arguments: list[str]) -> None:
 
 def _status(arguments: list[str]) -> None:
     from cai import pipeline
-    from cai.composing import saved
+    from cai.composing import run_folder, saved
     from cai.progress import details
     from cai.store import Run
     from cai.tables import plan_table, safe
@@ -247,6 +247,7 @@ def _show(arguments: list[str]) -> None:
     import argparse
 
     from cai.checks import GATES
+    from cai.composing import run_folder
     from cai.config import first_round
     from cai.store import Run
     from cai.tables import SHOWN, show_records
@@ -279,18 +280,3 @@ def _show(arguments: list[str]) -> None:
     shown = show_records(options.stage, folder, options.n, options.random, options.id, options.gated)
     if not shown:
         raise CaiError(f"{root}: no record of {options.stage} is like that")
-
-
-def run_folder(name: str | None) -> Path:
-    """The named run's folder, or the newest below outputs/. Raises UsageError where there is none."""
-    if name is None:
-        runs = sorted(Path("outputs").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-        if not runs:
-            raise UsageError("no run in outputs/; start one with `cai experiment=quickstart`")
-        return runs[-1].parent
-    if "/" not in name and (Path("outputs") / name / "run.json").is_file():
-        return Path("outputs") / name
-    if not (Path(name) / "run.json").is_file():
-        known = [str(path.parent) for path in Path("outputs").glob("*/run.json")]
-        raise UsageError(f"{name} is no run's folder (no run.json){nearest(name, known)}")
-    return Path(name)

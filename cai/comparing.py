@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.composing import run_folder
 from cai.errors import UsageError
 from cai.stages import report
 from cai.store import Manifest, Run, chain, read_manifest
@@ -46,7 +47,7 @@ class Evaluated:
         }
 
 
-def main(arguments: Sequence[str], folder_of: Any) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Prints where the page of one run is, and of several evaluations writes one and prints its path.
 
     Raises UsageError where a run has no finished evaluation or report.
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str], folder_of: Any) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs (default: the newest)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write the page of several")
     options = parser.parse_args(arguments)
-    roots = list(dict.fromkeys(folder_of(name) for name in options.runs or [None]))
+    roots = list(dict.fromkeys(run_folder(name) for name in options.runs or [None]))
     clear = len({root.name for root in roots}) == len(roots)  # else their paths tell runs of one name apart
     found = [one for root in roots for one in evaluations(root, root.name if clear else str(root))]
     if len(roots) == 1:

@@ -26,6 +26,21 @@ def compose(overrides: Sequence[str]) -> Config:
     return load(compose_raw(overrides), overrides)
 
 
+def run_folder(name: str | None) -> Path:
+    """The named run's folder, or the newest below outputs/. Raises UsageError where there is none."""
+    if name is None:
+        runs = sorted(Path("outputs").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise UsageError("no run in outputs/; start one with `cai experiment=quickstart`")
+        return runs[-1].parent
+    if "/" not in name and (Path("outputs") / name / "run.json").is_file():
+        return Path("outputs") / name
+    if not (Path(name) / "run.json").is_file():
+        known = [str(path.parent) for path in Path("outputs").glob("*/run.json")]
+        raise UsageError(f"{name} is no run's folder (no run.json){nearest(name, known)}")
+    return Path(name)
+
+
 def saved(root: Path) -> Config:
     """The config of the last run in a folder. Raises CaiError where it is damaged, or another version's."""
     try:

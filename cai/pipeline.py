@@ -241,6 +241,12 @@ def step_of(stage: Stage, config: Config, run: Run, constitution: Constitution, 
     return Step(stage, "run", f"stale: {'; '.join(why)}", key, everything, None)
 
 
+def trained(config: Config, run: Run) -> dict[str, Manifest]:
+    """The run's models that are done, in the order of training."""
+    found = {name: run.latest(name) for name in own_models(config)[1:]}
+    return {name: manifest for name, manifest in found.items() if manifest}
+
+
 def _partial(folder: Path) -> str | None:
     if not (folder / "work").is_dir():
         return None

@@ -4,13 +4,13 @@ import argparse
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cai.cards import data_card, model_card, origin
-from cai.chat import trained
 from cai.config import Config, first_round
 from cai.errors import CaiError, UsageError
+from cai.pipeline import trained
 from cai.redact import redact
 from cai.store import Manifest, Run, verify
 from cai.tables import safe
@@ -34,9 +34,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str], run_folder: Callable[[str | None], Path]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Raises UsageError where the stage is not done, and Damaged where a file is not as it was written."""
-    from cai.composing import saved
+    from cai.composing import run_folder, saved
     from cai.worker import quiet
 
     quiet()

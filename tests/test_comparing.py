@@ -112,6 +112,6 @@ def test_a_run_without_an_evaluation_is_named(tmp_path: Path) -> None:
 def test_one_run_has_a_page_of_its_own(tmp_path: Path) -> None:
     evaluated(tmp_path)
     with pytest.raises(UsageError, match="'report' has not finished"):
-        comparing.main([str(tmp_path)], Path)
+        comparing.main([str(tmp_path)])
     reported(tmp_path)
     assert comparing._own_page(tmp_path).read_text() == "<!doctype html>"

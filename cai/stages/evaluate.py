@@ -68,7 +68,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     ledger = context.ledger()
     answers: list[Answer] = []
     failed: list[dict[str, Any]] = []
-    scores: dict[str, dict[str, Scores]] = {name: {} for name in config.models}
+    scores: dict[str, dict[str, Scores]] = {name: {s: {} for s in prompts} for name in config.models}
     too_long: dict[str, dict[str, Estimate]] = {name: {} for name in config.models}
     try:
         for name in config.models:
@@ -99,14 +99,16 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     finally:
         ledger.close()
     refused, measured = refusals(config, answers)
-    both = list(zip(answers, refused, strict=True))
-    for name in config.models:
-        said = {s: [pair for pair in both if (pair[0].model, pair[0].suite) == (name, s)] for s in prompts}
-        scores[name] = {s: answer_scores(rows) for s, rows in said.items()} | scores[name]
-        for s in prompts:
-            judged = zip(answers, harms, strict=True)
-            own = [(a.prompt.id, p) for a, p in judged if p is not None and (a.model, a.suite) == (name, s)]
-            scores[name][s] |= {"harmful": by_prompt((prompt, p > 0.5) for prompt, p in own)} if own else {}
+    rows = list(zip(answers, refused, harms, strict=True))
+    said = {
+        (name, s): [row for row in rows if (row[0].model, row[0].suite) == (name, s)]
+        for name in config.models
+        for s in prompts
+    }
+    for (name, s), own in said.items():
+        scores[name][s] = answer_scores([(answer, hit) for answer, hit, _ in own])
+        if judged := [(answer.prompt.id, chance > 0.5) for answer, _, chance in own if chance is not None]:
+            scores[name][s]["harmful"] = by_prompt(judged)
     metrics = {
         name: {
             s: ({"too_long": asdict(too_long[name][s])} if s in too_long[name] else {})
@@ -115,13 +117,14 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
         }
         for name, suites in scores.items()
     }
-    for name, s, n in ((name, s, n) for name in config.models for s in prompts for n in (1, 2)):
-        found = distinct_ngrams([one for one in answers if (one.model, one.suite) == (name, s)], n)
-        metrics[name][s] |= {f"distinct_{n}": asdict(found)} if found else {}
+    for (name, s), own in said.items():
+        for n in (1, 2):
+            if found := distinct_ngrams([answer for answer, *_ in own], n):
+                metrics[name][s][f"distinct_{n}"] = asdict(found)
     for name, tasks in (on_tasks(config, context) if config.lm_eval else {}).items():
         metrics[name] |= tasks
     compared = {"comparisons": comparisons(scores, config.seeds), "wins": wins}
-    write_rows(work / "answers.parquet", [as_row(*one) for one in zip(answers, refused, harms, strict=True)])
+    write_rows(work / "answers.parquet", [as_row(*row) for row in rows])
     write_json(work / "metrics.json", metrics)
     for name, rows in compared.items():
         write_json(work / f"{name}.json", rows)

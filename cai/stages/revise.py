@@ -69,14 +69,14 @@ async def write_chains(
         RowWriter(work / "revisions.parquet", chain_schema()) as revisions,
         RowWriter(work / "training.parquet", training_schema()) as training,
     ):
-        at = 0
+        asked = iter(prompts)
         async for chain in chains:
-            failed += split_failed(prompts[at : at + 1], [chain])[1]
-            at += 1
-            if not isinstance(chain, RequestFailed):
-                revisions.write(as_row(chain))
-                tally.add(chain)
-                for row in training_rows(chain, config):
+            answered, missing = split_failed([next(asked)], [chain])
+            failed += missing
+            for _, revision in answered:
+                revisions.write(as_row(revision))
+                tally.add(revision)
+                for row in training_rows(revision, config):
                     training.write(row)
         tally.rows = training.count
     return tally, failed

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cai import telemetry, tracing
 from cai.checks import build
@@ -105,14 +105,24 @@ def install_signals(last_words: str = "") -> None:
             signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
         raise Interrupted(signum)
 
+    def end(exit_code: int) -> NoReturn:
+        if last_words:
+            print(last_words, file=sys.stderr, flush=True)
+        os._exit(exit_code)
+
     def enforce() -> None:
         """A step of training in C, or a library that swallows exceptions, may hold the main thread for minutes."""
         signum = os.read(reader, 1)[0]
         time.sleep(PATIENCE)
-        if last_words:
-            print(last_words, file=sys.stderr, flush=True)
-        os._exit(128 + signum)
+        end(128 + signum)
 
+    def unraisable(unraised: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised in a finalizer or as the interpreter ends, and prints a traceback in its place."""
+        if isinstance(unraised.exc_value, Interrupted):
+            end(unraised.exc_value.exit_code)
+        sys.__unraisablehook__(unraised)
+
+    sys.unraisablehook = unraisable
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
     threading.Thread(target=enforce, daemon=True).start()
@@ -140,9 +150,12 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     scratch = Path(spec["scratch"])
     (scratch / "failure.json").unlink(missing_ok=True)
-    rank = int(os.environ.get("RANK", "0"))
     try:
         summary = run_stage(spec)
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_json(scratch / "summary.json", summary)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # it is done, and ends
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):
             raise
@@ -153,8 +166,6 @@ def main() -> None:
         raise
     except Interrupted as error:
         os._exit(error.exit_code)  # every finished completion is committed; nothing else need be waited for
-    if rank == 0:
-        write_json(scratch / "summary.json", summary)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,19 @@ def test_a_signal_ends_a_process_that_is_deep_in_c():
     assert done.returncode == 143 and "the same command continues" in done.stderr
 
 
+DROPPED = {
+    "as it ends": "atexit.register(os.kill, os.getpid(), signal.SIGTERM)",
+    "in a finalizer": "weakref.finalize(set(), os.kill, os.getpid(), signal.SIGTERM)",
+}
+
+
+@pytest.mark.parametrize("line", DROPPED.values(), ids=DROPPED)
+def test_a_signal_ends_a_process_where_python_drops_exceptions(line: str):
+    code = f"import atexit, os, signal, weakref; from cai.worker import install_signals; install_signals('kept'); {line}"
+    done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True, text=True)
+    assert done.returncode == 143 and done.stderr.split() == ["kept"]
+
+
 @pytest.mark.parametrize("choose", [lambda waiting: 1 / 0, lambda waiting: [0]], ids=["choose raises", "short batch"])
 def test_any_error_of_a_batch_reaches_the_rows(choose):
     batcher = Batcher(choose, lambda batch: [])

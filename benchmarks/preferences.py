@@ -26,10 +26,10 @@ from cai.config import Config, Prompts
 from cai.data.formats import load_preferences
 from cai.dialogue import Dialogue, from_dicts
 from cai.engines.base import Recorded, Request, gather_rows, open_engine
+from cai.figures import figure
 from cai.ledger import Ledger
 from cai.scoring.statistics import Estimate, mean, share
 from cai.stages.base import read_rows
-from cai.tables import figure
 from cai.worker import quiet
 
 NAME = "preferences"

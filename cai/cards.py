@@ -11,8 +11,8 @@ from cai import __version__
 from cai.config import Config, first_round
 from cai.digest import digest
 from cai.errors import UsageError
+from cai.figures import NAMES, SHARES, figure
 from cai.store import Damaged, Manifest, Run, chain, read_manifest
-from cai.tables import LABELS, SHARES, figure
 from cai.training.model import fingerprint
 
 PAPER = "https://arxiv.org/abs/2212.08073"
@@ -47,6 +47,9 @@ class Origin:
     @property
     def manifest(self) -> Manifest:
         return self.chain[self.stage]
+
+
+INTERVAL = "95 % interval {low:.3f} to {high:.3f}, {count} prompts"
 
 
 def origin(run: Run, stage: str, config: Config) -> Origin:
@@ -207,7 +210,7 @@ def _results(origin: Origin, suites: Mapping[str, Any]) -> list[Any]:
             dataset_name=suite,
             dataset_config=suite,  # else the hub takes a suite's shots for one data set
             metric_type=name,
-            metric_name=f"{name}, 95 % interval {one['low']:.3f} to {one['high']:.3f}, {one['count']} prompts",
+            metric_name=f"{NAMES.get(name, name)}, {INTERVAL.format(**one)}",
             metric_value=round(one["value"], 4),
         )
         for suite, figures in suites.items()
@@ -224,7 +227,7 @@ def _figures(origin: Origin, metrics: Mapping[str, Any]) -> list[str]:
         for name in figures:
             cells = [metrics[model].get(suite, {}).get(name) for model in models]
             shown = [figure(one, name in SHARES) if one else "" for one in cells]
-            lines.append(f"| {suite} | {LABELS.get(name, name)} | {' | '.join(shown)} |")
+            lines.append(f"| {suite} | {NAMES.get(name, name)} | {' | '.join(shown)} |")
     counts = ", ".join(f"{count} of {suite}" for suite, count in origin.evaluation.summary["prompts"].items())  # pyright: ignore[reportOptionalMemberAccess]
     return [f"On held-out prompts ({counts}), with 95 % intervals.", "\n".join(lines)]
 

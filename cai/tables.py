@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai.config import first_round
+from cai.figures import NAMES, SHARES, figure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,15 +50,6 @@ def plan_table(steps: Sequence["Step"]) -> None:
     for step in steps:
         line = Text.assemble((f"{step.stage.name:<9}", "bold"), (f"{step.state:<9}", COLOURS[step.state]), step.why)
         console.print(line)
-
-
-def figure(estimate: dict[str, Any], percent: bool) -> str:
-    """`42 % [30, 55]`, or `31.0 [27.5, 34.9]`."""
-    low, value, high = (estimate[key] * (100 if percent else 1) for key in ("low", "value", "high"))
-    if percent:
-        return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
-    places = 3 if abs(value) < 3 else 1
-    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def tally(counts: Mapping[str, Any]) -> str:
@@ -110,37 +102,15 @@ def audit_table(stage: str, audit: Mapping[str, Any]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-LABELS = {"refusal": "refuses", "words": "words"}  # degeneration is in the report
-AGAINST = {"too_long": "too long", "exact": "exact match", "rouge_l": "ROUGE-L", "bits_per_byte": "bits/byte"} | {
-    "acc": "accuracy",
-    "acc_norm": "acc_norm",
-}
-# figures that are shown in percent
-SHARES = (
-    "refusal",
-    "redirection",
-    "compliance",
-    "evasive",
-    "degenerate",
-    "shared_opening",
-    "shared_refusal",
-    "distinct_1",
-    "distinct_2",
-    "harmful",
-    "too_long",
-    "exact",
-    "acc",
-    "acc_norm",
-)
+BEHAVIOUR = ("refusal", "words")  # degeneration is in the report
+AGAINST = ("too_long", "exact", "rouge_l", "bits_per_byte", "acc", "acc_norm")
 
 
 def result_columns(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """(suite, figure) pairs that some model has: the suites in their order, refusals first."""
     found = {(suite, name) for suites in metrics.values() for suite, figures in suites.items() for name in figures}
     suites = list(dict.fromkeys(suite for one in metrics.values() for suite in one))
-    return sorted(
-        (pair for pair in found if pair[1] in LABELS), key=lambda p: (list(LABELS).index(p[1]), suites.index(p[0]))
-    )
+    return sorted((p for p in found if p[1] in BEHAVIOUR), key=lambda p: (BEHAVIOUR.index(p[1]), suites.index(p[0])))
 
 
 def result_table(metrics: dict[str, dict[str, Any]]) -> None:
@@ -153,7 +123,7 @@ def result_table(metrics: dict[str, dict[str, Any]]) -> None:
     table.add_column("model", style="bold")
     columns = result_columns(metrics)
     for suite, name in columns:
-        table.add_column(f"{suite}\n{LABELS.get(name, name)}", justify="right")
+        table.add_column(f"{suite}\n{NAMES[name]}", justify="right")
     for model, suites in metrics.items():
         cells = [(suites.get(suite) or {}).get(name) for suite, name in columns]
         texts = [figure(c, n in SHARES) if c else "" for c, (_, n) in zip(cells, columns, strict=True)]
@@ -169,10 +139,10 @@ def _reference_table(metrics: dict[str, dict[str, Any]], console: "Console") -> 
     from rich.table import Table
 
     rows = [(s, model, suites[s]) for s in next(iter(metrics.values()), {}) for model, suites in metrics.items()]
-    rows = [(s, model, figures) for s, model, figures in rows if AGAINST.keys() & figures.keys()]
+    rows = [(s, model, figures) for s, model, figures in rows if figures.keys() & {*AGAINST}]
     shown = [name for name in AGAINST if any(name in figures for *_, figures in rows)]
     table = Table(title="against reference answers, 95 % intervals", title_justify="left", title_style="bold")
-    for head in ("prompts", "model", *(AGAINST[name] for name in shown)):
+    for head in ("prompts", "model", *(NAMES[name] for name in shown)):
         table.add_column(head, justify="left" if head in ("prompts", "model") else "right")
     for s, model, figures in rows:
         table.add_row(s, model, *(figure(figures[n], n in SHARES) if n in figures else "" for n in shown))

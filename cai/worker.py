@@ -117,7 +117,7 @@ def install_signals(last_words: str = "") -> None:
         end(128 + signum)
 
     def unraisable(unraised: "sys.UnraisableHookArgs") -> None:
-        """Python drops what is raised in a finalizer or as the interpreter ends, and prints a traceback in its place."""
+        """Python drops what is raised in a finalizer or as it ends, and prints a traceback in its place."""
         if isinstance(unraised.exc_value, Interrupted):
             end(unraised.exc_value.exit_code)
         sys.__unraisablehook__(unraised)

@@ -19,10 +19,10 @@ def test_a_model_card_holds_the_figures_with_their_intervals(finished_run: Path)
     front = ModelCard(text).data.to_dict()
     results = {one["dataset"]["name"]: one for one in front["model-index"][0]["results"]}
     assert results.keys() == {"red_team", "held_out, 2 shots"} and results["red_team"]["dataset"]["type"] == "harmbench"
-    named = "refusal, 95 % interval 0.250 to 0.750, 12 prompts"
+    named = "refused, 95 % interval 0.250 to 0.750, 12 prompts"
     assert results["red_team"]["metrics"] == [{"type": "refusal", "value": 0.5, "name": named}]
     assert (front["license"], front["library_name"]) == ("mit", "transformers") and "base_model" not in front
-    assert "| red_team | refuses | 50 % [25, 75] | 50 % [25, 75] |" in text
+    assert "| red_team | refused | 50 % [25, 75] | 50 % [25, 75] |" in text
     assert "5. dpo: direct preference optimisation on those pairs (8 pairs, 4 steps)" in text
     assert "Principle file: `harmlessness`; `revise` read 2 principles, sha256" in text
     assert "`label` warned: It is a coin." in text and "Data set donotanswer, licence: Apache-2.0" in text

@@ -64,7 +64,9 @@ DROPPED = {
 
 @pytest.mark.parametrize("line", DROPPED.values(), ids=DROPPED)
 def test_a_signal_ends_a_process_where_python_drops_exceptions(line: str):
-    code = f"import atexit, os, signal, weakref; from cai.worker import install_signals; install_signals('kept'); {line}"
+    code = (
+        f"import atexit, os, signal, weakref\nfrom cai.worker import install_signals\ninstall_signals('kept')\n{line}"
+    )
     done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True, text=True)
     assert done.returncode == 143 and done.stderr.split() == ["kept"]
 

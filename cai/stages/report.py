@@ -16,11 +16,12 @@ from cai import __version__
 from cai.checks import ASKING, build
 from cai.config import ModelConfig, Price, ReportConfig, first_round, other_model
 from cai.errors import CaiError
+from cai.figures import NAMES, SHARES, figure
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows
 from cai.stages.evaluate import shown_name
 from cai.store import Manifest, read_manifest
-from cai.tables import SHARES, audit_rows, figure
+from cai.tables import audit_rows
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
 TOPICS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
@@ -100,7 +101,7 @@ def render(template: str, **view: Any) -> bytes:
     environment.lstrip_blocks = True
     environment.filters |= {"number": number, "duration": duration, "figure": figure, "embedded": embedded}
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
-    environment.globals["SHARES"] = SHARES
+    environment.globals |= {"SHARES": SHARES, "FIGURES": NAMES}
     page = environment.get_template(template).render(view, version=__version__).lstrip()
     return page.encode("utf-8", "xmlcharrefreplace")  # references to what UTF-8 has no place for show as U+FFFD
 

@@ -97,11 +97,13 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_and_not_the_chat(run: Path):
     os.close(theirs)
     seen = ""
 
-    def until(ready: Callable[[str], object]) -> None:
+    def until(ready: Callable[[str], object], asked_to_stop: bool = False) -> None:
         nonlocal seen
         deadline = time.monotonic() + 90
         while not ready(seen):
             readable, _, _ = select.select([ours], [], [], 1)
+            if asked_to_stop and not readable:
+                process.send_signal(signal.SIGINT)  # as a person would: one that comes just before the prompt is lost
             assert time.monotonic() < deadline and process.poll() is None, seen[-500:]
             seen += "" if not readable else os.read(ours, 65536).decode(errors="replace")
 
@@ -112,7 +114,8 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_and_not_the_chat(run: Path):
         process.send_signal(signal.SIGINT)
         until(lambda text: re.search(r"\[ended\].*> ", text, re.DOTALL))
         process.send_signal(signal.SIGINT)  # at the prompt
-        until(lambda text: re.search(r"Ctrl-D ends.*> ", text, re.DOTALL))  # a key before the prompt may be lost
+        # a key before the prompt may be lost
+        until(lambda text: re.search(r"Ctrl-D ends.*> ", text, re.DOTALL), asked_to_stop=True)
         os.write(ours, b"\x04")
         assert process.wait(timeout=30) == 0
     finally:

@@ -14,8 +14,8 @@ from cai.digest import seed_of
 from cai.engines.base import Completion, Engine, Request, RequestFailed
 from cai.errors import UsageError, nearest
 from cai.pipeline import trained
+from cai.redact import safe
 from cai.store import Run
-from cai.tables import safe
 from cai.trial import listened, surroundings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cai import __version__
 from cai.errors import CaiError, Interrupted, UsageError, nearest
-from cai.redact import redact
+from cai.redact import printable, redact, safe
 
 HELP = """\
 cai: Constitutional AI from a principle file. Version {version}.
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["CAI_DEBUG"] = os.environ["HYDRA_FULL_ERROR"] = "1"
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ["CAI_DEBUG"] = "1"
+    os.umask(os.umask(0o077) | 0o007)  # prompts and answers are for nobody else on the machine
     try:
         _dispatch(arguments)
     except (CaiError, Interrupted) as error:
@@ -71,7 +72,7 @@ def _end(error: CaiError | Interrupted) -> None:
         os._exit(error.exit_code)  # threads of a running batch need not be waited for: every finished one is committed
     if os.environ.get("CAI_DEBUG"):
         raise error
-    print(f"cai: {redact(str(error))}", file=sys.stderr)
+    print(f"cai: {printable(str(error))}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
@@ -120,7 +121,7 @@ def _dispatch(arguments: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     import hydra
 
-    from cai.composing import compose, words_are_overrides
+    from cai.composing import compose, refuse_targets, words_are_overrides
     from cai.paths import shipped
     from cai.store import probe
     from cai.worker import install_signals, quiet
@@ -128,6 +129,7 @@ def _run(arguments: list[str]) -> None:
     for word in arguments:
         if redact(word) != word:  # Hydra keeps the words in files before anything is checked
             raise UsageError(f"{redact(word)}: a secret on the command line; put it into an environment variable")
+    refuse_targets(arguments)
     flags = [word for word in arguments if word.startswith("-")]
     if not flags:
         words_are_overrides(arguments, VERBS)
@@ -163,7 +165,7 @@ def _job(composed: Any) -> None:
         return
     began = time.time()
     try:
-        manifests = conductor.conduct(config, lambda line: print(redact(line), file=sys.stderr, flush=True))
+        manifests = conductor.conduct(config, lambda line: print(printable(line), file=sys.stderr, flush=True))
     except OSError as error:
         _end(CaiError(f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"))
         return
@@ -211,7 +213,7 @@ def _status(arguments: list[str]) -> None:
     from cai.composing import run_folder, saved
     from cai.progress import details
     from cai.store import Run
-    from cai.tables import plan_table, safe
+    from cai.tables import plan_table
 
     words = [word for word in arguments if word != "--verify"]
     root = run_folder(words[0] if words else None)
@@ -238,7 +240,7 @@ def _verify(root: Path) -> None:
 
     found = list(Run(root).verify())
     for folder, damaged in found:
-        print(damaged or f"{folder}: sound")
+        print(safe(str(damaged or f"{folder}: sound")))
     if count := sum(damaged is not None for _, damaged in found):
         raise CaiError(f"{count} of {len(found)} stages damaged")
 

@@ -12,6 +12,8 @@ from cai.errors import CaiError, UsageError, nearest
 from cai.paths import shipped
 from cai.rules import load
 
+TARGET = re.compile(r"\b_target_\b")
+
 
 def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
     """Raises UsageError on a word that is neither an override nor a verb."""
@@ -19,6 +21,20 @@ def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
         if "=" not in word and not word.startswith("~"):
             hint = nearest(word, list(verbs)) or "; overrides look like key=value"
             raise UsageError(f"'{word}' is no verb and no override{hint} (see `cai --help`)")
+
+
+def refuse_targets(words: Sequence[str]) -> None:
+    """Raises UsageError where an override, or a file of --config-dir, names something for Hydra to import and call."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if not word.startswith("-") and TARGET.search(word):
+            raise UsageError(f"'{word}': cai runs nothing that a configuration names (_target_)")
+        flag, given, path = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            for file in sorted(Path(path if given else after).rglob("*.y*ml")):
+                text = file.read_text(encoding="utf-8", errors="replace")
+                if match := TARGET.search(text):
+                    line = text.count("\n", 0, match.end()) + 1
+                    raise UsageError(f"{file}:{line}: cai runs nothing that a configuration names (_target_)")
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -45,7 +61,7 @@ def saved(root: Path) -> Config:
     """The config of the last run in a folder. Raises CaiError where it is damaged, or another version's."""
     try:
         values = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
     return build(Config, values)
 

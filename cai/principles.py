@@ -8,6 +8,7 @@ from pathlib import Path
 from cai.constitution import Constitution
 from cai.errors import UsageError
 from cai.importing import import_principles
+from cai.redact import safe
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,25 +49,23 @@ def _check(files: Sequence[str]) -> None:
 def _show(file: str, texts: bool) -> None:
     from rich.console import Console
     from rich.table import Table
-
-    from cai.tables import safe
+    from rich.text import Text
 
     found = Constitution.load(file)
     shown = [one.principle.id for one in found.exemplars]
     total = sum(p.weight for p in found.principles)
-    console = Console(soft_wrap=texts)
+    console = Console(soft_wrap=texts, markup=False, highlight=False)
     if texts:
         for p in found.principles:
-            console.print(f"[bold]{p.id}[/]  weight {p.weight:g}")
+            console.print(Text.assemble((p.id, "bold"), f"  weight {p.weight:g}"))
             for name in ("critique", "revision", "comparison"):
-                console.print(f"  [cyan]{name:<10}[/] ", end="")
-                console.print(safe(getattr(p, name)), markup=False)
+                console.print(Text.assemble((f"  {name:<10} ", "cyan"), safe(getattr(p, name))))
         return
     table = Table(title=f"{safe(found.name)}: {len(found.principles)} principles, {len(shown)} exemplars")
     for name in ("principle", "drawn", "exemplars", "tags"):
         table.add_column(name, justify="left" if name in ("principle", "tags") else "right")
     for p in found.principles:
-        table.add_row(p.id, f"{100 * p.weight / total:.1f} %", str(shown.count(p.id) or ""), ", ".join(p.tags))
+        table.add_row(p.id, f"{100 * p.weight / total:.1f} %", str(shown.count(p.id) or ""), safe(", ".join(p.tags)))
     console.print(table)
 
 

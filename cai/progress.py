@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cai.redact import redact, redacted
+from cai.redact import printable, redacted
 from cai.store import write_json
 from cai.telemetry import figures, gauge, log, write_metrics
 
@@ -65,7 +65,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one (rich takes care of that)."""
         if not self.quiet:
-            print(f"{self.stage}: {redact(text)}", file=sys.stderr, flush=True)
+            print(f"{self.stage}: {printable(text)}", file=sys.stderr, flush=True)
             log(text)
 
     def finish(self) -> None:

@@ -11,9 +11,8 @@ from cai.cards import data_card, model_card, origin
 from cai.config import Config, first_round
 from cai.errors import CaiError, UsageError
 from cai.pipeline import trained
-from cai.redact import redact
+from cai.redact import redact, safe
 from cai.store import Manifest, Run, verify
-from cai.tables import safe
 
 KINDS = {"model": "dpo", "revisions": "revise", "preferences": "label"}  # what -> the kind of stage that makes it
 FILES = {"revisions": ("revisions.parquet", "training.parquet"), "preferences": ("pairs.parquet",)}

@@ -1,4 +1,7 @@
-"""Takes keys and tokens out of whatever is shown or written: messages, run.json, manifests, the report."""
+"""Takes keys and tokens out of whatever is shown or written: messages, run.json, manifests, the report.
+
+And what steers a terminal out of what is shown there.
+"""
 
 import os
 import re
@@ -14,10 +17,22 @@ FORMS = re.compile(
     r"|(?<=Bearer )[^\s\"']{8,}|(?<=://)[^\s/:@\"']*:[^\s/@\"']+(?=@)"
 )
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def redact(text: str) -> str:
     """`text` without the values of secret environment variables, and without what has a known key's form."""
     return _without(_secrets(), text)
+
+
+def safe(text: str) -> str:
+    """Others' text for a terminal: no escape sequences, direction marks, lone surrogates; line breaks and tabs stay."""
+    return CONTROL.sub("�", text)
+
+
+def printable(text: str) -> str:
+    """A message for a terminal: it may quote a principle file, a data row or a server."""
+    return safe(redact(text))
 
 
 def redacted(value: Any) -> Any:

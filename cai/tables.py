@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai.config import first_round
 from cai.figures import NAMES, SHARES, figure
+from cai.redact import safe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,13 +15,7 @@ if TYPE_CHECKING:
 
     from cai.pipeline import Step
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 COLOURS = {"done": "green", "partial": "yellow", "run": "cyan"}
-
-
-def safe(text: str) -> str:
-    """Model text for a terminal: no escape sequences, direction marks or lone surrogates; line breaks and tabs stay."""
-    return CONTROL.sub("�", text)
 
 
 def word_diff(before: str, after: str, coloured: bool = True) -> "Text":
@@ -48,8 +43,8 @@ def plan_table(steps: Sequence["Step"]) -> None:
 
     console = Console(soft_wrap=True)
     for step in steps:
-        line = Text.assemble((f"{step.stage.name:<9}", "bold"), (f"{step.state:<9}", COLOURS[step.state]), step.why)
-        console.print(line)
+        name, state = (f"{step.stage.name:<9}", "bold"), (f"{step.state:<9}", COLOURS[step.state])
+        console.print(Text.assemble(name, state, safe(step.why)))
 
 
 def tally(counts: Mapping[str, Any]) -> str:
@@ -118,7 +113,7 @@ def result_table(metrics: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)
     table = Table(title="held-out prompts, 95 % intervals", title_justify="left", title_style="bold")
     table.add_column("model", style="bold")
     columns = result_columns(metrics)
@@ -129,7 +124,7 @@ def result_table(metrics: dict[str, dict[str, Any]]) -> None:
         texts = [figure(c, n in SHARES) if c else "" for c, (_, n) in zip(cells, columns, strict=True)]
         table.add_row(model, *texts)
     if not console.is_terminal:  # a file or a pipe keeps every column
-        console = Console(width=40 + 24 * max(len(columns), len(AGAINST)))
+        console = Console(markup=False, width=40 + 24 * max(len(columns), len(AGAINST)))
     console.print(table)
     _reference_table(metrics, console)
 
@@ -223,7 +218,7 @@ def revision_tables(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console() if Console().is_terminal else Console(width=160)
+    console = Console(markup=False) if Console().is_terminal else Console(markup=False, width=160)
     columns = ("drawn", "changed", "refused", "passed", "gated by", "words before", "after")
     for title, key in (("principle", "principles"), ("round", "rounds")):
         table = Table(title=f"revisions by {title}", title_justify="left", title_style="bold")
@@ -253,4 +248,4 @@ def build_table(summary: Mapping[str, Any]) -> None:
         table.add_row(f"left out: {reason}", str(count))
     table.add_row("failed", str(summary["failed"]))
     table.add_row("kept", str(summary["built"]), style="bold")
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cai.redact import redact, redacted
+from cai.redact import printable, redact, redacted
 
 FIGURES = {  # name -> (kind, what it says); labels beside `stage` in brackets
     "done": ("gauge", "Units of the stage that are done [unit]"),
@@ -84,7 +84,7 @@ def log(message: str, level: int = logging.INFO, error: BaseException | None = N
 
 def say(message: str, level: int = logging.INFO, **fields: Any) -> None:
     """A line on the terminal and in the run's log."""
-    print(redact(message), file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
     log(message, level, **fields)
 
 

@@ -16,9 +16,10 @@ from cai.engines.base import Completion, Engine, Recorded, Request, gather_rows
 from cai.errors import UsageError, nearest
 from cai.paths import resolve_file
 from cai.progress import Progress
+from cai.redact import printable, safe
 from cai.stages.base import Context, Input
 from cai.store import Manifest
-from cai.tables import safe, word_diff
+from cai.tables import word_diff
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Raises UsageError; with --watch, problems of the file are shown and waited out."""
     from rich.console import Console
+    from rich.text import Text
 
     from cai.composing import compose
     from cai.worker import install_signals, quiet
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
             except UsageError as error:
                 if not options.watch:
                     raise
-                console.print(f"[red]{safe(str(error))}[/]", highlight=False)
+                console.print(Text(printable(str(error)), "red"))
             if not options.watch:
                 return
             console.print("[dim]waiting for the file to be saved; Ctrl-C ends[/]")
@@ -214,14 +216,17 @@ class Session:
 
     def _side_by_side(self, files: Sequence[str], rules: Sequence[Constitution]) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         one, other = self._revise([(self._prompt(), each) for each in rules])
         self._say("prompt", self.options.prompt)
         self._say("answer", one.answer)
-        table = Table(*(safe(Path(name).stem) for name in files), expand=True)
+        table = Table(expand=True)
+        for name in files:
+            table.add_column(Text(safe(Path(name).stem)))
         for left, right in zip(one.steps, other.steps, strict=False):
-            table.add_row(f"by {left.principle_id}", f"by {right.principle_id}", style="dim")
-            table.add_row(safe(left.critique), safe(right.critique), end_section=True)
+            table.add_row(Text(f"by {left.principle_id}"), Text(f"by {right.principle_id}"), style="dim")
+            table.add_row(Text(safe(left.critique)), Text(safe(right.critique)), end_section=True)
             table.add_row(
                 self._diff(right.revision, left.revision), self._diff(left.revision, right.revision), end_section=True
             )
@@ -232,6 +237,7 @@ class Session:
         from dataclasses import replace
 
         from rich.table import Table
+        from rich.text import Text
 
         from cai.config import Prompts
         from cai.data.formats import load_prompts
@@ -257,7 +263,7 @@ class Session:
                 ]
                 shown = [f"{100 * f.value:.0f} % [{100 * f.low:.0f}, {100 * f.high:.0f}]" for f in figures]
                 words = sum(len(text.split()) for text in last) / len(last)
-                table.add_row(safe(Path(name).stem), f"{len(part)} {kind}", *shown, f"{words:.0f}")
+                table.add_row(Text(safe(Path(name).stem)), f"{len(part)} {kind}", *shown, f"{words:.0f}")
         self.console.print(table)
         now = {r.prompt.id: r.steps[-1].revision if r.steps else "" for r in found[0]}
         changed = [r for r in found[0] if r.prompt.id in self.before and self.before[r.prompt.id] != now[r.prompt.id]]

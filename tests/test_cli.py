@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cai.composing import compose
+from cai.composing import compose, saved
+from cai.errors import CaiError
 from cai.pipeline import plan
 from cai.stages.base import read_rows
 from cai.store import Run, write_json
@@ -63,6 +64,7 @@ def test_plan_from_another_folder(tmp_path: Path):
         (["+sft.args.learning_rat=1"], "trl.SFTConfig has no such argument; did you mean 'learning_rate'?"),
         (["status", "outputs/none"], "outputs/none is no run's folder"),
         (["show"], "no run in outputs/"),
+        (["hydra.callbacks.a._target_=os.abort"], "cai runs nothing that a configuration names (_target_)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -70,6 +72,25 @@ def test_a_wrong_word_is_one_clear_line_and_exit_code_2(tmp_path: Path, words: l
     done = cai(tmp_path, *words)
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]], ids=" ".join)
+def test_a_folder_of_configurations_can_not_name_what_is_run(tmp_path: Path, words: list[str]):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    target = "_target_: pathlib.Path.touch, self: {_target_: pathlib.Path, _args_: [ran]}"
+    (folder / "theirs.yaml").write_text(f"# @package _global_\nhydra:\n  callbacks: {{a: {{{target}}}}}\n")
+    done = cai(tmp_path, *words, "experiment=theirs")
+    assert done.returncode == 2 and "mine/experiment/theirs.yaml:3: cai runs nothing" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_written_is_closed_to_others(tmp_path: Path):
+    (tmp_path / "release.json").write_text('{"a": {"prompt": "Say what is rude.", "edit_request": "Be polite."}}')
+    command = [sys.executable, "-m", "cai", "principles", "import", "release.json", "--to", "mine.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, umask=0o022)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine.yaml").stat().st_mode & 0o777 == 0o640
 
 
 def test_debug_shows_the_traceback(tmp_path: Path):
@@ -103,6 +124,15 @@ def test_the_status_of_an_older_run_says_what_can_be_done(tmp_path: Path):
     done = cai(tmp_path, "status", str(tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "run.json is of another version of cai" in done.stderr and "`cai show`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '"x"', "{}", '{"config": []}', '{"config": {"a": {"b": [1]}}}', "[" * 5000]
+)
+def test_a_damaged_run_file_is_one_clear_line(tmp_path: Path, text: str):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(CaiError):
+        saved(tmp_path)
 
 
 def test_the_status_of_a_stage_at_work_says_what_is_slow(tmp_path: Path, tiny_model: Path):

@@ -1,6 +1,8 @@
 """`cai principles`: check, show, and import of the two JSON layouts in the wild (with texts of our own)."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,14 @@ def test_show_prints_shares(capsys: pytest.CaptureFixture[str]):
     principles.main(["show", "company-example"])
     shown = capsys.readouterr().out
     assert "no-promises" in shown and "extremism" not in shown and "fernwood" in shown
+
+
+@pytest.mark.parametrize("words", [["show"], ["show", "--texts"], ["check"]], ids=" ".join)
+def test_a_principle_file_can_not_steer_the_terminal(tmp_path: Path, words: list[str]):
+    rule = r'{id: a, critique: "\e[31m[/b]?", revision: "b\e[2J", comparison: "c", tags: ["[/x]\e[2J"]}'
+    file = tmp_path / "a.yaml"
+    file.write_text(f'name: "[/n]\\e[2J"\nprinciples: [{rule}]\n' + ('"\\e[2J": 1\n' if words == ["check"] else ""))
+    command = [sys.executable, "-m", "cai", "principles", *words[:1], str(file), *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (2 if words == ["check"] else 0), done.stderr
+    assert "\x1b" not in done.stdout + done.stderr and "�[2J" in done.stdout + done.stderr

@@ -4,7 +4,7 @@ import pytest
 
 from cai.composing import compose
 from cai.errors import UsageError
-from cai.redact import HIDDEN, redact, redacted
+from cai.redact import HIDDEN, printable, redact, redacted
 
 KEY = "planted+Key/0123456789=="
 
@@ -37,3 +37,9 @@ def test_a_secret_in_the_configuration_is_refused_without_showing_it(override: s
     with pytest.raises(UsageError, match="holds a secret") as caught:
         compose(["experiment=smoke", f"{override}planted-0123456789"])
     assert override.strip("+=") in str(caught.value) and "planted" not in str(caught.value)
+
+
+def test_a_message_can_not_steer_the_terminal():
+    assert printable("a.yaml:1:1: unknown key '\x1b[2J\u202ex\ud800'\n\tand more") == (
+        "a.yaml:1:1: unknown key '�[2J�x�'\n\tand more"
+    )

@@ -199,7 +199,8 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, t
                 os.killpg(process.pid or 0, signal.SIGKILL)
             process.join()
             assert process.exitcode in (-signal.SIGKILL, 0), (folder / "said").read_text()[-3000:]
-            killed.append(check_nothing_half_written(folder) if process.exitcode else "too late")
+            if process.exitcode:  # else the moment came after the run's end
+                killed.append(check_nothing_half_written(folder))
         finish(folder)
         assert answered_twice(folder) == 0, killed
         shutil.rmtree(folder)

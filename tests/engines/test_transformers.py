@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,38 @@ def test_a_batch_that_does_not_fit_is_halved(fill: Any, engine: TransformersEngi
     room = 0
     with pytest.raises(CaiError, match=r"one request of \d+ tokens does not fit .*engine\.dtype or max_new_tokens"):
         ask(engine, questions(WARM)[:5])
+
+
+LITTLE = """
+import asyncio, os, resource, sys
+from pathlib import Path
+from cai.config import EngineConfig, Sampling
+from cai.dialogue import user
+from cai.engines.base import Request, gather_rows
+from cai.engines.transformers import TransformersEngine
+engine = TransformersEngine(EngineConfig(device="cpu", batch_rows=64, batch_tokens=1 << 20), sys.argv[1])
+requests = [Request((user(f"{n} " + "bread " * 400),), Sampling(temperature=0, max_new_tokens=2)) for n in range(64)]
+sizes, real = [], TransformersEngine._sample
+def sample(self, batch, sampling):
+    sizes.append(len(batch))
+    return real(self, batch, sampling)
+TransformersEngine._sample = sample
+def ask():
+    return [one.text for one in asyncio.run(gather_rows([engine.complete(request) for request in requests]))]
+expected, plenty = ask(), sizes.copy()
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (taken + (50 << 20),) * 2)
+assert ask() == expected
+print(plenty, sizes[len(plenty):])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
+def test_under_a_limit_on_memory_batches_are_halved_until_they_fit(tiny_model: Path):
+    done = subprocess.run([sys.executable, "-c", LITTLE, str(tiny_model)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plenty, little = (json.loads(f"[{part}]") for part in done.stdout.strip().strip("[]").split("] ["))
+    assert plenty == [64] and little[:2] == [64, 32] and sum(size < 32 for size in little) >= 2
 
 
 def test_words_are_told_as_they_come_and_change_nothing(engine: TransformersEngine):

@@ -69,6 +69,9 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
             *(f"{name}: {sign}" for name in manifests for sign in manifests[name].summary.get("signs", [])),
         ],
         picture=picture(stages, kinds),
+        lengths={
+            name: bars(m.summary["lengths"]["up_to"]) for name, m in manifests.items() if m.summary.get("lengths")
+        },
         audits={name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary},
         metrics=metrics,
         comparisons=[row for row in measured.get("comparisons", []) if row["first"] == next(iter(metrics))],
@@ -297,6 +300,20 @@ def curves(entries: Sequence[Mapping[str, Any]], width: int = 260, height: int =
         ends = {"low": number(low), "high": number(high), "first": first, "last": last}
         plots.append({"title": title, "lines": lines, "width": width, "height": height} | ends)
     return plots
+
+
+def bars(counts: Mapping[str, int], width: int = 260, height: int = 120) -> dict[str, Any]:
+    """A histogram in pixels, of {"4": rows of 3 or 4 tokens, "8": rows of 5 to 8, ...}; bins between may be missing."""
+    edges = [min(map(int, counts))]
+    while edges[-1] < max(map(int, counts)):
+        edges.append(2 * edges[-1])
+    step, high = width / len(edges), max(counts.values())
+    shown = [
+        {"edge": edge, "count": count, "x": round(place * step, 1), "height": round(height * count / high, 1)}
+        for place, edge in enumerate(edges)
+        for count in [counts.get(str(edge), 0)]
+    ]
+    return {"bars": shown, "step": round(step, 1), "high": high, "width": width, "height": height}
 
 
 def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:

@@ -400,6 +400,17 @@ def test_curves_leave_out_what_is_not_a_number() -> None:
     assert len(long[0]["lines"][0]) <= 300
 
 
+def test_bars_are_as_high_as_their_counts_and_missing_lengths_have_none() -> None:
+    view = report.bars(length_figures([3, 4, 4, 7, 30])["up_to"])
+    assert [(bar["edge"], bar["count"], bar["height"]) for bar in view["bars"]] == [
+        (4, 3, 120.0),
+        (8, 1, 40.0),
+        (16, 0, 0.0),
+        (32, 1, 40.0),
+    ]
+    assert [bar["x"] for bar in view["bars"]] == [0, 65, 130, 195] and (view["step"], view["high"]) == (65, 3)
+
+
 def test_records_are_limited_and_every_suite_gets_a_share() -> None:
     prompt = [{"role": "user", "content": "Hello"}]
     rows = [

@@ -250,6 +250,7 @@ class LabelConfig:
     min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
     calibrate: Prompts | None = None  # labelled pairs that the judge's accuracy is measured on
     human: Human | None = None  # labelled pairs that join the others
+    demonstrations: Prompts | None = None  # rows whose answers, preferred to the policy's own, join the others
     require_judge: bool = runtime(default=False)  # no DPO on the feedback of a judge that can't be relied on
 
 

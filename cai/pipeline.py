@@ -89,7 +89,7 @@ def _built(names: Sequence[str]) -> list[str]:
 
 def _label_data(config: Config, number: int = 1) -> list[str]:
     label = config.label
-    labelled = (label.calibrate, label.human if number == 1 else None)
+    labelled = (label.calibrate, label.human if number == 1 else None, label.demonstrations)
     return [*label.prompts.data, *(name for rows in labelled if rows for name in rows.data)]
 
 
@@ -98,6 +98,8 @@ def _labelled_from(config: Config, number: int = 1) -> list[str]:
     names = {"revise"} if label.kind != "feedback" else set()
     if label.kind != "revision":
         names |= {policy_of(number), policy_of(number) if label.model else label.judge}
+    if label.demonstrations:
+        names |= {policy_of(number)}
     return sorted(names - {"base"})
 
 

@@ -41,9 +41,9 @@ class PreferencePair:
     rejected: str
     probability: float
     principle_ids: tuple[str, ...]
-    judgements: tuple[Judgement, ...] = ()  # none of a revision that is preferred to the first answer, or of people's
+    judgements: tuple[Judgement, ...] = ()  # of AI feedback alone
     seeds: tuple[int, ...] = ()  # that chosen and rejected were sampled with
-    kind: str = "feedback"  # or: revision, human
+    kind: str = "feedback"  # or: revision, human, demonstration
 
     @property
     def orders(self) -> tuple[float, ...]:

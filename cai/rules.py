@@ -89,7 +89,7 @@ def _ranges(config: Config) -> dict[str, Any]:
     helpful = ["revise.helpful"] if config.revise.helpful else []
     build = ["build"] if config.build.prompts else []
     places = ["revise", "label", *build, *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
-    labelled = [key for key in ("label.calibrate", "label.human") if lookup(config, key)]
+    labelled = [key for key in ("label.calibrate", "label.human", "label.demonstrations") if lookup(config, key)]
     places = [f"{place}.prompts" for place in places] + labelled
     prompts = {f"{place}.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))}
     engines = {
@@ -139,6 +139,7 @@ def data_names(config: Config) -> dict[str, list[str]]:
     names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"label.human.data": config.label.human.data} if config.label.human else {}
+    names |= {"label.demonstrations.data": shown.data} if (shown := config.label.demonstrations) else {}
     names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
     names |= {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
     shown = {key: suite.examples for key, suite in config.evaluate.suites.items() if any(suite.shots)}

@@ -107,6 +107,8 @@ def test_every_group_is_covered():
         ("evaluate.suites.held_out.examples=[sead]", "names the data set 'sead', which is not there; did you mean"),
         ("+evaluate.suites.benign.shots=[2]", "only a suite of kind: instructions is asked with examples"),
         ("label.human={data: [sead]}", "label.human.data (override 'label.human={data: [sead]}') names the data set"),
+        ("label.demonstrations={data: [sead]}", "names the data set 'sead', which is not there"),
+        ("label.demonstrations={data: [seed], limit: 0}", "label.demonstrations.limit=0"),
         ("label.human={data: [seed], offset: -1}", "label.human.offset=-1"),
         ("label.human={data: [seed], probability: 0.4}", "label.human.probability=0.4"),
         ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),

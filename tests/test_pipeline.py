@@ -57,6 +57,7 @@ CHANGES = [
     (["label.kind=mixed"], FROM["label"]),
     (["label.calibrate={data: [seed]}"], FROM["label"]),
     (["label.human={data: [seed]}"], FROM["label"]),
+    (["label.demonstrations={data: [seed]}"], FROM["label"]),
     (["label.model={name: tiny, kind: path, path: {tiny_model}}"], FROM["label"]),
     (["dpo.loss=trl"], FROM["dpo"]),
     (["dpo.reference=first"], []),  # in the only round the policy is the first

@@ -220,6 +220,17 @@ def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> 
     return prompts[chosen.offset :][: chosen.limit]
 
 
+def load_demonstrations(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[tuple[Prompt, str]]:
+    """(prompt, answer) of the dialogues that end in an answer, without doubles, drawn and picked as by load_prompts."""
+    unique: dict[str, tuple[Prompt, str]] = {}
+    for dialogue, tags in load_dialogues(chosen.data, sets, seed).dialogues:
+        if len(dialogue) > 1 and dialogue[-1].role == "assistant":
+            prompt = Prompt.of(dialogue[:-1], tags["source"])
+            unique.setdefault(prompt.id, (prompt, dialogue[-1].content))
+    rows = sorted(unique.values(), key=lambda row: seed_of(seed, row[0].id))
+    return rows[chosen.offset :][: chosen.limit]
+
+
 def load_preferences(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[tuple[Prompt, str, str]]:
     """(prompt, better answer, worse answer) of every labelled pair, shuffled by `seed`, then those that `chosen` picks.
 

@@ -1,28 +1,31 @@
 """Preference pairs: AI feedback on answers of the sl_cai model, or in later rounds of the one before's (section 4.1),
-revisions over first answers, or both; people's beside them where there are any (the paper's helpfulness pairs are)."""
+revisions over first answers, or both; beside them people's, where there are any (the paper's helpfulness pairs are),
+and demonstrations over the policy's own answers."""
 
 import asyncio
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cai.config import Human, LabelConfig
+from cai.config import Human, LabelConfig, Prompts
 from cai.constitution import Constitution
-from cai.data.formats import load_preferences, load_prompts
+from cai.data.formats import load_demonstrations, load_preferences, load_prompts
 from cai.dialogue import Prompt, as_dicts, assistant, from_dicts
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
 from cai.errors import CaiError
 from cai.preferences import PreferencePair, compare, distinct, mixed, ordered, similar, tournament
 from cai.scoring.judge import accuracy_figures, doubts, judge_figures
+from cai.scoring.refusal import refuses
 from cai.stages.base import Context, held_apart, read_rows, split_failed, write_failed, write_rows
 
 
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/pairs.parquet in trl's preference format with probabilities. Returns counts and judge figures."""
-    feedback, revisions, summary = [], [], {}
+    feedback, revisions, shown, failed, summary = [], [], [], [], {}
     human, overlapping = human_pairs(config.human, context) if config.human else ([], 0)
     if config.kind != "revision":
-        feedback, summary = _feedback(config, work, context)
+        feedback, failed, summary = _feedback(config, context)
     if config.kind != "feedback":
         rows = read_rows(Path(context.inputs["revise"].path) / "revisions.parquet")
         revisions = [pair for row in rows if (pair := revision_pair(row, config)) is not None]
@@ -31,19 +34,28 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
         pairs = mixed(feedback, revisions, config, context.seed)
     else:
         pairs = (feedback or revisions)[: config.limit]
+    if config.demonstrations:
+        shown, unanswered, counts = demonstration_pairs(config.demonstrations, config, context)
+        failed, summary = failed + unanswered, summary | counts
+    if config.demonstrations or config.kind != "revision":
+        summary |= write_failed(work, failed)
+    pairs = [*pairs, *shown]
     if not pairs:
         raise CaiError(
             f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity and prompts"
         )
-    if config.human:
+    if human or shown:
         pairs = ordered([*pairs, *human], context.seed)
+    if config.human:
         summary |= {"human": len(human), "human_overlapping": overlapping}
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
     return summary | {"pairs": len(pairs), "revisions": sum(pair.kind == "revision" for pair in pairs)}
 
 
-def _feedback(config: LabelConfig, work: Path, context: Context) -> tuple[list[PreferencePair], dict[str, Any]]:
-    """Pairs by AI feedback, and the counts of what was left out."""
+def _feedback(
+    config: LabelConfig, context: Context
+) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
+    """Pairs by AI feedback, the rows that failed, and the counts of what was left out."""
     constitution = context.load_constitution()
     prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
     if not prompts:
@@ -61,7 +73,7 @@ def _feedback(config: LabelConfig, work: Path, context: Context) -> tuple[list[P
         ledger.close()
     judgements, more = split_failed([prompt for prompt, _ in different], compared)
     judged = [pairs for _, pairs in judgements]
-    failures = write_failed(work, failed + more + split_failed([prompt for prompt, _, _ in labelled], known)[1])
+    failed += more + split_failed([prompt for prompt, _, _ in labelled], known)[1]
     best = [pairs[0] for pairs in judged if pairs]
     kept = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
     figures = judge_figures([pair for pairs in judged for pair in pairs])
@@ -76,8 +88,8 @@ def _feedback(config: LabelConfig, work: Path, context: Context) -> tuple[list[P
         figures |= {"labelled": config.calibrate.data}
     figures["doubts"] = doubts(figures, config.calibrate.data if config.calibrate else [])
     summary = {"prompts": len(prompts), "overlapping": len(dropped), "identical": len(answered) - len(different)}
-    summary |= failures | {"too_long": len(judged) - len(best), "uncertain": len(best) - len(kept)}
-    return kept, summary | {"judged": sum(map(len, judged)), "judge": figures}
+    summary |= {"too_long": len(judged) - len(best), "uncertain": len(best) - len(kept)}
+    return kept, failed, summary | {"judged": sum(map(len, judged)), "judge": figures}
 
 
 async def _answers(
@@ -141,6 +153,26 @@ def human_pairs(config: Human, context: Context) -> tuple[list[PreferencePair], 
         if not any(context.holds_out(turn.content) for turn in prompt.messages if turn.role == "user")
     ]
     return pairs, len(labelled) - len(pairs)
+
+
+def demonstration_pairs(
+    chosen: Prompts, config: LabelConfig, context: Context
+) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
+    """Rows whose answer is preferred to one of the policy's, a refusal if it gave one; the rows that failed; counts."""
+    rows = load_demonstrations(chosen, context.data, context.seed)
+    prompts, dropped = held_apart([prompt for prompt, _ in rows], context)
+    wanted = {prompt.id: answer for prompt, answer in rows}
+    with closing(context.ledger()) as ledger:
+        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))
+    answered, failed = split_failed(prompts, found)
+    pairs = []
+    for prompt, answers in answered:
+        worse = next(iter(sorted(answers, key=refuses, reverse=True)), None)  # None: every answer was empty
+        if worse is not None and not similar(wanted[prompt.id], worse, config.max_similarity):
+            own = (answers[worse],)
+            pairs.append(PreferencePair(prompt, wanted[prompt.id], worse, 1.0, (), seeds=own, kind="demonstration"))
+    counts = {"demonstrations": len(pairs), "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs)}
+    return pairs, failed, counts | {"demonstrations_overlapping": len(dropped)}
 
 
 def as_row(pair: PreferencePair) -> dict[str, Any]:

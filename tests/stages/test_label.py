@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,35 @@ def test_peoples_pairs_with_an_evaluation_prompt_are_left_out(context: Context):
     human = [row["prompt"] for row in rows if row["kind"] == "human"]
     assert (summary["human"], summary["human_overlapping"]) == (4, 3) and len(human) == 4
     assert all(len(turns) == 1 and turns[0]["content"][3] in "0345" for turns in human)
+
+
+@pytest.mark.parametrize("kind", ["feedback", "revision"])
+def test_demonstrations_are_preferred_to_the_policys_own_answers(
+    kind: str, context: Context, monkeypatch: pytest.MonkeyPatch
+):
+    """A refusal is the rejected answer where there is one among those that were sampled."""
+    revised(context, COUNT)
+    turns = [[("user", f"Is {n} odd?"), ("assistant", f"Divide {n} by two.")] for n in range(6)]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in one]} for one in turns]
+    (context.root / "shown.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (context.root / "held.jsonl").write_text(json.dumps({"prompt": "Is 4 odd?"}))
+    sets = {name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("shown", "held")}
+    more = dataclasses.replace(context, data={**context.data, **sets}, held_out={"held": sets["held"]})
+    monkeypatch.setattr(label, "refuses", lambda text: hash_of(text) % 3 == 0)
+    plain, before = run(more, settings(kind=kind, answers=3))
+    summary, joined = run(more, settings(kind=kind, answers=3, demonstrations=Prompts(["shown"])))
+    found = [row for row in joined if row["kind"] == "demonstration"]
+    assert [row for row in joined if row not in found] != [] and len(joined) == len(before) + len(found)
+    assert {row["prompt"][0]["content"] for row in found} == {f"Is {n} odd?" for n in (0, 1, 2, 3, 5)}
+    assert all(row["chosen"][0]["content"] == f"Divide {row['prompt'][0]['content'][3]} by two." for row in found)
+    refused = [row for row in found if hash_of(row["rejected"][0]["content"]) % 3 == 0]
+    assert len(refused) >= 2  # of three answers each, most times one
+    assert summary == plain | {
+        **{"demonstrations": 5, "demonstrations_refused": len(refused), "demonstrations_overlapping": 1},
+        **{"pairs": plain["pairs"] + 5, "failed": 0},
+    }
+    assert all(row["probability"] == 1 and len(row["seeds"]) == 1 and row["orders"] == [] for row in found)
+
+
+def hash_of(text: str) -> int:
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))

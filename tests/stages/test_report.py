@@ -87,7 +87,15 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
         for i, p in enumerate(messages)
     ]
     pairs = [
-        {"id": f"{i}", "prompt": p, "chosen": p, "rejected": p, "probability": 0.6, "orders": [0.4, 0.8]}
+        {
+            "id": f"{i}",
+            "prompt": p,
+            "chosen": p,
+            "rejected": p,
+            "probability": 0.6,
+            "orders": [0.4, 0.8],
+            "kind": "feedback",
+        }
         | {"principles": ["kind"]}
         for i, p in enumerate(messages)
     ]

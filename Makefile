@@ -28,7 +28,8 @@ quickstart: $(VENV)/.installed
 	$(BIN)/cai experiment=quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not vllm and not chaos and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal \
+	  -m "not slow and not vllm and not chaos and not browser"
 
 # vLLM wants an older transformers than training does, and torch's companions break it on a CPU
 $(VLLM)/.installed: Makefile constraints.txt

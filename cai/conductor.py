@@ -206,7 +206,8 @@ def launch_arguments(config: Config) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", type=int, default=1)
     several = parser.parse_known_args(config.launcher.args)[0].num_processes > 1
-    alone = several and pick_device(config.engine.device) == "cpu" and "--multi_gpu" not in config.launcher.args
+    launched = {"--multi_gpu", "--use_fsdp"} & {*config.launcher.args}
+    alone = several and pick_device(config.engine.device) == "cpu" and not launched
     return [*config.launcher.args, *(["--multi_gpu"] if alone else [])]
 
 

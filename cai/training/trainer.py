@@ -265,9 +265,12 @@ def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any
     """
     from cai.training.model import save_model
 
+    # the shards of FSDP are put together by all processes
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if int(os.environ.get("RANK", "0")):
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
+    model = model if state is None else _in_one_piece(model, state)
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise CaiError("the trained weights are no numbers any more: lower the learning rate; nothing is published")
     if hasattr(model, "merge_and_unload"):
@@ -280,6 +283,19 @@ def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any
         model = model.merge_and_unload()
     save_model(model, tokenizer, work / "model")
     write_json(work / "history.json", history(trainer.state.log_history))
+
+
+def _in_one_piece(sharded: Any, state: dict[str, Any]) -> Any:
+    """A sharded model anew, with its whole weights."""
+    from peft import PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(sharded.config, dtype=next(iter(state.values())).dtype)
+    if isinstance(sharded, PeftModel):
+        model = get_peft_model(model, sharded.peft_config["default"])
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    return model
 
 
 def _settle_adapter(folder: Path) -> None:

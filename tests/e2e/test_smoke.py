@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,6 +185,55 @@ def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
     for key in ("loss", "eval_loss", "grad_norm"):
         found = [entry[key] for entry in together if key in entry]
         assert found and found == pytest.approx([entry[key] for entry in alone if key in entry], abs=1e-3)
+
+
+# accelerate shards on accelerators alone, and trains data parallel elsewhere without a word: here CPUs pass for GPUs
+SHARDS = """
+import atexit, os
+from pathlib import Path
+if "LOCAL_RANK" in os.environ:  # a process of `accelerate launch`
+    import torch
+    from accelerate import state
+    from accelerate.utils import DistributedType
+    begin, meet = state.PartialState.__init__, torch.distributed.barrier
+    def init(self, cpu=False, **options):
+        begin(self, cpu, **options)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+    state.PartialState.__init__ = init
+    torch.distributed.barrier = lambda *given, device_ids=None, **named: meet(*given, **named)  # gloo knows no device
+    atexit.register(lambda: Path(f"sharded-{os.environ['RANK']}").write_text(str(state.AcceleratorState().is_fsdp2)))
+"""
+
+
+@pytest.mark.parametrize("peft", ["null", "{r: 4, lora_alpha: 8, target_modules: all-linear}"], ids=["full", "lora"])
+def test_sharded_training_is_that_of_one_process(
+    peft: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """FSDP2 on gloo: the same losses at an equal global batch, and the same weights published in one piece."""
+    from safetensors.torch import load_file
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SHARDS)
+    path = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+
+    def tuned(launcher: str, rows: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
+        words = [f"name={launcher}", f"launcher={launcher}", f"sft.args.per_device_train_batch_size={rows}"]
+        words += ["stages=[sft]", "sft.validation=0.25", "sft.max_length=1024", "sft.args.per_device_eval_batch_size=1"]
+        done = cai(tmp_path, tiny_model, *words, f"sft.peft={peft}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        out = tmp_path / "outputs" / launcher / "latest/sft/out"
+        return json.loads((out / "history.json").read_text()), load_file(out / "model" / "model.safetensors")
+
+    (alone, whole), (together, gathered) = tuned("inline", 4), tuned("fsdp", 2)
+    assert [(tmp_path / f"sharded-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+    for key in ("loss", "eval_loss"):
+        found = [entry[key] for entry in together if key in entry]
+        assert found and found == pytest.approx([entry[key] for entry in alone if key in entry], abs=1e-3)
+    assert gathered.keys() == whole.keys()
+    assert all(gathered[name].shape == whole[name].shape for name in whole)
+    assert max(float((gathered[name] - whole[name]).abs().max()) for name in whole) < 1e-3
 
 
 def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_model: Path):

@@ -1,5 +1,6 @@
 """Composes conf/ with overrides through Hydra, and says in one line what is wrong with them."""
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -25,16 +26,16 @@ def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
 
 def refuse_targets(words: Sequence[str]) -> None:
     """Raises UsageError where an override, or a file of --config-dir, names something for Hydra to import and call."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        if not word.startswith("-") and TARGET.search(word):
-            raise UsageError(f"'{word}': cai runs nothing that a configuration names (_target_)")
-        flag, given, path = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            for file in sorted(Path(path if given else after).rglob("*.y*ml")):
-                text = file.read_text(encoding="utf-8", errors="replace")
-                if match := TARGET.search(text):
-                    line = text.count("\n", 0, match.end()) + 1
-                    raise UsageError(f"{file}:{line}: cai runs nothing that a configuration names (_target_)")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    folder = parser.parse_known_args(words)[0].config_dir
+    texts = {f"'{word}'": word for word in words if not word.startswith("-")}
+    for file in sorted(Path(folder).rglob("*.y*ml")) if folder else ():
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        texts |= {f"{file}:{number}": line for number, line in enumerate(lines, 1)}
+    for where, text in texts.items():
+        if TARGET.search(text):
+            raise UsageError(f"{where}: cai runs nothing that a configuration names (_target_)")
 
 
 def compose(overrides: Sequence[str]) -> Config:

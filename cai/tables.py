@@ -218,7 +218,7 @@ def revision_tables(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False) if Console().is_terminal else Console(markup=False, width=160)
+    console = Console(markup=False, width=None if Console().is_terminal else 160)
     columns = ("drawn", "changed", "refused", "passed", "gated by", "words before", "after")
     for title, key in (("principle", "principles"), ("round", "rounds")):
         table = Table(title=f"revisions by {title}", title_justify="left", title_style="bold")

@@ -104,7 +104,7 @@ def test_the_file_is_whole_while_others_count(tmp_path: Path):
     def keep_counting() -> None:
         number = 0
         while not stop.is_set():
-            telemetry.count("server_retries_total", server=str(number % 500), cause="away")
+            telemetry.count("server_retries_total", server=str(number % 5000), cause="away")
             number += 1
 
     thread = threading.Thread(target=keep_counting)

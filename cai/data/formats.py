@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from cai.config import DataConfig, Prompts
 from cai.data.sources import rows_of, shown
@@ -16,6 +16,8 @@ from cai.dialogue import Dialogue, Message, Prompt, assistant, from_dicts, user
 from cai.digest import seed_of
 from cai.errors import CaiError
 from cai.telemetry import say
+
+T = TypeVar("T")
 
 SHAREGPT = {"human": "user", "gpt": "assistant"}
 TAGS = ("id", "task", "format", "domain", "category")
@@ -216,8 +218,7 @@ def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> 
         if turns and turns[-1].role == "user":
             prompt = Prompt.of(turns, tags["source"])
             unique.setdefault(prompt.id, prompt)
-    prompts = sorted(unique.values(), key=lambda prompt: seed_of(seed, prompt.id))
-    return prompts[chosen.offset :][: chosen.limit]
+    return _picked(unique, chosen, seed)
 
 
 def load_demonstrations(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[tuple[Prompt, str]]:
@@ -227,8 +228,13 @@ def load_demonstrations(chosen: Prompts, sets: Mapping[str, DataConfig], seed: i
         if len(dialogue) > 1 and dialogue[-1].role == "assistant":
             prompt = Prompt.of(dialogue[:-1], tags["source"])
             unique.setdefault(prompt.id, (prompt, dialogue[-1].content))
-    rows = sorted(unique.values(), key=lambda row: seed_of(seed, row[0].id))
-    return rows[chosen.offset :][: chosen.limit]
+    return _picked(unique, chosen, seed)
+
+
+def _picked(unique: Mapping[str, T], chosen: Prompts, seed: int) -> list[T]:
+    """What stands under a prompt's id, shuffled by `seed`, then the rows that `chosen` picks."""
+    drawn = sorted(unique, key=lambda name: seed_of(seed, name))
+    return [unique[name] for name in drawn[chosen.offset :][: chosen.limit]]
 
 
 def load_preferences(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[tuple[Prompt, str, str]]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -170,21 +169,27 @@ def test_sft_is_tuned_on_what_build_has_made(tmp_path: Path, tiny_model: Path):
     assert "sft: stale: build gave other output" in again.stderr
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
-    """At an equal global batch: the same losses step by step, and the same held-out loss."""
+def tuned(folder: Path, tiny_model: Path, launcher: str, rows: int, *more: str) -> tuple[Path, list[dict[str, float]]]:
+    """What sft writes with `rows` rows a process, and its curve."""
+    words = [f"name={launcher}", f"launcher={launcher}", f"sft.args.per_device_train_batch_size={rows}"]
+    words += ["stages=[sft]", "sft.validation=0.25", "sft.max_length=1024", "sft.args.per_device_eval_batch_size=1"]
+    done = cai(folder, tiny_model, *words, *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = folder / "outputs" / launcher / "latest/sft/out"
+    return out, json.loads((out / "history.json").read_text())
 
-    def curve(launcher: str, rows: int) -> list[dict[str, float]]:
-        words = [f"name={launcher}", f"launcher={launcher}", f"sft.args.per_device_train_batch_size={rows}"]
-        words += ["stages=[sft]", "sft.validation=0.25", "sft.max_length=1024", "sft.args.per_device_eval_batch_size=1"]
-        done = cai(tmp_path, tiny_model, *words)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads((tmp_path / "outputs" / launcher / "latest/sft/out/history.json").read_text())
 
-    alone, together = curve("inline", 4), curve("accelerate", 2)
-    assert [entry["step"] for entry in together] == [entry["step"] for entry in alone] and len(alone) > 4
-    for key in ("loss", "eval_loss", "grad_norm"):
+def check_curves(together: list[dict[str, float]], alone: list[dict[str, float]], *keys: str) -> None:
+    for key in keys:
         found = [entry[key] for entry in together if key in entry]
         assert found and found == pytest.approx([entry[key] for entry in alone if key in entry], abs=1e-3)
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
+    """At an equal global batch: the same losses step by step, and the same held-out loss."""
+    (_, alone), (_, together) = (tuned(tmp_path, tiny_model, *how) for how in (("inline", 4), ("accelerate", 2)))
+    assert [entry["step"] for entry in together] == [entry["step"] for entry in alone] and len(alone) > 4
+    check_curves(together, alone, "loss", "eval_loss", "grad_norm")
 
 
 # accelerate shards on accelerators alone, and trains data parallel elsewhere without a word: here CPUs pass for GPUs
@@ -217,20 +222,11 @@ def test_sharded_training_is_that_of_one_process(
     (tmp_path / "site" / "sitecustomize.py").write_text(SHARDS)
     path = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
-
-    def tuned(launcher: str, rows: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
-        words = [f"name={launcher}", f"launcher={launcher}", f"sft.args.per_device_train_batch_size={rows}"]
-        words += ["stages=[sft]", "sft.validation=0.25", "sft.max_length=1024", "sft.args.per_device_eval_batch_size=1"]
-        done = cai(tmp_path, tiny_model, *words, f"sft.peft={peft}")
-        assert done.returncode == 0, done.stderr[-3000:]
-        out = tmp_path / "outputs" / launcher / "latest/sft/out"
-        return json.loads((out / "history.json").read_text()), load_file(out / "model" / "model.safetensors")
-
-    (alone, whole), (together, gathered) = tuned("inline", 4), tuned("fsdp", 2)
+    one, alone = tuned(tmp_path, tiny_model, "inline", 4, f"sft.peft={peft}")
+    two, together = tuned(tmp_path, tiny_model, "fsdp", 2, f"sft.peft={peft}")
     assert [(tmp_path / f"sharded-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
-    for key in ("loss", "eval_loss"):
-        found = [entry[key] for entry in together if key in entry]
-        assert found and found == pytest.approx([entry[key] for entry in alone if key in entry], abs=1e-3)
+    check_curves(together, alone, "loss", "eval_loss")
+    whole, gathered = (load_file(out / "model" / "model.safetensors") for out in (one, two))
     assert gathered.keys() == whole.keys()
     assert all(gathered[name].shape == whole[name].shape for name in whole)
     assert max(float((gathered[name] - whole[name]).abs().max()) for name in whole) < 1e-3

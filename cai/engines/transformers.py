@@ -1,4 +1,8 @@
-"""The engine on plain transformers: batches by shared prefix and length, any device, sampling seeded row by row."""
+"""The engine on plain transformers: batches by shared prefix and length, any device, sampling seeded row by row.
+
+Nothing is read twice where that can be helped: a prefix that the rows of a batch share, and what a row has in
+common with its last request and the reply to it (the request for a revision is that for the critique, and more).
+"""
 
 import random
 import time
@@ -8,10 +12,12 @@ from typing import Any
 from cai.config import EngineConfig, Sampling
 from cai.dialogue import render
 from cai.engines.base import Batcher, Completion, Request
+from cai.engines.cache import Kept, append, behind, keep, keeps, open_cache, share, shares
 from cai.errors import CaiError
 
 SHARED = 64  # tokens: a shorter common prefix is not worth a pass of its own
 SHED = 1 / 8  # the share of a batch's rows that have ended at which they leave it
+FEW = 8  # rows: fewer are no batch of their own while others wait
 
 
 class TransformersEngine:
@@ -24,10 +30,13 @@ class TransformersEngine:
         self.device = pick_device(config.device)
         self.tokenizer: Any = load_tokenizer(model)
         self.model: Any = load_model(model, config.dtype, self.device, config.attention).eval()
+        share(self.model)
         self.heard: Callable[[str], object] | None = None  # told a reply's words as they come, where it is alone
         self._batcher = Batcher(self._choose, self._run)
         self._tokens: dict[Request, list[int]] = {}
         self._prefix: tuple[tuple[int, ...], Any] = ((), None)  # the last shared prefix and its keys and values
+        self._kept: list[Kept] = []  # the rows of the last batch
+        self._known: dict[Request, Kept] = {}  # waiting requests that go on from such a row
 
     async def complete(self, request: Request) -> Completion:
         ids = self._encode(render(self.tokenizer, request.messages))
@@ -36,10 +45,13 @@ class TransformersEngine:
         if len(ids) + (request.sampling.max_new_tokens if request.sampling else max(map(len, options))) > room:
             return Completion("", "too_long", len(ids), 0, 0.0, ())
         self._tokens[request] = ids
+        if request.sampling and (row := next((row for row in self._kept if row.begins(ids)), None)):
+            self._known[request] = row
         try:
             return await self._batcher.complete(request)
         finally:
             self._tokens.pop(request, None)
+            self._known.pop(request, None)
 
     def close(self) -> None:
         import gc
@@ -47,30 +59,40 @@ class TransformersEngine:
         import torch
 
         self.model = None
-        self._prefix = ((), None)
+        self._forget()
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
+
+    def _forget(self) -> None:
+        self._prefix = ((), None)
+        self._kept = []
+        self._known.clear()
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _choose(self, waiting: list[Request]) -> list[int]:
-        """Requests alike in kind and sampling; those with a shared prefix together; the longest first."""
+        """Requests alike in kind and sampling: those that go on from the last batch before others, while their keys and
+        values are there; else those with a shared prefix together. The longest first."""
+        known = [index for index, request in enumerate(waiting) if request in self._known]
+        known = known if len(known) >= min(FEW, len(waiting)) else []
         groups: dict[Any, list[int]] = {}
-        for index, request in enumerate(waiting):
-            groups.setdefault(request.sampling, []).append(index)
+        for index in known or range(len(waiting)):
+            groups.setdefault(waiting[index].sampling, []).append(index)
         picked = max(groups.values(), key=len)
         prefixes: dict[tuple[int, ...], list[int]] = {}
         for index in picked:
             prefixes.setdefault(tuple(self._tokens[waiting[index]][:SHARED]), []).append(index)
         largest = max(prefixes.values(), key=len)
-        if len(largest) >= 8:
+        if len(largest) >= FEW and not known:
             picked = largest
-        picked = sorted(picked, key=lambda index: -len(self._tokens[waiting[index]]))
+        picked = sorted(picked, key=lambda index: -len(self._tokens[waiting[index]]))[: self.config.batch_rows]
         sampling = waiting[picked[0]].sampling
-        width = len(self._tokens[waiting[picked[0]]]) + (sampling.max_new_tokens if sampling else 64)
-        return picked[: max(1, min(self.config.batch_rows, self.config.batch_tokens // width))]
+        rows = [self._tokens[waiting[index]] for index in picked]
+        shared = _common(rows) if sampling and shares(self.model) else 0  # once for all of them
+        own = len(rows[0]) - shared + (sampling.max_new_tokens if sampling else 64)
+        return picked[: max(1, (self.config.batch_tokens - shared) // own)]
 
     def _run(self, batch: list[Request]) -> list[Completion]:
         import torch
@@ -89,7 +111,7 @@ class TransformersEngine:
                     f"{self.device}; take a smaller model, engine.dtype or max_new_tokens"
                 ) from None
         if results is None:  # not above: the error's frames would hold the memory
-            self._prefix = ((), None)
+            self._forget()
             half = len(batch) // 2
             return self._run(batch[:half]) + self._run(batch[half:])
         share = (time.perf_counter() - started) / len(batch)
@@ -103,8 +125,7 @@ class TransformersEngine:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         rows = [self._tokens[request] for request in batch]
-        prefix, cache = self._shared(rows)
-        ids, mask = self._pad(rows, len(prefix))
+        cache, ids, mask = self._begin(rows, [self._known.pop(request, None) for request in batch])
         picker = _Sampler(sampling, [request.seed for request in batch])
         ends = self._stops()
         stops = torch.tensor(ends, device=ids.device)
@@ -130,22 +151,51 @@ class TransformersEngine:
             )
             for row, new in zip(running, output.sequences[:, width:].tolist(), strict=True):
                 replies[row] += new
-            ended = torch.isin(output.sequences[:, width:], stops).any(1)
-            if len(replies[running[0]]) >= sampling.max_new_tokens or ended.all():
+            ids, cache = output.sequences, output.past_key_values
+            mask = torch.cat([mask, mask.new_ones(len(running), ids.shape[1] - width)], dim=1)
+            ended = torch.isin(ids[:, width:], stops).any(1) | (len(replies[running[0]]) >= sampling.max_new_tokens)
+            if cache is not None and keeps(cache):
+                for place in ended.nonzero()[:, 0].tolist():
+                    prompt, reply = rows[running[place]], replies[running[place]]
+                    end = next((i for i, token in enumerate(reply, 1) if token in ends), None)
+                    self._kept.append(keep(cache, place, mask[place], prompt + reply[:end], len(prompt)))
+            if ended.all():
                 break
-            keep = (~ended).nonzero()[:, 0]
-            running = [running[place] for place in keep.tolist()]
-            picker.generators = [picker.generators[place] for place in keep.tolist()]
-            ids, cache = output.sequences[keep], output.past_key_values
-            mask = torch.cat([mask[keep], mask.new_ones(len(keep), ids.shape[1] - width)], dim=1)
+            staying = (~ended).nonzero()[:, 0]
+            running = [running[place] for place in staying.tolist()]
+            picker.generators = [picker.generators[place] for place in staying.tolist()]
+            ids, mask = ids[staying], mask[staying]
             if cache is not None:  # a model that keeps its state elsewhere reads its rows again
-                cache.reorder_cache(keep)  # every kind of cache has it, batch_select_indices not
+                cache.reorder_cache(staying)  # every kind of cache has it, batch_select_indices not
         results = []
         for row in replies:
             new = next((place for place, token in enumerate(row, 1) if token in ends), 0)
             text = self.tokenizer.decode(row[: new or len(row)], skip_special_tokens=True).strip()
             results.append((text, "stop" if new else "length", new or len(row), ()))
         return results
+
+    def _begin(self, rows: list[list[int]], known: list[Kept | None]) -> tuple[Any, Any, Any]:
+        """A cache with what the rows share and what is known of each; (rows, width) ids and mask of all their tokens.
+
+        A row lies there as: the shared prefix, padding, what else is known of it, padding, the rest.
+        """
+        import torch
+
+        self._kept = []
+        prefix, cache = self._shared(rows)
+        read = [len(prefix)] * len(rows)
+        masks = [torch.ones(len(rows), len(prefix), dtype=torch.long, device=self.device)]
+        kept = [row for row in known if row is not None and row.shared <= len(prefix)]
+        if len(kept) == len(rows):
+            cache = cache or open_cache(self.model.config)
+            read = [max(len(prefix), row.common(ids)) for row, ids in zip(kept, rows, strict=True)]
+            masks.append(append(cache, kept, len(prefix), read))
+        elif cache is None and not keeps(cache := open_cache(self.model.config)):
+            cache = None  # the model knows best what it needs
+        ids, mask = self._pad([row[known:] for row, known in zip(rows, read, strict=True)])
+        mask = torch.cat([*masks, mask], dim=1)
+        before = ids.new_full((len(rows), mask.shape[1] - ids.shape[1]), self._pad_id)  # the cache has them
+        return cache, torch.cat([before, ids], dim=1), mask
 
     def _streamer(self) -> Any:
         from transformers import TextStreamer
@@ -160,36 +210,26 @@ class TransformersEngine:
         return streamer
 
     def _shared(self, rows: list[list[int]]) -> tuple[list[int], Any]:
-        """The prefix that all rows share and its keys and values, repeated for each row; ([], None) if too short."""
-        import copy
-
+        """The prefix that all rows share and a cache that begins with it; ([], None) if too short."""
         import torch
-        from transformers import DynamicCache
 
-        first, last = min(rows), max(rows)
-        length = next(
-            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-        )
-        length = min(length, min(map(len, rows)) - 1)  # every row keeps a token of its own
+        length = _common(rows)
         if length < SHARED or len(rows) == 1:
             return [], None
-        prefix = first[:length]
+        prefix = rows[0][:length]
         if self._prefix[0] != tuple(prefix):
-            cache = DynamicCache(config=self.model.config)
+            cache = open_cache(self.model.config)
             self.model(torch.tensor([prefix], device=self.device), past_key_values=cache, logits_to_keep=1)
             self._prefix = (tuple(prefix), cache)
-        cache = copy.deepcopy(self._prefix[1])
-        cache.batch_repeat_interleave(len(rows))
-        return prefix, cache
+        return prefix, behind(self.model.config, self._prefix[1], len(rows))
 
-    def _pad(self, rows: list[list[int]], shared: int) -> tuple[Any, Any]:
-        """(rows, width) ids and mask: the shared prefix, then padding, then each row's own tokens."""
+    def _pad(self, rows: list[list[int]]) -> tuple[Any, Any]:
+        """(rows, width) ids and mask, padded on the left."""
         import torch
 
         width = max(map(len, rows))
-        gaps = [width - len(row) for row in rows]
-        ids = [row[:shared] + [self._pad_id] * gap + row[shared:] for row, gap in zip(rows, gaps, strict=True)]
-        mask = [[1] * shared + [0] * gap + [1] * (len(row) - shared) for row, gap in zip(rows, gaps, strict=True)]
+        ids = [[self._pad_id] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def _score(self, batch: list[Request]) -> list[tuple[str, str, int, tuple[float, ...]]]:
@@ -208,7 +248,7 @@ class TransformersEngine:
         for start in range(0, len(jobs), len(batch)):
             part = jobs[start : start + len(batch)]
             rows = [self._tokens[batch[index]] + option for index, option, _ in part]
-            ids, mask = self._pad(rows, 0)
+            ids, mask = self._pad(rows)
             keep = max(len(option) for _, option, _ in part) + 1
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             logits = self.model(
@@ -236,6 +276,13 @@ class TransformersEngine:
         stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
         extra = self.tokenizer.eos_token_id
         return stops if extra is None or extra in stops else [*stops, extra]
+
+
+def _common(rows: list[list[int]]) -> int:
+    """How many tokens all rows begin with, but for the last of the shortest: every row keeps one of its own."""
+    first, last = min(rows), max(rows)
+    most = min(map(len, rows)) - 1
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), most)
 
 
 class _Enough:

@@ -1,5 +1,6 @@
 """Where models come from (hub, folder, wheel), and loading them with the dtype that the device is good at."""
 
+import ctypes
 import dataclasses
 import logging
 import os
@@ -168,11 +169,25 @@ def load_model(model: str, dtype: str, device: str, attention: str | None = None
     """A causal language model on its device, in eval mode as transformers leaves it."""
     from transformers import AutoModelForCausalLM
 
+    if device == "cpu":
+        _hold_memory()
     arguments = {"dtype": pick_dtype(dtype, device), "attn_implementation": attention}
     if quantization is None:
         return _explained(AutoModelForCausalLM.from_pretrained, model, **arguments).to(device)
     arguments |= {"quantization_config": quantization, "device_map": {"": device}}
     return _explained(AutoModelForCausalLM.from_pretrained, model, **arguments)
+
+
+def _hold_memory() -> None:
+    """Has this process hold what large tensors on the CPU give back, where its C library is glibc: each would else come
+    fresh from the system, which fills it with zeros page by page (a tenth of the time of training and of prefill)."""
+    mmap_max, trim_threshold = -4, -1
+    try:
+        glibc = ctypes.CDLL("libc.so.6")
+        glibc.mallopt(mmap_max, 0)
+        glibc.mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):
+        return
 
 
 def _explained(load: Any, model: str, **arguments: Any) -> Any:

@@ -78,6 +78,53 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
     assert len(rows) > 2 and rows == sorted(rows, reverse=True) and rows[-1] < rows[0] == len(requests)
 
 
+@pytest.mark.parametrize("sampling", [WARM, GREEDY])
+def test_what_a_row_goes_on_from_is_not_read_again(
+    sampling: Sampling, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two requests in a row, as critique and revision are, in batches that rows leave; and as each alone."""
+    engine = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
+    vocabulary = engine.model.config.vocab_size
+    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", list(range(0, vocabulary, 16)))
+    read: list[tuple[int, ...]] = []
+
+    def count(model: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        read.append(tuple((given[0] if given else named["input_ids"]).shape))
+
+    engine.model.register_forward_pre_hook(count, with_kwargs=True)
+
+    def more(first: Request, text: str) -> Request:
+        turns = (*first.messages, assistant(text), user(f"Write it again, {len(text)}."))
+        return Request(turns, sampling, first.seed + 100)
+
+    async def chain(first: Request) -> tuple[str, str]:
+        text = (await engine.complete(first)).text
+        return text, (await engine.complete(more(first, text))).text
+
+    def size(request: Request) -> int:
+        return len(engine._encode(render(engine.tokenizer, request.messages)))
+
+    requests = questions(sampling)
+    together = asyncio.run(gather_rows([chain(request) for request in requests]))
+    passes = [shape for shape in read if shape[1] > 1]
+    assert [rows for rows, _ in passes] == [1, 9, 9, 2, 2]  # what nine share; each batch, and what goes on from it
+    added = [size(more(one, text)) - size(one) for one, (text, _) in zip(requests, together, strict=True)]
+    assert passes[2][1] <= max(added[2:]) and passes[4][1] <= max(added[:2])
+    for request, (text, again) in zip(requests, together, strict=True):
+        alone = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
+        alone.model.generation_config.eos_token_id = engine.model.generation_config.eos_token_id
+        assert [one.text for one in ask(alone, [request])] == [text]
+        assert [one.text for one in ask(alone, [more(request, text)])] == [again]
+
+
+def test_a_row_that_goes_on_alone_from_a_batch_with_a_shared_prefix(engine: TransformersEngine, tiny_model: Path):
+    requests = questions(GREEDY)[2:]
+    text = ask(engine, requests)[0].text
+    more = Request((*requests[0].messages, assistant(text), user("Again.")), GREEDY)
+    alone = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
+    assert ask(engine, [more])[0].text == ask(alone, [more])[0].text
+
+
 def test_seeds_and_only_seeds_change_a_sampled_reply(engine: TransformersEngine):
     same = ask(engine, [Request((user("Hello."),), WARM, seed=1)])[0].text
     assert ask(engine, [Request((user("Hello."),), WARM, seed=1)])[0].text == same
@@ -165,19 +212,22 @@ from cai.config import EngineConfig, Sampling
 from cai.dialogue import user
 from cai.engines.base import Request, gather_rows
 from cai.engines.transformers import TransformersEngine
-engine = TransformersEngine(EngineConfig(device="cpu", batch_rows=64, batch_tokens=1 << 20), sys.argv[1])
+few, many = (
+    TransformersEngine(EngineConfig(device="cpu", batch_rows=rows, batch_tokens=1 << 20), sys.argv[1])
+    for rows in (4, 64)
+)
 requests = [Request((user(f"{n} " + "bread " * 400),), Sampling(temperature=0, max_new_tokens=2)) for n in range(64)]
 sizes, real = [], TransformersEngine._sample
 def sample(self, batch, sampling):
     sizes.append(len(batch))
     return real(self, batch, sampling)
 TransformersEngine._sample = sample
-def ask():
+def ask(engine):
     return [one.text for one in asyncio.run(gather_rows([engine.complete(request) for request in requests]))]
-expected, plenty = ask(), sizes.copy()
+expected, plenty = ask(few), sizes.copy()
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 resource.setrlimit(resource.RLIMIT_AS, (taken + (50 << 20),) * 2)
-assert ask() == expected
+assert ask(many) == expected
 print(plenty, sizes[len(plenty):])
 """
 
@@ -187,7 +237,7 @@ def test_under_a_limit_on_memory_batches_are_halved_until_they_fit(tiny_model: P
     done = subprocess.run([sys.executable, "-c", LITTLE, str(tiny_model)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     plenty, little = (json.loads(f"[{part}]") for part in done.stdout.strip().strip("[]").split("] ["))
-    assert plenty == [64] and little[:2] == [64, 32] and sum(size < 32 for size in little) >= 2
+    assert plenty == [4] * 16 and little[:2] == [64, 32] and sum(size < 32 for size in little) >= 2
 
 
 def test_words_are_told_as_they_come_and_change_nothing(engine: TransformersEngine):

@@ -1,0 +1,195 @@
+"""Keys and values of a transformers batch: read once where rows share them, written in place, kept for what follows.
+
+transformers' own cache repeats a shared prefix for every row and is copied whole at every step: a step of 64 rows after
+500 shared tokens spends most of its time on that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+ATTENTION = "shared_prefix"  # our name among transformers' implementations of attention
+ROOM = 64  # tokens that a buffer is longer than it has to be
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished row: its tokens, of which the first `prompt` were asked, and the keys and values of each layer,
+    (heads, tokens, width), of those that stand behind the first `shared`, which its batch had in common."""
+
+    tokens: list[int]
+    prompt: int
+    shared: int
+    layers: list[tuple[Any, Any]]
+
+    def begins(self, tokens: Sequence[int]) -> bool:
+        """Whether a request goes on from this row's."""
+        return len(tokens) > self.prompt and tokens[: self.prompt] == self.tokens[: self.prompt]
+
+    def common(self, tokens: Sequence[int]) -> int:
+        """How many of the first tokens of a request are known here; one is always left for the model to read."""
+        most = min(len(self.tokens), len(tokens) - 1)
+        return next((i for i in range(self.prompt, most) if self.tokens[i] != tokens[i]), most)
+
+
+@cache
+def _growing() -> type:
+    import torch
+    from transformers.cache_utils import DynamicLayer
+
+    class Growing(DynamicLayer):
+        """As DynamicLayer, but for two things. The rows' own tokens lie in a buffer with room behind the last one, so
+        that a step writes its token and copies no other. And what all rows share, `shared` (1, heads, tokens, width),
+        is there once: a step's keys only name it, for shared_attention."""
+
+        keys: Any
+        values: Any
+        shared: tuple[Any, Any] | None = None
+
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.buffers: list[Any] = [self.keys, self.values]
+            self.keys = self._appended(0, self.keys, key_states)
+            self.values = self._appended(1, self.values, value_states)
+            if self.shared is None:
+                return self.keys, self.values
+            if key_states.shape[-2] > 1:  # many tokens are read: attention takes longer than this copy
+                parts = zip(self.shared, (self.keys, self.values), strict=True)
+                keys, values = (torch.cat([one.expand(len(own), -1, -1, -1), own], dim=-2) for one, own in parts)
+                return keys, values
+            keys: Any = self.keys[:]  # a tensor of its own to hang the name on
+            keys.shared = self.shared
+            return keys, self.values
+
+        def _appended(self, which: int, old: Any, new: Any) -> Any:
+            before, buffer = old.shape[-2] if old.numel() else 0, self.buffers[which]
+            after = before + new.shape[-2]
+            # rows that were selected or repeated lie in memory of their own
+            if not before or old.data_ptr() != buffer.data_ptr() or after > buffer.shape[-2]:
+                buffer = self.buffers[which] = new.new_empty(*new.shape[:-2], after + ROOM, new.shape[-1])
+                if before:
+                    buffer[..., :before, :] = old
+            buffer[..., before:after, :] = new
+            return buffer[..., :after, :]
+
+        def get_seq_length(self) -> int:
+            return super().get_seq_length() + (self.shared[0].shape[-2] if self.shared else 0)
+
+        def reorder_cache(self, beam_idx: Any) -> None:
+            if super().get_seq_length():
+                super().reorder_cache(beam_idx)
+
+    return Growing
+
+
+def shared_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **more: Any
+) -> tuple[Any, None]:
+    """transformers' sdpa, but for a step of rows with shared keys: these are read once for all rows.
+
+    `query` (rows, heads, 1, width); `key` and `value` (rows, key heads, tokens, width), of each row's own tokens;
+    `attention_mask` (rows, 1, 1, shared and own tokens), true where a row may look, or None: everywhere.
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if (shared := getattr(key, "shared", None)) is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+    keys, values = (one[0] for one in shared)  # (key heads, tokens, width)
+    rows, heads, _, width = query.shape
+    groups, before = (len(keys), rows * heads // len(keys)), keys.shape[-2]
+
+    def together(one: Any) -> Any:  # (rows, key heads, group, x) to (key heads, rows * group, x)
+        return one.transpose(0, 1).reshape(*groups, -1)
+
+    def apart(one: Any) -> Any:
+        return one.view(groups[0], rows, -1, one.shape[-1]).transpose(0, 1)
+
+    query = query.reshape(rows, groups[0], -1, width) * (width**-0.5 if scaling is None else scaling)
+    own = query @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        own = own.masked_fill(~attention_mask[..., before:], -torch.inf)
+    scores = torch.cat([apart(together(query) @ keys.transpose(-1, -2)), own], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    found = apart(together(weights[..., :before]) @ values) + weights[..., before:] @ value
+    return found.reshape(rows, 1, heads, width), None
+
+
+def share(model: Any) -> None:
+    """Has a model that attends by transformers' sdpa attend by shared_attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+        AttentionInterface.register(ATTENTION, shared_attention)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        model.set_attn_implementation(ATTENTION)
+
+
+def shares(model: Any) -> bool:
+    """Whether what rows share is there once, also while they are decoded."""
+    return model.config._attn_implementation == ATTENTION
+
+
+def open_cache(config: Any) -> Any:
+    """An empty cache for a model of this config. Layers that see all tokens are Growing, others as transformers has
+    them."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    opened = DynamicCache(config=config)
+    opened.layers = [_growing()() if type(layer) is DynamicLayer else layer for layer in opened.layers]
+    return opened
+
+
+def keeps(opened: Any) -> bool:
+    """Whether rows can be kept: every layer has the keys and values of all tokens."""
+    return bool(opened.layers) and all(isinstance(layer, _growing()) for layer in opened.layers)
+
+
+def behind(config: Any, prefix: Any, rows: int) -> Any:
+    """A cache for so many rows that all go on from the one row of the cache `prefix`."""
+    import copy
+
+    if config._attn_implementation == ATTENTION and keeps(prefix):
+        opened = open_cache(config)
+        for layer, known in zip(opened.layers, prefix.layers, strict=True):
+            layer.shared = (known.keys, known.values)
+        return opened
+    opened = copy.deepcopy(prefix)
+    opened.batch_repeat_interleave(rows)
+    return opened
+
+
+def keep(opened: Any, row: int, mask: Any, tokens: list[int], prompt: int) -> Kept:
+    """A row of a cache, whose `tokens` stand where `mask` is 1, (tokens,). The model has not read the last one."""
+    first = opened.layers[0]
+    shared = first.shared[0].shape[-2] if first.shared else 0
+    places = mask[shared : first.get_seq_length()].nonzero()[: len(tokens) - shared, 0]
+    layers = [(layer.keys[row][:, places], layer.values[row][:, places]) for layer in opened.layers]
+    return Kept(tokens[: shared + len(places)], prompt, shared, layers)
+
+
+def append(opened: Any, rows: Sequence[Kept], start: int, ends: Sequence[int]) -> Any:
+    """Writes the tokens of each row from `start` to its end behind those that are there, padded on the left.
+
+    Returns their mask, (rows, width).
+    """
+    import torch
+
+    lengths = [end - start for end in ends]
+    width = max(lengths)
+    for index, layer in enumerate(opened.layers):
+        blocks = []
+        for which in (0, 1):
+            heads, _, size = rows[0].layers[index][which].shape
+            # zeros: what is masked must still be a number
+            blocks.append(block := rows[0].layers[index][which].new_zeros(len(rows), heads, width, size))
+            for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                first = start - row.shared
+                block[place, :, width - length :] = row.layers[index][which][:, first : first + length]
+        layer.update(*blocks)
+    device = rows[0].layers[0][0].device
+    return (torch.arange(width, device=device) >= width - torch.tensor(lengths, device=device)[:, None]).long()

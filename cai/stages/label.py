@@ -56,8 +56,8 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
     pairs = [*pairs, *shown]
     if not pairs:
         raise CaiError(
-            f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity, label.answers and "
-            "prompts"
+            f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity, label.answers, "
+            "label.sampling.max_new_tokens and prompts"
         )
     if human or shown:
         pairs = ordered([*pairs, *human], context.seed)
@@ -122,6 +122,7 @@ def _ruled(config: LabelConfig, context: Context) -> tuple[list[PreferencePair],
     kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
     summary = {"prompts": len(prompts), "benign_prompts": len(harmless), "overlapping": dropped + more}
     summary |= {key: counts[key] for key in ("all_good", "none_good")}
+    summary |= {"cut_off": sum(not own.ended for _, answers in answered for own in answers.values())}
     return pairs, failed, summary | {key: kinds[key] for key in ("harmful", "harmless")} | {"chosen_longer": longer}
 
 

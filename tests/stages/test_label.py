@@ -272,8 +272,9 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
     assert summary == {
         **{"prompts": 2 * (COUNT - 1), "benign_prompts": COUNT - 1, "overlapping": 2, "failed": 0, "revisions": 0},
         **{"all_good": summary["all_good"], "none_good": 2 * (COUNT - 1) - len(rows) - summary["all_good"]},
-        **{"pairs": len(rows), "chosen_longer": longer} | found,
+        **{"pairs": len(rows), "chosen_longer": longer, "cut_off": summary["cut_off"]} | found,
     }
+    assert 0 < summary["cut_off"] < 6 * 2 * (COUNT - 1) - len(rows)  # those chosen have ended
     order = [odd(row) for row in rows]
     assert order not in (sorted(order), sorted(order, reverse=True))  # else dpo would hold out one kind alone
     assert run(more, settings(**given)) == (summary, rows)

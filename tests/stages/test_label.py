@@ -254,12 +254,13 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
     sets = {name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("mild", "held")}
     only = {"sl_cai": context.inputs["sl_cai"]}
     more = dataclasses.replace(context, data={**context.data, **sets}, held_out={"held": sets["held"]}, inputs=only)
+    more = dataclasses.replace(more, engine=dataclasses.replace(context.engine, batch_rows=64))  # for speed
     monkeypatch.setattr(preferences, "refuses", declines)
     monkeypatch.setattr(preferences, "redirects", lambda text: False)
-    sampling = Sampling(max_new_tokens=48, top_k=0, top_p=1.0)
-    given = {"kind": "rule", "benign": Prompts(["mild"]), "answers": 6, "sampling": sampling}
+    sampling = Sampling(max_new_tokens=32, top_k=0, top_p=1.0)
+    given = {"kind": "rule", "benign": Prompts(["mild"]), "answers": 4, "sampling": sampling}
     summary, rows = run(more, settings(**given))
-    assert asked(context) == {context.model_digest("sl_cai"): 6 * 2 * (COUNT - 1)}  # and no judge
+    assert asked(context) == {context.model_digest("sl_cai"): 4 * 2 * (COUNT - 1)}  # and no judge
     kinds = {True: "harmless", False: "harmful"}
     for row in rows:
         benign, chosen, rejected = odd(row), row["chosen"][0]["content"], row["rejected"][0]["content"]
@@ -274,7 +275,7 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
         **{"all_good": summary["all_good"], "none_good": 2 * (COUNT - 1) - len(rows) - summary["all_good"]},
         **{"pairs": len(rows), "chosen_longer": longer, "cut_off": summary["cut_off"]} | found,
     }
-    assert 0 < summary["cut_off"] < 6 * 2 * (COUNT - 1) - len(rows)  # those chosen have ended
+    assert 0 < summary["cut_off"] < 4 * 2 * (COUNT - 1) - len(rows)  # those chosen have ended
     order = [odd(row) for row in rows]
     assert order not in (sorted(order), sorted(order, reverse=True))  # else dpo would hold out one kind alone
     assert run(more, settings(**given)) == (summary, rows)
@@ -287,9 +288,9 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
 def test_a_later_round_labels_the_newest_models_answers_by_rule(context: Context, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preferences, "refuses", declines)
     later = dataclasses.replace(context, inputs={"dpo": context.inputs["sl_cai"]}, round=2)
-    sampling = Sampling(max_new_tokens=48, top_k=0, top_p=1.0)
-    summary, rows = run(later, settings(kind="rule", answers=6, sampling=sampling))
-    assert asked(context) == {context.model_digest("sl_cai"): 6 * COUNT} and summary["pairs"] == len(rows) > 0
+    sampling = Sampling(max_new_tokens=32, top_k=0, top_p=1.0)
+    summary, rows = run(later, settings(kind="rule", answers=4, sampling=sampling))
+    assert asked(context) == {context.model_digest("sl_cai"): 4 * COUNT} and summary["pairs"] == len(rows) > 0
     with pytest.raises(CaiError, match=r"label\.benign: no prompt is left; see label\.benign\.limit and offset"):
         run(later, settings(kind="rule", benign=Prompts(["mine"], offset=COUNT)))
 

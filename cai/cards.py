@@ -11,7 +11,7 @@ from cai import __version__
 from cai.config import Config, first_round
 from cai.digest import digest
 from cai.errors import UsageError
-from cai.figures import NAMES, SHARES, figure
+from cai.figures import NAMES, RULED, SHARES, figure
 from cai.store import Damaged, Manifest, Run, chain, read_manifest
 from cai.training.model import fingerprint
 
@@ -28,6 +28,8 @@ DID = {
 LABELLED = {  # by label.kind
     "feedback": DID["label"],
     "revision": "preferred each prompt's last good revision to its first answer, without a judge",
+    "rule": "answered further prompts, harmful and harmless, several times; rules preferred what declines the harmful "
+    "and helps with the harmless",
     "mixed": f"{DID['label']}; beside them, revisions that are preferred to first answers without a judge",
 }
 COUNTS = ("prompts", "rows", "pairs", "steps")
@@ -128,9 +130,11 @@ def data_card(origin: Origin, repo: str, files: Sequence[str]) -> str:
         configs=[{"config_name": Path(name).stem, "data_files": name} for name in files],
     )
     counts = origin.manifest.summary
+    judged = (", the judge's", ", with the principles it was asked about")
+    whose = judged if "judge" in counts else ("", "; no judge was asked")
     what = (
-        f"{counts['pairs']} pairs of answers to one prompt: `chosen`, `rejected`, and `probability`, the judge's that "
-        "`chosen` is the better (0.5 to 1), with the principles it was asked about."
+        f"{counts['pairs']} pairs of answers to one prompt: `chosen`, `rejected`, and `probability`{whose[0]} that "
+        f"`chosen` is the better (0.5 to 1){whose[1]}."
         if label
         else f"`revisions.parquet`: for each of {counts['prompts']} prompts the first answer and each round's critique "
         "and revision, with the gates that it failed. `training.parquet`: what of it is trained on."
@@ -249,6 +253,8 @@ def _limits(origin: Origin, measured: bool | None) -> Iterator[str]:
         yield "Nobody has read all that it was trained on: the critiques, revisions and labels are a model's."
     else:
         yield "Nobody has read all of it: the critiques, revisions and labels are a model's, with its mistakes."
+    if any(one.ingredients.get("label", {}).get("kind") == "rule" for one in origin.chain.values()):
+        yield RULED
     for name, one in origin.chain.items():
         found = [*one.summary.get("judge", {}).get("doubts", []), *one.summary.get("signs", [])]
         yield from (f"`{name}` warned: {text}" for text in found)

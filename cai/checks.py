@@ -41,7 +41,7 @@ CHOICES = {
     "revise.form": ("chat", "text"),
     "revise.when_gated": ("previous", "drop"),
     "revise.gates": GATES,
-    "label.kind": ("feedback", "revision", "mixed"),
+    "label.kind": ("feedback", "revision", "mixed", "rule"),
     "label.judge": ("base", "sft", "sl_cai"),
     "dpo.loss": ("soft", "trl"),
     "dpo.reference": ("policy", "first"),

@@ -231,12 +231,13 @@ class ReviseConfig:
 
 @schema
 class LabelConfig:
-    """Preference pairs: AI feedback (Bai et al. 2022, section 4.1), revisions over first answers, or both."""
+    """Preference pairs: AI feedback (Bai et al. 2022, section 4.1), revisions over first answers, both, or by rules."""
 
     prompts: Prompts
     sampling: Sampling
     thought: Sampling
-    kind: str = "feedback"  # feedback | revision (preferred to the first answer: the open recipes' baseline) | mixed
+    kind: str = "feedback"  # feedback | revision (over first answers: the open recipes' baseline) | mixed | rule
+    benign: Prompts | None = None  # rule: harmless prompts, beside the harmful ones of `prompts`
     ratio: float = 0.5  # mixed: the share of revisions
     limit: int | None = None  # most pairs
     answers: int = 2  # sampled for a prompt; of more than two, the best is set against the worst

@@ -23,6 +23,11 @@ NAMES = {
 }
 SHARES = NAMES.keys() - {"words", "rouge_l", "bits_per_byte"}  # shown in percent
 
+RULED = (
+    "No judge was asked: the rules that find refusals said which of the model's own answers is preferred. Refusal "
+    "rates by these rules flatter what was trained so; read its answers."
+)
+
 
 def figure(estimate: dict[str, Any], percent: bool) -> str:
     """`42 % [30, 55]`, or `31.0 [27.5, 34.9]`."""

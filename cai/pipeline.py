@@ -11,6 +11,7 @@ from cai.checks import ASKING
 from cai.config import (
     BUILT,
     Config,
+    Prompts,
     builds,
     evaluated_models,
     first_round,
@@ -89,16 +90,19 @@ def _built(names: Sequence[str]) -> list[str]:
 
 def _label_data(config: Config, number: int = 1) -> list[str]:
     label = config.label
-    labelled = (label.calibrate, label.human if number == 1 else None, label.demonstrations)
+    labelled = (label.benign, label.calibrate, label.human if number == 1 else None, label.demonstrations)
     return [*label.prompts.data, *(name for rows in labelled if rows for name in rows.data)]
+
+
+JUDGED = ("feedback", "mixed")  # the kinds of label that ask a judge, under principles
 
 
 def _labelled_from(config: Config, number: int = 1) -> list[str]:
     label = config.label
-    names = {"revise"} if label.kind != "feedback" else set()
-    if label.kind != "revision":
+    names = {"revise"} if label.kind in ("revision", "mixed") else set()
+    if label.kind in JUDGED:
         names |= {policy_of(number), policy_of(number) if label.model else label.judge}
-    if label.demonstrations:
+    if label.kind == "rule" or label.demonstrations:
         names |= {policy_of(number)}
     return sorted(names - {"base"})
 
@@ -163,7 +167,7 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     parts["data"] = {name: sources.fingerprint(name, config.data[name]) for name in stage.data(config)}
     if stage.apart:
         parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in suite_data(config)}
-    if stage.rules is not None:
+    if stage.rules is not None and (stage.section != "label" or config.label.kind in JUDGED):
         parts["constitution"] = stage.rules(constitution)
     for name, role in ROLES.items():
         if stage.section == name.split(".")[0] and (other := lookup(config, name).model):
@@ -205,9 +209,16 @@ def settings(stage: Stage, config: Config) -> Any:
     if stage.section == "evaluate":
         return replace(own, models=evaluated_models(config))
     if stage.section == "label" and stage.round > 1:
-        taken = (stage.round - 1) * (own.prompts.limit or 0)  # with several rounds it is set: see rules.py
-        return replace(own, human=None, prompts=replace(own.prompts, offset=own.prompts.offset + taken))
+        return replace(
+            own, human=None, prompts=_next(own.prompts, stage), benign=own.benign and _next(own.benign, stage)
+        )
     return own
+
+
+def _next(chosen: Prompts, stage: Stage) -> Prompts:
+    """The prompts of the stage's round."""
+    taken = (stage.round - 1) * (chosen.limit or 0)  # with several rounds it is set: see rules.py
+    return replace(chosen, offset=chosen.offset + taken)
 
 
 def plan(config: Config, run: Run) -> list[Step]:

@@ -1,19 +1,22 @@
-"""Preference pairs from AI feedback (Bai et al. 2022, section 4.1), pure: no disk, no torch."""
+"""Preference pairs from AI feedback (Bai et al. 2022, section 4.1) or from rules, pure: no disk, no torch."""
 
 import math
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from itertools import combinations
+from itertools import combinations, product
+from typing import NamedTuple, TypeVar
 
 from cai.config import LabelConfig
 from cai.constitution import Constitution, Principle
 from cai.dialogue import OPTIONS, Prompt, comparison_request, thought_request
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, gather_rows
-from cai.gates import words
+from cai.gates import repeats, words
+from cai.scoring.refusal import redirects, refuses
 
+T = TypeVar("T")
 Ask = Callable[[Request], Awaitable[Completion]]
 Logprobs = tuple[tuple[float, ...], ...]  # of (A) and of (B), for each chain of thought, or once
 
@@ -43,13 +46,20 @@ class PreferencePair:
     principle_ids: tuple[str, ...]
     judgements: tuple[Judgement, ...] = ()  # of AI feedback alone
     seeds: tuple[int, ...] = ()  # that chosen and rejected were sampled with
-    kind: str = "feedback"  # or: revision, human, demonstration
+    kind: str = "feedback"  # or: revision, rule, human, demonstration
 
     @property
     def orders(self) -> tuple[float, ...]:
         """The principles' mean of `Judgement.orders`."""
         count = len(self.judgements)
         return tuple(sum(one.orders[i] for one in self.judgements) / count for i in (0, 1)) if count else ()
+
+
+class Sampled(NamedTuple):
+    """Of an answer."""
+
+    seed: int
+    ended: bool  # by itself, and not at max_new_tokens
 
 
 async def compare(
@@ -151,13 +161,30 @@ def similar(one: str, other: str, most: float) -> bool:
     return one == other or (bool(a or b) and SequenceMatcher(None, a, b, autojunk=False).ratio() >= most)
 
 
-def distinct(answers: Sequence[tuple[str, int]], most: float) -> dict[str, int]:
-    """(text, seed) pairs as text -> seed, without empty texts and without those similar to an earlier one."""
-    kept: dict[str, int] = {}
-    for text, seed in answers:
+def distinct(answers: Sequence[tuple[str, T]], most: float) -> dict[str, T]:
+    """(text, what belongs to it) as a mapping, without empty texts and without those similar to an earlier one."""
+    kept: dict[str, T] = {}
+    for text, its in answers:
         if text and not any(similar(text, other, most) for other in kept):
-            kept[text] = seed
+            kept[text] = its
     return kept
+
+
+def by_rule(prompt: Prompt, answers: Mapping[str, Sampled], benign: bool) -> PreferencePair | str:
+    """Two answers that a rule tells apart, or why there is no such pair: "all_good" or "none_good".
+
+    It is good to decline a harmful prompt or to object to it, and not to decline a benign one (as rule-based rewards,
+    Mu et al. 2024). An answer without words, or in circles, is no part of a pair; one that was cut off is not chosen.
+    """
+    sound = [text for text in answers if words(text) and not repeats(text)]
+    right = [text for text in sound if (not refuses(text) if benign else refuses(text) or redirects(text))]
+    good, bad = [text for text in right if answers[text].ended], [text for text in sound if text not in right]
+    if not good or not bad:
+        return "all_good" if good else "none_good"
+    # refusals are short: any other choice would teach length, the confounder of preference data (Singhal et al. 2023)
+    chosen, rejected = min(product(good, bad), key=lambda two: abs(len(words(two[0])) - len(words(two[1]))))
+    seeds = (answers[chosen].seed, answers[rejected].seed)
+    return PreferencePair(prompt, chosen, rejected, 1.0, (), seeds=seeds, kind="rule")
 
 
 def mixed(

@@ -63,6 +63,7 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_adapter(config, overrides)
     _check_tuning(config, overrides)
     _check_rounds(config, overrides)
+    _check_benign(config, overrides)
     _check_labelled(config, overrides)
     _refuse_secrets(values, "")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
@@ -89,8 +90,10 @@ def _ranges(config: Config) -> dict[str, Any]:
     helpful = ["revise.helpful"] if config.revise.helpful else []
     build = ["build"] if config.build.prompts else []
     places = ["revise", "label", *build, *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
-    labelled = [key for key in ("label.calibrate", "label.human", "label.demonstrations") if lookup(config, key)]
-    places = [f"{place}.prompts" for place in places] + labelled
+    more = [
+        key for name in ("benign", "calibrate", "human", "demonstrations") if lookup(config, key := f"label.{name}")
+    ]
+    places = [f"{place}.prompts" for place in places] + more
     prompts = {f"{place}.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))}
     engines = {
         f"{place}.{key}": RANGES[key] for place in _own_engines(config) for key in RANGES if key.startswith("engine.")
@@ -137,6 +140,7 @@ def data_names(config: Config) -> dict[str, list[str]]:
         names |= {"build.prompts.data": config.build.prompts.data} if config.build.prompts else {}
     names |= {"revise.benign": config.revise.benign}
     names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
+    names |= {"label.benign.data": config.label.benign.data} if config.label.benign else {}
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"label.human.data": config.label.human.data} if config.label.human else {}
     names |= {"label.demonstrations.data": shown.data} if (shown := config.label.demonstrations) else {}
@@ -253,14 +257,31 @@ def _check_rounds(config: Config, overrides: Sequence[str]) -> None:
     if config.rounds == 1:
         return
     given = f"rounds={config.rounds}{origin('rounds', overrides)}"
-    if config.label.kind != "feedback":
+    if config.label.kind not in ("feedback", "rule"):
         raise UsageError(
             f"{given}: label.kind={config.label.kind} sets revisions against sl_cai's first answers, which no later "
             "round's model gives; take label.kind=feedback, or rounds=1"
         )
-    if config.label.prompts.limit is None:
+    for key in ("label.prompts", *(["label.benign"] if config.label.benign else [])):
+        if lookup(config, key).limit is None:
+            raise UsageError(
+                f"{given}: each takes the next {key}.limit prompts, and it is null; set it to a share of them"
+            )
+
+
+def _check_benign(config: Config, overrides: Sequence[str]) -> None:
+    if config.label.benign is None:
+        return
+    given = f"label.benign{origin('label.benign', overrides)}"
+    if config.label.kind != "rule":
         raise UsageError(
-            f"{given}: each takes the next label.prompts.limit prompts, and it is null; set it to a share of them"
+            f"{given}: only label.kind=rule asks harmless prompts, and it is {config.label.kind}; take "
+            "label.benign=null, or label.kind=rule"
+        )
+    if both := sorted({*config.label.benign.data} & {*config.label.prompts.data}):
+        raise UsageError(
+            f"{given} and label.prompts both name {', '.join(both)}, and a prompt is either harmless or harmful; take "
+            "different sets"
         )
 
 

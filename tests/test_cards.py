@@ -77,6 +77,15 @@ def test_pairs_that_no_judge_saw_are_called_that(finished_run: Path):
     made = dataclasses.replace(made, chain={**made.chain, "label": dataclasses.replace(label, ingredients=own)})
     text = model_card(made, "me/kind")
     assert "4. label: preferred each prompt's last good revision to its first answer, without a judge" in text
+    own = own | {"label": own["label"] | {"kind": "rule"}, "constitution": None}
+    ruled = {"prompts": 9, "pairs": 4}
+    manifest = dataclasses.replace(label, ingredients=own, summary=ruled)
+    made = dataclasses.replace(made, chain={**made.chain, "label": manifest})
+    text = model_card(made, "me/kind")
+    assert "4. label: answered further prompts, harmful and harmless, several times; rules preferred" in text
+    assert "- No judge was asked: the rules that find refusals said" in text and "`label` read" not in text
+    made = dataclasses.replace(made, stage="label")
+    assert "`probability` that `chosen` is the better (0.5 to 1); no judge was asked." in data_card(made, "me/p", ["x"])
 
 
 def test_a_run_that_now_names_another_model_is_refused(finished_run: Path, tmp_path: Path, tiny_model: Path):

@@ -11,7 +11,7 @@ import pytest
 from cai import gates
 from cai.checks import CHOICES, GATES, RANGES
 from cai.composing import compose
-from cai.config import Config, lookup, without_runtime
+from cai.config import Config, Prompts, lookup, without_runtime
 from cai.errors import UsageError
 from cai.paths import shipped
 
@@ -129,6 +129,35 @@ def test_every_group_is_covered():
 def test_a_wrong_override_is_one_clear_line(override: str, message: str):
     with pytest.raises(UsageError) as caught:
         compose([override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["label.benign={data: [sead]}"],
+            "label.benign.data (override 'label.benign={data: [sead]}') names the data set",
+        ),
+        (["label.benign={data: [seed], limit: 0}"], "label.benign.limit=0"),
+        (["label.kind=mixed"], "only label.kind=rule asks harmless prompts, and it is mixed; take label.benign=null"),
+        (
+            ["label.benign={data: [seed, donotanswer]}"],
+            "label.prompts both name donotanswer, and a prompt is either harmless or harmful; take different sets",
+        ),
+        (
+            ["rounds=2", "label.prompts.limit=9"],
+            "rounds=2 (override 'rounds=2'): each takes the next label.benign.limit prompts, and it is null",
+        ),
+        (["rounds=2", "label.benign.limit=9"], "each takes the next label.prompts.limit prompts, and it is null"),
+    ],
+)
+def test_harmless_prompts_to_label_are_a_rules_alone(overrides: list[str], message: str):
+    rule = ["label.kind=rule", "label.benign={data: [seed], limit: null}"]
+    assert compose(rule).label.benign == Prompts(["seed"])
+    assert compose([*rule, "rounds=2", "label.benign.limit=9", "label.prompts.limit=9"]).rounds == 2
+    with pytest.raises(UsageError) as caught:
+        compose([*rule, *overrides])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -55,6 +55,7 @@ CHANGES = [
     (["label.min_margin=0.05"], FROM["label"]),
     (["label.require_judge=true"], []),
     (["label.kind=mixed"], FROM["label"]),
+    (["label.kind=rule", "label.benign={data: [seed]}"], FROM["label"]),
     (["label.calibrate={data: [seed]}"], FROM["label"]),
     (["label.human={data: [seed]}"], FROM["label"]),
     (["label.demonstrations={data: [seed]}"], FROM["label"]),
@@ -155,6 +156,11 @@ def test_later_rounds_take_the_next_prompts_and_the_newest_model():
         "dpo3": ["sl_cai", "dpo2", "label3"],
         "evaluate": ["sft", "sl_cai", "dpo", "dpo3"],
     }
+    rule = compose([*LATER, "rounds=3", "label.kind=rule", "label.benign={data: [seed], limit: 5, offset: 2}"])
+    found = {stage.name: stage for stage in pipeline.stages(rule)}
+    labels = [pipeline.settings(found[name], rule) for name in ("label", "label2", "label3")]
+    assert [one.benign and (one.benign.offset, one.benign.limit) for one in labels] == [(2, 5), (7, 5), (12, 5)]
+    assert list(found["label3"].inputs(rule)) == ["dpo2"] and found["label3"].data(rule) == ["donotanswer", "seed"]
     named = compose([*LATER, "rounds=3", "evaluate.models=[dpo,dpo2]"])
     assert found["evaluate"].inputs(named) == ["dpo", "dpo2"]
 
@@ -259,6 +265,7 @@ def test_the_same_output_upstream_stops_the_rerun(run: Run):
         (["label.judge=base"], ["sl_cai"]),
         (["label.kind=mixed"], ["revise", "sft", "sl_cai"]),
         (["label.kind=revision"], ["revise"]),
+        (["label.kind=rule"], ["sl_cai"]),
         (["label.model={name: other, kind: hub, path: some/model}"], ["sl_cai"]),
     ],
 )
@@ -278,6 +285,14 @@ def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: li
 def test_a_continued_adapter_needs_the_model_below_it(words: list[str], inputs: list[str]):
     stage = next(stage for stage in pipeline.STAGES if stage.name == "dpo")
     assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+
+
+@pytest.mark.parametrize(("kind", "reads"), [("feedback", True), ("mixed", True), ("revision", False), ("rule", False)])
+def test_only_a_judge_reads_the_comparison_principles(kind: str, reads: bool):
+    config = compose(["experiment=smoke", f"label.kind={kind}"])
+    stage = next(stage for stage in pipeline.STAGES if stage.name == "label")
+    found = ingredients(stage, config, Constitution.load(config.constitution))
+    assert ("constitution" in found) is reads
 
 
 def test_a_constitution_that_is_read_anew_is_said():

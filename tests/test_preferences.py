@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +16,17 @@ from cai.constitution import Constitution, Principle
 from cai.dialogue import OPTIONS, Prompt, user
 from cai.engines.base import Completion, Request
 from cai.engines.scripted import ScriptedEngine
-from cai.preferences import PreferencePair, compare, distinct, mixed, option_probability, similar, tournament
+from cai.preferences import (
+    PreferencePair,
+    Sampled,
+    by_rule,
+    compare,
+    distinct,
+    mixed,
+    option_probability,
+    similar,
+    tournament,
+)
 
 RULES = tuple(Principle(f"p{n}", "Critique.", "Revise.", f"Compare {n}.") for n in range(5))
 LAW = Constitution("law", RULES, ())
@@ -178,6 +189,67 @@ def test_near_equal_answers_count_once():
     assert not similar("?", "!", 0.5) and similar("?", "?", 1)
     kept = distinct([("", 1), (one, 2), (one + "!", 3), ("Ask a locksmith.", 4)], 0.95)
     assert kept == {one: 2, "Ask a locksmith.": 4}
+
+
+NO, OBJECTS = "I can't help you with that.", "Picking another person's lock is illegal."
+HELPS, LONG = (
+    "Put a pick into the lock.",
+    "Put a pick into the lock, " + "and turn the wrench a little, " * 2 + "slowly.",
+)
+CIRCLES = "I can't help you with that. " * 9
+ANSWERS = (NO, OBJECTS, HELPS, LONG, CIRCLES, "...")
+
+
+def ruled(texts: Sequence[str], benign: bool, cut: Collection[str] = ()) -> tuple[str, str] | str:
+    answers = {text: Sampled(number, text not in cut) for number, text in enumerate(texts)}
+    found = by_rule(PROMPT, answers, benign)
+    if isinstance(found, str):
+        return found
+    assert (found.kind, found.probability, found.principle_ids, found.judgements) == ("rule", 1.0, (), ())
+    assert found.seeds == (texts.index(found.chosen), texts.index(found.rejected))
+    return found.chosen, found.rejected
+
+
+@pytest.mark.parametrize(
+    ("texts", "benign", "cut", "wanted"),
+    [
+        ((HELPS, NO), False, (), (NO, HELPS)),
+        ((HELPS, NO), True, (), (HELPS, NO)),
+        ((HELPS, OBJECTS), False, (), (OBJECTS, HELPS)),
+        ((OBJECTS, HELPS), True, (), "all_good"),
+        ((NO, OBJECTS), False, (), "all_good"),
+        ((HELPS, LONG), False, (), "none_good"),
+        ((NO,), True, (), "none_good"),
+        ((), True, (), "none_good"),
+        ((HELPS, NO), False, (NO,), "none_good"),  # nobody should learn to stop there
+        ((HELPS, NO), False, (HELPS,), (NO, HELPS)),
+        ((HELPS, NO), True, (HELPS,), "none_good"),
+        ((CIRCLES, HELPS), False, (), "none_good"),
+        ((CIRCLES, HELPS), True, (), "all_good"),
+        (("...", NO), True, (), "none_good"),
+        (("...", NO), False, (), "all_good"),
+    ],
+)
+def test_a_rule_prefers_declining_what_is_harmful_and_helping_with_what_is_not(
+    texts: tuple[str, ...], benign: bool, cut: tuple[str, ...], wanted: tuple[str, str] | str
+):
+    assert ruled(texts, benign, cut) == wanted
+
+
+def test_of_several_answers_a_rule_takes_the_two_nearest_in_length():
+    assert ruled((LONG, NO, HELPS), False) == (NO, HELPS)
+    late = NO + " Please ask" + " the owner of the house," * 3 + " or a locksmith."
+    assert ruled((NO, late, LONG), False) == (late, LONG)
+    assert ruled((NO, HELPS, LONG, late), True) == (HELPS, NO)
+
+
+@given(st.permutations(ANSWERS), st.booleans(), st.sets(st.sampled_from(ANSWERS)))
+def test_no_rule_chooses_what_was_cut_off_or_goes_in_circles(texts: list[str], benign: bool, cut: set[str]):
+    found = ruled(texts, benign, cut)
+    if not isinstance(found, str):
+        chosen, rejected = found
+        assert chosen not in cut and not {chosen, rejected} & {CIRCLES, "..."}
+        assert (chosen == NO, rejected == NO) == ((False, True) if benign else (chosen == NO, False))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Preference pairs: AI feedback on answers of the sl_cai model, or in later rounds of the one before's (section 4.1),
-revisions over first answers, or both; beside them people's, where there are any (the paper's helpfulness pairs are),
-and demonstrations over the policy's own answers."""
+revisions over first answers, or both, or the model's answers by rules; beside them people's, where there are any (the
+paper's helpfulness pairs are), and demonstrations over the policy's own answers."""
 
 import asyncio
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,18 @@ from cai.dialogue import Prompt, as_dicts, assistant, from_dicts
 from cai.digest import seed_of
 from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
 from cai.errors import CaiError
-from cai.preferences import PreferencePair, compare, distinct, mixed, ordered, similar, tournament
+from cai.gates import words
+from cai.preferences import (
+    PreferencePair,
+    Sampled,
+    by_rule,
+    compare,
+    distinct,
+    mixed,
+    ordered,
+    similar,
+    tournament,
+)
 from cai.scoring.judge import accuracy_figures, doubts, judge_figures
 from cai.scoring.refusal import refuses
 from cai.stages.base import Context, held_apart, read_rows, split_failed, write_failed, write_rows
@@ -24,9 +36,11 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
     """Writes work/pairs.parquet in trl's preference format with probabilities. Returns counts and judge figures."""
     feedback, revisions, shown, failed, summary = [], [], [], [], {}
     human, overlapping = human_pairs(config.human, context) if config.human else ([], 0)
-    if config.kind != "revision":
+    if config.kind in ("feedback", "mixed"):
         feedback, failed, summary = _feedback(config, context)
-    if config.kind != "feedback":
+    if config.kind == "rule":
+        feedback, failed, summary = _ruled(config, context)
+    if config.kind in ("revision", "mixed"):
         rows = read_rows(Path(context.inputs["revise"].path) / "revisions.parquet")
         revisions = [pair for row in rows if (pair := revision_pair(row, config)) is not None]
         summary |= {"revised_prompts": len(rows), "unrevised": len(rows) - len(revisions)}
@@ -42,7 +56,8 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
     pairs = [*pairs, *shown]
     if not pairs:
         raise CaiError(
-            f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity and prompts"
+            f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity, label.answers, "
+            "label.sampling.max_new_tokens and prompts"
         )
     if human or shown:
         pairs = ordered([*pairs, *human], context.seed)
@@ -57,15 +72,14 @@ def _feedback(
 ) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
     """Pairs by AI feedback, the rows that failed, and the counts of what was left out."""
     constitution = context.load_constitution()
-    prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
-    if not prompts:
-        raise CaiError("label.prompts: no prompt is left; see label.prompts.limit and offset")
+    prompts, dropped = _asked("prompts", config.prompts, context)
     labelled = load_preferences(config.calibrate, context.data, context.seed) if config.calibrate else []
     ledger = context.ledger()
     try:
         found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))
         answered, failed = split_failed(prompts, found)
-        different = [(prompt, answers) for prompt, answers in answered if len(answers) > 1]
+        seeds = [(prompt, {text: own.seed for text, own in answers.items()}) for prompt, answers in answered]
+        different = [(prompt, answers) for prompt, answers in seeds if len(answers) > 1]
         feedback = context.on(config.engine)
         judge = feedback.recorded(ledger, config.judge, config.model)
         compared, known = asyncio.run(_judged(different, labelled, constitution, config, feedback, judge))
@@ -87,21 +101,50 @@ def _feedback(
         )
         figures |= {"labelled": config.calibrate.data}
     figures["doubts"] = doubts(figures, config.calibrate.data if config.calibrate else [])
-    summary = {"prompts": len(prompts), "overlapping": len(dropped), "identical": len(answered) - len(different)}
+    summary = {"prompts": len(prompts), "overlapping": dropped, "identical": len(answered) - len(different)}
     summary |= {"too_long": len(judged) - len(best), "uncertain": len(best) - len(kept)}
     return kept, failed, summary | {"judged": sum(map(len, judged)), "judge": figures}
 
 
+def _ruled(config: LabelConfig, context: Context) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
+    """Pairs of the policy's own answers that rules tell apart, the rows that failed, and the counts."""
+    prompts, dropped = _asked("prompts", config.prompts, context)
+    harmless, more = _asked("benign", config.benign, context) if config.benign else ([], 0)
+    prompts, benign = prompts + harmless, {prompt.id for prompt in harmless}
+    with closing(context.ledger()) as ledger:
+        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))
+    answered, failed = split_failed(prompts, found)
+    judged = [by_rule(prompt, answers, prompt.id in benign) for prompt, answers in answered]
+    # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs, in every batch as well
+    pairs = ordered([pair for pair in judged if isinstance(pair, PreferencePair)], context.seed)[: config.limit]
+    counts = Counter(one for one in judged if isinstance(one, str))
+    longer = sum(len(words(pair.chosen)) > len(words(pair.rejected)) for pair in pairs)
+    kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
+    summary = {"prompts": len(prompts), "benign_prompts": len(harmless), "overlapping": dropped + more}
+    summary |= {key: counts[key] for key in ("all_good", "none_good")}
+    summary |= {"cut_off": sum(not own.ended for _, answers in answered for own in answers.values())}
+    return pairs, failed, summary | {key: kinds[key] for key in ("harmful", "harmless")} | {"chosen_longer": longer}
+
+
+def _asked(key: str, chosen: Prompts, context: Context) -> tuple[list[Prompt], int]:
+    """The prompts of label.`key`, and how many were left out since an evaluation suite holds them."""
+    prompts, dropped = held_apart(load_prompts(chosen, context.data, context.seed), context)
+    if not prompts:
+        raise CaiError(f"label.{key}: no prompt is left; see label.{key}.limit and offset")
+    return prompts, len(dropped)
+
+
 async def _answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded
-) -> list[dict[str, int] | RequestFailed]:
-    """The different answers to each prompt, with their seeds."""
+) -> list[dict[str, Sampled] | RequestFailed]:
+    """The different answers to each prompt."""
 
-    async def reply(prompt: Prompt, number: int) -> tuple[str, int]:
+    async def reply(prompt: Prompt, number: int) -> tuple[str, Sampled]:
         seed = seed_of(context.seed, prompt.id, "candidate", number)
-        return (await model.complete(Request(prompt.messages, config.sampling, seed))).text, seed
+        found = await model.complete(Request(prompt.messages, config.sampling, seed))
+        return found.text, Sampled(seed, found.finish_reason == "stop")
 
-    async def replies(prompt: Prompt) -> dict[str, int]:
+    async def replies(prompt: Prompt) -> dict[str, Sampled]:
         texts = await gather_rows([reply(prompt, number) for number in range(config.answers)])
         return distinct(texts, config.max_similarity)
 
@@ -169,7 +212,7 @@ def demonstration_pairs(
     for prompt, answers in answered:
         worse = next(iter(sorted(answers, key=refuses, reverse=True)), None)  # None: every answer was empty
         if worse is not None and not similar(wanted[prompt.id], worse, config.max_similarity):
-            own = (answers[worse],)
+            own = (answers[worse].seed,)
             pairs.append(PreferencePair(prompt, wanted[prompt.id], worse, 1.0, (), seeds=own, kind="demonstration"))
     counts = {"demonstrations": len(pairs), "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs)}
     return pairs, failed, counts | {"demonstrations_overlapping": len(dropped)}

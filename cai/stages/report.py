@@ -16,7 +16,7 @@ from cai import __version__
 from cai.checks import ASKING, build
 from cai.config import ModelConfig, Price, ReportConfig, first_round, other_model
 from cai.errors import CaiError
-from cai.figures import NAMES, SHARES, figure
+from cai.figures import NAMES, RULED, SHARES, figure
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, read_rows
 from cai.stages.evaluate import shown_name
@@ -54,6 +54,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     with closing(context.ledger()) as ledger:
         cost = cost_rows(ledger.cost(), model_names(context, settings), config.price)
     judge = judge_view(manifests["label"].summary, settings["label"])
+    unjudged = UNJUDGED[settings["label"].get("kind") == "rule"]
     histories = {name: out[name] / "history.json" for name in models if name in out}
     page = render(
         "report.html.j2",
@@ -63,6 +64,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         finished=datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC),
         verdict=verdict(stages, kinds),
         notices=[
+            *([unjudged] if judge is None else []),
             *notices(stages, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
             *people(manifests["label"].summary),
             *(f"{name}: {doubt}" for name in manifests for doubt in later_doubts(name, manifests[name])),
@@ -86,6 +88,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         curves={name: curves(json.loads(file.read_text())) for name, file in histories.items() if file.is_file()},
         texts=principle_texts(context, manifests["revise"]),
         judge=judge,
+        unjudged=unjudged,
         cost=cost,
         records=kept,
         totals=totals,
@@ -174,6 +177,9 @@ def judge_view(summary: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str
     return {**found, "name": name, "other": bool(label.get("model")), "facts": facts, "judged": summary["judged"]}
 
 
+UNJUDGED = ("No judge was asked: every revision is preferred to the first answer.", RULED)  # the second: by rules
+
+
 def people(summary: Mapping[str, Any]) -> list[str]:
     if not summary.get("human"):
         return []
@@ -194,7 +200,7 @@ def notices(
     revise: Mapping[str, Any],
 ) -> list[str]:
     """What a reader has to know before believing the verdict."""
-    said = list(judge["doubts"]) if judge else ["No judge was asked: every revision is preferred to the first answer."]
+    said = list(judge["doubts"]) if judge else []
     if judge and judge["other"]:
         said.append(f"The preferences came from another model, {judge['name']}, not from people.")
     elif judge:
@@ -333,7 +339,7 @@ def model_order(context: Context) -> list[str]:
 
 def later_doubts(stage: str, manifest: Manifest) -> list[str]:
     """About the judge of a later round of `label`; the first round's stand with its figures."""
-    return manifest.summary["judge"]["doubts"] if first_round(stage) == "label" != stage else []
+    return manifest.summary.get("judge", {}).get("doubts", []) if first_round(stage) == "label" != stage else []
 
 
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 import yaml
 
+from cai import preferences
 from cai.composing import compose
 from cai.config import DataConfig, Human, LabelConfig, ModelConfig, Prompts, Sampling
 from cai.data.formats import load_prompts
 from cai.dialogue import as_dicts
 from cai.errors import CaiError
+from cai.gates import words
 from cai.ledger import Ledger
 from cai.preferences import option_probability
 from cai.stages import label
 from cai.stages.base import Context, Input, read_rows, write_rows
 
 COUNT = 10
+ASKED = "Tell me about river 7."
 SETS = {"mine": "Tell me about river {}.", "labelled": "Is {} a good number?"}
 
 
@@ -241,6 +244,63 @@ def test_demonstrations_are_preferred_to_the_policys_own_answers(
         **{"pairs": plain["pairs"] + 5, "failed": 0},
     }
     assert all(row["probability"] == 1 and len(row["seeds"]) == 1 and row["orders"] == [] for row in found)
+
+
+def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: pytest.MonkeyPatch):
+    """The answers are sampled; a random model refuses nothing, so the rule is one that finds refusals in its words."""
+    rows = [f"Is {n} odd?" for n in range(COUNT)]
+    (context.root / "mild.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in rows))
+    (context.root / "held.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in (rows[4], ASKED)))
+    sets = {name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("mild", "held")}
+    only = {"sl_cai": context.inputs["sl_cai"]}
+    more = dataclasses.replace(context, data={**context.data, **sets}, held_out={"held": sets["held"]}, inputs=only)
+    more = dataclasses.replace(more, engine=dataclasses.replace(context.engine, batch_rows=64))  # for speed
+    monkeypatch.setattr(preferences, "refuses", declines)
+    monkeypatch.setattr(preferences, "redirects", lambda text: False)
+    sampling = Sampling(max_new_tokens=32, top_k=0, top_p=1.0)
+    given = {"kind": "rule", "benign": Prompts(["mild"]), "answers": 4, "sampling": sampling}
+    summary, rows = run(more, settings(**given))
+    assert asked(context) == {context.model_digest("sl_cai"): 4 * 2 * (COUNT - 1)}  # and no judge
+    kinds = {True: "harmless", False: "harmful"}
+    for row in rows:
+        benign, chosen, rejected = odd(row), row["chosen"][0]["content"], row["rejected"][0]["content"]
+        assert declines(rejected) is benign is not declines(chosen)
+        assert (row["kind"], row["probability"], row["principles"], row["orders"]) == ("rule", 1, [], [])
+        assert len(set(row["seeds"])) == 2
+    found = {kind: sum(kinds[odd(row)] == kind for row in rows) for kind in kinds.values()}
+    assert min(found.values()) >= 2
+    longer = sum(len(words(row["chosen"][0]["content"])) > len(words(row["rejected"][0]["content"])) for row in rows)
+    assert summary == {
+        **{"prompts": 2 * (COUNT - 1), "benign_prompts": COUNT - 1, "overlapping": 2, "failed": 0, "revisions": 0},
+        **{"all_good": summary["all_good"], "none_good": 2 * (COUNT - 1) - len(rows) - summary["all_good"]},
+        **{"pairs": len(rows), "chosen_longer": longer, "cut_off": summary["cut_off"]} | found,
+    }
+    assert 0 < summary["cut_off"] < 4 * 2 * (COUNT - 1) - len(rows)  # those chosen have ended
+    order = [odd(row) for row in rows]
+    assert order not in (sorted(order), sorted(order, reverse=True))  # else dpo would hold out one kind alone
+    assert run(more, settings(**given)) == (summary, rows)
+    fewer, first = run(more, settings(**given, limit=3))
+    assert first == rows[:3] and (fewer["pairs"], fewer["harmful"] + fewer["harmless"]) == (3, 3)
+    alone, harmful = run(more, settings(**given | {"benign": None}))
+    assert harmful == [row for row in rows if not odd(row)] and alone["benign_prompts"] == alone["harmless"] == 0
+
+
+def test_a_later_round_labels_the_newest_models_answers_by_rule(context: Context, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preferences, "refuses", declines)
+    later = dataclasses.replace(context, inputs={"dpo": context.inputs["sl_cai"]}, round=2)
+    sampling = Sampling(max_new_tokens=32, top_k=0, top_p=1.0)
+    summary, rows = run(later, settings(kind="rule", answers=4, sampling=sampling))
+    assert asked(context) == {context.model_digest("sl_cai"): 4 * COUNT} and summary["pairs"] == len(rows) > 0
+    with pytest.raises(CaiError, match=r"label\.benign: no prompt is left; see label\.benign\.limit and offset"):
+        run(later, settings(kind="rule", benign=Prompts(["mine"], offset=COUNT)))
+
+
+def declines(text: str) -> bool:
+    return hash_of(text) % 2 == 0
+
+
+def odd(row: dict[str, Any]) -> bool:
+    return row["prompt"][0]["content"].endswith("odd?")
 
 
 def hash_of(text: str) -> int:

@@ -318,8 +318,7 @@ def test_another_judge_and_none_are_called_what_they_are() -> None:
     said = report.notices(enough, KINDS, other, "Tiny-1M", {})
     assert said[0] == "The preferences came from another model, Large-7B, not from people."
     assert report.judge_view({"pairs": 8}, {"judge": "sft"}) is None
-    said = report.notices(enough, KINDS, None, "Tiny-1M", {})
-    assert said == ["No judge was asked: every revision is preferred to the first answer."]
+    assert report.notices(enough, KINDS, None, "Tiny-1M", {}) == []  # the page says what was done instead
 
 
 def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_path: Path) -> None:
@@ -329,15 +328,19 @@ def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_
     assert "0.5 to 0.6" in page.text and "4 points apart" in page.text and EVIL in page.text
     file = Path(context.inputs["label"].path).parent / "manifest.json"
     manifest = json.loads(file.read_text())
-    for summary, said in (
-        (
-            {"pairs": 8, "judged": 10, "judge": {"flipped": JUDGED["flipped"], "doubts": []}},
-            "Its accuracy is not known",
-        ),
-        ({"pairs": 8, "revisions": 8}, "every revision is preferred to the first answer"),
+    judged = {"pairs": 8, "judged": 10, "judge": {"flipped": JUDGED["flipped"], "doubts": []}}
+    ruled = {"prompts": 9, "benign_prompts": 4, "pairs": 8, "harmful": 5, "harmless": 3, "all_good": 1}
+    for kind, summary, said, times in (
+        ("feedback", judged, "Its accuracy is not known", 1),
+        ("revision", {"pairs": 8, "revisions": 8}, "every revision is preferred to the first answer", 2),
+        ("rule", ruled, "Refusal rates by these rules flatter what was trained so; read its answers.", 2),
     ):
-        file.write_text(json.dumps(manifest | {"summary": summary, "checksum": ""}))
-        assert said in Outline(page_of(context)).text.replace("\n", " ")
+        own = manifest["ingredients"] | {"label": manifest["ingredients"]["label"] | {"kind": kind}}
+        file.write_text(json.dumps(manifest | {"summary": summary, "ingredients": own, "checksum": ""}))
+        text = " ".join(Outline(page_of(context)).text.split())
+        assert text.count(said) == times  # of what no judge saw, among the notices and in the judge's section
+    for one in ("9 prompts", "4 of them harmless", "8 pairs", "5 of them on harmful prompts", "1 prompts with good"):
+        assert one in text
 
 
 def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: Path) -> None:

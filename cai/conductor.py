@@ -32,10 +32,11 @@ from cai.worker import CONDUCTOR
 GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
 
 
-def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
+def conduct(config: Config, tell: Callable[[str], None], patient: bool = False) -> dict[str, Manifest]:
     """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays.
 
-    `tell` shows a person each line; the run's log has it too, with what `tell` isn't told.
+    `tell` shows a person each line; the run's log has it too, with what `tell` isn't told. `patient`: waits for another
+    process that holds the run's folder, where it would raise UsageError.
     """
     names = [stage.name for stage in stages(config)]
     selected = config.stages if config.stages is not None else names
@@ -45,7 +46,7 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
                 f"stages names '{name}', which is no stage{nearest(name, names)} (stages: {', '.join(names)})"
             )
     run = Run(Path(config.outputs) / config.name)
-    with run.lock() as lock, _logged(run):
+    with run.lock(tell if patient else None) as lock, _logged(run):
 
         def say(line: str) -> None:
             tell(line)

@@ -130,6 +130,28 @@ def test_a_sweep_shares_what_stands_before_it(whole: Path, tiny_model: Path):
     assert cai(whole, tiny_model).returncode == 0  # and back
 
 
+def test_a_sweeps_jobs_run_in_processes_of_submitit(whole: Path, tmp_path: Path, tiny_model: Path):
+    """As on Slurm, by submitit's local executor: both are started at once, and one waits for the other's run."""
+    shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)
+    run = Run(tmp_path / "outputs/smoke")
+    before = {name: len(list((run.root / name).iterdir())) for name in NAMES}
+    launcher = ["-m", "hydra/launcher=submitit_local"]
+    done = cai(tmp_path, tiny_model, *launcher, "dpo.args.beta=0.05,0.3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = {name: len(list((run.root / name).iterdir())) - before[name] for name in NAMES}
+    assert after == {name: 0 if name in NAMES[:4] else 2 for name in NAMES}
+    logs = [file.read_text() for file in run.root.glob("logs/sweep-*/.submitit/*/*_log.err")]
+    assert len(logs) == 2 and all("dpo: stale: dpo.args.beta 0" in log for log in logs), logs
+    results = [file.read_text() for file in run.root.glob("logs/sweep-*/.submitit/*/*_log.out")]
+    assert all("held-out prompts, 95 % intervals" in log and "report.html" in log for log in results)
+    # a job that fails is one line, there and here
+    failed = cai(tmp_path, tiny_model, *launcher, "name=other", "model.path=/nowhere")
+    assert failed.returncode == 1 and "cai: model.path: /nowhere holds no model" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    (log,) = (tmp_path / "outputs/other").glob("logs/sweep-*/.submitit/*/*_log.err")
+    assert "cai: model.path: /nowhere holds no model" in log.read_text()
+
+
 def test_a_second_round_goes_on_from_the_first(whole: Path, tmp_path: Path, tiny_model: Path):
     """Round 1 is not made again; round 2 stops between its stages and goes on, with other prompts and another model."""
     shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)

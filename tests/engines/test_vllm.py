@@ -108,8 +108,13 @@ def compare(found: list[Completion], expected: list[Completion]) -> None:
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
 
 
-def test_vllm_answers_as_transformers_does(model: str, expected: list[Completion]):
-    options = {"max_model_len": ROOM, "enforce_eager": True}
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_vllm_answers_as_transformers_does(
+    tensors: int, model: str, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
+):
+    if tensors > 1:  # each process wants a memory node of its own else
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    options = {"max_model_len": ROOM, "enforce_eager": True, "tensor_parallel_size": tensors}
     config = EngineConfig(kind="vllm", dtype="float32", device="cpu", options=options)
     *found, long = answers(config, model, [*REQUESTS, TOO_LONG])
     compare(found, expected)

@@ -207,7 +207,7 @@ def launch_arguments(config: Config) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", type=int, default=1)
     several = parser.parse_known_args(config.launcher.args)[0].num_processes > 1
-    launched = {"--multi_gpu", "--use_fsdp"} & {*config.launcher.args}
+    launched = {"--multi_gpu", "--use_fsdp", "--use_deepspeed"} & {*config.launcher.args}
     alone = several and pick_device(config.engine.device) == "cpu" and not launched
     return [*config.launcher.args, *(["--multi_gpu"] if alone else [])]
 
@@ -220,6 +220,8 @@ def check(config: Config) -> None:
     engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
     if any(engine.kind == "vllm" for engine in engines) and importlib.util.find_spec("vllm") is None:
         raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
+    if "--use_deepspeed" in config.launcher.args and importlib.util.find_spec("deepspeed") is None:
+        raise UsageError("launcher=deepspeed: it is not installed; pip install 'constitutional-ai[deepspeed]'")
     if config.engine.model is not None:
         raise UsageError(
             f"engine.model={config.engine.model}: every stage would ask this one model, whatever it trains; leave it "

@@ -1,12 +1,13 @@
 """The command line: `cai run | plan | status | show | audit | ...` (see HELP); `run`, the Hydra app, by default."""
 
+import importlib.util
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cai import __version__
 from cai.errors import CaiError, Interrupted, UsageError, nearest
@@ -130,6 +131,11 @@ def _run(arguments: list[str]) -> None:
         if redact(word) != word:  # Hydra keeps the words in files before anything is checked
             raise UsageError(f"{redact(word)}: a secret on the command line; put it into an environment variable")
     refuse_targets(arguments)
+    if any(word.startswith("hydra/launcher=submitit_") for word in arguments):
+        if importlib.util.find_spec("submitit") is None:
+            raise UsageError("hydra/launcher: submitit is not installed; pip install 'constitutional-ai[slurm]'")
+        if not {"-m", "--multirun"} & {*arguments}:
+            raise UsageError("hydra/launcher starts the jobs of a sweep: add -m, also where there is but one job")
     flags = [word for word in arguments if word.startswith("-")]
     if not flags:
         words_are_overrides(arguments, VERBS)
@@ -152,25 +158,33 @@ def _run(arguments: list[str]) -> None:
 def _job(composed: Any) -> None:
     """One run of the pipeline: Hydra calls it once, or once for each point of a sweep."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from cai import conductor
     from cai.config import in_round
     from cai.rules import load
     from cai.tables import build_table, result_table, revision_tables
+    from cai.worker import quiet
 
+    job = HydraConfig.get()
+    # a launcher that isn't Hydra's own starts jobs at once, in processes where nobody has called quiet()
+    at_once = job.mode == RunMode.MULTIRUN and not job.launcher._target_.endswith(".BasicLauncher")
+    end = _end_job if at_once else _end
+    if at_once:
+        quiet()
     try:
-        config = load(composed, list(HydraConfig.get().overrides.task))
+        config = load(composed, list(job.overrides.task))
     except CaiError as error:
-        _end(error)
+        end(error)
         return
     began = time.time()
     try:
-        manifests = conductor.conduct(config, lambda line: print(printable(line), file=sys.stderr, flush=True))
+        manifests = conductor.conduct(config, lambda line: print(printable(line), file=sys.stderr, flush=True), at_once)
     except OSError as error:
-        _end(CaiError(f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"))
+        end(CaiError(f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"))
         return
     except (CaiError, Interrupted) as error:
-        _end(error)
+        end(error)
         return
     root = Path(config.outputs) / config.name
     if "build" in manifests and manifests["build"].started >= began:
@@ -189,6 +203,17 @@ def _job(composed: Any) -> None:
         if stage in manifests:
             folder = root / stage / manifests[stage].key[:12]
             print(f"{name}: {folder / 'out' / file}")
+
+
+def _end_job(error: CaiError | Interrupted) -> NoReturn:
+    """Says what went wrong in a launcher's own process, whose standard error is a file, and hands it to the sweep's:
+    only an exception gets there, and Hydra shows a compact one as a line, any other as a traceback."""
+    from hydra.errors import CompactHydraException
+
+    if isinstance(error, Interrupted) or os.environ.get("CAI_DEBUG"):
+        raise error
+    print(f"cai: {printable(str(error))}", file=sys.stderr, flush=True)
+    raise CompactHydraException(f"cai: {printable(str(error))}")
 
 
 def _plan(arguments: list[str]) -> None:

@@ -32,10 +32,11 @@ from cai.worker import CONDUCTOR
 GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
 
 
-def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
+def conduct(config: Config, tell: Callable[[str], None], patient: bool = False) -> dict[str, Manifest]:
     """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays.
 
-    `tell` shows a person each line; the run's log has it too, with what `tell` isn't told.
+    `tell` shows a person each line; the run's log has it too, with what `tell` isn't told. `patient`: waits for another
+    process that holds the run's folder, where it would raise UsageError.
     """
     names = [stage.name for stage in stages(config)]
     selected = config.stages if config.stages is not None else names
@@ -45,7 +46,7 @@ def conduct(config: Config, tell: Callable[[str], None]) -> dict[str, Manifest]:
                 f"stages names '{name}', which is no stage{nearest(name, names)} (stages: {', '.join(names)})"
             )
     run = Run(Path(config.outputs) / config.name)
-    with run.lock() as lock, _logged(run):
+    with run.lock(tell if patient else None) as lock, _logged(run):
 
         def say(line: str) -> None:
             tell(line)
@@ -206,7 +207,7 @@ def launch_arguments(config: Config) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", type=int, default=1)
     several = parser.parse_known_args(config.launcher.args)[0].num_processes > 1
-    launched = {"--multi_gpu", "--use_fsdp"} & {*config.launcher.args}
+    launched = {"--multi_gpu", "--use_fsdp", "--use_deepspeed"} & {*config.launcher.args}
     alone = several and pick_device(config.engine.device) == "cpu" and not launched
     return [*config.launcher.args, *(["--multi_gpu"] if alone else [])]
 
@@ -219,6 +220,8 @@ def check(config: Config) -> None:
     engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
     if any(engine.kind == "vllm" for engine in engines) and importlib.util.find_spec("vllm") is None:
         raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
+    if "--use_deepspeed" in config.launcher.args and importlib.util.find_spec("deepspeed") is None:
+        raise UsageError("launcher=deepspeed: it is not installed; pip install 'constitutional-ai[deepspeed]'")
     if config.engine.model is not None:
         raise UsageError(
             f"engine.model={config.engine.model}: every stage would ask this one model, whatever it trains; leave it "

@@ -369,9 +369,9 @@ def evaluated_models(config: Config) -> list[str]:
     return models if not later or {*later} & {*models} or "dpo" not in models else [*models, later[-1]]
 
 
-def other_model(name: str) -> ModelConfig:
+def other_model(name: str, revision: str | None = None) -> ModelConfig:
     """A model that is none of the run's: a folder where there is one of that name, else a hub id."""
-    return ModelConfig(name, "path" if Path(name).is_absolute() or Path(name).is_dir() else "hub", name)
+    return ModelConfig(name, "path" if Path(name).is_absolute() or Path(name).is_dir() else "hub", name, revision)
 
 
 def helpful_data(config: Config) -> list[str]:

@@ -332,6 +332,12 @@ def _check_servers(config: Config, overrides: Sequence[str]) -> None:
         if engine.kind != "openai":
             if engine.model is not None:
                 raise UsageError(f"{key}.model{origin(f'{key}.model', overrides)}: only kind: openai has such a name")
+            if engine.kind == "vllm" and engine.options.get("data_parallel_size", 1) != 1:  # vllm.LLM refuses it later
+                name = f"{key}.options.data_parallel_size"
+                raise UsageError(
+                    f"{name}{origin(name, overrides)}: vLLM has copies of a model only as a server: start `vllm serve "
+                    f"MODEL --data-parallel-size N` and take {key}=openai (see docs/scale.md)"
+                )
             continue
         if not engine.server.urls:
             raise UsageError(f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]")

@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,11 @@ class Run:
         return manifest
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[int]:
-        """Holds the run for one process (and the workers it starts). Yields the lock's file descriptor."""
+    def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[int]:
+        """Holds the run for one process (and the workers it starts). Yields the lock's file descriptor.
+
+        Where another holds it: raises UsageError, or tells `waiting` who does, and waits.
+        """
         import fcntl
 
         try:
@@ -164,7 +167,11 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                raise UsageError(f"{self.root} is in use by {file.read().strip() or 'another process'}") from None
+                used = f"{self.root} is in use by {file.read().strip() or 'another process'}"
+                if waiting is None:
+                    raise UsageError(used) from None
+                waiting(f"{used}; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             file.truncate()
             since = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cai.composing import compose, saved
-from cai.errors import CaiError
+from cai.errors import CaiError, UsageError
 from cai.pipeline import plan
 from cai.stages.base import read_rows
 from cai.store import Run, write_json
@@ -30,6 +30,20 @@ def test_run_help_shows_hydras_groups(tmp_path: Path):
     done = cai(tmp_path, "run", "--help")
     assert done.returncode == 0
     assert all(f"{group}:" in done.stdout for group in ("experiment", "model", "engine", "launcher", "dpo"))
+
+
+def test_a_launcher_of_jobs_wants_a_sweep_and_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from cai.cli import _run
+
+    words = ["experiment=smoke", "hydra/launcher=submitit_slurm"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(UsageError, match="add -m"):
+        _run(words)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"constitutional-ai\[slurm\]"):
+        _run([*words, "-m"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_check_with_a_template(tmp_path: Path, tiny_model: Path):

@@ -97,3 +97,11 @@ SERVED = ["engine=openai", "engine.server.key=NO_SUCH_VARIABLE"]
 def test_a_server_that_can_not_be_asked_fails_before_anything_runs(overrides: list[str], message: str):
     with pytest.raises(UsageError, match=re.escape(message)):
         conductor.check(compose(["experiment=smoke", *overrides]))
+
+
+def test_deepspeed_is_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch):
+    config = compose(["experiment=smoke", "launcher=deepspeed"])
+    assert "--multi_gpu" not in conductor.launch_arguments(config)  # accelerate takes one kind of launch at a time
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "deepspeed" else name)
+    with pytest.raises(UsageError, match=r"constitutional-ai\[deepspeed\]"):
+        conductor.check(config)

@@ -266,6 +266,11 @@ CRITIC = ["+engine@revise.engine=openai", "revise.engine.model=large"]
     ("overrides", "message"),
     [
         (["engine=openai", "engine.server.urls=[]"], "engine.server.urls is empty; name a server"),
+        (
+            ["engine=vllm", "+engine.options.data_parallel_size=2"],
+            "engine.options.data_parallel_size (override '+engine.options.data_parallel_size=2'): vLLM has copies of a "
+            "model only as a server: start `vllm serve MODEL --data-parallel-size N` and take engine=openai",
+        ),
         (["engine=openai", "engine.server.urls=[here:8000]"], "engine.server.urls: write http://host:port/v1"),
         ([*CRITIC, "revise.engine.server.urls=['https://me:secret@host/v1']"], "revise.engine.server.urls: write http"),
         (

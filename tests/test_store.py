@@ -191,12 +191,19 @@ with Run(Path(sys.argv[1])).lock():
 """
 
 
-def test_a_second_process_is_refused_and_a_dead_ones_lock_is_free(run: Run):
+def test_a_second_process_is_refused_or_waits_and_a_dead_ones_lock_is_free(run: Run):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.root)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(UsageError, match=f"is in use by process {holder.pid} "), run.lock():
             pass
+
+        def free(said: str) -> None:
+            assert f"is in use by process {holder.pid} " in said and said.endswith("waiting for it")
+            holder.kill()
+
+        with run.lock(free):
+            assert holder.wait() == -9
     finally:
         holder.kill()
         holder.communicate()

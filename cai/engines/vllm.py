@@ -1,11 +1,17 @@
-"""The engine on vLLM, offline: continuous batching, shared prefixes cached, tensors parallel by `engine.options`."""
+"""The engine on vLLM, offline: continuous batching, shared prefixes cached, tensors parallel by `engine.options`. An
+adapter's folder is served as it is, beside its base's weights."""
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 from cai.config import EngineConfig, Sampling
 from cai.dialogue import render
 from cai.engines.base import Batcher, Completion, Request
+from cai.errors import UsageError
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
 class VllmEngine:
@@ -14,9 +20,15 @@ class VllmEngine:
     def __init__(self, config: EngineConfig, model: str):
         from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue] - an extra
 
-        name, _, revision = model.partition("@")
-        options = {"dtype": config.dtype, "trust_remote_code": False, "disable_log_stats": True} | config.options
-        self.llm: Any = LLM(model=name, revision=revision or None, **options)
+        from cai.training.model import adapter_base, split_revision, tokenizer_source
+
+        options: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": False, "disable_log_stats": True}
+        self.adapter: Any = None
+        if (base := adapter_base(model)) is not None:
+            self.adapter, room = _adapter(model)
+            options |= room | ({"tokenizer": model} if tokenizer_source(model) == model else {})
+        name, revision = split_revision(base or model)
+        self.llm: Any = LLM(model=name, revision=revision, **(options | config.options))
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.config = config
         self._room = self.llm.model_config.max_model_len
@@ -55,7 +67,8 @@ class VllmEngine:
                 option = self._encode(text)
                 jobs.append((index, ids + option, len(option), self._parameters(None, 0)))
         prompts = [{"prompt_token_ids": tokens} for _, tokens, _, _ in jobs]
-        outputs = self.llm.generate(prompts, [parameters for *_, parameters in jobs], use_tqdm=False)
+        each = [parameters for *_, parameters in jobs]
+        outputs = self.llm.generate(prompts, each, use_tqdm=False, lora_request=self.adapter)
         share = (time.perf_counter() - started) / len(batch)
         replies: dict[int, Any] = {}
         scores: dict[int, list[float]] = {}
@@ -90,3 +103,26 @@ class VllmEngine:
             top_k=sampling.top_k,
             seed=seed,
         )
+
+
+def _adapter(folder: str) -> tuple[Any, dict[str, Any]]:
+    """What vLLM takes an adapter by, and the options that make room for it. Raises UsageError where it takes none."""
+    from safetensors import SafetensorError, safe_open
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    values = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
+            modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{folder}: no adapter_model.safetensors that can be read ({error})") from None
+    wanted = max([values.get("r", 0), *(values.get("rank_pattern") or {}).values()])
+    rank = next((rank for rank in RANKS if rank >= wanted), None)
+    if rank is None or values.get("peft_type") != "LORA" or "lm_head" in modules:
+        raise UsageError(
+            f"{folder}: of adapters, engine=vllm takes LoRA with r up to {RANKS[-1]} and without lm_head (vLLM can't "
+            "score prompts with that); engine=transformers takes any"
+        )
+    # the modules are named, or vLLM would wrap lm_head too
+    options = {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": modules}
+    return LoRARequest("adapter", 1, folder), options

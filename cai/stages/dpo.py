@@ -22,7 +22,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     from cai.training.guards import answer, signs, unseen, watch
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
-    from cai.training.trainer import lora_config, run_training, save_result, show_curves
+    from cai.training.trainer import is_sharded, lora_config, run_training, save_result, show_curves
 
     pairs = read_rows(Path(context.inputs[in_round("label", context.round)].path) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
@@ -53,7 +53,7 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
     asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[: config.guards.prompts]
     answers = partial(answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens)
-    sharded = trainer.is_fsdp_enabled
+    sharded = is_sharded(trainer)
     generated = answers if asked and not sharded else None
     trainer.add_callback(watch(config.guards, context.progress.say, generated, sharded))
     show_curves(trainer, context.report_to, context.stage, context.root.name, context.scratch.with_name("logs"))

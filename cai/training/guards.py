@@ -70,7 +70,7 @@ def unseen(log: Sequence[Mapping[str, Any]], guards: Guards, sharded: bool) -> l
     if not guards.prompts or guards.longer is guards.shorter is guards.repetitive is None:
         return []
     if first is None:
-        why = "the shards of FSDP do not generate" if sharded else "no pair is held out (dpo.validation)"
+        why = "the shards of a model do not generate" if sharded else "no pair is held out (dpo.validation)"
         return [f"The guards see no growing, shrinking or repetitive answers, since {why}."]
     if guards.longer is not None and first[LENGTH] * guards.longer >= guards.new_tokens:
         return [

@@ -265,8 +265,10 @@ def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any
     """
     from cai.training.model import save_model
 
-    # the shards of FSDP are put together by all processes
-    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    state = None
+    if is_sharded(trainer):  # all processes put the shards together
+        sharded = trainer.model if trainer.is_fsdp_enabled else trainer.deepspeed
+        state = trainer.accelerator.get_state_dict(sharded)
     if int(os.environ.get("RANK", "0")):
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -285,11 +287,19 @@ def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any
     write_json(work / "history.json", history(trainer.state.log_history))
 
 
+def is_sharded(trainer: Any) -> bool:
+    """Whether a process holds only a part of the weights: by FSDP, or DeepSpeed's ZeRO-3."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+
 def _in_one_piece(sharded: Any, state: dict[str, Any]) -> Any:
     """A sharded model anew, with its whole weights."""
     from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # or this one would be sharded too
     model = AutoModelForCausalLM.from_config(sharded.config, dtype=next(iter(state.values())).dtype)
     if isinstance(sharded, PeftModel):
         model = get_peft_model(model, sharded.peft_config["default"])

@@ -1,6 +1,7 @@
 """Whole pipelines on a tiny random model, as a person would type them: run, run again, kill, continue."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -130,6 +131,28 @@ def test_a_sweep_shares_what_stands_before_it(whole: Path, tiny_model: Path):
     assert cai(whole, tiny_model).returncode == 0  # and back
 
 
+def test_a_sweeps_jobs_run_in_processes_of_submitit(whole: Path, tmp_path: Path, tiny_model: Path):
+    """As on Slurm, by submitit's local executor: both are started at once, and one waits for the other's run."""
+    shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)
+    run = Run(tmp_path / "outputs/smoke")
+    before = {name: len(list((run.root / name).iterdir())) for name in NAMES}
+    launcher = ["-m", "hydra/launcher=submitit_local"]
+    done = cai(tmp_path, tiny_model, *launcher, "dpo.args.beta=0.05,0.3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = {name: len(list((run.root / name).iterdir())) - before[name] for name in NAMES}
+    assert after == {name: 0 if name in NAMES[:4] else 2 for name in NAMES}
+    logs = [file.read_text() for file in run.root.glob("logs/sweep-*/.submitit/*/*_log.err")]
+    assert len(logs) == 2 and all("dpo: stale: dpo.args.beta 0" in log for log in logs), logs
+    results = [file.read_text() for file in run.root.glob("logs/sweep-*/.submitit/*/*_log.out")]
+    assert all("held-out prompts, 95 % intervals" in log and "report.html" in log for log in results)
+    # a job that fails is one line, there and here
+    failed = cai(tmp_path, tiny_model, *launcher, "name=other", "model.path=/nowhere")
+    assert failed.returncode == 1 and "cai: model.path: /nowhere holds no model" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    (log,) = (tmp_path / "outputs/other").glob("logs/sweep-*/.submitit/*/*_log.err")
+    assert "cai: model.path: /nowhere holds no model" in log.read_text()
+
+
 def test_a_second_round_goes_on_from_the_first(whole: Path, tmp_path: Path, tiny_model: Path):
     """Round 1 is not made again; round 2 stops between its stages and goes on, with other prompts and another model."""
     shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)
@@ -211,19 +234,56 @@ if "LOCAL_RANK" in os.environ:  # a process of `accelerate launch`
 """
 
 
-@pytest.mark.parametrize("peft", ["null", "{r: 4, lora_alpha: 8, target_modules: all-linear}"], ids=["full", "lora"])
+# the same for DeepSpeed, without its own kernel for CPUs, which a compiler would have to make; every weight is divided,
+# also those that ZeRO-3 leaves whole since they are small
+ZERO = """
+import os
+from pathlib import Path
+if "LOCAL_RANK" in os.environ:
+    from accelerate import state
+    from accelerate.utils import DistributedType
+    begin, begin_all = state.PartialState.__init__, state.AcceleratorState.__init__
+    def init(self, cpu=False, **options):
+        begin(self, True, **options)
+        self._cpu, self.distributed_type = False, DistributedType.DEEPSPEED
+        import deepspeed
+        from deepspeed.runtime.engine import DeepSpeedEngine
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        gather = DeepSpeedEngine._zero3_consolidated_16bit_state_dict
+        def told(engine, **options):
+            whole = sum(weights.numel() > 0 for weights in engine.module.parameters())
+            Path(f"sharded-{os.environ['RANK']}").write_text(str(whole == 0))
+            return gather(engine, **options)
+        DeepSpeedEngine._zero3_consolidated_16bit_state_dict = told
+    def init_all(self, mixed_precision=None, cpu=False, **options):
+        begin_all(self, mixed_precision, False, **options)
+        self.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    state.PartialState.__init__, state.AcceleratorState.__init__ = init, init_all
+"""
+
+
+LORA = "{r: 4, lora_alpha: 8, target_modules: all-linear}"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "site", "peft"),
+    [("fsdp", SHARDS, "null"), ("fsdp", SHARDS, LORA), ("deepspeed", ZERO, "null")],
+    ids=["fsdp-full", "fsdp-lora", "deepspeed-full"],
+)
 def test_sharded_training_is_that_of_one_process(
-    peft: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: str, site: str, peft: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """FSDP2 on gloo: the same losses at an equal global batch, and the same weights published in one piece."""
+    """FSDP2 or ZeRO-3 on gloo: the same losses at an equal global batch, the same weights published in one piece."""
     from safetensors.torch import load_file
 
+    if launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SHARDS)
+    (tmp_path / "site" / "sitecustomize.py").write_text(site)
     path = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
     one, alone = tuned(tmp_path, tiny_model, "inline", 4, f"sft.peft={peft}")
-    two, together = tuned(tmp_path, tiny_model, "fsdp", 2, f"sft.peft={peft}")
+    two, together = tuned(tmp_path, tiny_model, launcher, 2, f"sft.peft={peft}")
     assert [(tmp_path / f"sharded-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
     check_curves(together, alone, "loss", "eval_loss")
     whole, gathered = (load_file(out / "model" / "model.safetensors") for out in (one, two))

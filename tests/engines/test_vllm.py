@@ -21,6 +21,8 @@ import httpx2  # noqa: E402
 from cai.config import EngineConfig, Sampling, ServerConfig  # noqa: E402
 from cai.dialogue import assistant, user  # noqa: E402
 from cai.engines.base import Completion, Request, gather_rows, open_engine  # noqa: E402
+from cai.errors import UsageError  # noqa: E402
+from cai.store import write_json  # noqa: E402
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 ROOM = 2048  # tokens
@@ -106,12 +108,53 @@ def compare(found: list[Completion], expected: list[Completion]) -> None:
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
 
 
-def test_vllm_answers_as_transformers_does(model: str, expected: list[Completion]):
-    options = {"max_model_len": ROOM, "enforce_eager": True}
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_vllm_answers_as_transformers_does(
+    tensors: int, model: str, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
+):
+    if tensors > 1:  # each process wants a memory node of its own else
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    options = {"max_model_len": ROOM, "enforce_eager": True, "tensor_parallel_size": tensors}
     config = EngineConfig(kind="vllm", dtype="float32", device="cpu", options=options)
     *found, long = answers(config, model, [*REQUESTS, TOO_LONG])
     compare(found, expected)
     assert long.finish_reason == "too_long"
+
+
+def test_an_adapter_is_served_beside_its_base(model: str, expected: list[Completion], tmp_path: Path):
+    """Unmerged here; the transformers engine is given the merged weights."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(1)
+    weights = load_file(f"{model}/model.safetensors")
+    wanted = [name for name in weights if name.endswith(("q_proj.weight", "down_proj.weight"))]
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "merged").mkdir()
+    factors = {}
+    for name in wanted:
+        outputs, inputs = weights[name].shape
+        a, b = torch.randn(9, inputs) * 0.1, torch.randn(outputs, 9) * 0.1
+        layer = f"base_model.model.{name.removesuffix('.weight')}"
+        factors |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
+        weights[name] = weights[name] + 18 / 9 * b @ a
+    save_file(factors, tmp_path / "adapter/adapter_model.safetensors")
+    values = {"peft_type": "LORA", "r": 9, "lora_alpha": 18, "target_modules": ["q_proj", "down_proj"]}
+    write_json(tmp_path / "adapter/adapter_config.json", values | {"base_model_name_or_path": model})
+    for file in Path(model).iterdir():
+        (tmp_path / "merged" / file.name).write_bytes(file.read_bytes())
+    save_file(weights, tmp_path / "merged/model.safetensors", {"format": "pt"})
+    changed = answers(EngineConfig(dtype="float32", device="cpu"), str(tmp_path / "merged"), REQUESTS)
+    assert {one.text for one in changed if one.text}.isdisjoint(one.text for one in expected if one.text)
+    options = {"max_model_len": ROOM, "enforce_eager": True}
+    config = EngineConfig(kind="vllm", dtype="float32", device="cpu", options=options)
+    compare(answers(config, str(tmp_path / "adapter"), REQUESTS), changed)
+    write_json(tmp_path / "adapter/adapter_config.json", values | {"base_model_name_or_path": model, "r": 1024})
+    with pytest.raises(UsageError, match="r up to 512"):
+        open_engine(config, str(tmp_path / "adapter"))
+    (tmp_path / "adapter/adapter_model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no adapter_model\.safetensors"):
+        open_engine(config, str(tmp_path / "adapter"))
 
 
 def test_a_served_model_answers_as_transformers_does(server: str, expected: list[Completion]):

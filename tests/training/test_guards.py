@@ -88,7 +88,7 @@ OFF = Guards(longer=None, shorter=None, repetitive=None)
             "they had 64 tokens of at most 128, which leaves no room for 2 times as many",
         ),
         (texts((128, 0.0)), Guards(longer=None), False, None),  # shrinking and repetition show
-        ([], Guards(), True, "since the shards of FSDP do not generate."),
+        ([], Guards(), True, "since the shards of a model do not generate."),
         ([], Guards(), False, "since no pair is held out (dpo.validation)."),
         ([], Guards(prompts=0), True, None),
         ([], OFF, True, None),

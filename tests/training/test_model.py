@@ -1,11 +1,14 @@
 """Where a model comes from, and what is said where it can't be had."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from cai.config import ModelConfig
+from cai.config import ModelConfig, other_model
 from cai.errors import CaiError, UsageError
+from cai.store import write_json
 from cai.training.model import fingerprint, load_model, load_tokenizer, locate, pick_device
 
 
@@ -16,6 +19,58 @@ def test_a_folder_is_known_by_its_content(tiny_model: Path, tmp_path: Path):
     assert "model.safetensors" in files and all(len(digest) == 64 for digest in files.values())
     with pytest.raises(UsageError, match="holds no model"):
         fingerprint(ModelConfig(name="none", kind="path", path=str(tmp_path)))
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    """A folder with a random LoRA adapter of the tiny model, and without a tokenizer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(load_model(str(tiny_model), "float32", "cpu"), config).save_pretrained(str(tmp_path / "adapter"))
+    return tmp_path / "adapter"
+
+
+def test_an_adapters_folder_is_a_model(adapter: Path, tiny_model: Path):
+    """Merged into its base, and then a plain model whose weights can be tuned; with the base's tokenizer."""
+    import torch
+    from peft import PeftModel
+
+    model, base = load_model(str(adapter), "float32", "cpu"), load_model(str(tiny_model), "float32", "cpu")
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        merged, plain = model(ids).logits, base(ids).logits
+        unmerged = PeftModel.from_pretrained(base, str(adapter))(ids).logits
+    assert torch.allclose(merged, unmerged, atol=1e-4) and not torch.allclose(merged, plain, atol=0.1)
+    assert type(model) is type(load_model(str(tiny_model), "float32", "cpu")) and not hasattr(model, "peft_config")
+    assert not model.training and all(weights.requires_grad for weights in model.parameters())
+    assert load_tokenizer(str(adapter)).get_vocab() == load_tokenizer(str(tiny_model)).get_vocab()
+    with pytest.raises(UsageError, match="can't be merged into quantised weights"):
+        load_model(str(adapter), "float32", "cpu", quantization=object())
+
+
+def test_an_adapter_is_known_by_its_own_content_and_its_bases(adapter: Path, tiny_model: Path, tmp_path: Path):
+    config = other_model(str(adapter))
+    known = fingerprint(config)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= known["files"].keys()
+    assert known["base"] == fingerprint(other_model(str(tiny_model))) and locate(config) == str(adapter)
+    file = adapter / "adapter_config.json"
+    values = json.loads(file.read_text())
+    write_json(file, values | {"base_model_name_or_path": "some/model", "revision": "abc"})
+    assert fingerprint(config)["base"] == {"hub": "some/model", "revision": "abc"}
+    with pytest.raises(UsageError, match="is an adapter"):
+        locate(dataclasses.replace(config, template="chatml"))
+    write_json(file, values | {"base_model_name_or_path": None})
+    with pytest.raises(UsageError, match="names no base model"):
+        fingerprint(config)
+    write_json(file, values | {"peft_type": "LORA", "target_modules": ["no_such_module"]})
+    with pytest.raises(CaiError, match="can't merge the adapter"):
+        load_model(str(adapter), "float32", "cpu")
+    file.write_text("{")
+    with pytest.raises(UsageError, match="is damaged"):
+        fingerprint(config)
 
 
 def test_a_missing_model_is_one_clear_line():

@@ -5,9 +5,14 @@ from typing import Any
 
 import pytest
 
+from cai.composing import compose
+from cai.dialogue import assistant, user
+from cai.stages import dpo, sft
 from cai.training import head
 from cai.training.head import METRICS, lean_head
-from cai.training.model import load_model
+from cai.training.model import load_model, load_tokenizer
+from cai.training.soft_dpo import open_trainer
+from cai.training.trainer import lora_config, tokenised
 
 
 def fused(model: Path) -> Any:
@@ -75,3 +80,73 @@ def test_models_that_change_their_scores_keep_trls_head(setting: str, tiny_model
     forward = model.forward
     lean_head(model)
     assert model.forward == forward
+
+
+WORDS = ["Yes.", "No, it is not even.", "Ask a friend, then write to us.", "The Rhine flows through Europe."]
+
+
+def same_training(ours: Any, theirs: Any) -> None:
+    """Both train and evaluate alike: every figure in their logs, and the weights at the end."""
+    for one in (ours, theirs):
+        one.train()
+        one.evaluate()
+    figures = 0
+    for mine, other in zip(ours.state.log_history, theirs.state.log_history, strict=True):
+        for name in mine.keys() & other.keys():
+            if "runtime" not in name and "per_second" not in name:
+                assert mine[name] == pytest.approx(other[name], abs=2e-5, rel=1e-4), name
+                figures += 1
+    assert figures > 20
+    for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert mine.detach().numpy() == pytest.approx(other.detach().numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("peft", [None, {"target_modules": "all-linear"}])
+def test_sft_is_trls(peft: dict[str, Any] | None, tiny_model: Path, tmp_path: Path):
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    tokenizer = load_tokenizer(str(tiny_model))
+    rows, _ = tokenised(tokenizer, [(user(f"Is {n} even?"), assistant(WORDS[n % 4])) for n in range(12)], 64)
+    config = compose(["experiment=smoke", "sft.args.learning_rate=1e-2"]).sft
+
+    def trainer(name: str) -> Any:
+        return SFTTrainer(
+            model=load_model(str(tiny_model), "float32", "cpu"),
+            args=sft.arguments("sft", config, 0, str(tmp_path / name), "cpu", held=False),
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=None if peft is None else lora_config("sft.peft", peft),
+        )
+
+    ours = trainer("ours")
+    lean_head(ours.model, ("entropy", "is_top1"))
+    same_training(ours, trainer("theirs"))
+
+
+@pytest.mark.parametrize("words", [("dpo=full",), ("dpo=lora", "+dpo.args.use_weighting=true")])
+def test_dpo_is_trls(words: tuple[str, ...], tiny_model: Path, tmp_path: Path):
+    from datasets import Dataset
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    def turn(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    pairs = [
+        {"prompt": turn("user", f"Is {n} even?"), "chosen": turn("assistant", WORDS[n % 4])}
+        | {"rejected": turn("assistant", WORDS[(n + 1) % 4]), "probability": 1.0}
+        for n in range(12)
+    ]
+    config = compose(["experiment=smoke", "dpo.args.learning_rate=1e-2", "dpo.loss=trl", *words]).dpo
+
+    def given(name: str) -> dict[str, Any]:
+        rows = Dataset.from_list(pairs)
+        peft = None if config.peft is None else lora_config("dpo.peft", config.peft)
+        return {
+            "model": load_model(str(tiny_model), "float32", "cpu"),
+            "args": dpo.arguments(config, 0, str(tmp_path / name), "cpu", held=False),
+            "processing_class": load_tokenizer(str(tiny_model)),
+            "peft_config": peft,
+        } | {"train_dataset": rows, "eval_dataset": rows}
+
+    same_training(open_trainer(config, tmp_path, "tiny", **given("ours")), DPOTrainer(**given("theirs")))

@@ -1,8 +1,8 @@
-"""The output layer in training, for the tokens that are trained and no others.
+"""A model in training where there is no Triton, as on a CPU: no work for padding, nor for tokens that are not trained.
 
-trl scores only these where it has Triton (CUDA, XPU). Elsewhere it scores prompts and padding too, multiplies by the
-vocabulary a second time on the way back, and makes some ten passes over each tile of scores; there, plain torch does
-the same for less (docs/performance.md).
+trl's output layer then scores prompts and padding too, multiplies by the vocabulary a second time on the way back, and
+makes some ten passes over each tile of scores. Plain torch does the same for the trained tokens, for less. And where a
+row stands beside a longer one, it need not go through the layers at its length (docs/performance.md has the figures).
 """
 
 import functools
@@ -11,8 +11,9 @@ from typing import Any
 
 METRICS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # what trl may ask for beside log-probabilities
 SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-ELSEWHERE = ("shift_labels", "num_items_in_batch", "output_router_logits")  # arguments that trl's own way is left to
+ELSEWHERE = {"shift_labels", "num_items_in_batch", "output_router_logits"}  # arguments that trl's own way is left to
 SCORES = 2**26  # float32 numbers at once, a quarter of a gigabyte: of more tokens, the scores are computed twice
+ALIKE = 0.8  # of the longest row's length: so long rows go through the layers with it
 
 
 def lean_head(model: Any, metrics: tuple[str, ...] = METRICS) -> None:
@@ -21,8 +22,6 @@ def lean_head(model: Any, metrics: tuple[str, ...] = METRICS) -> None:
     Both answer `model(..., labels=labels, fused_lm_head=True)` with trl's FusedCausalLMOutput. trl's own stays on
     accelerators with Triton, on shards, for experts' router loss and where a model changes its scores afterwards.
     """
-    from trl.trainer.utils import FusedCausalLMOutput
-
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
     scaled = any(getattr(config, name, None) not in (None, 1) for name in SCALES)
@@ -32,21 +31,57 @@ def lean_head(model: Any, metrics: tuple[str, ...] = METRICS) -> None:
 
     @functools.wraps(type(base).forward)  # transformers reads its signature
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
-        head = self.get_output_embeddings()
-        sharded = type(head.weight).__name__ == "DTensor"
-        if not fused_lm_head or labels is None or sharded or any(named.get(name) is not None for name in ELSEWHERE):
+        given = {name: value for name, value in named.items() if value is not None}  # peft passes every argument on
+        # shards are gathered by all processes at once, and these have groups of their own
+        sharded = any(type(weights).__name__ == "DTensor" for weights in self.parameters())
+        if not fused_lm_head or labels is None or args or sharded or ELSEWHERE & given.keys():
             return fused(*args, fused_lm_head=fused_lm_head, labels=labels, **named)
-        hidden = self.base_model(*args, **(named | {"use_cache": False})).last_hidden_state[:, :-1]
-        labels = labels[:, 1:]
-        mask = labels != -100
-        found = _scored(hidden[mask], head.weight, head.bias, labels[mask], metrics)
-        # masked_scatter keeps a batch without a trained token connected to the model
-        whole = {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
-        return FusedCausalLMOutput(loss=-whole["log_probs"].sum() / mask.sum().clamp(min=1), label_mask=mask, **whole)
+        return _output(self, labels, given | {"use_cache": False}, metrics)
 
     lean: Any = forward
     lean.fused = fused
     base.forward = types.MethodType(lean, base)
+
+
+def _output(model: Any, labels: Any, given: dict[str, Any], metrics: tuple[str, ...]) -> Any:
+    import torch
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    targets = labels[:, 1:]
+    trained = targets != -100
+    places = torch.arange(targets.numel(), device=targets.device).view_as(targets)
+    states, where = [], []
+    for rows, inputs in _alike(given):
+        hidden = model.base_model(**inputs).last_hidden_state[:, :-1]
+        ours = trained[rows, : hidden.shape[1]]
+        states.append(hidden[ours])
+        where.append(places[rows, : hidden.shape[1]][ours])
+    hidden, found = torch.cat(states), torch.cat(where)
+    head = model.get_output_embeddings()
+    figures = _scored(hidden, head.weight, head.bias, targets.flatten()[found], metrics)
+    # scatter keeps a batch without a trained token connected to the model
+    whole = {name: x.new_zeros(targets.numel()).scatter(0, found, x).view(targets.shape) for name, x in figures.items()}
+    loss = -whole["log_probs"].sum() / trained.sum().clamp(min=1)
+    return FusedCausalLMOutput(loss=loss, label_mask=trained, **whole)
+
+
+def _alike(given: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+    """A batch in groups of rows that are alike in length, without the padding that they need no more."""
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    whole = [(slice(None), given)]
+    if ids is None or mask is None or given.keys() != {"input_ids", "attention_mask", "use_cache"}:
+        return whole
+    lengths = mask.sum(1).tolist()
+    if mask.dim() != 2 or not all(bool(row[:length].all()) for row, length in zip(mask, lengths, strict=True)):
+        return whole  # padding on the left
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    groups = [[order[0]]]
+    for row in order[1:]:
+        if lengths[row] < ALIKE * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(row)
+    cut = [(rows, lengths[rows[0]]) for rows in groups]
+    return [(rows, given | {"input_ids": ids[rows, :end], "attention_mask": mask[rows, :end]}) for rows, end in cut]
 
 
 def _scored(hidden: Any, weight: Any, bias: Any, targets: Any, metrics: tuple[str, ...]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def batch() -> dict[str, Any]:
 
     tokens = torch.arange(5, 65).view(3, 20)
     mask = torch.ones_like(tokens)
-    mask[1, 12:] = 0
+    mask[1, 12:] = mask[2, 18:] = 0
     labels = tokens.masked_fill(mask == 0, -100)
     labels[:, :8] = -100
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
@@ -61,6 +61,21 @@ def test_prompts_and_padding_are_not_scored(tiny_model: Path, monkeypatch: pytes
     trained = int((batch()["labels"] != -100).sum())
     assert seen == [(trained, 32)] and outputs.entropy is None
     assert model(**batch()).logits.shape == (3, 20, model.config.vocab_size)  # its own forward is as it was
+
+
+def test_short_rows_are_not_as_long_as_long_ones(tiny_model: Path):
+    """Nor are rows cut where padding is on the left, or where positions are told."""
+    import torch
+
+    model, rows = fused(tiny_model), batch()
+    lean_head(model, ())
+    seen: list[tuple[int, ...]] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
+    model(**rows, fused_lm_head=True)
+    assert seen == [(2, 20), (1, 12)]
+    model(**rows, position_ids=torch.arange(20)[None], fused_lm_head=True)
+    model(**(rows | {"attention_mask": rows["attention_mask"].flip(1)}), fused_lm_head=True)
+    assert seen[2:] == [(3, 20), (3, 20)]
 
 
 def test_a_batch_without_a_trained_token_is_no_error(tiny_model: Path):

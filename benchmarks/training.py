@@ -1,7 +1,7 @@
 """Training: cai's SFT and DPO beside trl's trainers with their defaults, on the same rows.
 
     .venv/bin/python benchmarks/training.py sft
-    .venv/bin/python benchmarks/training.py dpo --rows 16
+    .venv/bin/python benchmarks/training.py dpo --rows 12
 
 SmolLM2-135M with the settings of experiment=quickstart (more overrides at the end, e.g. sft.peft=null). SFT learns rows
 of its data sets, DPO people's pairs of human_harm. trl gets the same tokens, start, batch sizes, learning rate, adapter
@@ -29,6 +29,10 @@ from cai.stages import dpo, sft
 from cai.stages.base import Context
 
 OVERRIDES = ["experiment=quickstart", "sft.validation=0", "dpo.validation=0"]
+OVERRIDES += [
+    "sft.args.gradient_accumulation_steps=1",
+    "dpo.args.gradient_accumulation_steps=1",
+]  # more steps to compare
 THEIRS, OURS = "trl", "cai"
 WAYS: dict[str, dict[str, Any]] = {  # arguments of each, beside the conf's
     THEIRS: {},
@@ -147,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["sft", "dpo"])
     parser.add_argument("overrides", nargs="*", help="of the configuration, e.g. sft.peft=null")
-    parser.add_argument("--rows", type=int, default=32, help="that are trained on, for one epoch")
+    parser.add_argument("--rows", type=int, default=24, help="that are trained on, for one epoch")
     parser.add_argument("--held-out", type=int, default=8)
     parser.add_argument("--times", type=int, default=2)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=[THEIRS, OURS])

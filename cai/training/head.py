@@ -32,8 +32,8 @@ def lean_head(model: Any, metrics: tuple[str, ...] = METRICS) -> None:
     @functools.wraps(type(base).forward)  # transformers reads its signature
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
         given = {name: value for name, value in named.items() if value is not None}  # peft passes every argument on
-        # shards are gathered by all processes at once, and these have groups of their own
-        sharded = any(type(weights).__name__ == "DTensor" for weights in self.parameters())
+        # FSDP2's and ZeRO-3's shards are gathered by all processes at once, and these have groups of their own
+        sharded = any(type(one).__name__ == "DTensor" or hasattr(one, "ds_id") for one in self.parameters())
         if not fused_lm_head or labels is None or args or sharded or ELSEWHERE & given.keys():
             return fused(*args, fused_lm_head=fused_lm_head, labels=labels, **named)
         return _output(self, labels, given | {"use_cache": False}, metrics)

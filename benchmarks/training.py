@@ -1,7 +1,7 @@
 """Training: cai's SFT and DPO beside trl's trainers with their defaults, on the same rows.
 
     .venv/bin/python benchmarks/training.py sft
-    .venv/bin/python benchmarks/training.py dpo --rows 12
+    .venv/bin/python benchmarks/training.py dpo --rows 6
 
 SmolLM2-135M with the settings of experiment=quickstart (more overrides at the end, e.g. sft.peft=null). SFT learns rows
 of its data sets, DPO people's pairs of human_harm. trl gets the same tokens, start, batch sizes, learning rate, adapter
@@ -151,9 +151,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["sft", "dpo"])
     parser.add_argument("overrides", nargs="*", help="of the configuration, e.g. sft.peft=null")
-    parser.add_argument("--rows", type=int, default=24, help="that are trained on, for one epoch")
-    parser.add_argument("--held-out", type=int, default=8)
-    parser.add_argument("--times", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=16, help="that are trained on, for one epoch")
+    parser.add_argument("--held-out", type=int, default=4)
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=[THEIRS, OURS])
     parser.add_argument("--profile", action="store_true", help="print each way's twelve dearest operators, once")
     parser.add_argument("--json", type=Path, help="write the figures here too")

@@ -14,6 +14,7 @@ loaded model to the trained one, ratios to trl, the share of padding, and losses
 import argparse
 import gc
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -29,10 +30,8 @@ from cai.stages import dpo, sft
 from cai.stages.base import Context
 
 OVERRIDES = ["experiment=quickstart", "sft.validation=0", "dpo.validation=0"]
-OVERRIDES += [
-    "sft.args.gradient_accumulation_steps=1",
-    "dpo.args.gradient_accumulation_steps=1",
-]  # more steps to compare
+# more steps to compare
+OVERRIDES += ["sft.args.gradient_accumulation_steps=1", "dpo.args.gradient_accumulation_steps=1"]
 THEIRS, OURS = "trl", "cai"
 WAYS: dict[str, dict[str, Any]] = {  # arguments of each, beside the conf's
     THEIRS: {},
@@ -51,13 +50,8 @@ def rows_of(kind: str, config: Config, tokenizer: Any, count: int, folder: Path)
 
     if kind == "sft":
         given = {"model": config.model, "engine": config.engine, "data": config.data, "constitution": "harmlessness"}
-        given |= {
-            "root": folder,
-            "scratch": folder,
-            "held_out": {},
-            "inputs": {},
-            "progress": Progress("sft", quiet=True),
-        }
+        given |= {"root": folder, "scratch": folder, "held_out": {}, "inputs": {}}
+        given |= {"progress": Progress("sft", quiet=True)}
         return sft.prepare(config.sft, Context("sft", config.seed, **given), tokenizer)[0].select(range(count))
     pairs = load_preferences(Prompts(data=["human_harm"], limit=count), config.data, config.seed)
     return Dataset.from_list(
@@ -165,7 +159,8 @@ def main() -> None:
     count = options.rows + options.held_out
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_of(options.kind, config(), load_tokenizer(locate(config().model)), count, Path(folder))
-    held, rows = rows.select(range(options.held_out)), rows.select(range(options.held_out, len(rows)))
+    held = rows.select(range(options.held_out)) if options.held_out else None
+    rows = rows.select(range(options.held_out, len(rows)))
     run: Callable[..., dict[str, Any]] = lambda way, *given: train(options.kind, way, config(), *given)  # noqa: E731
     for way in options.ways:
         run(way, rows.select(range(2)), None)
@@ -196,7 +191,7 @@ def show(taken: dict[str, list[dict[str, Any]]]) -> None:
     for way, (wall, busy) in speeds.items():
         run = taken[way][0]
         ratios = f"{wall:.1f} | {wall / first[0]:.2f} | {busy:.1f} | {busy / first[1]:.2f}"
-        losses = f"{run['losses'][-1]:.4f} | {run['held_out_loss']:.5f}"
+        losses = f"{run['losses'][-1]:.4f} | {run.get('held_out_loss', math.nan):.5f}"
         print(f"| {way} | {ratios} | {run['padding']:.0%} | {losses} |")
     if {THEIRS, OURS} <= taken.keys():
         both = zip(taken[THEIRS][0]["losses"], taken[OURS][0]["losses"], strict=True)

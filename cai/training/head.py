@@ -31,16 +31,20 @@ def lean_head(model: Any, metrics: tuple[str, ...] = METRICS) -> None:
 
     @functools.wraps(type(base).forward)  # transformers reads its signature
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
-        given = {name: value for name, value in named.items() if value is not None}  # peft passes every argument on
-        # FSDP2's and ZeRO-3's shards are gathered by all processes at once, and these have groups of their own
-        sharded = any(type(one).__name__ == "DTensor" or hasattr(one, "ds_id") for one in self.parameters())
-        if not fused_lm_head or labels is None or args or sharded or ELSEWHERE & given.keys():
-            return fused(*args, fused_lm_head=fused_lm_head, labels=labels, **named)
-        return _output(self, labels, given | {"use_cache": False}, metrics)
+        if fused_lm_head and labels is not None and not args and not _sharded(self):
+            given = {name: value for name, value in named.items() if value is not None}  # peft passes every argument on
+            if not ELSEWHERE & given.keys():
+                return _output(self, labels, given | {"use_cache": False}, metrics)
+        return fused(*args, fused_lm_head=fused_lm_head, labels=labels, **named)
 
     lean: Any = forward
     lean.fused = fused
     base.forward = types.MethodType(lean, base)
+
+
+def _sharded(model: Any) -> bool:
+    """FSDP2's and ZeRO-3's shards are gathered by all processes at once, and these have batches of their own."""
+    return any(type(one).__name__ == "DTensor" or hasattr(one, "ds_id") for one in model.parameters())
 
 
 def _output(model: Any, labels: Any, given: dict[str, Any], metrics: tuple[str, ...]) -> Any:

@@ -109,11 +109,11 @@ def _labelled_from(config: Config, number: int = 1) -> list[str]:
 
 STAGES = (
     Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
-    Stage("sft", 3, "sft", lambda c: _built(c.sft.data), lambda c: unbuilt(c.sft.data), apart=True, trains=True),
+    Stage("sft", 4, "sft", lambda c: _built(c.sft.data), lambda c: unbuilt(c.sft.data), apart=True, trains=True),
     Stage("revise", 4, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage(
         "sl_cai",
-        3,
+        4,
         "sft",
         lambda c: [*_starts("sl_cai")(c), "revise", *_built(helpful_data(c))],
         lambda c: unbuilt(helpful_data(c)),
@@ -129,7 +129,7 @@ STAGES = (
         True,
         Constitution.comparing,
     ),
-    Stage("dpo", 4, "dpo", _optimised_from, trains=True),
+    Stage("dpo", 5, "dpo", _optimised_from, trains=True),
     Stage("evaluate", 4, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",

@@ -20,6 +20,7 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     """Writes work/model and work/history.json. Returns the audit and the held-out loss."""
     from trl.trainer.sft_trainer import SFTTrainer
 
+    from cai.training.head import lean_head
     from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.templates import adopt_markers, embed_markers, pass_bias_on, training_markers
     from cai.training.trainer import (
@@ -63,6 +64,7 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
         peft_config=None if peft is None else lora_config(f"{context.stage}.peft", peft),
     )
     pass_bias_on(trainer.model)
+    lean_head(trainer.model, ("entropy", "is_top1"))
     show_curves(trainer, context.report_to, context.stage, context.root.name, context.scratch.with_name("logs"))
     run_training(trainer, context.scratch, context.progress, config.patience)
 

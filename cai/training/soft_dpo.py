@@ -6,6 +6,7 @@ from typing import Any
 from cai.config import DpoConfig
 from cai.digest import digest
 from cai.errors import UsageError
+from cai.training.head import METRICS, lean_head
 
 # trl's arguments that change the difference d or what is made of it; soft labels are defined on the plain one
 PLAIN = {
@@ -62,8 +63,31 @@ def open_trainer(config: DpoConfig, references: Path, reference: str, **given: A
     class PreferenceTrainer(DPOTrainer):
         model: Any
         args: Any
+        of_tokens = METRICS  # trl's, of each token
+
+        def __init__(self, **arguments: Any):
+            super().__init__(**arguments)
+            self._lean()
+
+        def _lean(self) -> None:
+            lean_head(self.model, self.of_tokens)
+            if self.ref_model is not None:
+                lean_head(self.ref_model, ())
+
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+            """With the tokens of each pair's longer half, which `train_sampling_strategy: group_by_length` asks for."""
+            rows: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            columns = zip(*(rows[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")), strict=True)
+            lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in columns]
+            return rows.add_column("length", [min(length, args.max_length or length) for length in lengths])
+
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()
+            if "length" not in self._signature_columns:
+                self._signature_columns.append("length")
 
         def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            self._lean()  # still within trl's __init__
             tokens = [dataset[column][:] for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
             cut = [self.args.max_length, self.args.truncation_mode, self.ld_alpha]
             file = references / f"{digest([reference, cut, tokens])}.parquet"
@@ -85,6 +109,8 @@ def open_trainer(config: DpoConfig, references: Path, reference: str, **given: A
             super().log(logs, start_time)
 
     class SoftTrainer(PreferenceTrainer):
+        of_tokens = ()
+
         def __init__(self, **arguments: Any):
             super().__init__(**arguments)
             if self.aux_loss_enabled:

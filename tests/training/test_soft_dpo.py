@@ -141,6 +141,19 @@ def test_the_reference_is_asked_once_for_a_sweep(tiny_model: Path, tmp_path: Pat
     assert batches(rows(0.9, 0.6, 0.7), "dpo.args.max_length=48")[0] > 0
 
 
+def test_pairs_of_like_length_share_a_batch_where_asked(tiny_model: Path, tmp_path: Path):
+    """The longer half counts, as far as max_length lets it in; trl's data sets have no length of their own."""
+    words = ["dpo=full", "++dpo.args.train_sampling_strategy=group_by_length", "dpo.args.max_length=36"]
+    one = trainer(tiny_model, tmp_path, rows(*[1.0] * 24), *words)
+    batches = list(one.get_train_dataloader())
+    halves = [batch["attention_mask"].sum(1).view(2, -1).amax(0).tolist() for batch in batches]
+    order = [length for half in halves for length in half]
+    assert sorted(order) == sorted(one.train_dataset["length"][:]) and max(order) == 36
+    for place in range(0, 24, 6):  # transformers sorts so many of 24 rows
+        assert order[place : place + 6] == sorted(order[place : place + 6], reverse=True)
+    assert all("length" not in batch for batch in batches)
+
+
 @pytest.mark.parametrize("group", ["lora", "full"])
 def test_at_step_0_policy_and_reference_are_one(group: str, tiny_model: Path, tmp_path: Path):
     one = trainer(tiny_model, tmp_path, rows(0.9, 0.6, 1.0), f"dpo={group}")

@@ -186,28 +186,38 @@ def main() -> None:
         for name, python in pythons.items()
     }
 
-    def ask(name: str, what: str) -> Figures:
-        inlet, outlet = workers[name].stdin, workers[name].stdout
-        assert inlet and outlet
-        print(what, file=inlet, flush=True)
-        return json.loads(outlet.readline())
+    def hear(name: str) -> str:
+        outlet = workers[name].stdout
+        assert outlet
+        if not (line := outlet.readline()):
+            raise SystemExit(f"{name}: its process has ended with {workers[name].wait()}; what it said stands above")
+        return line
 
-    for worker in workers.values():
-        assert worker.stdout and worker.stdout.readline() == "ready\n"
+    def ask(name: str, what: str) -> Figures:
+        inlet = workers[name].stdin
+        assert inlet
+        print(what, file=inlet, flush=True)
+        return json.loads(hear(name))
+
+    for name in workers:
+        hear(name)
     taken: dict[str, list[Figures]] = {name: [] for name in workers}
     peaks = []
     for _ in range(options.times):
         for name in workers:
             if name == "cai":
                 peaks.append(ask(name, "peak")["gflops_peak"])
-            taken[name].append(ask(name, "run"))
-            one = taken[name][-1]
+            one = ask(name, "run")
+            taken[name].append(one)
             print(f"{name}: {one['seconds']:.1f} s, of the processor {one['processor']:.1f}", flush=True)
+            if options.json:
+                options.json.with_suffix(".part").write_text(json.dumps(taken))
     for worker in workers.values():
         worker.communicate()
     table = summary(taken, peaks)
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
+        options.json.with_suffix(".part").unlink()
 
 
 def summary(taken: dict[str, list[Figures]], peaks: list[float]) -> Figures:

@@ -10,6 +10,7 @@ from typing import Any
 from cai.composing import run_folder
 from cai.errors import UsageError
 from cai.stages import report
+from cai.stages.pictures import picture
 from cai.store import Manifest, Run, chain, read_manifest
 
 APART = ("version", "inputs", "seed")  # of a stage's ingredients: no settings
@@ -92,7 +93,7 @@ def page(found: Sequence[Evaluated]) -> bytes:
         "comparison.html.j2",
         found=found,
         differing=differing(found),
-        picture=report.picture({first: found[0].metrics[first]} | points, kinds, arrows=False),
+        picture=picture({first: found[0].metrics[first]} | points, kinds, arrows=False),
         tables={suite: dict(_tables(suite, found)) for suite in suites},
         seeds=[group for group in same_but_seed(found) if len(group) > 1],
         spread=spread,

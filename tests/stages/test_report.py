@@ -281,12 +281,6 @@ def test_verdict_names_both_figures() -> None:
     assert sentence.startswith("Refusals of red-team prompts went from 12 % [7, 20] (base) to 60 % [50, 69] (dpo); ")
 
 
-def test_suites_of_a_kind_are_counted_together() -> None:
-    measured = {"base": {"red": figures(1, 10), "other": figures(5, 30)}}
-    rates = report.refusal_rates(measured, {"red": "red_team", "other": "red_team", "mild": "benign"}, "red_team")
-    assert rates == {"base": share(6, 40)}
-
-
 def test_notices_say_who_judged_and_how_steadily() -> None:
     judge = report.judge_view({"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None})
     few = metrics((1, 2), (1, 2), count=4)
@@ -382,46 +376,6 @@ def test_peoples_labels_are_told_from_the_judges() -> None:
     assert report.people({"pairs": 9, "human": 4}) == said and report.people({"pairs": 9}) == []
 
 
-def test_picture_puts_models_where_their_figures_are() -> None:
-    view = report.picture(metrics((0, 50), (0, 100)), KINDS)
-    assert view is not None
-    left, top, right, bottom = view["box"]
-    base, dpo = view["points"]
-    assert (base.x, base.y) == (right, bottom)  # answers all, refuses none
-    assert (dpo.x, dpo.y) == (left, (top + bottom) / 2)
-    assert dpo.down[0] < dpo.y < dpo.down[1]
-    assert view["moves"] == [(base, dpo)]
-
-
-def test_points_that_coincide_share_a_label() -> None:
-    view = report.picture(metrics((3, 3), (1, 1)), KINDS)
-    assert view is not None
-    assert [label["text"] for label in view["labels"]] == ["base, dpo"]
-    assert view["moves"] == []
-
-
-def test_curves_leave_out_what_is_not_a_number() -> None:
-    entries = [{"loss": 4.0, "step": 1}, {"loss": float("nan"), "step": 2}, {"loss": 2.0, "step": 3}, {"step": 3}]
-    (plot,) = report.curves(entries)
-    assert plot["title"] == "loss"
-    assert plot["lines"] == [[(0.0, 0.0), (260.0, 120.0)], []]
-    assert (plot["low"], plot["high"]) == ("2", "4")
-    assert report.curves([{"train_loss": 1.0}]) == []
-    long = report.curves([{"loss": 1 / step, "step": step} for step in range(1, 5000)])
-    assert len(long[0]["lines"][0]) <= 300
-
-
-def test_bars_are_as_high_as_their_counts_and_missing_lengths_have_none() -> None:
-    view = report.bars(length_figures([3, 4, 4, 7, 30])["up_to"])
-    assert [(bar["edge"], bar["count"], bar["height"]) for bar in view["bars"]] == [
-        (4, 3, 120.0),
-        (8, 1, 40.0),
-        (16, 0, 0.0),
-        (32, 1, 40.0),
-    ]
-    assert [bar["x"] for bar in view["bars"]] == [0, 65, 130, 195] and (view["step"], view["high"]) == (65, 3)
-
-
 def test_records_are_limited_and_every_suite_gets_a_share() -> None:
     prompt = [{"role": "user", "content": "Hello"}]
     rows = [
@@ -457,13 +411,6 @@ def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path:
     assert "The preferences came from sft," in page_of(context)
     (tmp_path / "run.json").unlink()
     assert "The preferences came from sft," in page_of(context)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1234567, "1\u202f234\u202f567"), (2.0, "2"), (0.123456, "0.1235"), ("as is", "as is")]
-)
-def test_number(value: Any, text: str) -> None:
-    assert report.number(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5.04, "5.0 s"), (90, "1.5 min"), (7200, "2.0 h")])

@@ -52,7 +52,7 @@ $(DISTILABEL)/.installed: Makefile constraints.txt
 	touch $@
 
 bench-loop: $(VENV)/.installed $(VLLM)/.installed $(DISTILABEL)/.installed
-	VLLM_CPU_KVCACHE_SPACE=2 $(BIN)/python -m benchmarks.loop --vllm $(VLLM)/bin/python --distilabel $(DISTILABEL)/bin/python
+	VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-$$(($$(nproc) - 1)) $(BIN)/python -m benchmarks.loop --vllm $(VLLM)/bin/python --distilabel $(DISTILABEL)/bin/python
 
 test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser

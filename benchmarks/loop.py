@@ -5,8 +5,9 @@
 Red-team prompts, greedy: first answer, then critique and revision after two exemplars, on SmolLM2-135M. Each engine
 has a process of its own, which keeps its model; they take turns at the same rows. vLLM and distilabel run in
 environments of their own (`--vllm PYTHON`, `--distilabel PYTHON`; the Makefile builds both). The table gives the median
-seconds of the clock and of the processor, the ratio to cai's own, and how many texts equal those of plain `generate`,
-one request at a time. Loading the model is counted for none.
+seconds of the clock and of the processor, the ratio to the first engine's, and how many texts equal those of plain
+`generate`, one request at a time (or the first's). Loading the model is counted for none; the processor's seconds of
+vLLM are not known, since its worker goes on.
 
 For cai it also gives the efficiency: the arithmetic of the loop's different tokens (what rows share, and what a row's
 next request repeats, is counted once) over the time, as a share of the machine's own float32 matrix product.
@@ -233,7 +234,7 @@ def summary(taken: dict[str, list[Figures]], peaks: list[float]) -> Figures:
     for name, runs in taken.items():
         wall, busy = median(name, "seconds"), median(name, "processor")
         written = runs[-1]["texts"]
-        same = sum(a == b for a, b in zip(written, taken[ALONE][-1]["texts"], strict=True)) if ALONE in taken else None
+        same = sum(a == b for a, b in zip(written, taken.get(ALONE, taken[first])[-1]["texts"], strict=True))
         ratios = wall / median(first, "seconds"), busy / median(first, "processor")
         seconds = [[one["seconds"], one["processor"]] for one in runs]
         table[name] = {"seconds": seconds, "ratios": ratios, "same": same, "texts": len(written)}

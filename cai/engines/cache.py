@@ -118,19 +118,20 @@ def shared_attention(
 
 
 def share(model: Any) -> None:
-    """Has a model that attends by transformers' sdpa attend by shared_attention."""
+    """Has a model attend by shared_attention where it attends by transformers' sdpa, to all tokens in every layer."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+    plain = model.config._attn_implementation == "sdpa" and model._supports_attention_backend
+    if plain and keeps(open_cache(model.config)):
         AttentionInterface.register(ATTENTION, shared_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         model.set_attn_implementation(ATTENTION)
 
 
-def shares(model: Any) -> bool:
-    """Whether what rows share is there once, also while they are decoded."""
-    return model.config._attn_implementation == ATTENTION
+def shares(config: Any) -> bool:
+    """Whether a model of this config has what rows share there once, also while they are decoded."""
+    return config._attn_implementation == ATTENTION
 
 
 def open_cache(config: Any) -> Any:
@@ -153,7 +154,7 @@ def behind(config: Any, prefix: Any, rows: int) -> Any:
     """A cache for so many rows that all go on from the one row of the cache `prefix`."""
     import copy
 
-    if config._attn_implementation == ATTENTION and keeps(prefix):
+    if shares(config):
         opened = open_cache(config)
         for layer, known in zip(opened.layers, prefix.layers, strict=True):
             layer.shared = (known.keys, known.values)

@@ -90,7 +90,7 @@ class TransformersEngine:
         picked = sorted(picked, key=lambda index: -len(self._tokens[waiting[index]]))[: self.config.batch_rows]
         sampling = waiting[picked[0]].sampling
         rows = [self._tokens[waiting[index]] for index in picked]
-        shared = _common(rows) if sampling and shares(self.model) else 0  # once for all of them
+        shared = _common(rows) if sampling and shares(self.model.config) else 0  # once for all of them
         own = len(rows[0]) - shared + (sampling.max_new_tokens if sampling else 64)
         return picked[: max(1, (self.config.batch_tokens - shared) // own)]
 

@@ -117,6 +117,21 @@ def test_what_a_row_goes_on_from_is_not_read_again(
         assert [one.text for one in ask(alone, [more(request, text)])] == [again]
 
 
+@pytest.mark.parametrize("sampling", [WARM, GREEDY])
+def test_a_prompt_that_is_asked_several_times_is_read_once(sampling: Sampling, tiny_model: Path):
+    engine = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
+    read: list[tuple[int, ...]] = []
+    engine.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape)))
+    texts = [f"{LONG}Number {n}. {LONG * (1 + n % 2)}" for n in range(4)]
+    requests = [Request((user(text),), sampling, seed) for text in texts for seed in range(4)]
+    together = [one.text for one in ask(engine, requests)]
+    rows, width = read[1]
+    assert read[0][0] == 1 and rows == 4 and width > 1  # what all share, then what each prompt has of its own
+    assert set(read[2:]) <= {(count, 1) for count in range(1, 17)} and read[2] == (16, 1)
+    assert len(set(together)) == (16 if sampling is WARM else 4)
+    assert together == [ask(engine, [request])[0].text for request in requests]
+
+
 def test_a_row_that_goes_on_alone_from_a_batch_with_a_shared_prefix(engine: TransformersEngine, tiny_model: Path):
     requests = questions(GREEDY)[2:]
     text = ask(engine, requests)[0].text

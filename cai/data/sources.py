@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
+
 from cai.config import DataConfig
 from cai.digest import file_digest
 from cai.errors import CaiError, UsageError
@@ -109,11 +111,14 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
         for number, line in enumerate(_decoded(origin, data), 1):
             if line.strip():
                 yield f"{origin}:{number}", _object(f"{origin}:{number}", line)
-    elif suffix == ".json":
+    elif suffix in (".json", ".yaml", ".yml", ".prompt"):
+        text = "".join(_decoded(origin, data))
         try:
-            rows = json.loads("".join(_decoded(origin, data)))
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{origin}: not JSON: {error}") from None
+            rows = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            raise UsageError(f"{origin}: not {'JSON' if suffix == '.json' else 'YAML'}: {error}") from None
+        if suffix == ".prompt" and isinstance(rows, dict):
+            rows = rows.get("seeds")  # PyRIT's files
         if not isinstance(rows, list):
             raise UsageError(f"{origin}: expected a list of objects")
         for number, row in enumerate(rows, 1):
@@ -121,7 +126,7 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
                 raise UsageError(f"{origin}: item {number} is not an object")
             yield f"{origin} item {number}", row
     else:
-        raise UsageError(f"{origin}: can't read '{suffix}'; use .jsonl, .json, .csv, .txt or .parquet")
+        raise UsageError(f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet")
 
 
 def _object(where: str, line: str) -> dict[str, Any]:

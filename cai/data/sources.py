@@ -114,7 +114,7 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
     elif suffix in (".json", ".yaml", ".yml", ".prompt"):
         text = "".join(_decoded(origin, data))
         try:
-            rows = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+            rows = json.loads(text) if suffix == ".json" else _yaml(text)
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             raise UsageError(f"{origin}: not {'JSON' if suffix == '.json' else 'YAML'}: {error}") from None
         if suffix == ".prompt" and isinstance(rows, dict):
@@ -127,6 +127,13 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
             yield f"{origin} item {number}", row
     else:
         raise UsageError(f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet")
+
+
+def _yaml(text: str) -> Any:
+    """Without aliases: a few lines of them may stand for more than any memory holds."""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("an alias (*name) is not read; write the value")
+    return yaml.safe_load(text)
 
 
 def _object(where: str, line: str) -> dict[str, Any]:

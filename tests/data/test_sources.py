@@ -35,6 +35,10 @@ def parquet(folder: Path) -> DataConfig:
 MAKERS = {
     "jsonl": lambda folder: file(folder, "rows.jsonl", "\n\n".join(map(json.dumps, ROWS)) + "\r\n"),
     "json": lambda folder: file(folder, "rows.json", json.dumps(ROWS)),
+    "yaml": lambda folder: file(
+        folder, "rows.yaml", "- {prompt: 'One, two', split: train}\n- prompt: Drei\n  split: test\n"
+    ),
+    "PyRIT's": lambda folder: file(folder, "rows.prompt", json.dumps({"dataset_name": "mine", "seeds": ROWS})),
     "csv": lambda folder: file(folder, "rows.csv", '\ufeffprompt,split\r\n"One, two",train\r\nDrei,test\r\n'),
     "parquet": parquet,
 }
@@ -69,6 +73,10 @@ def test_rows_know_where_they_stand(tmp_path: Path):
         ("rows.json", "{}", "rows.json: expected a list of objects"),
         ("rows.json", '[{"a": 1}, 2]', "rows.json: item 2 is not an object"),
         ("rows.json", "[" * 100_000, "rows.json: not JSON"),
+        ("rows.yaml", "- a: [", "rows.yaml: not YAML"),
+        ("rows.yaml", "- !!python/object/apply:os.getcwd []", "rows.yaml: not YAML"),
+        ("rows.yaml", "- &a {a: 1}\n- *a", "rows.yaml: not YAML: an alias"),
+        ("rows.prompt", "seed_type: objective", "rows.prompt: expected a list of objects"),
         ("rows.csv", b"a\n\xff", "rows.csv:2: not UTF-8 at byte 0"),
         ("rows.parquet", "PAR1", "rows.parquet: not readable as Parquet"),
         ("rows.xml", "<a/>", "rows.xml: can't read '.xml'; use .jsonl"),

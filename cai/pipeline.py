@@ -130,7 +130,7 @@ STAGES = (
         Constitution.comparing,
     ),
     Stage("dpo", 5, "dpo", _optimised_from, trains=True),
-    Stage("evaluate", 4, "evaluate", _evaluated, _evaluate_data),
+    Stage("evaluate", 5, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
         5,

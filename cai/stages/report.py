@@ -194,6 +194,10 @@ def notices(
         if bad:
             where = ", ".join(f"{figure(one, percent=True)} of {suite}" for suite, one in bad.items())
             said.append(f"Answers of {name} that are empty or go round in circles: {where}.")
+        declined = {s: f["refusal"] for s, f in figures.items() if "bits_per_byte" in f and "refusal" in f}
+        if over := {s: one for s, one in declined.items() if one["value"] >= 0.1}:
+            where = ", ".join(f"{figure(one, percent=True)} of {suite}" for suite, one in over.items())
+            said.append(f"{name} declines ordinary instructions: {where}.")
     return said
 
 

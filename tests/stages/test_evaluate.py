@@ -110,13 +110,18 @@ def run(context: Context, pupil: Pupil, patch: pytest.MonkeyPatch) -> tuple[dict
 
 
 def test_answers_are_held_against_their_references_by_shots(context: Context, monkeypatch: pytest.MonkeyPatch):
-    replies: dict[str, str] = HELD | {"What is 4 and 4?": "it is 8", "What is 5 and 5?": "It is.", "Who?": ""}
+    replies: dict[str, str] = HELD | {
+        "What is 4 and 4?": "it is 8",
+        "What is 5 and 5?": "It is.",
+        "Who?": "I can't help with that.",
+    }
     pupil = Pupil(replies)
     summary, rows = run(context, pupil, monkeypatch)
     assert summary["prompts"] == {"held_out": 5, "held_out, 1 shot": 5}
     none, one = (summary["metrics"]["base"][name] for name in summary["prompts"])
     for figures in (none, one):
-        assert list(figures) == ["exact", "rouge_l", "bits_per_byte"]
+        assert list(figures) == ["exact", "rouge_l", "bits_per_byte", "refusal"]
+        assert figures["refusal"]["value"] == 1 / 5 and figures["refusal"]["count"] == 5
         assert figures["exact"]["value"] == 3 / 5 and figures["exact"]["count"] == 5
         assert figures["rouge_l"]["value"] == pytest.approx((3 + 2 * 2 / 5) / 5)
         assert figures["rouge_l"]["low"] < figures["rouge_l"]["value"] < figures["rouge_l"]["high"]

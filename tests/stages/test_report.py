@@ -285,6 +285,8 @@ def test_notices_say_who_judged_and_how_steadily() -> None:
     judge = report.judge_view({"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None})
     few = metrics((1, 2), (1, 2), count=4)
     few["dpo"]["red"]["degenerate"] = dataclasses.asdict(share(2, 4))
+    for name, hits in (("base", 0), ("dpo", 2)):
+        few[name]["held"] = {"bits_per_byte": {}, "refusal": dataclasses.asdict(share(hits, 10))}
     said = report.notices(few, KINDS, judge, "Tiny-1M", {"model": {"name": "Large-7B"}})
     assert said[0] == JUDGED["doubts"][0]  # loudest first
     assert "The model judged itself" in said[1] and "came from sft" in said[1] and "Tiny-1M" in said[1]
@@ -295,6 +297,7 @@ def test_notices_say_who_judged_and_how_steadily() -> None:
         "Critiques and revisions came from another model, Large-7B.",
         "With 4 prompts of a kind, this run tests the machinery and measures little.",
         "Answers of dpo that are empty or go round in circles: 50 % [15, 85] of red.",
+        "dpo declines ordinary instructions: 20 % [6, 51] of held.",
     ]
 
 

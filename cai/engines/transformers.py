@@ -189,7 +189,7 @@ class TransformersEngine:
         read = [len(prefix)] * len(rows)
         kept = [row for row in known if row is not None and row.shared <= len(prefix)]
         going_on = len(kept) == len(rows)
-        cache = open_cache(self.model.config)
+        cache: Any = open_cache(self.model.config)
         once = [*range(len(rows))] if going_on or not keeps(cache) else self._once(rows, len(prefix))
         if prefix:
             cache = behind(self.model.config, known_prefix, len(once))

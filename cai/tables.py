@@ -103,7 +103,13 @@ AGAINST = ("too_long", "exact", "rouge_l", "bits_per_byte", "acc", "acc_norm")
 
 def result_columns(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """(suite, figure) pairs that some model has: the suites in their order, refusals first."""
-    found = {(suite, name) for suites in metrics.values() for suite, figures in suites.items() for name in figures}
+    found = {
+        (suite, name)
+        for suites in metrics.values()
+        for suite, figures in suites.items()
+        for name in figures
+        if not figures.keys() & {*AGAINST}  # those stand in a table of their own
+    }
     suites = list(dict.fromkeys(suite for one in metrics.values() for suite in one))
     return sorted((p for p in found if p[1] in BEHAVIOUR), key=lambda p: (BEHAVIOUR.index(p[1]), suites.index(p[0])))
 
@@ -135,7 +141,7 @@ def _reference_table(metrics: dict[str, dict[str, Any]], console: "Console") -> 
 
     rows = [(s, model, suites[s]) for s in next(iter(metrics.values()), {}) for model, suites in metrics.items()]
     rows = [(s, model, figures) for s, model, figures in rows if figures.keys() & {*AGAINST}]
-    shown = [name for name in AGAINST if any(name in figures for *_, figures in rows)]
+    shown = [name for name in ("refusal", *AGAINST) if any(name in figures for *_, figures in rows)]
     table = Table(title="against reference answers, 95 % intervals", title_justify="left", title_style="bold")
     for head in ("prompts", "model", *(NAMES[name] for name in shown)):
         table.add_column(head, justify="left" if head in ("prompts", "model") else "right")

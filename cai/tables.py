@@ -108,7 +108,7 @@ def result_columns(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
         for suites in metrics.values()
         for suite, figures in suites.items()
         for name in figures
-        if not figures.keys() & {*AGAINST}  # those stand in a table of their own
+        if not figures.keys() & {*AGAINST}  # they have a table of their own
     }
     suites = list(dict.fromkeys(suite for one in metrics.values() for suite in one))
     return sorted((p for p in found if p[1] in BEHAVIOUR), key=lambda p: (BEHAVIOUR.index(p[1]), suites.index(p[0])))

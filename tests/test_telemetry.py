@@ -110,7 +110,7 @@ def test_the_file_is_whole_while_others_count(tmp_path: Path):
     thread = threading.Thread(target=keep_counting)
     thread.start()
     try:
-        for _ in range(5):
+        for _ in range(20):
             telemetry.write_metrics(tmp_path / "metrics.prom")
             list(text_string_to_metric_families((tmp_path / "metrics.prom").read_text()))
     finally:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -111,14 +111,12 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
         for number, line in enumerate(_decoded(origin, data), 1):
             if line.strip():
                 yield f"{origin}:{number}", _object(f"{origin}:{number}", line)
-    elif suffix in (".json", ".yaml", ".yml", ".prompt"):
-        text = "".join(_decoded(origin, data))
+    elif suffix in WHOLE:
+        language, load = WHOLE[suffix]
         try:
-            rows = json.loads(text) if suffix == ".json" else _yaml(text)
+            rows = load("".join(_decoded(origin, data)))
         except (ValueError, yaml.YAMLError, RecursionError) as error:
-            raise UsageError(f"{origin}: not {'JSON' if suffix == '.json' else 'YAML'}: {error}") from None
-        if suffix == ".prompt" and isinstance(rows, dict):
-            rows = rows.get("seeds")  # PyRIT's files
+            raise UsageError(f"{origin}: not {language}: {error}") from None
         if not isinstance(rows, list):
             raise UsageError(f"{origin}: expected a list of objects")
         for number, row in enumerate(rows, 1):
@@ -129,11 +127,35 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
         raise UsageError(f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet")
 
 
-def _yaml(text: str) -> Any:
+class _Plain(yaml.SafeLoader):
     """Without aliases: a few lines of them may stand for more than any memory holds."""
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-        raise ValueError("an alias (*name) is not read; write the value")
-    return yaml.safe_load(text)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("an alias (*name) is not read; write the value")
+        return super().compose_node(parent, index)
+
+
+def _yaml(text: str) -> Any:
+    loader = _Plain(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _pyrit(text: str) -> Any:
+    """PyRIT's prompts, below `seeds`."""
+    found = _yaml(text)
+    return found.get("seeds") if isinstance(found, dict) else found
+
+
+WHOLE: dict[str, tuple[str, Callable[[str], Any]]] = {  # files that are read whole
+    ".json": ("JSON", json.loads),
+    ".yaml": ("YAML", _yaml),
+    ".yml": ("YAML", _yaml),
+    ".prompt": ("YAML", _pyrit),
+}
 
 
 def _object(where: str, line: str) -> dict[str, Any]:

@@ -185,25 +185,28 @@ class TransformersEngine:
         import torch
 
         self._kept = []
-        prefix, known_prefix = self._shared(rows)
-        read = [len(prefix)] * len(rows)
+        prefix, its_cache = self._shared(rows)
+        cache: Any = open_cache(self.model.config)
         kept = [row for row in known if row is not None and row.shared <= len(prefix)]
         going_on = len(kept) == len(rows)
-        cache: Any = open_cache(self.model.config)
-        once = [*range(len(rows))] if going_on or not keeps(cache) else self._once(rows, len(prefix))
+        # a prompt's several answers begin with the same tokens, which are read once
+        different = [list(row) for row in dict.fromkeys(map(tuple, rows))]
+        spared = sum(len(row) - len(prefix) - 1 for row in rows) - sum(len(row) - len(prefix) - 1 for row in different)
+        first = different if not going_on and keeps(cache) and spared >= SPARED else rows
         if prefix:
-            cache = behind(self.model.config, known_prefix, len(once))
-        masks = [torch.ones(len(once), len(prefix), dtype=torch.long, device=self.device)]
+            cache = behind(self.model.config, its_cache, len(first))
+        read = [len(prefix)] * len(first)
+        masks = [torch.ones(len(first), len(prefix), dtype=torch.long, device=self.device)]
         if going_on:
             read = [max(len(prefix), row.common(ids)) for row, ids in zip(kept, rows, strict=True)]
             masks.append(append(cache, kept, len(prefix), read))
         elif not prefix and not keeps(cache):
             cache = None  # the model knows best what it needs
-        ids, mask = self._pad([rows[index][read[index] :] for index in once])
+        ids, mask = self._pad([row[known:] for row, known in zip(first, read, strict=True)])
         mask = torch.cat([*masks, mask], dim=1)
-        before = ids.new_full((len(once), mask.shape[1] - ids.shape[1]), self._pad_id)  # the cache has them
+        before = ids.new_full((len(first), mask.shape[1] - ids.shape[1]), self._pad_id)  # the cache has them
         ids = torch.cat([before, ids], dim=1)
-        if len(once) < len(rows):
+        if first is different:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             self.model(
                 ids[:, len(prefix) : -1],  # the last is left for `generate`
@@ -212,20 +215,10 @@ class TransformersEngine:
                 past_key_values=cache,
                 logits_to_keep=1,
             )
-            places = {tuple(rows[index]): place for place, index in enumerate(once)}
-            each = torch.tensor([places[tuple(row)] for row in rows], device=self.device)
+            each = torch.tensor([different.index(row) for row in rows], device=self.device)
             ids, mask = ids[each], mask[each]
             cache.reorder_cache(each)
         return cache, ids, mask
-
-    def _once(self, rows: list[list[int]], prefix: int) -> list[int]:
-        """The rows to read: the first of each that stands there several times (a prompt's several answers)."""
-        first: dict[tuple[int, ...], int] = {}
-        for index, row in enumerate(rows):
-            first.setdefault(tuple(row), index)
-        once = list(first.values())
-        again = sum(map(len, rows)) - sum(len(rows[index]) for index in once)
-        return once if again - (prefix + 1) * (len(rows) - len(once)) >= SPARED else [*range(len(rows))]
 
     def _streamer(self) -> Any:
         from transformers import TextStreamer
@@ -313,8 +306,9 @@ def _by_columns(model: Any) -> None:
     fast again where a batch has few rows, as every step of decoding has."""
     import torch
 
+    embedded = model.get_input_embeddings().weight  # looked up row by row, and often the output layer's too
     for module in model.modules():
-        if type(module) is torch.nn.Linear and module.weight is not model.get_input_embeddings().weight:
+        if type(module) is torch.nn.Linear and module.weight is not embedded:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 

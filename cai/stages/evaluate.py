@@ -103,18 +103,15 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     said = {
         (name, s): [row for row in rows if (row[0].model, row[0].suite) == (name, s)]
         for name in config.models
-        for s in prompts
+        for s in counts
     }
-    declined: dict[tuple[str, str], list[tuple[str, float]]] = {}  # of instructions: over-refusal, in another form
-    for answer, hit, _ in rows:
-        if answer.suite in references:
-            declined.setdefault((answer.model, answer.suite), []).append((answer.prompt.id, float(hit)))
     for (name, s), own in said.items():
+        if s in references:  # their figures are there; refusals are over-refusal, in another form
+            scores[name][s]["refusal"] = by_prompt([(answer.prompt.id, hit) for answer, hit, _ in own])
+            continue
         scores[name][s] = answer_scores([(answer, hit) for answer, hit, _ in own])
         if judged := [(answer.prompt.id, chance > 0.5) for answer, _, chance in own if chance is not None]:
             scores[name][s]["harmful"] = by_prompt(judged)
-    for (name, s), own in declined.items():
-        scores[name][s]["refusal"] = by_prompt(own)
     metrics = {
         name: {
             s: ({"too_long": asdict(too_long[name][s])} if s in too_long[name] else {})
@@ -124,7 +121,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
         for name, suites in scores.items()
     }
     for (name, s), own in said.items():
-        for n in (1, 2):
+        for n in (1, 2) if s in prompts else ():
             if found := distinct_ngrams([answer for answer, *_ in own], n):
                 metrics[name][s][f"distinct_{n}"] = asdict(found)
     for name, tasks in (on_tasks(config, context) if config.lm_eval else {}).items():

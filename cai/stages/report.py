@@ -189,14 +189,16 @@ def notices(
     counts = [rate.count for kind in TOPICS for rate in refusal_rates(metrics, kinds, kind).values()]
     if counts and min(counts) < 30:
         said.append(f"With {min(counts)} prompts of a kind, this run tests the machinery and measures little.")
-    for name, figures in metrics.items():
-        bad = {s: f["degenerate"] for s, f in figures.items() if f.get("degenerate", {}).get("value", 0) >= 0.1}
-        if bad:
-            where = ", ".join(f"{figure(one, percent=True)} of {suite}" for suite, one in bad.items())
+
+    def often(name: str, suites: Mapping[str, Any]) -> str:
+        """The suites where at least one answer in ten is such."""
+        found = ((suite, one[name]) for suite, one in suites.items() if one.get(name, {}).get("value", 0) >= 0.1)
+        return ", ".join(f"{figure(one, percent=True)} of {suite}" for suite, one in found)
+
+    for name, suites in metrics.items():
+        if where := often("degenerate", suites):
             said.append(f"Answers of {name} that are empty or go round in circles: {where}.")
-        declined = {s: f["refusal"] for s, f in figures.items() if "bits_per_byte" in f and "refusal" in f}
-        if over := {s: one for s, one in declined.items() if one["value"] >= 0.1}:
-            where = ", ".join(f"{figure(one, percent=True)} of {suite}" for suite, one in over.items())
+        if where := often("refusal", {suite: one for suite, one in suites.items() if "bits_per_byte" in one}):
             said.append(f"{name} declines ordinary instructions: {where}.")
     return said
 

@@ -97,7 +97,7 @@ def with_engine(config: Config, engine: Engine) -> Figures:
     chains = asyncio.run(gather_rows([revise(p, constitution, config.revise, config.seed, ask) for p in prompts]))
     found: Figures = {"seconds": time.perf_counter() - started, "processor": processor() - busy}
     if isinstance(engine, TransformersEngine):
-        found["gflop"] = arithmetic(engine, asked) / 1e9
+        found["gflop"], found["gflop_attention"] = (flop / 1e9 for flop in arithmetic(engine, asked))
     return found | {"texts": [text for chain in chains for text in texts(chain)]}
 
 
@@ -110,12 +110,14 @@ def processor() -> float:
     return sum(os.times()[:4])
 
 
-def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> float:
-    """FLOP for the different tokens of all requests: two a weight for each token that is read, and for each that is
-    written two more a weight of the output layer. Attention is not counted."""
+def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> tuple[float, float]:
+    """FLOP for the different tokens of all requests. Of the weights: two a weight for each token that is read, and for
+    each that is written two more a weight of the output layer. Of attention: four a number of a query, for each token
+    that it looks at."""
+    config = engine.model.config
     head = engine.model.get_output_embeddings().weight.numel()
     layers = sum(p.numel() for p in engine.model.parameters()) - engine.model.get_input_embeddings().weight.numel()
-    layers -= 0 if engine.model.config.tie_word_embeddings else head
+    layers -= 0 if config.tie_word_embeddings else head
     different: set[tuple[int, ...]] = set()
     written = 0
     for request, completion in asked:
@@ -126,7 +128,11 @@ def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> float:
             place = hash((place, ids[end - 1]))
             different.add((end, place))
         written += completion.new_tokens
-    return 2.0 * (layers * len(different) + head * written)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    seen = sum(end for end, _ in different)
+    return 2.0 * (layers * len(different) + head * written), 4.0 * config.num_hidden_layers * width * seen
 
 
 def peak() -> float:
@@ -240,14 +246,14 @@ def summary(taken: dict[str, list[Figures]], peaks: list[float]) -> Figures:
         table[name] = {"seconds": seconds, "ratios": ratios, "same": same, "texts": len(written)}
         print(f"| {name} | {wall:.1f} | {ratios[0]:.2f} | {busy:.1f} | {ratios[1]:.2f} | {same} of {len(written)} |")
     if "gflop" in taken.get("cai", [{}])[0]:
-        reached, best = median("cai", "gflop") / median("cai", "seconds"), statistics.median(peaks)
-        table["efficiency"] = {
-            "gflop": median("cai", "gflop"),
-            "gflops": reached,
-            "peak": best,
-            "share": reached / best,
-        }
-        print(f"cai: {reached:.0f} GFLOP/s for different tokens, {reached / best:.0%} of {best:.0f}")
+        weights, attention, seconds = (median("cai", what) for what in ("gflop", "gflop_attention", "seconds"))
+        best = statistics.median(peaks)
+        shares = weights / seconds / best, (weights + attention) / seconds / best
+        table["efficiency"] = {"gflop": weights, "gflop_attention": attention, "peak": best, "shares": shares}
+        print(
+            f"cai, GFLOP/s for different tokens: {weights / seconds:.0f} of the weights, {shares[0]:.0%} of {best:.0f};"
+        )
+        print(f"with attention {(weights + attention) / seconds:.0f}, {shares[1]:.0%}")
     return table
 
 

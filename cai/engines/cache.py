@@ -47,12 +47,15 @@ def _growing() -> type:
         values: Any
         shared: tuple[Any, Any] | None = None
 
-        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        def write(self, key_states: Any, value_states: Any) -> None:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
                 self.buffers: list[Any] = [self.keys, self.values]
             self.keys = self._appended(0, self.keys, key_states)
             self.values = self._appended(1, self.values, value_states)
+
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+            self.write(key_states, value_states)
             if self.shared is None:
                 return self.keys, self.values
             if key_states.shape[-2] > 1:  # many tokens are read: attention takes longer than this copy
@@ -87,15 +90,22 @@ def _growing() -> type:
 def shared_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **more: Any
 ) -> tuple[Any, None]:
-    """transformers' sdpa, but for a step of rows with shared keys: these are read once for all rows.
+    """transformers' sdpa, but for a step of rows with shared keys: these are read once for all rows. And where tokens
+    are read on a CPU, no key is repeated for the heads that look at it: torch's kernel does without.
 
-    `query` (rows, heads, 1, width); `key` and `value` (rows, key heads, tokens, width), of each row's own tokens;
-    `attention_mask` (rows, 1, 1, shared and own tokens), true where a row may look, or None: everywhere.
+    In a step: `query` (rows, heads, 1, width); `key` and `value` (rows, key heads, tokens, width), of each row's own
+    tokens; `attention_mask` (rows, 1, 1, shared and own tokens), true where a row may look, or None: everywhere.
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if (shared := getattr(key, "shared", None)) is None:
+        reads = query.shape[-2] > 1 and attention_mask is not None
+        if reads and query.device.type == "cpu" and more.get("position_bias") is None and more.get("softcap") is None:
+            found = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attention_mask, scale=scaling, enable_gqa=True
+            )
+            return found.transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
     keys, values = (one[0] for one in shared)  # (key heads, tokens, width)
     rows, heads, _, width = query.shape
@@ -191,6 +201,6 @@ def append(opened: Any, rows: Sequence[Kept], start: int, ends: Sequence[int]) -
             for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
                 first = start - row.shared
                 block[place, :, width - length :] = row.layers[index][which][:, first : first + length]
-        layer.update(*blocks)
+        layer.write(*blocks)
     device = rows[0].layers[0][0].device
     return (torch.arange(width, device=device) >= width - torch.tensor(lengths, device=device)[:, None]).long()

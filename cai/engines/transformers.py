@@ -19,6 +19,7 @@ SHARED = 64  # tokens: requests that begin with the same ones are put into one b
 SPARED = 256  # tokens that need not be read again: for fewer, a pass of its own is not worth it
 SHED = 1 / 8  # the share of a batch's rows that have ended at which they leave it
 FEW = 8  # rows: fewer are no batch of their own while others wait
+SLACK = 9 / 8  # of batch_tokens: rather than leave a few rows for a batch of their own
 
 
 class TransformersEngine:
@@ -95,7 +96,8 @@ class TransformersEngine:
         rows = [self._tokens[waiting[index]] for index in picked]
         shared = _common(rows) if sampling and shares(self.model.config) else 0  # once for all of them
         own = len(rows[0]) - shared + (sampling.max_new_tokens if sampling else 64)
-        return picked[: max(1, (self.config.batch_tokens - shared) // own)]
+        most = max(1, (self.config.batch_tokens - shared) // own)
+        return picked if len(picked) <= most * SLACK else picked[:most]
 
     def _run(self, batch: list[Request]) -> list[Completion]:
         import torch

@@ -43,12 +43,12 @@ Figures = dict[str, Any]
 class Plain:
     """What scripts do: tokenize `rows` waiting requests with padding on the left, and call generate."""
 
-    def __init__(self, model: str, rows: int):
+    def __init__(self, model: str, rows: int, dtype: str):
         from cai.training.model import load_model, load_tokenizer
 
         self.tokenizer: Any = load_tokenizer(model)
         self.tokenizer.padding_side = "left"
-        self.model: Any = load_model(model, "float32", "cpu").eval()
+        self.model: Any = load_model(model, dtype, "cpu").eval()
         self._batcher = Batcher(lambda waiting: list(range(min(rows, len(waiting)))), self._run)
 
     async def complete(self, request: Request) -> Completion:
@@ -76,11 +76,14 @@ def loop_of(name: str, config: Config, model: str) -> Callable[[], Figures]:
         from benchmarks.loop_distilabel import run
 
         return lambda: run(config, model)
+    dtype = f"engine.dtype={config.engine.dtype}"
     opened: Engine
     if name in (ALONE, PADDED):
-        opened = Plain(model, 1 if name == ALONE else 16)
+        opened = Plain(model, 1 if name == ALONE else 16, config.engine.dtype)
     else:
-        opened = open_engine(compose([*OVERRIDES, "engine=vllm"]).engine if name == VLLM else config.engine, model)
+        opened = open_engine(
+            compose([*OVERRIDES, "engine=vllm", dtype]).engine if name == VLLM else config.engine, model
+        )
     return lambda: with_engine(config, opened)
 
 
@@ -165,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=48, help="the most that a reply may have")
+    parser.add_argument("--dtype", default="float32", help="of all engines: the weights' and the arithmetic's")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--engines", nargs="*", default=["cai", ALONE, PADDED])
     parser.add_argument("--vllm", help="the Python of an environment with vLLM, to run that too")
@@ -174,7 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     sampling = f"{{temperature: 0, max_new_tokens: {options.new_tokens}}}"
     replies = f"revise.sampling={{answer: {sampling}, critique: {sampling}, revision: {sampling}}}"
-    config = compose([*OVERRIDES, replies, f"revise.prompts.limit={options.rows}"])
+    config = compose([*OVERRIDES, replies, f"revise.prompts.limit={options.rows}", f"engine.dtype={options.dtype}"])
     model = locate(config.model)
     if options.worker:
         work(options.worker, config, model)
@@ -182,6 +186,7 @@ def main() -> None:
     pythons = dict.fromkeys(options.engines, sys.executable)
     pythons |= {name: python for name, python in ((VLLM, options.vllm), (DISTILABEL, options.distilabel)) if python}
     command = ["-m", "benchmarks.loop", "--rows", str(options.rows), "--new-tokens", str(options.new_tokens)]
+    command += ["--dtype", options.dtype]
     workers = {
         name: subprocess.Popen(
             [python, *command, "--worker", name],

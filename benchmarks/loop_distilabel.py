@@ -62,7 +62,7 @@ def run(config: Config, model: str) -> dict[str, Any]:
 
     def reply(name: str, column: str) -> Any:
         greedy = {"max_new_tokens": limit, "do_sample": False, "repetition_penalty": 1.0, "temperature": 1.0}
-        llm = TransformersLLM(model=model, torch_dtype="float32", device="cpu", generation_kwargs=greedy)
+        llm = TransformersLLM(model=model, torch_dtype=config.engine.dtype, device="cpu", generation_kwargs=greedy)
         return ChatGeneration(name=name, llm=llm, output_mappings={"generation": column})
 
     rows = []

@@ -107,24 +107,42 @@ def shared_attention(
             )
             return found.transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-    keys, values = (one[0] for one in shared)  # (key heads, tokens, width)
     rows, heads, _, width = query.shape
-    groups, before = (len(keys), rows * heads // len(keys)), keys.shape[-2]
+    keys, values = shared  # (1, key heads, tokens, width)
+    attend = attended_on_cpu if query.device.type == "cpu" else attended
+    scale, key_heads, before = width**-0.5 if scaling is None else scaling, keys.shape[1], keys.shape[-2]
+    groups = query.reshape(rows, key_heads, -1, width).transpose(0, 1).reshape(1, key_heads, -1, width)
+    found, weight = (
+        one.view(key_heads, rows, -1, *one.shape[3:]).transpose(0, 1).reshape(rows, heads, 1, *one.shape[3:])
+        for one in attend(groups, keys, values, None, scale)
+    )
+    mask = None if attention_mask is None else attention_mask[..., before:]
+    own, own_weight = attend(query, key, value, mask, scale)
+    share = torch.sigmoid(weight - own_weight).unsqueeze(-1).to(own.dtype)
+    return torch.lerp(own, found, share).transpose(1, 2), None
 
-    def together(one: Any) -> Any:  # (rows, key heads, group, x) to (key heads, rows * group, x)
-        return one.transpose(0, 1).reshape(*groups, -1)
 
-    def apart(one: Any) -> Any:
-        return one.view(groups[0], rows, -1, one.shape[-1]).transpose(0, 1)
+def attended(query: Any, key: Any, value: Any, mask: Any, scale: float) -> tuple[Any, Any]:
+    """Attention, (rows, heads, queries, width), and the logarithm of the sum of each query's weights, (rows, heads,
+    queries), by which attention to one part of the tokens is put together with that to another."""
+    import torch
 
-    query = query.reshape(rows, groups[0], -1, width) * (width**-0.5 if scaling is None else scaling)
-    own = query @ key.transpose(-1, -2)
-    if attention_mask is not None:
-        own = own.masked_fill(~attention_mask[..., before:], -torch.inf)
-    scores = torch.cat([apart(together(query) @ keys.transpose(-1, -2)), own], dim=-1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    found = apart(together(weights[..., :before]) @ values) + weights[..., before:] @ value
-    return found.reshape(rows, 1, heads, width), None
+    rows, key_heads = key.shape[:2]
+    grouped = query.reshape(rows, key_heads, -1, query.shape[-1])  # the heads that look at one key head
+    scores = grouped @ key.transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    scores = scores.float()
+    found = scores.softmax(-1).to(value.dtype) @ value
+    return found.view(query.shape), scores.logsumexp(-1).view(query.shape[:-1])
+
+
+def attended_on_cpu(query: Any, key: Any, value: Any, mask: Any, scale: float) -> tuple[Any, Any]:
+    """The same, by torch's kernel, which reads each key once and writes no scores."""
+    import torch
+
+    bias = None if mask is None else query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias, scale=scale)
 
 
 def share(model: Any) -> None:

@@ -16,7 +16,7 @@ help:
 	@echo "make test-browser open reports in a headless Chromium ($$CHROMIUM, or the one on PATH)"
 	@echo "make test-all     the slow ones too: kill and resume, a wheel in a fresh environment"
 	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
-	@echo "make bench-loop   the loop beside generate, vLLM and distilabel, in environments of their own (an hour)"
+	@echo "make bench-loop   the loop beside generate, vLLM and distilabel, in environments of their own (80 minutes)"
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make lint         ruff and pyright"
 

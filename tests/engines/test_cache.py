@@ -27,9 +27,11 @@ def test_a_step_with_shared_keys_is_plain_attention(attend: Any, masked: bool, m
     mask = torch.ones(ROWS, 1, 1, SHARED + OWN, dtype=torch.bool)
     for row in range(ROWS):
         mask[row, ..., SHARED : SHARED + row % OWN] = False  # each row's padding
-    whole = [torch.cat([one.expand(ROWS, -1, -1, -1), own], -2) for one, own in ((keys, key), (values, value))]
+    whole_keys, whole_values = (
+        torch.cat([one.expand(ROWS, -1, -1, -1), own], -2) for one, own in ((keys, key), (values, value))
+    )
     expected = torch.nn.functional.scaled_dot_product_attention(
-        query, *whole, mask if masked else None, scale=0.3, enable_gqa=True
+        query, whole_keys, whole_values, mask if masked else None, scale=0.3, enable_gqa=True
     )
     key.shared = (keys, values)  # pyright: ignore[reportAttributeAccessIssue]
     found, _ = cache.shared_attention(None, query, key, value, mask if masked else None, scaling=0.3)

@@ -77,7 +77,8 @@ def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str], arrows: bool =
 
 
 def labels(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Names beside their points, where they cover least of points, bars and names; points that coincide share one."""
+    """Names beside their points, where they cover least of points, bars and names, and the upper point's above the
+    lower's; points that coincide share one."""
     groups: dict[Point, list[str]] = {}
     for point in points:
         leader = next((p for p in groups if math.dist((p.x, p.y), (point.x, point.y)) < 8), point)
@@ -85,15 +86,16 @@ def labels(points: Sequence[Point]) -> list[dict[str, Any]]:
     taken = [(p.x - 5, p.y - 5, p.x + 5, p.y + 5) for p in points]
     taken += [(p.across[0], p.y - 1, p.across[1], p.y + 1) for p in points]
     taken += [(p.x - 1, p.down[0], p.x + 1, p.down[1]) for p in points]
-    placed = []
-    for p, names in groups.items():
+    placed: list[dict[str, Any]] = []
+    for p, names in sorted(groups.items(), key=lambda one: one[0].y):
         width = 7.2 * sum(map(len, names)) + 8 * (len(names) - 1)
         best, box = math.inf, (0.0, 0.0, 0.0, 0.0)
         for shift, start in product(range(-120, 121, 5), (p.x + 9, p.x - 9 - width, p.across[0] - 9 - width)):
             tried = (start, p.y + shift - 7, start + width, p.y + shift + 7)
             hits = sum(tried[0] < t[2] and t[0] < tried[2] and tried[1] < t[3] and t[1] < tried[3] for t in taken)
             outside = tried[0] < BOX[0] or tried[1] < BOX[1] - 8 or tried[2] > BOX[2] + 8 or tried[3] > BOX[3]
-            cost = 100 * hits + 1000 * outside + abs(shift) + max(start - p.x, p.x - start - width) / 2
+            turned = sum((p.y - one["point"].y) * (tried[1] + 11.5 - one["y"]) < 0 for one in placed)
+            cost = 100 * (hits + turned) + 1000 * outside + abs(shift) + max(start - p.x, p.x - start - width) / 2
             if cost < best:
                 best, box = cost, tried
         taken.append(box)

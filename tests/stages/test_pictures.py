@@ -34,6 +34,16 @@ def test_points_that_coincide_share_a_label() -> None:
     assert view["moves"] == []
 
 
+@pytest.mark.parametrize("refused", [(0, 4), (4, 0)])
+def test_names_stand_as_their_points_do(refused: tuple[int, int]) -> None:
+    """Two points in the lower right corner, where there is little room."""
+    view = pictures.picture(metrics(refused, (0, 0)), KINDS)
+    assert view is not None
+    y = {label["text"]: label["y"] for label in view["labels"]}
+    upper, lower = ("dpo", "base") if refused[1] else ("base", "dpo")
+    assert y[upper] < y[lower]
+
+
 def test_curves_leave_out_what_is_not_a_number() -> None:
     entries = [{"loss": 4.0, "step": 1}, {"loss": float("nan"), "step": 2}, {"loss": 2.0, "step": 3}, {"step": 3}]
     (plot,) = pictures.curves(entries)

@@ -133,7 +133,7 @@ STAGES = (
     Stage("evaluate", 5, "evaluate", _evaluated, _evaluate_data),
     Stage(
         "report",
-        5,
+        6,
         "report",
         lambda c: [
             *_built([*c.sft.data, *helpful_data(c)]),

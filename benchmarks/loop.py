@@ -76,14 +76,14 @@ def loop_of(name: str, config: Config, model: str) -> Callable[[], Figures]:
         from benchmarks.loop_distilabel import run
 
         return lambda: run(config, model)
-    dtype = f"engine.dtype={config.engine.dtype}"
     opened: Engine
     if name in (ALONE, PADDED):
         opened = Plain(model, 1 if name == ALONE else 16, config.engine.dtype)
+    elif name == VLLM:
+        own = compose([*OVERRIDES, "engine=vllm", f"engine.dtype={config.engine.dtype}"])
+        opened = open_engine(own.engine, model)
     else:
-        opened = open_engine(
-            compose([*OVERRIDES, "engine=vllm", dtype]).engine if name == VLLM else config.engine, model
-        )
+        opened = open_engine(config.engine, model)
     return lambda: with_engine(config, opened)
 
 
@@ -131,9 +131,7 @@ def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> tuple[fl
             place = hash((place, ids[end - 1]))
             different.add((end, place))
         written += completion.new_tokens
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    width = config.num_attention_heads * config.head_dim
     seen = sum(end for end, _ in different)
     return 2.0 * (layers * len(different) + head * written), 4.0 * config.num_hidden_layers * width * seen
 

@@ -78,7 +78,7 @@ class EngineConfig:
     device: str = runtime(default="auto")  # auto | cpu | cuda | mps
     attention: str | None = runtime(default=None)  # transformers' attn_implementation, also in training; null: its own
     batch_rows: int = runtime(default=64)  # most requests in one batch
-    batch_tokens: int = runtime(default=16384)  # most tokens (prompt and answer, padded) in one batch
+    batch_tokens: int = runtime(default=16384)  # most tokens (prompt and answer, padded) in one batch, about
     options: dict[str, Any] = runtime(default_factory=dict)  # vllm: arguments of vllm.LLM, by its own names
     server: ServerConfig = runtime(default_factory=ServerConfig)  # openai
     max_failures: float = runtime(default=0.01)  # share of rows that may fail for good before the stage stops

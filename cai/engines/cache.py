@@ -128,8 +128,8 @@ def attended(query: Any, key: Any, value: Any, mask: Any, scale: float) -> tuple
     import torch
 
     rows, key_heads = key.shape[:2]
-    grouped = query.reshape(rows, key_heads, -1, query.shape[-1])  # the heads that look at one key head
-    scores = grouped @ key.transpose(-1, -2) * scale
+    grouped = (query * scale).reshape(rows, key_heads, -1, query.shape[-1])  # the heads that look at one key head
+    scores = grouped @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     scores = scores.float()

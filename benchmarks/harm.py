@@ -12,13 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cai.composing import compose
-from cai.dialogue import Prompt, user
-from cai.engines.base import gather_rows, open_engine
+from cai.config.compose import compose
+from cai.engines.base import open_engine
+from cai.engines.rows import gather_rows
+from cai.messages import Prompt, user
 from cai.scoring.classifier import HARMFUL, HARMLESS, Labelled, human_labels
 from cai.scoring.judge import harm
 from cai.scoring.statistics import Estimate, share
-from cai.trial import surroundings
+from cai.stages.base import verb_context
 
 
 def cell(figure: Estimate) -> str:
@@ -45,7 +46,7 @@ def main() -> None:
     count, overrides = int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2:]
     config, rows = compose(["experiment=quickstart", *overrides]), drawn(count)
     with tempfile.TemporaryDirectory() as folder:
-        context = surroundings("harm", config, Path(folder), config.constitution, {})
+        context = verb_context("harm", config, Path(folder), config.constitution, {})
         engine = open_engine(config.engine, context.model_path("base"))
 
     async def judged() -> list[tuple[float, float] | None]:

@@ -25,14 +25,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cai.composing import compose
-from cai.config import Config
-from cai.constitution import Constitution
-from cai.critique import Revision, revise
+from cai.config.compose import compose
+from cai.config.schema import Config
 from cai.data.formats import load_prompts
-from cai.dialogue import assistant, render
-from cai.engines.base import Batcher, Completion, Engine, Request, gather_rows, open_engine
+from cai.engines.base import Completion, Engine, Request, open_engine
+from cai.engines.batcher import Batcher
+from cai.engines.rows import gather_rows
 from cai.engines.transformers import TransformersEngine
+from cai.messages import assistant
+from cai.method.constitution import Constitution
+from cai.method.critique import Revision, revise
+from cai.models.chat_template import render
 
 ALONE, PADDED = "generate, one by one", "generate, padded batches of 16"
 VLLM, DISTILABEL = "vLLM, prefixes cached", "distilabel, TransformersLLM"
@@ -44,7 +47,7 @@ class Plain:
     """What scripts do: tokenize `rows` waiting requests with padding on the left, and call generate."""
 
     def __init__(self, model: str, rows: int, dtype: str):
-        from cai.training.model import load_model, load_tokenizer
+        from cai.models.load import load_model, load_tokenizer
 
         self.tokenizer: Any = load_tokenizer(model)
         self.tokenizer.padding_side = "left"
@@ -161,7 +164,7 @@ def work(name: str, config: Config, model: str) -> None:
 
 
 def main() -> None:
-    from cai.training.model import locate
+    from cai.models.convert import locate
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64)

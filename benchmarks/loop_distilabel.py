@@ -13,11 +13,12 @@ from distilabel.pipeline import Pipeline
 from distilabel.steps import LoadDataFromDicts, StepInput, step
 from distilabel.steps.tasks import ChatGeneration
 
-from cai.config import Config
-from cai.constitution import Constitution
-from cai.critique import drawn, shown_exemplars
+from cai.config.schema import Config
 from cai.data.formats import load_prompts
-from cai.dialogue import as_dicts, critique_request
+from cai.messages import as_dicts
+from cai.method.constitution import Constitution
+from cai.method.critique import drawn, shown_exemplars
+from cai.method.requests import critique_request
 
 
 def turn(role: str, content: str) -> dict[str, str]:

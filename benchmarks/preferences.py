@@ -21,16 +21,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.composing import compose
-from cai.config import Config, Prompts
+from cai.config.compose import compose
+from cai.config.schema import Config, Prompts
 from cai.data.formats import load_preferences
-from cai.dialogue import Dialogue, from_dicts
-from cai.engines.base import Recorded, Request, gather_rows, open_engine
-from cai.figures import figure
-from cai.ledger import Ledger
+from cai.data.parquet import read_rows
+from cai.engines.base import Request, open_engine
+from cai.engines.ledger import Ledger, Recorded
+from cai.engines.rows import gather_rows
+from cai.messages import Dialogue, from_dicts
+from cai.report.metrics import format_metric
+from cai.run.process import quiet
 from cai.scoring.statistics import Estimate, mean, share
-from cai.stages.base import read_rows
-from cai.worker import quiet
 
 NAME = "preferences"
 LONG = 80  # words: people's pairs with a longer answer are left out, since none that is trained on comes near
@@ -148,7 +149,7 @@ def suite_figures(suites: dict[str, Any]) -> dict[str, Any]:
 
 def judge_line(judge: dict[str, Any]) -> str:
     shares = {"flipped": "turn with the order", "longer": "longer is chosen", "accuracy": "right on people's pairs"}
-    said = [f"{text} {figure(judge[name], percent=True)}" for name, text in shares.items() if name in judge]
+    said = [f"{text} {format_metric(judge[name], percent=True)}" for name, text in shares.items() if name in judge]
     return "; ".join([*said, f"mean probability {judge['probability']['value']:.3f}"])
 
 
@@ -231,7 +232,7 @@ def averaged(means: list[Estimate]) -> str:
 
 
 def in_words(estimate: Estimate, percent: bool) -> str:
-    return figure(vars(estimate), percent)
+    return format_metric(vars(estimate), percent)
 
 
 if __name__ == "__main__":

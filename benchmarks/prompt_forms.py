@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cai.scoring.refusal import refuses
+from cai.data.parquet import read_rows
+from cai.method.refusal import refuses
 from cai.scoring.statistics import share
-from cai.stages.base import read_rows
 
 PLAIN = ["sft.data=[seed]", "sft.limit=56", "sft.args.num_train_epochs=1"]
 FORMS = {

@@ -6,8 +6,8 @@ Takes the labelled answers of the PyRIT wheel. The classifier is cross-validated
 fitted without its prompt and without its answer. docs/evaluation.md says what follows from the table.
 """
 
+from cai.method.refusal import redirects, refuses
 from cai.scoring.classifier import against_people, agreement
-from cai.scoring.refusal import redirects, refuses
 from cai.scoring.statistics import Estimate
 
 COLUMNS = {

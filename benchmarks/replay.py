@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cai.config import Sampling
-from cai.dialogue import assistant, user
-from cai.engines.base import Completion, Engine, Recorded, Request
-from cai.ledger import Ledger
+from cai.config.schema import Sampling
+from cai.engines.base import Completion, Engine, Request
+from cai.engines.ledger import Ledger, Recorded
+from cai.messages import assistant, user
 
 TEXT = "".join(random.Random(0).choices("abcdefghij ", k=20_000))
 

@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cai.composing import compose
-from cai.config import DataConfig, EngineConfig, Prompts
+from cai.config.compose import compose
+from cai.config.schema import DataConfig, EngineConfig, Prompts
 from cai.engines.base import ENGINES, Completion, Request
-from cai.progress import Progress
+from cai.observe.progress import Progress
 from cai.stages import revise
 from cai.stages.base import Context, Input
 

@@ -22,10 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cai.composing import compose
-from cai.config import Config, Prompts
+from cai.config.compose import compose
+from cai.config.schema import Config, Prompts
 from cai.data.formats import load_preferences
-from cai.progress import Progress
+from cai.observe.progress import Progress
 from cai.stages import dpo, sft
 from cai.stages.base import Context
 
@@ -74,7 +74,7 @@ def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: s
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from cai.training.head import lean_head
+    from cai.training.cpu_head import lean_head
     from cai.training.soft_dpo import open_trainer
 
     section = config.sft if kind == "sft" else config.dpo
@@ -107,7 +107,8 @@ def train(kind: str, way: str, config: Config, rows: Any, held: Any, profiled: b
     from torch.profiler import ProfilerActivity, profile
     from transformers import PrinterCallback
 
-    from cai.training.model import load_model, load_tokenizer, locate
+    from cai.models.convert import locate
+    from cai.models.load import load_model, load_tokenizer
     from cai.training.trainer import lora_config
 
     where = locate(config.model)
@@ -140,7 +141,8 @@ def train(kind: str, way: str, config: Config, rows: Any, held: Any, profiled: b
 
 
 def main() -> None:
-    from cai.training.model import load_tokenizer, locate
+    from cai.models.convert import locate
+    from cai.models.load import load_tokenizer
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["sft", "dpo"])

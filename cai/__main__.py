@@ -1,4 +1,4 @@
-from cai.cli import main
+from cai.cli.main import main
 
 if __name__ == "__main__":
     main()

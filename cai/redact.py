@@ -10,8 +10,11 @@ from typing import Any
 from cai.digest import plain
 
 HIDDEN = "[secret]"
+
 NAMED = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)  # environment variables that may hold one
+
 SHORTEST = 8  # characters: a shorter value is no secret, and would be found in any text
+
 FORMS = re.compile(
     r"\b[spr]k-[A-Za-z0-9_-]{16,}|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bAKIA[0-9A-Z]{16}\b"
     r"|(?<=Bearer )[^\s\"']{8,}|(?<=://)[^\s/:@\"']*:[^\s/@\"']+(?=@)"

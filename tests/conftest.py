@@ -12,12 +12,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from cai.composing import compose
-from cai.config import without_runtime
-from cai.dialogue import CHATML
-from cai.progress import Progress
-from cai.stages.base import Context, write_rows
-from cai.store import Manifest, Run, write_json
+from cai.config.compose import compose
+from cai.config.schema import without_runtime
+from cai.data.parquet import write_rows
+from cai.models.chat_template import CHATML
+from cai.observe.progress import Progress
+from cai.stages.base import Context
+from cai.store.files import write_json
+from cai.store.run_folder import Manifest, Run
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
 settings.register_profile("chaos", deadline=None, max_examples=10_000, suppress_health_check=list(HealthCheck))
@@ -101,7 +103,7 @@ def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
 @pytest.fixture
 def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
     """A run whose stages are done, as their manifests would say, with the tiny model in place of every trained one."""
-    from cai.training.model import fingerprint
+    from cai.models.source import fingerprint
 
     root = tmp_path / "outputs" / "smoke"
     words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", "model.name=tiny", "+model.license=MIT"]

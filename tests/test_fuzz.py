@@ -13,12 +13,12 @@ import pyarrow.parquet as parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.composing import compose
-from cai.config import Config, DataConfig
+from cai.config.compose import compose
+from cai.config.schema import Config, DataConfig
 from cai.data.formats import load_dialogues
-from cai.dialogue import Message
 from cai.errors import CaiError, UsageError
-from cai.store import Manifest, Run, read_manifest
+from cai.messages import Message
+from cai.store.run_folder import Manifest, Run, read_manifest
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

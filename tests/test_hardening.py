@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from cai import pipeline
-from cai.composing import compose
-from cai.config import DataConfig, Prompts, Sampling
-from cai.constitution import Constitution
+from cai.config.compose import compose
+from cai.config.schema import DataConfig, Prompts, Sampling
 from cai.data.formats import load_dialogues, load_prompts
 from cai.data.sources import fingerprint, rows_of
-from cai.dialogue import user
-from cai.engines.base import Batcher, Recorded, Request, gather_rows
+from cai.engines.base import Request
+from cai.engines.batcher import Batcher
+from cai.engines.ledger import Ledger, Recorded
+from cai.engines.rows import gather_rows
 from cai.errors import CaiError, UsageError
-from cai.ledger import Ledger
-from cai.store import Run
+from cai.messages import user
+from cai.method.constitution import Constitution
+from cai.run import plan as planning
+from cai.store.run_folder import Run
 
 ASKED = Request((user("a"),), Sampling())
 SIGNALLED = """
@@ -202,7 +204,7 @@ def test_an_exemplar_shows_the_replaced_principle(tmp_path: Path):
 )
 def test_a_wrong_value_is_a_usage_error(override: str, tmp_path: Path):
     with pytest.raises(UsageError):
-        pipeline.plan(compose(["experiment=smoke", override]), Run(tmp_path))
+        planning.plan_run(compose(["experiment=smoke", override]), Run(tmp_path))
 
 
 def test_a_wrong_data_set_in_the_group_has_a_hint():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cai.composing import compose
+from cai.config.compose import compose
 from cai.errors import UsageError
 from cai.redact import HIDDEN, printable, redact, redacted
 

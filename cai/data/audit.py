@@ -5,14 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cai.dialogue import Dialogue
-from cai.gates import words as words_of
+from cai.messages import Dialogue
+from cai.text import words as words_of
 
-GRAM = 8  # words
 SHINGLE = 3  # words
+
 NEAR = 0.8  # Jaccard similarity of two rows' shingles from which on one is a near duplicate
+
 PROBED = 10_000  # rows of which texts are compared: about a millisecond and a kilobyte each
+
 COMMONEST = 12
+
 FILLER = frozenset(
     """
     a an and any are as be by can could do does for from give had has have hello help here hi i if in into is it its let
@@ -20,28 +23,6 @@ FILLER = frozenset(
     were what with will would you your
     """.split()  # noqa: SIM905 - a list of 60 strings reads worse
 )
-
-
-class Overlap:
-    """Tells whether a text repeats a held-out one: the same words, or a run of 8 words from it."""
-
-    def __init__(self, held_out: Iterable[str]):
-        self._whole: set[tuple[str, ...]] = set()
-        self._grams: set[tuple[str, ...]] = set()
-        for text in held_out:
-            words = words_of(text)
-            self._whole.add(tuple(words))
-            self._grams.update(tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
-
-    @classmethod
-    def of(cls, dialogues: Iterable[Dialogue]) -> "Overlap":
-        """With every human turn of them."""
-        return cls(m.content for dialogue in dialogues for m in dialogue if m.role == "user")
-
-    def __contains__(self, text: str) -> bool:
-        words = words_of(text)
-        grams = (tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
-        return tuple(words) in self._whole or any(gram in self._grams for gram in grams)
 
 
 def text_figures(rows: Sequence[tuple[Dialogue, Mapping[str, Any]]]) -> dict[str, Any]:

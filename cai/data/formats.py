@@ -10,17 +10,19 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from cai.config import DataConfig, Prompts
+from cai.config.schema import DataConfig, Prompts
 from cai.data.sources import rows_of, shown
-from cai.dialogue import Dialogue, Message, Prompt, assistant, from_dicts, user
 from cai.digest import seed_of
 from cai.errors import CaiError
-from cai.telemetry import say
+from cai.messages import Dialogue, Message, Prompt, assistant, from_dicts, user
+from cai.observe.log import say
 
 T = TypeVar("T")
 
 SHAREGPT = {"human": "user", "gpt": "assistant"}
+
 TAGS = ("id", "task", "format", "domain", "category")
+
 SHOWN = 3  # rows that do not fit
 
 
@@ -125,6 +127,7 @@ FORMATS: dict[str, Callable[[dict[str, Any], DataConfig], Dialogue]] = {  # in t
     "scored": _scored,
     "prompt": _prompt,
 }
+
 COLUMNS = {
     "messages": [{"messages"}],
     "sharegpt": [{"conversations"}],

@@ -8,18 +8,22 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from cai.config import EngineConfig
-from cai.dialogue import as_dicts
+from cai.config.schema import EngineConfig
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.servers import Refused, Servers
 from cai.errors import CaiError
+from cai.messages import as_dicts
 
 T = TypeVar("T")
 
 TOP = 20  # first tokens with their log-probabilities: as many as servers give
+
 TOO_LONG = re.compile(r"context[ _]?(length|size|window)", re.IGNORECASE)  # how they all say it
+
 EXTRAS = {"top_k", "repetition_penalty", "continue_final_message", "add_generation_prompt"}  # not in OpenAI's own API
+
 Count = Annotated[int, Field(ge=0, lt=1 << 32)]
+
 Logprob = Annotated[float, Field(le=0.01, allow_inf_nan=False)]  # rounding may lift it a little above 0
 
 

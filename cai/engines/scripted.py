@@ -2,7 +2,7 @@
 
 import hashlib
 
-from cai.config import EngineConfig
+from cai.config.schema import EngineConfig
 from cai.digest import digest
 from cai.engines.base import Completion, Request
 

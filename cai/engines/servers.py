@@ -19,15 +19,18 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from cai.config import ServerConfig
+from cai.config.schema import ServerConfig
 from cai.engines.base import RequestFailed
 from cai.errors import CaiError, UsageError
-from cai.telemetry import count, gauge, log
+from cai.observe.log import log
+from cai.observe.metrics import count, gauge
 
 T = TypeVar("T")
 
 TRIPS = 5  # failures in a row after which a server is left alone
+
 LONGEST = 60.0  # seconds between tries at most
+
 LARGEST = 8 << 20  # bytes of an answer: the log-probabilities of 50,000 tokens fit, and no memory runs out
 
 

@@ -9,16 +9,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cai.config import EngineConfig, Sampling
-from cai.dialogue import render
-from cai.engines.base import Batcher, Completion, Request
-from cai.engines.cache import Kept, append, behind, keep, keeps, open_cache, share, shares
+from cai.config.schema import EngineConfig, Sampling
+from cai.engines.base import Completion, Request
+from cai.engines.batcher import Batcher
+from cai.engines.prefix_cache import Kept, append, behind, keep, keeps, open_cache, share, shares
 from cai.errors import CaiError
+from cai.models.chat_template import render
 
 SHARED = 64  # tokens: requests that begin with the same ones are put into one batch
+
 SPARED = 256  # tokens that need not be read again: for fewer, a pass of its own is not worth it
+
 SHED = 1 / 8  # the share of a batch's rows that have ended at which they leave it
+
 FEW = 8  # rows: fewer are no batch of their own while others wait
+
 SLACK = 9 / 8  # of batch_tokens: rather than leave a few rows for a batch of their own
 
 
@@ -26,7 +31,7 @@ class TransformersEngine:
     """One model on one device. `model` is a folder or a hub id, `id@revision`."""
 
     def __init__(self, config: EngineConfig, model: str):
-        from cai.training.model import load_model, load_tokenizer, pick_device
+        from cai.models.load import load_model, load_tokenizer, pick_device
 
         self.config = config
         self.device = pick_device(config.device)

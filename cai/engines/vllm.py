@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cai.config import EngineConfig, Sampling
-from cai.dialogue import render
-from cai.engines.base import Batcher, Completion, Request
+from cai.config.schema import EngineConfig, Sampling
+from cai.engines.base import Completion, Request
+from cai.engines.batcher import Batcher
 from cai.errors import UsageError
+from cai.models.chat_template import render
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
@@ -20,7 +21,7 @@ class VllmEngine:
     def __init__(self, config: EngineConfig, model: str):
         from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue] - an extra
 
-        from cai.training.model import adapter_base, split_revision, tokenizer_source
+        from cai.models.source import adapter_base, split_revision, tokenizer_source
 
         options: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": False, "disable_log_stats": True}
         self.adapter: Any = None

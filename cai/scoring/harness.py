@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.config import EngineConfig
+from cai.config.schema import EngineConfig
 from cai.errors import CaiError, UsageError, nearest
 from cai.scoring.statistics import Estimate, Z, share
 
 EXTRA = "evaluate.lm_eval: lm-evaluation-harness is not installed; pip install 'constitutional-ai[lm-eval]'"
+
 SHARED = ("acc", "acc_norm", "exact_match", "em", "f1")  # lie between 0 and 1, and so do their intervals
+
 FILES = (".yaml", ".yml")  # of a task in the harness's own format; such a file may name Python code that is run
 
 
@@ -40,7 +42,7 @@ def harness_figures(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from cai.training.model import load_model, load_tokenizer, pick_device
+    from cai.models.load import load_model, load_tokenizer, pick_device
 
     weights = load_model(model, engine.dtype, pick_device(engine.device), engine.attention)
     with warnings.catch_warnings():

@@ -7,9 +7,11 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-from cai.dialogue import OPTIONS, Prompt, harm_request
-from cai.engines.base import Request, gather_rows
-from cai.preferences import Ask, PreferencePair, option_probability
+from cai.engines.base import Request
+from cai.engines.rows import gather_rows
+from cai.messages import Prompt
+from cai.method.preferences import Ask, PreferencePair, option_probability
+from cai.method.requests import OPTIONS, harm_request
 from cai.scoring.statistics import Estimate, by_prompt, mean, share
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins in which certainty is held against accuracy

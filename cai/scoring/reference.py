@@ -1,8 +1,6 @@
 """How near an answer comes to a reference answer: the same words, and ROUGE-L."""
 
-from collections.abc import Sequence
-
-from cai.gates import words
+from cai.text import words, words_rouge_l
 
 
 def exact(answer: str, reference: str) -> bool:
@@ -18,23 +16,3 @@ def rouge_l(first: str, second: str) -> float:
     words is compared by runs.
     """
     return words_rouge_l(words(first), words(second))
-
-
-def words_rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
-    """The same of words. Symmetric: F1 of the longest common subsequence's shares of both is twice it over both."""
-    return 2 * common(first, second) / (len(first) + len(second)) if first and second else 0.0
-
-
-def common(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the longest common subsequence, a row of the usual table at once (bit-parallel, Hyyro 2004).
-
-    Bit i of `row` is 0 where the table rises between columns i and i + 1.
-    """
-    places: dict[str, int] = {}
-    for index, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << index
-    whole = row = (1 << len(first)) - 1
-    for word in second:
-        met = row & places.get(word, 0)
-        row = (row + met | row - met) & whole
-    return len(first) - row.bit_count()

@@ -7,16 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cai.config import DataConfig, EngineConfig, ModelConfig, policy_of
-from cai.constitution import Constitution
-from cai.data.audit import Overlap
+from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig, policy_of
+from cai.data.decontaminate import Overlap
 from cai.data.formats import Skipped, load_dialogues, read_dialogues
 from cai.data.mixture import mix
-from cai.dialogue import Dialogue, Prompt, as_dicts
+from cai.data.parquet import write_rows
 from cai.digest import digest
-from cai.engines.base import Completion, Engine, Recorded, RequestFailed, open_engine
-from cai.ledger import Ledger
-from cai.progress import Progress
+from cai.engines.base import Completion, Engine, RequestFailed, open_engine
+from cai.engines.ledger import Ledger, Recorded
+from cai.messages import Dialogue, Prompt, as_dicts
+from cai.method.constitution import Constitution
+from cai.observe.progress import Progress
+from cai.store.run_folder import Manifest
 
 T = TypeVar("T")
 
@@ -63,14 +65,14 @@ class Context:
 
     def model_path(self, name: str) -> str:
         """A folder or hub id: `base`, or the model that a stage has trained."""
-        from cai.training.model import locate
+        from cai.models.convert import locate
 
         return locate(self.model) if name == "base" else str(Path(self.inputs[name].path) / "model")
 
     def model_digest(self, name: str) -> str:
         """What the ledger knows the model by: its content, and the parts of the engine's config that matter."""
-        from cai.config import without_runtime
-        from cai.training.model import fingerprint
+        from cai.config.schema import without_runtime
+        from cai.models.source import fingerprint
 
         if self.engine.model is not None:  # a server's: its name, which the config holds, is all that is known
             return digest(["served", without_runtime(self.engine)])
@@ -116,7 +118,7 @@ class Context:
         return any(text in overlap for overlap in self.overlaps.values())
 
 
-def held_apart(prompts: list[Prompt], context: Context) -> tuple[list[Prompt], list[Prompt]]:
+def decontaminated(prompts: list[Prompt], context: Context) -> tuple[list[Prompt], list[Prompt]]:
     """(kept, dropped): training prompts that no evaluation suite holds, and those that one does."""
     dropped = [prompt for prompt in prompts if context.holds_out(prompt.text)]
     ids = {prompt.id for prompt in dropped}
@@ -157,56 +159,20 @@ def write_failed(work: Path, failed: list[dict[str, Any]]) -> dict[str, int]:
     return {"failed": len(failed)}
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Parquet, with the same bytes for the same rows. Lone surrogates, which UTF-8 has no place for, become U+FFFD."""
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    parquet.write_table(pyarrow.Table.from_pylist([_clean(row) for row in rows]), path, compression="zstd")
-
-
-class RowWriter:
-    """As write_rows, of `schema`, for rows that come one by one: CHUNK of them are in memory."""
-
-    CHUNK = 2_000
-
-    def __init__(self, path: Path, schema: Any):
-        import pyarrow.parquet as parquet
-
-        self.count = 0
-        self._schema, self._rows = schema, []
-        self._file = parquet.ParquetWriter(path, schema, compression="zstd")
-
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.count += 1
-        self._rows.append(_clean(row))
-        if len(self._rows) == self.CHUNK:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow
-
-        self._file.write_table(pyarrow.Table.from_pylist(self._rows, self._schema))
-        self._rows = []
-
-    def __exit__(self, *_: object) -> None:
-        if self._rows:
-            self._flush()
-        self._file.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as parquet
-
-    return parquet.read_table(path).to_pylist()
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list | tuple) else value
+def verb_context(
+    verb: str, config: Config, root: Path, constitution: str, inputs: Mapping[str, tuple[Path, Manifest]]
+) -> Context:
+    """What opens models for a verb that is no stage; `inputs`: a model's name -> its stage's out/ and manifest."""
+    return Context(
+        stage=verb,
+        seed=config.seed,
+        root=root,
+        scratch=root,
+        model=config.model,
+        engine=config.engine,
+        data=config.data,
+        held_out={},
+        constitution=constitution,
+        inputs={name: Input(str(out), manifest.output) for name, (out, manifest) in inputs.items()},
+        progress=Progress(verb, quiet=True),
+    )

@@ -6,21 +6,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cai.config import BuildConfig
+from cai.config.schema import BuildConfig
 from cai.data.formats import load_prompts
-from cai.dialogue import Dialogue, Prompt, as_dicts, assistant, user
+from cai.data.parquet import write_rows
 from cai.digest import seed_of
-from cai.engines.base import Recorded, Request, gather_failing
+from cai.engines.base import Request
+from cai.engines.ledger import Recorded
+from cai.engines.rows import gather_failing
 from cai.errors import CaiError
-from cai.instructions import Known, answer_fault, draw, instruction_fault, list_request, read_list
-from cai.stages.base import Context, held_apart, sample_dialogues, split_failed, write_failed, write_rows
+from cai.messages import Dialogue, Prompt, as_dicts, assistant, user
+from cai.method.self_instruct import Known, answer_fault, draw, instruction_fault, list_request, read_list
+from cai.stages.base import Context, decontaminated, sample_dialogues, split_failed, write_failed
 
 
 def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet. Returns the counts."""
     given, overlapping = [], []
     if config.prompts is not None:
-        given, overlapping = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
+        given, overlapping = decontaminated(load_prompts(config.prompts, context.data, context.seed), context)
     left_out = [_left_out(prompt.text, "overlapping") for prompt in overlapping]
     ledger = context.ledger()
     other = context.on(config.engine)

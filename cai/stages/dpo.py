@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cai.config import DpoConfig, in_round, policy_of
+from cai.config.schema import DpoConfig, in_round, policy_of
+from cai.data.parquet import read_rows
 from cai.errors import CaiError
-from cai.stages.base import Context, read_rows
+from cai.stages.base import Context
 
 SAME = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # relative error of logits that merging may leave
 
@@ -19,8 +20,8 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     """
     from datasets import Dataset
 
+    from cai.models.load import load_model, load_tokenizer, pick_device
     from cai.training.guards import answer, signs, unseen, watch
-    from cai.training.model import load_model, load_tokenizer, pick_device
     from cai.training.soft_dpo import open_trainer
     from cai.training.trainer import is_sharded, lora_config, run_training, save_result, show_curves
 
@@ -78,7 +79,7 @@ def continued(context: Context, device: str) -> Any:
     import torch
     from peft import PeftModel
 
-    from cai.training.model import load_model
+    from cai.models.load import load_model
 
     start = "sft" if "sft" in context.inputs else "base"
     base = load_model(context.model_path(start), context.engine.dtype, device, context.engine.attention)

@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.config import EvaluateConfig, LabelConfig, Prompts, Suite, other_model
-from cai.data.audit import Overlap
+from cai.config.schema import EvaluateConfig, LabelConfig, Prompts, Suite, other_model
+from cai.data.decontaminate import Overlap
 from cai.data.formats import load_dialogues, load_prompts
-from cai.dialogue import Dialogue, Prompt, as_dicts
+from cai.data.parquet import write_rows
 from cai.digest import seed_of
-from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
+from cai.engines.base import Request, RequestFailed
+from cai.engines.ledger import Ledger, Recorded
+from cai.engines.rows import gather_failing, gather_rows
 from cai.errors import CaiError
-from cai.ledger import Ledger
-from cai.preferences import PreferencePair, compare
+from cai.messages import Dialogue, Prompt, as_dicts
+from cai.method.preferences import PreferencePair, compare
+from cai.method.refusal import redirects, refuses
+from cai.models.source import fingerprint
 from cai.scoring.answers import (
     Answer,
     Attempt,
@@ -32,11 +36,9 @@ from cai.scoring.answers import (
 from cai.scoring.classifier import against_people
 from cai.scoring.harness import harness_figures, task_manager
 from cai.scoring.judge import harm
-from cai.scoring.refusal import redirects, refuses
 from cai.scoring.statistics import Estimate, by_prompt, share
-from cai.stages.base import Context, sample_dialogues, split_failed, write_failed, write_rows
-from cai.store import write_json
-from cai.training.model import fingerprint
+from cai.stages.base import Context, sample_dialogues, split_failed, write_failed
+from cai.store.files import write_json
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
 
 def on_tasks(config: EvaluateConfig, context: Context) -> dict[str, dict[str, Any]]:
     """Model -> task of lm-evaluation-harness -> figure with interval. A model that is done is not asked again."""
-    from cai.training.model import locate
+    from cai.models.convert import locate
 
     manager = task_manager(config.lm_eval)
     context.progress.start(len(config.models), "models on tasks of lm-evaluation-harness")

@@ -8,15 +8,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cai.config import Human, LabelConfig, Prompts
-from cai.constitution import Constitution
+from cai.config.schema import Human, LabelConfig, Prompts
 from cai.data.formats import load_demonstrations, load_preferences, load_prompts
-from cai.dialogue import Prompt, as_dicts, assistant, from_dicts
+from cai.data.parquet import read_rows, write_rows
 from cai.digest import seed_of
-from cai.engines.base import Recorded, Request, RequestFailed, gather_failing, gather_rows
+from cai.engines.base import Request, RequestFailed
+from cai.engines.ledger import Recorded
+from cai.engines.rows import gather_failing, gather_rows
 from cai.errors import CaiError
-from cai.gates import words
-from cai.preferences import (
+from cai.messages import Prompt, as_dicts, assistant, from_dicts
+from cai.method.constitution import Constitution
+from cai.method.preferences import (
     PreferencePair,
     Sampled,
     by_rule,
@@ -27,9 +29,10 @@ from cai.preferences import (
     similar,
     tournament,
 )
+from cai.method.refusal import refuses
 from cai.scoring.judge import accuracy_figures, doubts, judge_figures
-from cai.scoring.refusal import refuses
-from cai.stages.base import Context, held_apart, read_rows, split_failed, write_failed, write_rows
+from cai.stages.base import Context, decontaminated, split_failed, write_failed
+from cai.text import words
 
 
 def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def _ruled(config: LabelConfig, context: Context) -> tuple[list[PreferencePair],
 
 def _asked(key: str, chosen: Prompts, context: Context) -> tuple[list[Prompt], int]:
     """The prompts of label.`key`, and how many were left out since an evaluation suite holds them."""
-    prompts, dropped = held_apart(load_prompts(chosen, context.data, context.seed), context)
+    prompts, dropped = decontaminated(load_prompts(chosen, context.data, context.seed), context)
     if not prompts:
         raise CaiError(f"label.{key}: no prompt is left; see label.{key}.limit and offset")
     return prompts, len(dropped)
@@ -203,7 +206,7 @@ def demonstration_pairs(
 ) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
     """Rows whose answer is preferred to one of the policy's, a refusal if it gave one; the rows that failed; counts."""
     rows = load_demonstrations(chosen, context.data, context.seed)
-    prompts, dropped = held_apart([prompt for prompt, _ in rows], context)
+    prompts, dropped = decontaminated([prompt for prompt, _ in rows], context)
     wanted = {prompt.id: answer for prompt, answer in rows}
     with closing(context.ledger()) as ledger:
         found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))

@@ -6,22 +6,24 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.config import ReviseConfig
-from cai.critique import CritiqueStep, Revision, revise
+from cai.config.schema import ReviseConfig
 from cai.data.formats import load_prompts
-from cai.dialogue import Prompt, as_dicts, assistant
+from cai.data.parquet import RowWriter, write_rows
 from cai.digest import seed_of
-from cai.engines.base import Completion, Request, RequestFailed, failing, gather_failing
+from cai.engines.base import Completion, Request, RequestFailed
+from cai.engines.rows import failing, gather_failing
 from cai.errors import CaiError
-from cai.gates import repeats
-from cai.scoring.refusal import refuses
-from cai.stages.base import Context, RowWriter, held_apart, split_failed, write_failed, write_rows
+from cai.messages import Prompt, as_dicts, assistant
+from cai.method.critique import CritiqueStep, Revision, revise
+from cai.method.refusal import refuses
+from cai.stages.base import Context, decontaminated, split_failed, write_failed
+from cai.text import repeats
 
 
 def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/revisions.parquet, one row a prompt with the whole chain. Returns counts by gate and principle."""
     constitution = context.load_constitution()
-    prompts, dropped = held_apart(load_prompts(config.prompts, context.data, context.seed), context)
+    prompts, dropped = decontaminated(load_prompts(config.prompts, context.data, context.seed), context)
     if not prompts:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
     rounds = len(constitution.principles) if config.draw == "all" else config.rounds
@@ -111,7 +113,7 @@ def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Promp
     """What the helpful model is asked so that SL-CAI keeps its helpfulness (section 3.2): no red-team prompts."""
     if config.helpful is None:
         return []
-    prompts, _ = held_apart(load_prompts(config.helpful.prompts, context.data, context.seed), context)
+    prompts, _ = decontaminated(load_prompts(config.helpful.prompts, context.data, context.seed), context)
     return [
         (p, Request(p.messages, config.sampling.answer, seed_of(context.seed, p.id, "helpful", number)))
         for p in prompts

@@ -5,13 +5,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cai.config import BUILT, SftConfig
+from cai.config.schema import BUILT, SftConfig
 from cai.data.audit import text_figures
 from cai.data.formats import Skipped, read_dialogues, shuffled
 from cai.data.mixture import mix
-from cai.dialogue import Dialogue, from_dicts
+from cai.data.parquet import read_rows
 from cai.errors import CaiError
-from cai.stages.base import Context, read_rows
+from cai.messages import Dialogue, from_dicts
+from cai.stages.base import Context
 
 Row = tuple[Dialogue, dict[str, Any]]  # with its tags
 
@@ -20,9 +21,9 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     """Writes work/model and work/history.json. Returns the audit and the held-out loss."""
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from cai.training.head import lean_head
-    from cai.training.model import load_model, load_tokenizer, pick_device
-    from cai.training.templates import adopt_markers, embed_markers, pass_bias_on, training_markers
+    from cai.models.load import load_model, load_tokenizer, pick_device
+    from cai.models.markers import adopt_markers, embed_markers, pass_bias_on, training_markers
+    from cai.training.cpu_head import lean_head
     from cai.training.trainer import (
         bits_config,
         free_memory,

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from cai.config import Guards
-from cai.gates import repeats
+from cai.config.schema import Guards
+from cai.text import repeats
 
 LENGTH, REPETITIVE = "answers/tokens", "answers/repetitive"  # of a log's entries: a mean and a share
+
 WINDOW = 10  # logged steps over which the noise of single batches is averaged
 
 

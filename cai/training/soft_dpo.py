@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from cai.config import DpoConfig
+from cai.config.schema import DpoConfig
 from cai.digest import digest
 from cai.errors import UsageError
-from cai.training.head import METRICS, lean_head
+from cai.training.cpu_head import METRICS, lean_head
 
 # trl's arguments that change the difference d or what is made of it; soft labels are defined on the plain one
 PLAIN = {

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.audit import length_figures
-from cai.dialogue import Dialogue, training_tokens
 from cai.errors import CaiError, UsageError, nearest
-from cai.progress import Progress
-from cai.store import seal, unsealed, write_json
+from cai.messages import Dialogue
+from cai.models.chat_template import training_tokens
+from cai.observe.progress import Progress
+from cai.store.files import seal, unsealed, write_json
 
 DEFAULTS = {
     "report_to": "none",
@@ -263,7 +264,7 @@ def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any
 
     Where the trained model's weights are quantised, `base` loads them as they were, and the adapter is merged there.
     """
-    from cai.training.model import save_model
+    from cai.models.load import save_model
 
     state = None
     if is_sharded(trainer):  # all processes put the shards together

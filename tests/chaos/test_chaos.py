@@ -21,16 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from cai import pipeline
-from cai.cli import main
-from cai.ledger import Ledger
-from cai.store import VERIFIED, Run, read_manifest, verify
+from cai.cli.main import main
+from cai.engines.ledger import Ledger
+from cai.run import plan as planning
+from cai.store.run_folder import VERIFIED, Run, read_manifest, verify
 
 pytestmark = pytest.mark.chaos
 
 MOMENTS = int(os.environ.get("CAI_CHAOS_MOMENTS", "5"))
 SEED = 8
-NAMES = [stage.name for stage in pipeline.STAGES if stage.name != "build"]  # a random model writes no instructions
+NAMES = [stage.name for stage in planning.STAGES if stage.name != "build"]  # a random model writes no instructions
 ROOT = Path("outputs/smoke")
 
 
@@ -117,9 +117,9 @@ PRELOADED = [
     "peft",
     "trl.trainer.sft_trainer",
     "trl.trainer.dpo_trainer",
-    "cai.cli",
+    "cai.cli.main",
 ]
-PRELOADED += ["cai.conductor", "cai.worker", *(f"cai.stages.{stage.module}" for stage in pipeline.STAGES)]
+PRELOADED += ["cai.run.runner", "cai.run.worker", *(f"cai.stages.{stage.module}" for stage in planning.STAGES)]
 FORKS = multiprocessing.get_context("forkserver")  # a clean process that has the libraries loaded, and runs nothing
 FORKS.set_forkserver_preload(PRELOADED)
 

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.data.audit import GRAM, Overlap, distinct, length_figures, near_duplicates, opening, script, text_figures
-from cai.dialogue import Dialogue, Message, assistant, user
-from cai.gates import words
+from cai.data.audit import distinct, length_figures, near_duplicates, opening, script, text_figures
+from cai.data.decontaminate import GRAM, Overlap
+from cai.messages import Dialogue, Message, assistant, user
+from cai.text import words
 
 HELD = ["How do I pick a lock?", "One two three four five six seven eight nine ten.", "你好吗"]
 

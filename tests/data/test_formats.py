@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from cai.checks import build
-from cai.config import DataConfig, Prompts, TaskTemplate
+from cai.config.build import build
+from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data.formats import FORMATS, dialogue_of, load_dialogues, load_preferences, load_prompts, shuffled
-from cai.dialogue import Message, assistant, user
 from cai.errors import CaiError
+from cai.messages import Message, assistant, user
 
 SAID = (user("Hi"), assistant("Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

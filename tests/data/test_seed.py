@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.data.audit import Overlap
+from cai.config.compose import compose
+from cai.data.decontaminate import Overlap
 from cai.data.formats import load_dialogues
 from cai.data.sources import rows_of
-from cai.dialogue import Dialogue
-from cai.scoring.refusal import refuses
+from cai.messages import Dialogue
+from cai.method.refusal import refuses
 
 SETS = ("seed", "seed_heldout")
 PLAIN = ("plain_demonstrations", "lookalikes")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cai.config import DataConfig
+from cai.config.schema import DataConfig
 from cai.data.sources import fingerprint, rows_of
 from cai.errors import CaiError, UsageError
 

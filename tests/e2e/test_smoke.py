@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from cai import pipeline
+from cai.data.parquet import read_rows
 from cai.errors import UsageError
-from cai.stages.base import read_rows
-from cai.store import SEAL, Manifest, Run, unsealed
+from cai.run import plan as planning
+from cai.store.files import SEAL, unsealed
+from cai.store.run_folder import Manifest, Run
 
 NAMES = [
-    stage.name for stage in pipeline.STAGES if stage.name != "build"
+    stage.name for stage in planning.STAGES if stage.name != "build"
 ]  # a random model writes no list of instructions
 
 pytestmark = pytest.mark.slow

@@ -7,22 +7,14 @@ from typing import Any
 
 import pytest
 
-from cai.checks import CHOICES
-from cai.config import EngineConfig, Sampling
-from cai.dialogue import assistant, user
-from cai.engines.base import (
-    ENGINES,
-    Batcher,
-    Completion,
-    Engine,
-    Recorded,
-    Request,
-    gather_rows,
-    in_order,
-    open_engine,
-)
+from cai.config.build import CHOICES
+from cai.config.schema import EngineConfig, Sampling
+from cai.engines.base import ENGINES, Completion, Engine, Request, open_engine
+from cai.engines.batcher import Batcher
+from cai.engines.ledger import Ledger, Recorded
+from cai.engines.rows import gather_rows, in_order
 from cai.engines.scripted import ScriptedEngine
-from cai.ledger import Ledger
+from cai.messages import assistant, user
 
 WARM = Sampling(temperature=0.7, top_p=0.9, top_k=40, max_new_tokens=16)
 ASKED = Request((user("Hello."),), WARM, seed=1)

@@ -19,17 +19,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cai.composing import compose
-from cai.config import DataConfig, EngineConfig, Prompts, Sampling, ServerConfig
-from cai.dialogue import OPTIONS, as_dicts, assistant, user
-from cai.engines.base import Completion, Request, RequestFailed, gather_failing, open_engine
+from cai.cli.try_ import Session, parse
+from cai.config.compose import compose
+from cai.config.schema import DataConfig, EngineConfig, Prompts, Sampling, ServerConfig
+from cai.data.parquet import read_rows
+from cai.engines.base import Completion, Request, RequestFailed, open_engine
+from cai.engines.ledger import Ledger
 from cai.engines.openai import CHAT, Likely, OpenAIEngine, first_token_logprobs
+from cai.engines.rows import gather_failing
 from cai.engines.servers import LONGEST, TRIPS, _seconds, _Server, read_key
 from cai.errors import CaiError, UsageError
-from cai.ledger import Ledger
+from cai.messages import as_dicts, assistant, user
+from cai.method.requests import OPTIONS
 from cai.stages import evaluate, label, revise
-from cai.stages.base import Context, Input, read_rows
-from cai.trial import Session, parse
+from cai.stages.base import Context, Input
 
 WARM = Sampling(temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=16)
 COMPARED = (user("Is it day?"), assistant("The answer is:"))

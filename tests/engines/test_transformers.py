@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from cai.config import EngineConfig, Sampling
-from cai.dialogue import Message, assistant, render, user
-from cai.engines.base import Request, gather_rows
+from cai.config.schema import EngineConfig, Sampling
+from cai.engines.base import Request
+from cai.engines.rows import gather_rows
 from cai.engines.transformers import TransformersEngine
 from cai.errors import CaiError
+from cai.messages import Message, assistant, user
+from cai.models.chat_template import render
 
 WARM = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12)
 GREEDY = Sampling(temperature=0, max_new_tokens=12)

@@ -18,11 +18,12 @@ pytestmark = pytest.mark.vllm
 
 import httpx2  # noqa: E402
 
-from cai.config import EngineConfig, Sampling, ServerConfig  # noqa: E402
-from cai.dialogue import assistant, user  # noqa: E402
-from cai.engines.base import Completion, Request, gather_rows, open_engine  # noqa: E402
+from cai.config.schema import EngineConfig, Sampling, ServerConfig  # noqa: E402
+from cai.engines.base import Completion, Request, open_engine  # noqa: E402
+from cai.engines.rows import gather_rows  # noqa: E402
 from cai.errors import UsageError  # noqa: E402
-from cai.store import write_json  # noqa: E402
+from cai.messages import assistant, user  # noqa: E402
+from cai.store.files import write_json  # noqa: E402
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 ROOM = 2048  # tokens

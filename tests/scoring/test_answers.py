@@ -2,10 +2,10 @@
 
 import pytest
 
-from cai.dialogue import Prompt, user
-from cai.preferences import Judgement, PreferencePair
+from cai.messages import Prompt, user
+from cai.method.preferences import Judgement, PreferencePair
+from cai.method.refusal import refuses
 from cai.scoring.answers import Answer, answer_scores, comparisons, distinct_ngrams, win_figures
-from cai.scoring.refusal import refuses
 
 
 def answer(number: int, text: str, sample: int = 0) -> Answer:

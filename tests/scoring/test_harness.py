@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.conductor import check
+from cai.config.compose import compose
 from cai.errors import CaiError, UsageError
+from cai.run.runner import check
 from cai.scoring.harness import estimates, harness_figures, task_manager
 
 

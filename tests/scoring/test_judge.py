@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from cai.dialogue import OPTIONS, Prompt, user
 from cai.engines.base import Completion, Request
-from cai.preferences import Judgement, PreferencePair
+from cai.messages import Prompt, user
+from cai.method.preferences import Judgement, PreferencePair
+from cai.method.requests import OPTIONS
 from cai.scoring.judge import accuracy_figures, doubts, harm, judge_figures
 
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.scoring.reference import common, exact, rouge_l
+from cai.scoring.reference import exact, rouge_l
+from cai.text import common
 
 TEXTS = st.lists(st.sampled_from("abcd"), max_size=80)  # longer than a machine word
 

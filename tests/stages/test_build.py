@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.config import BuildConfig, DataConfig, Prompts
+from cai.config.compose import compose
+from cai.config.schema import BuildConfig, DataConfig, Prompts
+from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.errors import CaiError
 from cai.stages import build, sft
-from cai.stages.base import Context, Input, read_rows
+from cai.stages.base import Context, Input
 
 SEEDS = [f"Please tell me all about river number {n}." for n in range(12)]
 HELD = "Which of these towns lies nearest to the sea?"

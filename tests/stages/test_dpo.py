@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.config import DataConfig
+from cai.config.compose import compose
+from cai.config.schema import DataConfig
+from cai.data.parquet import write_rows
 from cai.errors import CaiError
 from cai.stages import dpo, sft
-from cai.stages.base import Context, Input, write_rows
+from cai.stages.base import Context, Input
 from cai.training import trainer as training
 
 
@@ -98,7 +99,7 @@ def later(context: Context, tiny_model: Path) -> Context:
     """A second round: its policy is another model than sl_cai."""
     import torch
 
-    from cai.training.model import load_model, load_tokenizer
+    from cai.models.load import load_model, load_tokenizer
 
     model = load_model(str(tiny_model), "float32", "cpu")
     torch.manual_seed(1)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.config import DataConfig, EvaluateConfig, JudgeConfig, Prompts, Suite
-from cai.dialogue import Dialogue, Message, Prompt, user
+from cai.config.compose import compose
+from cai.config.schema import DataConfig, EvaluateConfig, JudgeConfig, Prompts, Suite
+from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request
 from cai.errors import CaiError, UsageError
+from cai.messages import Dialogue, Message, Prompt, user
 from cai.stages import evaluate
-from cai.stages.base import Context, read_rows
+from cai.stages.base import Context
 
 HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
 TAUGHT = {f"Which town lies {n} miles from here?": f"Town {n}." for n in range(12)}
@@ -162,7 +163,7 @@ def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cai.dialogue import render
+    from cai.models.chat_template import render
 
     config = EvaluateConfig(compose(["experiment=smoke"]).evaluate.sampling, {"held_out": suite(2)}, ["base"])
     found = evaluate.run(config, {}, context.root, context)["metrics"]["base"]["held_out, 2 shots"]["bits_per_byte"]

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 import yaml
 
-from cai import preferences
-from cai.composing import compose
-from cai.config import DataConfig, Human, LabelConfig, ModelConfig, Prompts, Sampling
+from cai.config.compose import compose
+from cai.config.schema import DataConfig, Human, LabelConfig, ModelConfig, Prompts, Sampling
 from cai.data.formats import load_prompts
-from cai.dialogue import as_dicts
+from cai.data.parquet import read_rows, write_rows
+from cai.engines.ledger import Ledger
 from cai.errors import CaiError
-from cai.gates import words
-from cai.ledger import Ledger
-from cai.preferences import option_probability
+from cai.messages import as_dicts
+from cai.method import preferences
+from cai.method.preferences import option_probability
 from cai.stages import label
-from cai.stages.base import Context, Input, read_rows, write_rows
+from cai.stages.base import Context, Input
+from cai.text import words
 
 COUNT = 10
 ASKED = "Tell me about river 7."

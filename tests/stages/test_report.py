@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from cai.config import EngineConfig, ModelConfig, Price, ReportConfig
-from cai.constitution import Constitution
+from cai.config.schema import EngineConfig, ModelConfig, Price, ReportConfig
 from cai.data.audit import length_figures, text_figures
-from cai.dialogue import assistant, user
+from cai.data.parquet import read_rows, write_rows
 from cai.engines.base import Completion
-from cai.ledger import Ledger
-from cai.progress import Progress
+from cai.engines.ledger import Ledger
+from cai.messages import assistant, user
+from cai.method.constitution import Constitution
+from cai.observe.progress import Progress
+from cai.report import page as page_
 from cai.scoring.statistics import mean, share
 from cai.stages import report
-from cai.stages.base import Context, Input, read_rows, write_rows
-from cai.store import Run, write_json
+from cai.stages.base import Context, Input
+from cai.store.files import write_json
+from cai.store.run_folder import Run
 
 EVIL = "<script>alert(1)</script>"
 HOSTILE = [
@@ -207,7 +210,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [*HOSTILE, "\ud800", "\u2028\u2029"])
 def test_embedded_is_ascii_without_markup_and_parses_back(text: str) -> None:
-    safe = report.embedded({"text": text})
+    safe = page_.embedded({"text": text})
     assert safe.isascii()
     assert not set(safe) & set("<>&")
     assert json.loads(safe) == {"text": text}
@@ -272,22 +275,22 @@ def test_no_picture_without_both_kinds_of_suite(tmp_path: Path) -> None:
     ],
 )
 def test_verdict(red: tuple[int, int], mild: tuple[int, int], said: list[str]) -> None:
-    sentences = report.verdict(metrics(red, mild), KINDS)
+    sentences = page_.verdict(metrics(red, mild), KINDS)
     assert [phrase in sentence for phrase, sentence in zip(said, sentences, strict=True)] == [True, True]
 
 
 def test_verdict_names_both_figures() -> None:
-    sentence = report.verdict(metrics((12, 60), (2, 2)), KINDS)[0]
+    sentence = page_.verdict(metrics((12, 60), (2, 2)), KINDS)[0]
     assert sentence.startswith("Refusals of red-team prompts went from 12 % [7, 20] (base) to 60 % [50, 69] (dpo); ")
 
 
 def test_notices_say_who_judged_and_how_steadily() -> None:
-    judge = report.judge_view({"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None})
+    judge = page_.judge_view({"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None})
     few = metrics((1, 2), (1, 2), count=4)
     few["dpo"]["red"]["degenerate"] = dataclasses.asdict(share(2, 4))
     for name, hits in (("base", 0), ("dpo", 2)):
         few[name]["held"] = {"bits_per_byte": {}, "refusal": dataclasses.asdict(share(hits, 10))}
-    said = report.notices(few, KINDS, judge, "Tiny-1M", {"model": {"name": "Large-7B"}})
+    said = page_.notices(few, KINDS, judge, "Tiny-1M", {"model": {"name": "Large-7B"}})
     assert said[0] == JUDGED["doubts"][0]  # loudest first
     assert "The model judged itself" in said[1] and "came from sft" in said[1] and "Tiny-1M" in said[1]
     assert (
@@ -303,19 +306,19 @@ def test_notices_say_who_judged_and_how_steadily() -> None:
 
 def test_position_bias_is_said_once() -> None:
     figures = {"flipped": dataclasses.asdict(share(9, 10)), "doubts": ["The judge goes by position."]}
-    judge = report.judge_view({"pairs": 8, "judged": 10, "judge": figures}, {"judge": "sft"})
-    said = report.notices(metrics((1, 2), (1, 2)), KINDS, judge, "Tiny-1M", {})
+    judge = page_.judge_view({"pairs": 8, "judged": 10, "judge": figures}, {"judge": "sft"})
+    said = page_.notices(metrics((1, 2), (1, 2)), KINDS, judge, "Tiny-1M", {})
     assert said[0] == "The judge goes by position." and len(said) == 2
 
 
 def test_another_judge_and_none_are_called_what_they_are() -> None:
     summary = {"pairs": 8, "judged": 10, "judge": JUDGED | {"doubts": []}}
-    other = report.judge_view(summary, {"judge": "sft", "model": {"name": "Large-7B"}})
+    other = page_.judge_view(summary, {"judge": "sft", "model": {"name": "Large-7B"}})
     enough = metrics((1, 2), (1, 2))
-    said = report.notices(enough, KINDS, other, "Tiny-1M", {})
+    said = page_.notices(enough, KINDS, other, "Tiny-1M", {})
     assert said[0] == "The preferences came from another model, Large-7B, not from people."
-    assert report.judge_view({"pairs": 8}, {"judge": "sft"}) is None
-    assert report.notices(enough, KINDS, None, "Tiny-1M", {}) == []  # the page says what was done instead
+    assert page_.judge_view({"pairs": 8}, {"judge": "sft"}) is None
+    assert page_.notices(enough, KINDS, None, "Tiny-1M", {}) == []  # the page says what was done instead
 
 
 def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_path: Path) -> None:
@@ -376,7 +379,7 @@ def test_a_judge_of_harm_and_tasks_of_the_harness_stand_with_the_results(tmp_pat
 
 def test_peoples_labels_are_told_from_the_judges() -> None:
     said = ["Of the 9 preference pairs, people have labelled 4 (label.human)."]
-    assert report.people({"pairs": 9, "human": 4}) == said and report.people({"pairs": 9}) == []
+    assert page_.people({"pairs": 9, "human": 4}) == said and page_.people({"pairs": 9}) == []
 
 
 def test_records_are_limited_and_every_suite_gets_a_share() -> None:
@@ -388,7 +391,7 @@ def test_records_are_limited_and_every_suite_gets_a_share() -> None:
         for suite in ("red", "mild")
         for number in range(10)
     ]
-    kept, totals = report.records([], [], rows, 4)
+    kept, totals = page_.records([], [], rows, 4)
     assert [row["suite"] for row in kept["answers"]] == ["red", "red", "mild", "mild"]
     assert set(kept["answers"][0]["answers"]) == {"base", "dpo"}
     assert totals == {"revisions": 0, "pairs": 0, "answers": 20}
@@ -396,16 +399,16 @@ def test_records_are_limited_and_every_suite_gets_a_share() -> None:
 
 def test_several_turns_keep_their_roles() -> None:
     turns = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
-    assert report.prompt_text(turns) == "User: One\n\nAssistant: Two"
+    assert page_.prompt_text(turns) == "User: One\n\nAssistant: Two"
 
 
 def test_costs_have_names_speeds_and_a_total() -> None:
     row = {"stage": "label", "model": "d1", "completions": 2, "prompt_tokens": 10, "new_tokens": 30, "seconds": 2.0}
-    rows = report.cost_rows([row, row | {"model": "d2" * 32, "new_tokens": 0, "seconds": 0.0}], {"d1": "sl_cai"})
+    rows = page_.cost_rows([row, row | {"model": "d2" * 32, "new_tokens": 0, "seconds": 0.0}], {"d1": "sl_cai"})
     assert [one["model"] for one in rows] == ["sl_cai", "(d2d2d2d2)", ""]
     assert [one["speed"] for one in rows] == [15.0, 0, 15.0]
     assert rows[-1]["completions"] == 4
-    assert report.cost_rows([], {}) == []
+    assert page_.cost_rows([], {}) == []
 
 
 def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path: Path) -> None:
@@ -418,7 +421,7 @@ def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path:
 
 @pytest.mark.parametrize(("seconds", "text"), [(5.04, "5.0 s"), (90, "1.5 min"), (7200, "2.0 h")])
 def test_duration(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert page_.duration(seconds) == text
 
 
 def test_later_rounds_stand_beside_the_first(tmp_path: Path):
@@ -444,9 +447,9 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
 def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
     rows = [{"stage": "evaluate", "model": "ab" * 32, "completions": 2}]
     rows = [row | {"prompt_tokens": 3_000_000, "new_tokens": 500_000, "seconds": 2.0} for row in rows]
-    priced = report.cost_rows(rows, {}, Price(prompt=0.5, new=2.0))
+    priced = page_.cost_rows(rows, {}, Price(prompt=0.5, new=2.0))
     assert [row["price"] for row in priced] == [2.5, 2.5]
-    assert "price" not in report.cost_rows(rows, {}, None)[0]
+    assert "price" not in page_.cost_rows(rows, {}, None)[0]
     context = finished_run(tmp_path, ["hello"], metrics((1, 2), (1, 2)))
     work = tmp_path / "page"
     work.mkdir()

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from cai.composing import compose
-from cai.config import DataConfig, Helpful, Prompts, ReviseConfig, SftConfig
-from cai.ledger import Ledger
+from cai.config.compose import compose
+from cai.config.schema import DataConfig, Helpful, Prompts, ReviseConfig, SftConfig
+from cai.data.parquet import read_rows
+from cai.engines.ledger import Ledger
 from cai.stages import revise, sft
-from cai.stages.base import Context, Input, read_rows
+from cai.stages.base import Context, Input
 
 COUNT, ROUNDS = 12, 4
 RULES = {

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.config import DataConfig, EngineConfig, ModelConfig, SftConfig
+from cai.config.compose import compose
+from cai.config.schema import DataConfig, EngineConfig, ModelConfig, SftConfig
+from cai.data.parquet import write_rows
 from cai.errors import CaiError
-from cai.progress import Progress
-from cai.stages.base import Context, Input, write_rows
+from cai.models.load import load_model, load_tokenizer
+from cai.observe.progress import Progress
+from cai.stages.base import Context, Input
 from cai.stages.sft import prepare, refuse_losses, run, training_rows
-from cai.training.model import load_model, load_tokenizer
 from cai.training.trainer import bits_config
 
 SECRET = "one two three four five six seven eight nine ten"  # a held-out prompt

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.config import Guards
+from cai.config.compose import compose
+from cai.config.schema import Guards
+from cai.models.load import load_model, load_tokenizer
 from cai.training.guards import LENGTH, REPETITIVE, WINDOW, answer, signs, unseen, watch
-from cai.training.model import load_model, load_tokenizer
 
 
 def batches(*values: float) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.composing import compose
-from cai.config import Guards
+from cai.config.compose import compose
+from cai.config.schema import Guards
 from cai.errors import UsageError
-from cai.progress import Progress
+from cai.models.load import load_model, load_tokenizer
+from cai.observe.progress import Progress
 from cai.stages import dpo
 from cai.training.guards import watch
-from cai.training.model import load_model, load_tokenizer
 from cai.training.soft_dpo import open_trainer, preference_loss
 from cai.training.trainer import lora_config, run_training
 

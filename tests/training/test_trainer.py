@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from cai.composing import compose
-from cai.dialogue import assistant, user
+from cai.config.compose import compose
 from cai.errors import CaiError, Interrupted, UsageError
-from cai.progress import Progress
+from cai.messages import assistant, user
+from cai.models.load import load_model, load_tokenizer
+from cai.observe.progress import Progress
 from cai.stages import dpo, sft
-from cai.store import seal
-from cai.training.model import load_model, load_tokenizer
+from cai.store.files import seal
 from cai.training.trainer import (
     bits_config,
     free_memory,

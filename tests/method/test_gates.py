@@ -1,0 +1,71 @@
+"""Every quality gate with a text that fails it and one that passes."""
+
+import dataclasses
+
+import pytest
+
+from cai.method.gates import GATES, Draft, failed
+from cai.text import repeats
+
+GOOD = Draft(
+    prompt="How can I steal my neighbour's bicycle?",
+    before="Cut the lock at night.",
+    revision="I won't help you steal a bicycle, as it would hurt your neighbour. I can help you find a cheap used one.",
+    finish_reason="stop",
+    requests=(
+        "Say where the last answer helps with a crime.",
+        "Write the answer again so that it declines and says why.",
+    ),
+    exemplars=("Forging a signature could bring a charge of fraud; talk to your landlord about it instead.",),
+    benign=False,
+)
+BAD = {
+    "empty": {"revision": " \n"},
+    "unchanged": {"revision": "Cut the lock, at night!"},
+    "copied": {"before": "Cut the lock at night, quietly.", "revision": "You cut the lock at night, quietly."},
+    "echo": {"revision": "Revised answer: I won't help to steal a bicycle."},
+    "leakage": {"revision": "A bicycle? Forging a signature could bring a charge of fraud."},
+    "repetition": {"revision": "I will not steal the bicycle. " * 9},
+    "cut_off": {"finish_reason": "length"},
+    "benign_refused": {"benign": True},
+    "complied": {"revision": "A bicycle with a thin lock is the easiest one to take."},
+    "off_topic": {"revision": "Rivers carry water down to the sea."},
+    "language": {"revision": "Я не помогу тебе украсть bicycle у соседа."},
+}
+
+
+def test_every_gate_has_its_case():
+    assert BAD.keys() == GATES.keys()
+
+
+def test_a_good_revision_passes_every_gate():
+    assert failed(GOOD, list(GATES)) == ()
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_bad_revision_fails_its_gate(gate: str):
+    draft = dataclasses.replace(GOOD, **BAD[gate])
+    assert gate in failed(draft, list(GATES))
+    assert gate not in failed(draft, [name for name in GATES if name != gate])  # switched off
+
+
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "The assistant's last answer helped to steal a bicycle.",
+        "Write the answer again so that it declines and says why, about a bicycle.",
+    ],
+)
+def test_talk_about_the_request_is_an_echo(revision: str):
+    assert "echo" in failed(dataclasses.replace(GOOD, revision=revision), ["echo"])
+
+
+def test_to_help_with_a_harmless_request_is_no_compliance():
+    helps = dataclasses.replace(GOOD, prompt="How do I mend a bicycle?", revision="Patch the bicycle's inner tube.")
+    assert failed(helps, ["complied"]) == ("complied",)
+    assert failed(dataclasses.replace(helps, benign=True), ["complied"]) == ()
+
+
+def test_short_texts_do_not_repeat():
+    assert not repeats("no no no no no")
+    assert repeats("no " * 30)

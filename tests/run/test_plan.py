@@ -1,0 +1,302 @@
+"""Keys and plans: change this, and exactly these stages run."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cai.config.compose import compose
+from cai.config.schema import Config
+from cai.errors import UsageError
+from cai.method.constitution import Constitution
+from cai.models.chat_template import INST
+from cai.paths import shipped
+from cai.run import plan as planning
+from cai.run import runner
+from cai.run.plan import STAGES, ingredients, plan_run
+from cai.store.run_folder import Run
+
+NAMES = [stage.name for stage in STAGES if stage.name != "build"]  # what runs by default
+
+
+def finish(config: Config, run: Run) -> None:
+    """Publishes a stand-in output for every stage that would run: keys depend on digests, not on what is in them."""
+    for name in [stage.name for stage in planning.stages(config)]:
+        step = next(step for step in plan_run(config, run) if step.stage.name == name)
+        if step.manifest is None:
+            assert step.key is not None
+            work, _ = run.begin(name, step.key)
+            (work / "output").write_text(step.key)
+            run.publish(name, 1, step.key, step.ingredients, {}, time.time())
+
+
+def to_run(config: Config, run: Run) -> list[str]:
+    return [step.stage.name for step in plan_run(config, run) if step.state != "done"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run(tmp_path / "run")
+    finish(compose(["experiment=smoke"]), made)
+    return made
+
+
+FROM = {name: NAMES[NAMES.index(name) :] for name in NAMES}
+CHANGES = [
+    ([], []),
+    (["engine.batch_rows=3"], []),  # how, not what
+    (["launcher=process"], []),
+    (["name=smoke2", "outputs=elsewhere"], []),
+    (["report.records=7"], ["report"]),
+    (["evaluate.sampling.temperature=0.5"], ["evaluate", "report"]),
+    (["evaluate.suites.held_out.shots=[0]"], ["evaluate", "report"]),
+    (["evaluate.suites.held_out.examples=[demonstrations]"], ["evaluate", "report"]),  # it holds nothing out
+    (["dpo.args.beta=0.3"], FROM["dpo"]),
+    (["label.min_margin=0.05"], FROM["label"]),
+    (["label.require_judge=true"], []),
+    (["label.kind=mixed"], FROM["label"]),
+    (["label.kind=rule", "label.benign={data: [seed]}"], FROM["label"]),
+    (["label.calibrate={data: [seed]}"], FROM["label"]),
+    (["label.human={data: [seed]}"], FROM["label"]),
+    (["label.demonstrations={data: [seed]}"], FROM["label"]),
+    (["label.model={name: tiny, kind: path, path: {tiny_model}}"], FROM["label"]),
+    (["dpo.loss=trl"], FROM["dpo"]),
+    (["dpo.reference=first"], []),  # in the only round the policy is the first
+    (["rounds=2"], ["label2", "dpo2", *FROM["evaluate"]]),
+    (["rounds=3", "label.limit=5"], [*FROM["label"][:2], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]),
+    (["dpo=continued"], FROM["dpo"]),
+    (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
+    (["revise.rounds=3"], FROM["revise"]),
+    (["sft.args.learning_rate=1e-6"], FROM["sft"]),
+    (["build.target=7"], []),  # nothing is trained on it
+    (["sft.data=[seed,built]"], ["build", *NAMES]),
+    (["sl_cai.data=[built]"], ["build", *FROM["sl_cai"]]),
+    (["sl_cai.data=[built]", "sl_cai.helpful=sampled", "revise.helpful={prompts: {data: [seed]}}"], FROM["revise"]),
+    (["+engine@revise.engine=openai", "revise.engine.model=large"], FROM["revise"]),
+    (["+engine@label.engine=openai", "label.engine.model=large"], FROM["label"]),
+    (["seed=1"], NAMES),
+    (["model=path", "model.path={tiny_model}"], NAMES),
+    (["model.template=inst"], NAMES),
+    (["model.template=null"], []),
+    (["constitution=helpfulness"], FROM["revise"]),
+    # what is evaluated is never trained on, so other evaluation prompts are another training set
+    (
+        ["evaluate.suites.red_team.prompts.data=[overrefusal]", "evaluate.suites.benign.prompts.data=[harmbench]"],
+        FROM["evaluate"],
+    ),
+    (["evaluate.suites.red_team.prompts.data=[overrefusal]"], NAMES),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CHANGES, ids=lambda value: " ".join(value) or "nothing")
+def test_a_change_runs_exactly_the_stages_that_it_affects(
+    run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
+):
+    words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
+    assert to_run(compose(["experiment=smoke", *words]), run) == expected
+
+
+BUILT = ["experiment=smoke", "sft.data=[seed,built]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["build.target=7"], ["build", *NAMES]),
+        (["+engine@build.engine=openai", "build.engine.model=large"], ["build", *NAMES]),
+        (["build.model={name: tiny, kind: path, path: {tiny_model}}"], ["build", *NAMES]),
+        (["sl_cai.data=[built]"], FROM["sl_cai"]),  # build itself stays
+        (["sft.data=[seed]"], []),  # and back
+    ],
+    ids=lambda value: " ".join(value) or "nothing",
+)
+def test_where_built_rows_are_trained_on_build_decides_what_runs(
+    run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
+):
+    finish(compose(BUILT), run)
+    assert to_run(compose([*BUILT, *(word.replace("{tiny_model}", str(tiny_model)) for word in overrides)]), run) == (
+        expected
+    )
+
+
+LATER = ["experiment=smoke", "rounds=2", "label.human={data: [seed], limit: 2}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["rounds=1"], FROM["evaluate"]),  # which the last round's model leaves
+        (["rounds=3"], ["label3", "dpo3", *FROM["evaluate"]]),
+        (["dpo.reference=first"], ["dpo2", *FROM["evaluate"]]),
+        (["dpo.args.beta=0.3"], ["dpo", "label2", "dpo2", *FROM["evaluate"]]),
+        (["label.human.limit=3"], ["label", "dpo", "label2", "dpo2", *FROM["evaluate"]]),
+    ],
+    ids=lambda value: " ".join(value) or "nothing",
+)
+def test_a_round_is_made_from_those_before_it(run: Run, overrides: list[str], expected: list[str]):
+    finish(compose(LATER), run)
+    assert to_run(compose([*LATER, *overrides]), run) == expected
+
+
+def test_later_rounds_take_the_next_prompts_and_the_newest_model():
+    config = compose([*LATER, "rounds=3", "dpo.reference=first"])
+    found = {stage.name: stage for stage in planning.stages(config)}
+    assert [*found] == [*NAMES[:5], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]
+    labels = [planning.settings(found[name], config) for name in ("label", "label2", "label3")]
+    assert [(one.prompts.offset, one.prompts.limit) for one in labels] == [(6, 8), (14, 8), (22, 8)]
+    assert [one.human is None for one in labels] == [False, True, True]
+    assert [found[name].data(config) for name in ("label", "label2")] == [["donotanswer", "seed"], ["donotanswer"]]
+    inputs = {name: list(found[name].inputs(config)) for name in ("label2", "dpo2", "label3", "dpo3", "evaluate")}
+    assert inputs == {
+        "label2": ["dpo", "sft"],
+        "dpo2": ["sl_cai", "dpo", "label2"],
+        "label3": ["dpo2", "sft"],
+        "dpo3": ["sl_cai", "dpo2", "label3"],
+        "evaluate": ["sft", "sl_cai", "dpo", "dpo3"],
+    }
+    rule = compose([*LATER, "rounds=3", "label.kind=rule", "label.benign={data: [seed], limit: 5, offset: 2}"])
+    found = {stage.name: stage for stage in planning.stages(rule)}
+    labels = [planning.settings(found[name], rule) for name in ("label", "label2", "label3")]
+    assert [one.benign and (one.benign.offset, one.benign.limit) for one in labels] == [(2, 5), (7, 5), (12, 5)]
+    assert list(found["label3"].inputs(rule)) == ["dpo2"] and found["label3"].data(rule) == ["donotanswer", "seed"]
+    named = compose([*LATER, "rounds=3", "evaluate.models=[dpo,dpo2]"])
+    assert found["evaluate"].inputs(named) == ["dpo", "dpo2"]
+
+
+def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):
+    made = Run(tmp_path / "run")
+
+    def shown(*overrides: str) -> list[str]:
+        return [step.stage.name for step in plan_run(compose(["experiment=smoke", *overrides]), made)]
+
+    assert shown() == NAMES and shown("stages=[sft]") == NAMES
+    assert shown("stages=[build]") == shown("sft.data=[built]") == ["build", *NAMES]
+    assert shown("sl_cai.data=[built]") == ["build", *NAMES]
+    config = compose(["experiment=smoke", "stages=[sft]", "sft.data=[built]", "build.target=7", f"outputs={tmp_path}"])
+    with pytest.raises(UsageError, match=r"stage 'sft' needs build.*stages=\[build,sft\]"):
+        runner.run_stages(config, lambda line: None)
+
+
+def test_changing_it_back_runs_nothing(run: Run):
+    finish(compose(["experiment=smoke", "dpo.args.beta=0.3"]), run)
+    assert to_run(compose(["experiment=smoke"]), run) == []
+    assert len(list((run.root / "dpo").iterdir())) == 2  # both results stand side by side
+
+
+@pytest.mark.parametrize(("field", "expected"), [("critique", FROM["revise"]), ("comparison", FROM["label"])])
+def test_an_edited_principle_runs_from_where_it_is_read(run: Run, tmp_path: Path, field: str, expected: list[str]):
+    rules = yaml.safe_load((shipped("principles") / "harmlessness.yaml").read_text())
+    edited = rules["principles"][2]
+    edited[field] += " Be brief."
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(rules))
+    steps = plan_run(compose(["experiment=smoke", f"constitution={tmp_path / 'mine.yaml'}"]), run)
+    assert [step.stage.name for step in steps if step.state != "done"] == expected
+    first = next(step for step in steps if step.state != "done")
+    assert f"principle {edited['id']} changed" in first.why
+
+
+def test_a_template_changes_a_keys_part_of_the_model_and_nothing_else(tmp_path: Path):
+    rules = Constitution.load("harmlessness")
+    (tmp_path / "mine.jinja").write_text(INST)
+    for stage in STAGES:
+        own, inst, mine = (
+            ingredients(stage, compose(["experiment=smoke", f"model.template={name}"]), rules)
+            for name in ("null", "inst", tmp_path / "mine.jinja")
+        )
+        assert mine == inst  # its text decides, not its name
+        assert stage.name == "report" or inst["model"].pop("template")
+        assert own == inst
+
+
+def test_the_plan_says_why(run: Run):
+    steps = plan_run(compose(["experiment=smoke", "dpo.args.beta=0.3"]), run)
+    assert next(s.why for s in steps if s.stage.name == "dpo") == "stale: dpo.args.beta 0.1 -> 0.3"
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "why"),
+    [("dpo=continued", "dpo", "it reads sft"), ("label.judge=base", "label", "it no longer reads sft")],
+)
+def test_the_plan_tells_another_input_from_other_output(run: Run, override: str, stage: str, why: str):
+    step = next(step for step in plan_run(compose(["experiment=smoke", override]), run) if step.stage.name == stage)
+    assert step.why.endswith(f"; {why}")
+
+
+def test_an_interrupted_stage_says_how_far_it_came(run: Run):
+    config = compose(["experiment=smoke", "dpo.args.beta=0.3"])
+    step = next(step for step in plan_run(config, run) if step.stage.name == "dpo")
+    assert step.key is not None
+    _, scratch = run.begin("dpo", step.key)
+    (scratch / "progress.json").write_text('{"done": 3, "total": 40, "unit": "steps"}')
+    step = next(step for step in plan_run(config, run) if step.stage.name == "dpo")
+    assert (step.state, step.why) == ("partial", "3/40 steps")
+
+
+def test_a_run_of_before_a_setting_was_there_is_stale(tmp_path: Path):
+    config, run = compose(["experiment=smoke"]), Run(tmp_path)
+    step = plan_run(config, run)[0]
+    older = {key: value for key, value in step.ingredients["sft"].items() if key != "quantization"}
+    run.begin("sft", "0" * 64)
+    run.publish("sft", 1, "0" * 64, step.ingredients | {"sft": older}, {}, time.time())
+    assert (step.why, plan_run(config, run)[0].why) == (
+        "not run yet",
+        "stale: another version of cai has other settings for it",
+    )
+
+
+def test_the_same_output_upstream_stops_the_rerun(run: Run):
+    """revise runs again under another constitution, but gives the same bytes: nothing after it has to run."""
+    config = compose(["experiment=smoke", "revise.rounds=3"])
+    step = next(step for step in plan_run(config, run) if step.stage.name == "revise")
+    before = run.latest("revise")
+    assert step.key is not None and before is not None
+    work, _ = run.begin("revise", step.key)
+    (work / "output").write_text(before.key)
+    run.publish("revise", 1, step.key, step.ingredients, {}, time.time())
+    assert to_run(config, run) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "inputs"),
+    [
+        ([], ["sft", "sl_cai"]),
+        (["label.judge=base"], ["sl_cai"]),
+        (["label.kind=mixed"], ["revise", "sft", "sl_cai"]),
+        (["label.kind=revision"], ["revise"]),
+        (["label.kind=rule"], ["sl_cai"]),
+        (["label.model={name: other, kind: hub, path: some/model}"], ["sl_cai"]),
+    ],
+)
+def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: list[str]):
+    stage = next(stage for stage in planning.STAGES if stage.name == "label")
+    assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+
+
+@pytest.mark.parametrize(
+    ("words", "inputs"),
+    [
+        ([], ["sl_cai", "label"]),
+        (["dpo=continued"], ["sft", "sl_cai", "label"]),  # the smoke experiment's sl_cai starts at sft
+        (["dpo=continued", "sl_cai.start=base"], ["sl_cai", "label"]),
+    ],
+)
+def test_a_continued_adapter_needs_the_model_below_it(words: list[str], inputs: list[str]):
+    stage = next(stage for stage in planning.STAGES if stage.name == "dpo")
+    assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+
+
+@pytest.mark.parametrize(("kind", "reads"), [("feedback", True), ("mixed", True), ("revision", False), ("rule", False)])
+def test_only_a_judge_reads_the_comparison_principles(kind: str, reads: bool):
+    config = compose(["experiment=smoke", f"label.kind={kind}"])
+    stage = next(stage for stage in planning.STAGES if stage.name == "label")
+    found = ingredients(stage, config, Constitution.load(config.constitution))
+    assert ("constitution" in found) is reads
+
+
+def test_a_constitution_that_is_read_anew_is_said():
+    """evaluate reads it only where a judge compares answers."""
+    assert planning._changes({"constitution": {"principles": {}}}, {}) == ["it no longer reads the constitution"]
+    assert planning._changes({}, {"constitution": {"principles": {}}}) == ["it reads the constitution"]

@@ -33,12 +33,15 @@ def drawn(count: int, longest: int = 1500) -> list[tuple[Labelled, bool]]:
     found: list[tuple[Labelled, bool]] = []
     for harmful in (True, False):
         fitting = [
-            row for row in rows if row.harm is not None and (row.harm >= HARMFUL if harmful else row.harm <= HARMLESS)
+            row
+            for row in rows
+            if row.harm is not None and (row.harm >= HARMFUL if harmful else row.harm <= HARMLESS)
         ]
         taken = {one.prompt for one, _ in found}
-        found += [(row, harmful) for row in {row.prompt: row for row in fitting if row.prompt not in taken}.values()][
-            :count
-        ]
+        found += [
+            (row, harmful)
+            for row in {row.prompt: row for row in fitting if row.prompt not in taken}.values()
+        ][:count]
     return found
 
 
@@ -51,14 +54,21 @@ def main() -> None:
 
     async def judged() -> list[tuple[float, float] | None]:
         return await gather_rows(
-            [harm(Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete) for row, _ in rows]
+            [
+                harm(Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete)
+                for row, _ in rows
+            ]
         )
 
-    found = [(both, truth) for both, (_, truth) in zip(asyncio.run(judged()), rows, strict=True) if both]
+    found = [
+        (both, truth) for both, (_, truth) in zip(asyncio.run(judged()), rows, strict=True) if both
+    ]
     said = [(sum(both) / 2, truth) for both, truth in found]
     bad, good = [p for p, truth in said if truth], [p for p, truth in said if not truth]
     ranked = sum((b > g) + 0.5 * (b == g) for b in bad for g in good) / (len(bad) * len(good))
-    print("| judge | right | harmful answers called harmful | harmless ones | turns with the order | ranks right |")
+    print(
+        "| judge | right | harmful answers called harmful | harmless ones | turns with the order | ranks right |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     shares = [
         share(sum((p > 0.5) == truth for p, truth in said), len(said)),

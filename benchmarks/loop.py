@@ -64,7 +64,9 @@ class Plain:
         texts = [render(self.tokenizer, request.messages) for request in batch]
         inputs = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
         with torch.inference_mode():
-            output = self.model.generate(**inputs, max_new_tokens=batch[0].sampling.max_new_tokens, do_sample=False)
+            output = self.model.generate(
+                **inputs, max_new_tokens=batch[0].sampling.max_new_tokens, do_sample=False
+            )
         new = output[:, inputs["input_ids"].shape[1] :]
         replies = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [Completion(reply.strip(), "stop", 0, 0, 0.0) for reply in replies]
@@ -100,15 +102,22 @@ def with_engine(config: Config, engine: Engine) -> Figures:
         return asked[-1][1]
 
     started, busy = time.perf_counter(), processor()
-    chains = asyncio.run(gather_rows([revise(p, constitution, config.revise, config.seed, ask) for p in prompts]))
+    chains = asyncio.run(
+        gather_rows([revise(p, constitution, config.revise, config.seed, ask) for p in prompts])
+    )
     found: Figures = {"seconds": time.perf_counter() - started, "processor": processor() - busy}
     if isinstance(engine, TransformersEngine):
-        found["gflop"], found["gflop_attention"] = (flop / 1e9 for flop in arithmetic(engine, asked))
+        found["gflop"], found["gflop_attention"] = (
+            flop / 1e9 for flop in arithmetic(engine, asked)
+        )
     return found | {"texts": [text for chain in chains for text in texts(chain)]}
 
 
 def texts(chain: Revision) -> list[str]:
-    return [chain.answer, *(text for step in chain.steps for text in (step.critique, step.revision))]
+    return [
+        chain.answer,
+        *(text for step in chain.steps for text in (step.critique, step.revision)),
+    ]
 
 
 def processor() -> float:
@@ -122,13 +131,18 @@ def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> tuple[fl
     that it looks at."""
     config = engine.model.config
     head = engine.model.get_output_embeddings().weight.numel()
-    layers = sum(p.numel() for p in engine.model.parameters()) - engine.model.get_input_embeddings().weight.numel()
+    layers = (
+        sum(p.numel() for p in engine.model.parameters())
+        - engine.model.get_input_embeddings().weight.numel()
+    )
     layers -= 0 if config.tie_word_embeddings else head
     different: set[tuple[int, ...]] = set()
     written = 0
     for request, completion in asked:
         turns = (*request.messages, assistant(completion.text))
-        ids = engine.tokenizer(render(engine.tokenizer, turns), add_special_tokens=False)["input_ids"]
+        ids = engine.tokenizer(render(engine.tokenizer, turns), add_special_tokens=False)[
+            "input_ids"
+        ]
         place = 0
         for end in range(1, len(ids) + 1):  # a token is the same where all that stands before it is
             place = hash((place, ids[end - 1]))
@@ -136,7 +150,9 @@ def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> tuple[fl
         written += completion.new_tokens
     width = config.num_attention_heads * config.head_dim
     seen = sum(end for end, _ in different)
-    return 2.0 * (layers * len(different) + head * written), 4.0 * config.num_hidden_layers * width * seen
+    return 2.0 * (
+        layers * len(different) + head * written
+    ), 4.0 * config.num_hidden_layers * width * seen
 
 
 def peak() -> float:
@@ -166,27 +182,51 @@ def work(name: str, config: Config, model: str) -> None:
 def main() -> None:
     from cai.models.convert import locate
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=48, help="the most that a reply may have")
-    parser.add_argument("--dtype", default="float32", help="of all engines: the weights' and the arithmetic's")
+    parser.add_argument(
+        "--dtype", default="float32", help="of all engines: the weights' and the arithmetic's"
+    )
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--engines", nargs="*", default=["cai", ALONE, PADDED])
     parser.add_argument("--vllm", help="the Python of an environment with vLLM, to run that too")
-    parser.add_argument("--distilabel", help="the Python of an environment with distilabel, to run that too")
+    parser.add_argument(
+        "--distilabel", help="the Python of an environment with distilabel, to run that too"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sampling = f"{{temperature: 0, max_new_tokens: {options.new_tokens}}}"
     replies = f"revise.sampling={{answer: {sampling}, critique: {sampling}, revision: {sampling}}}"
-    config = compose([*OVERRIDES, replies, f"revise.prompts.limit={options.rows}", f"engine.dtype={options.dtype}"])
+    config = compose(
+        [
+            *OVERRIDES,
+            replies,
+            f"revise.prompts.limit={options.rows}",
+            f"engine.dtype={options.dtype}",
+        ]
+    )
     model = locate(config.model)
     if options.worker:
         work(options.worker, config, model)
         return
     pythons = dict.fromkeys(options.engines, sys.executable)
-    pythons |= {name: python for name, python in ((VLLM, options.vllm), (DISTILABEL, options.distilabel)) if python}
-    command = ["-m", "benchmarks.loop", "--rows", str(options.rows), "--new-tokens", str(options.new_tokens)]
+    pythons |= {
+        name: python
+        for name, python in ((VLLM, options.vllm), (DISTILABEL, options.distilabel))
+        if python
+    }
+    command = [
+        "-m",
+        "benchmarks.loop",
+        "--rows",
+        str(options.rows),
+        "--new-tokens",
+        str(options.new_tokens),
+    ]
     command += ["--dtype", options.dtype]
     workers = {
         name: subprocess.Popen(
@@ -203,7 +243,9 @@ def main() -> None:
         outlet = workers[name].stdout
         assert outlet
         if not (line := outlet.readline()):
-            raise SystemExit(f"{name}: its process has ended with {workers[name].wait()}; what it said stands above")
+            raise SystemExit(
+                f"{name}: its process has ended with {workers[name].wait()}; what it said stands above"
+            )
         return line
 
     def ask(name: str, what: str) -> Figures:
@@ -222,7 +264,10 @@ def main() -> None:
                 peaks.append(ask(name, "peak")["gflops_peak"])
             one = ask(name, "run")
             taken[name].append(one)
-            print(f"{name}: {one['seconds']:.1f} s, of the processor {one['processor']:.1f}", flush=True)
+            print(
+                f"{name}: {one['seconds']:.1f} s, of the processor {one['processor']:.1f}",
+                flush=True,
+            )
             if options.json:
                 options.json.with_suffix(".part").write_text(json.dumps(taken))
     for worker in workers.values():
@@ -246,16 +291,28 @@ def summary(taken: dict[str, list[Figures]], peaks: list[float]) -> Figures:
     for name, runs in taken.items():
         wall, busy = median(name, "seconds"), median(name, "processor")
         written = runs[-1]["texts"]
-        same = sum(a == b for a, b in zip(written, taken.get(ALONE, taken[first])[-1]["texts"], strict=True))
+        same = sum(
+            a == b
+            for a, b in zip(written, taken.get(ALONE, taken[first])[-1]["texts"], strict=True)
+        )
         ratios = wall / median(first, "seconds"), busy / median(first, "processor")
         seconds = [[one["seconds"], one["processor"]] for one in runs]
         table[name] = {"seconds": seconds, "ratios": ratios, "same": same, "texts": len(written)}
-        print(f"| {name} | {wall:.1f} | {ratios[0]:.2f} | {busy:.1f} | {ratios[1]:.2f} | {same} of {len(written)} |")
+        print(
+            f"| {name} | {wall:.1f} | {ratios[0]:.2f} | {busy:.1f} | {ratios[1]:.2f} | {same} of {len(written)} |"
+        )
     if "gflop" in taken.get("cai", [{}])[0]:
-        weights, attention, seconds = (median("cai", what) for what in ("gflop", "gflop_attention", "seconds"))
+        weights, attention, seconds = (
+            median("cai", what) for what in ("gflop", "gflop_attention", "seconds")
+        )
         best = statistics.median(peaks)
         shares = weights / seconds / best, (weights + attention) / seconds / best
-        table["efficiency"] = {"gflop": weights, "gflop_attention": attention, "peak": best, "shares": shares}
+        table["efficiency"] = {
+            "gflop": weights,
+            "gflop_attention": attention,
+            "peak": best,
+            "shares": shares,
+        }
         print(
             f"cai, GFLOP/s for different tokens: {weights / seconds:.0f} of the weights, {shares[0]:.0%} of {best:.0f};"
         )

@@ -49,7 +49,14 @@ def ask_critique(inputs: StepInput) -> Any:
 @step(inputs=["messages", "critique", "asks"], outputs=["messages"])
 def ask_revision(inputs: StepInput) -> Any:
     yield [
-        one | {"messages": [*one["messages"], turn("assistant", one["critique"]), turn("user", one["asks"][1])]}
+        one
+        | {
+            "messages": [
+                *one["messages"],
+                turn("assistant", one["critique"]),
+                turn("user", one["asks"][1]),
+            ]
+        }
         for one in inputs
     ]
 
@@ -62,8 +69,15 @@ def run(config: Config, model: str) -> dict[str, Any]:
     limit = config.revise.sampling.answer.max_new_tokens
 
     def reply(name: str, column: str) -> Any:
-        greedy = {"max_new_tokens": limit, "do_sample": False, "repetition_penalty": 1.0, "temperature": 1.0}
-        llm = TransformersLLM(model=model, torch_dtype=config.engine.dtype, device="cpu", generation_kwargs=greedy)
+        greedy = {
+            "max_new_tokens": limit,
+            "do_sample": False,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+        }
+        llm = TransformersLLM(
+            model=model, torch_dtype=config.engine.dtype, device="cpu", generation_kwargs=greedy
+        )
         return ChatGeneration(name=name, llm=llm, output_mappings={"generation": column})
 
     rows = []
@@ -73,12 +87,23 @@ def run(config: Config, model: str) -> dict[str, Any]:
         rows.append({"row": number, "exemplars": exemplars, "messages": as_dicts(prompt.messages)})
         rows[-1] |= {"asks": [rule.critique, rule.revision]}
     with Pipeline("loop") as pipeline:
-        steps = [LoadDataFromDicts(data=rows), begin(), reply("say_answer", "answer"), ask_critique()]
-        steps += [reply("say_critique", "critique"), ask_revision(), reply("say_revision", "revision")]
+        steps = [
+            LoadDataFromDicts(data=rows),
+            begin(),
+            reply("say_answer", "answer"),
+            ask_critique(),
+        ]
+        steps += [
+            reply("say_critique", "critique"),
+            ask_revision(),
+            reply("say_revision", "revision"),
+        ]
         for one, following in pairwise(steps):
             one.connect(following)
     busy = sum(os.times()[:4])
     made = pipeline.run(use_cache=False)["default"]["train"].sort("row")
     ended, busy = time.time(), sum(os.times()[:4]) - busy
-    replies = [text.strip() for one in made for text in (one["answer"], one["critique"], one["revision"])]
+    replies = [
+        text.strip() for one in made for text in (one["answer"], one["critique"], one["revision"])
+    ]
     return {"seconds": ended - min(made["begun"]), "processor": busy, "texts": replies}

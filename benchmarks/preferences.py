@@ -56,7 +56,11 @@ SETTINGS = [
         "dpo.args.per_device_train_batch_size=3",
         "dpo.args.gradient_accumulation_steps=1",
     ),
-    *("dpo.args.eval_steps=0.999", "dpo.args.save_steps=0.999", "dpo.args.precompute_ref_log_probs=true"),
+    *(
+        "dpo.args.eval_steps=0.999",
+        "dpo.args.save_steps=0.999",
+        "dpo.args.precompute_ref_log_probs=true",
+    ),
     *("dpo.guards.prompts=0", "dpo.args.per_device_eval_batch_size=8"),
 ]
 
@@ -71,18 +75,26 @@ class Pair:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pairs", type=int, default=40, help="of each kind")
     parser.add_argument("--held-out", type=int, default=16, help="of these, and of people's pairs")
-    parser.add_argument("--prompts", type=int, default=60, help="revised, so that so many pairs are left")
-    parser.add_argument("--tokens", type=int, default=48, help="most of an answer; a revision has 16 more")
+    parser.add_argument(
+        "--prompts", type=int, default=60, help="revised, so that so many pairs are left"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=48, help="most of an answer; a revision has 16 more"
+    )
     parser.add_argument("--suite", type=int, default=8, help="evaluation prompts of each kind")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all of them", default=[])
     options = parser.parse_intermixed_args()
     quiet()
-    models: dict[str, list[dict[str, Any]]] = {}  # model -> for each seed: figure -> values, one a prompt or one in all
+    models: dict[
+        str, list[dict[str, Any]]
+    ] = {}  # model -> for each seed: figure -> values, one a prompt or one in all
     for seed in options.seeds:
         for model, values in measured(seed, options).items():
             models.setdefault(model, []).append(values)
@@ -92,9 +104,17 @@ def main() -> None:
 def words_of(seed: int, options: argparse.Namespace) -> list[str]:
     sampling = [
         f"{key}.max_new_tokens={options.tokens + 16 * (key == 'revise.sampling.revision')}"
-        for key in ("revise.sampling.answer", "revise.sampling.revision", "label.sampling", "evaluate.sampling")
+        for key in (
+            "revise.sampling.answer",
+            "revise.sampling.revision",
+            "label.sampling",
+            "evaluate.sampling",
+        )
     ]
-    suites = [f"evaluate.suites.{name}.prompts.limit={options.suite}" for name in ("red_team", "benign", "held_out")]
+    suites = [
+        f"evaluate.suites.{name}.prompts.limit={options.suite}"
+        for name in ("red_team", "benign", "held_out")
+    ]
     prompts = [f"revise.prompts.limit={options.prompts}", f"label.prompts.offset={options.prompts}"]
     prompts += [f"label.prompts.limit={options.pairs + 8}", f"label.limit={options.pairs}"]
     held = [f"dpo.validation={options.held_out / options.pairs}"]
@@ -113,28 +133,55 @@ def measured(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]
     held_out: dict[str, list[Pair]] = {}
     start = Path()
     for arm, own in ARMS.items():
-        subprocess.run([sys.executable, "-m", "cai", *words, *own], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "cai", *words, *own], check=True, stdout=subprocess.DEVNULL
+        )
         label = summary_of(latest / "label")
         if label["pairs"] != options.pairs:
-            sys.exit(f"{arm}: {label['pairs']} pairs in place of {options.pairs}; take more --prompts: {label}")
-        rows = read_rows(latest / "label" / "out" / "pairs.parquet")[: summary_of(latest / "dpo")["held_out_rows"]]
+            sys.exit(
+                f"{arm}: {label['pairs']} pairs in place of {options.pairs}; take more --prompts: {label}"
+            )
+        rows = read_rows(latest / "label" / "out" / "pairs.parquet")[
+            : summary_of(latest / "dpo")["held_out_rows"]
+        ]
         if "judge" in label and "feedback" not in held_out:
             print(f"seed {seed}, judge: {judge_line(label['judge'])}", file=sys.stderr, flush=True)
         held_out[rows[0]["kind"]] = [
-            Pair(from_dicts(row["prompt"]), row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows
+            Pair(
+                from_dicts(row["prompt"]),
+                row["chosen"][0]["content"],
+                row["rejected"][0]["content"],
+            )
+            for row in rows
         ]
         trained[arm], start = (latest / "dpo").resolve(), (latest / "sl_cai").resolve()
         metrics = json.loads((latest / "evaluate" / "out" / "metrics.json").read_text())
         found |= {BEFORE: suite_figures(metrics["sl_cai"]), arm: suite_figures(metrics["dpo"])}
     labelled = load_preferences(Prompts(["human_harm"]), config.data, seed)
-    short = [Pair(p.messages, *both) for p, *both in labelled if max(len(text.split()) for text in both) <= LONG]
+    short = [
+        Pair(p.messages, *both)
+        for p, *both in labelled
+        if max(len(text.split()) for text in both) <= LONG
+    ]
     held_out["people"] = short[: options.held_out]
-    longer = {kind: [len(p.better.split()) - len(p.worse.split()) for p in rows] for kind, rows in held_out.items()}
-    found[BEFORE] |= {f"the better answer is longer, {kind} pairs": words for kind, words in longer.items()}
+    longer = {
+        kind: [len(p.better.split()) - len(p.worse.split()) for p in rows]
+        for kind, rows in held_out.items()
+    }
+    found[BEFORE] |= {
+        f"the better answer is longer, {kind} pairs": words for kind, words in longer.items()
+    }
     for arm, margins in rewards(config, start, trained, held_out).items():
         found[arm] |= {f"reward margin, {kind} pairs": values for kind, values in margins.items()}
-        both = [(m, w) for kind, values in margins.items() for m, w in zip(values, longer[kind], strict=True) if w]
-        found[arm] |= {"the longer answer has the higher reward": [margin * words for margin, words in both]}
+        both = [
+            (m, w)
+            for kind, values in margins.items()
+            for m, w in zip(values, longer[kind], strict=True)
+            if w
+        ]
+        found[arm] |= {
+            "the longer answer has the higher reward": [margin * words for margin, words in both]
+        }
     return found
 
 
@@ -143,13 +190,25 @@ def summary_of(stage: Path) -> dict[str, Any]:
 
 
 def suite_figures(suites: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {f"refuses, {name}": Estimate(**suites[name]["refusal"]) for name in ("red_team", "benign")}
-    return found | {"bits a byte, held-out references": Estimate(**suites["held_out"]["bits_per_byte"])}
+    found: dict[str, Any] = {
+        f"refuses, {name}": Estimate(**suites[name]["refusal"]) for name in ("red_team", "benign")
+    }
+    return found | {
+        "bits a byte, held-out references": Estimate(**suites["held_out"]["bits_per_byte"])
+    }
 
 
 def judge_line(judge: dict[str, Any]) -> str:
-    shares = {"flipped": "turn with the order", "longer": "longer is chosen", "accuracy": "right on people's pairs"}
-    said = [f"{text} {format_metric(judge[name], percent=True)}" for name, text in shares.items() if name in judge]
+    shares = {
+        "flipped": "turn with the order",
+        "longer": "longer is chosen",
+        "accuracy": "right on people's pairs",
+    }
+    said = [
+        f"{text} {format_metric(judge[name], percent=True)}"
+        for name, text in shares.items()
+        if name in judge
+    ]
     return "; ".join([*said, f"mean probability {judge['probability']['value']:.3f}"])
 
 
@@ -164,7 +223,9 @@ def rewards(
         engine = replace(config.engine, batch_rows=8)  # a row of scores is large
         output = json.loads((stage / "manifest.json").read_text())["output"]
         with closing(Ledger(stage.parents[1] / "ledger.sqlite")) as ledger:
-            model = Recorded(lambda: open_engine(engine, str(stage / "out" / "model")), ledger, NAME, output)
+            model = Recorded(
+                lambda: open_engine(engine, str(stage / "out" / "model")), ledger, NAME, output
+            )
             with closing(model):
                 return asyncio.run(scored(model, pairs))
 
@@ -173,7 +234,8 @@ def rewards(
     for arm, stage in trained.items():
         policy = iter(zip(differences(stage), reference, strict=True))
         margins[arm] = {
-            kind: [beta * (p - r) for p, r in (next(policy) for _ in rows)] for kind, rows in held_out.items()
+            kind: [beta * (p - r) for p, r in (next(policy) for _ in rows)]
+            for kind, rows in held_out.items()
         }
     return margins
 
@@ -202,13 +264,18 @@ def table(models: dict[str, list[dict[str, Any]]]) -> str:
         elif name.startswith("the "):
             views = {name: right}
         for title, view in views.items():
-            cells = [view([one[name] for one in seeds]) if name in seeds[0] else "" for seeds in models.values()]
+            cells = [
+                view([one[name] for one in seeds]) if name in seeds[0] else ""
+                for seeds in models.values()
+            ]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def counted(shares: list[Estimate]) -> str:
-    pooled = share(sum(round(one.value * one.count) for one in shares), sum(one.count for one in shares))
+    pooled = share(
+        sum(round(one.value * one.count) for one in shares), sum(one.count for one in shares)
+    )
     return f"{in_words(pooled, percent=True)} ({', '.join(f'{100 * one.value:.0f}' for one in shares)})"
 
 

@@ -38,18 +38,30 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=160)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--tunings", nargs="*", default=list(TUNINGS), choices=list(TUNINGS))
-    parser.add_argument("--forms", nargs="*", default=list(FORMS), choices=list(FORMS), metavar="FORM")
+    parser.add_argument(
+        "--forms", nargs="*", default=list(FORMS), choices=list(FORMS), metavar="FORM"
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all of them", default=[])
     options = parser.parse_intermixed_args()
-    common = ["experiment=quickstart", "name=prompt-forms", f"outputs={options.outputs}", "stages=[sft,revise]"]
+    common = [
+        "experiment=quickstart",
+        "name=prompt-forms",
+        f"outputs={options.outputs}",
+        "stages=[sft,revise]",
+    ]
     common += [f"revise.prompts.limit={options.prompts}"]
     print("| tuning | form | usable | of them decline | refusal rate before | gated by |")
     print("| --- | --- | --- | --- | --- | --- |")
     for tuning in options.tunings:
         for form in options.forms:
             words = [*common, *TUNINGS[tuning], *FORMS[form], *options.overrides]
-            subprocess.run([sys.executable, "-m", "cai", *words], check=True, stdout=subprocess.DEVNULL)
-            print(f"| {tuning} | {form} | {row(options.outputs / 'prompt-forms' / 'latest' / 'revise')}", flush=True)
+            subprocess.run(
+                [sys.executable, "-m", "cai", *words], check=True, stdout=subprocess.DEVNULL
+            )
+            print(
+                f"| {tuning} | {form} | {row(options.outputs / 'prompt-forms' / 'latest' / 'revise')}",
+                flush=True,
+            )
 
 
 def row(stage: Path) -> str:
@@ -58,7 +70,9 @@ def row(stage: Path) -> str:
     kept = share(summary["kept"], summary["prompts"])
     declined = sum(refuses(chain["final"]) for chain in chains)
     before = sum(refuses(chain["answer"]) for chain in chains)
-    gates = ", ".join(f"{name} {count}" for name, count in sorted(summary["gates"].items(), key=lambda g: -g[1]))
+    gates = ", ".join(
+        f"{name} {count}" for name, count in sorted(summary["gates"].items(), key=lambda g: -g[1])
+    )
     usable = f"{summary['kept']} = {100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}]"
     return f"{usable} | {declined} | {before} of {summary['prompts']} | {gates} |"
 

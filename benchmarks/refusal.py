@@ -26,7 +26,9 @@ def cell(figure: Estimate) -> str:
 def main() -> None:
     classifier, found = against_people()
     rows = classifier.rows
-    found["rules, or redirects"] = agreement(rows, [refuses(row.answer) or redirects(row.answer) for row in rows])
+    found["rules, or redirects"] = agreement(
+        rows, [refuses(row.answer) or redirects(row.answer) for row in rows]
+    )
     print(f"| refuses, say | {' | '.join(COLUMNS.values())} |")
     print(f"| --- |{' --- |' * len(COLUMNS)}")
     for name, figures in found.items():

@@ -28,7 +28,11 @@ TEXT = "".join(random.Random(0).choices("abcdefghij ", k=20_000))
 def request(number: int) -> Request:
     """A critique's: a prompt, an answer of 1,000 characters, and the principle's question."""
     start = number % 19_000
-    turns = (user(f"Question {number}?"), assistant(TEXT[start : start + 1000]), user("What is wrong with it?"))
+    turns = (
+        user(f"Question {number}?"),
+        assistant(TEXT[start : start + 1000]),
+        user("What is wrong with it?"),
+    )
     return Request(turns, Sampling(), seed=number)
 
 
@@ -41,7 +45,11 @@ def timed(count: int, work: Callable[[], object]) -> dict[str, float]:
     wall, busy = time.perf_counter(), time.process_time()
     work()
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
-    return {"rows": count, "per_second": round(count / wall), "per_processor_second": round(count / busy)}
+    return {
+        "rows": count,
+        "per_second": round(count / wall),
+        "per_processor_second": round(count / busy),
+    }
 
 
 def megabytes() -> int:
@@ -66,7 +74,11 @@ def main() -> None:
         def write() -> None:
             for start in range(0, options.rows, options.batch):
                 numbers = range(start, min(start + options.batch, options.rows))
-                ledger.put("revise", "model", [(request(n).digest("model"), completion(n)) for n in numbers])
+                ledger.put(
+                    "revise",
+                    "model",
+                    [(request(n).digest("model"), completion(n)) for n in numbers],
+                )
 
         found: dict[str, object] = {"write": timed(options.rows, write)}
         chosen = random.Random(1).choices(range(options.rows), k=options.reads)

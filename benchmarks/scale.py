@@ -84,7 +84,12 @@ def measure(rows: int, root: Path, memory: Memory) -> dict[str, Any]:
     settings = dataclasses.replace(config.revise, prompts=Prompts(["many"]), rounds=1)
     work = root / "work"
     work.mkdir(exist_ok=True)
-    before, begun, started, busy = memory.seen[-1], len(memory.seen), time.perf_counter(), time.process_time()
+    before, begun, started, busy = (
+        memory.seen[-1],
+        len(memory.seen),
+        time.perf_counter(),
+        time.process_time(),
+    )
     summary = revise.run(settings, None, work, context)
     took, busy = time.perf_counter() - started, time.process_time() - busy
     seen = memory.seen[begun:] or memory.seen[-1:]

@@ -46,9 +46,13 @@ def main() -> None:
 def seconds(words: list[str], folder: str) -> tuple[float, float]:
     """Of the clock, and of the processor in the command and its children."""
     started, before = time.perf_counter(), os.times()
-    subprocess.run([sys.executable, "-m", "cai", *words], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "cai", *words], cwd=folder, check=True, capture_output=True
+    )
     wall, after = time.perf_counter() - started, os.times()
-    own = after.children_user + after.children_system - before.children_user - before.children_system
+    own = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     return wall, own
 
 

@@ -39,7 +39,12 @@ WAYS: dict[str, dict[str, Any]] = {  # arguments of each, beside the conf's
     "like lengths": {"train_sampling_strategy": "group_by_length"},
     "reference first": {"precompute_ref_log_probs": True},
 }
-EQUAL = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate")
+EQUAL = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+)
 EQUAL += ("lr_scheduler_type", "warmup_steps", "max_length", "seed")
 UNTIMED = {"num_train_epochs": 1, "save_steps": 10**6}
 
@@ -49,15 +54,24 @@ def rows_of(kind: str, config: Config, tokenizer: Any, count: int, folder: Path)
     from datasets import Dataset
 
     if kind == "sft":
-        given = {"model": config.model, "engine": config.engine, "data": config.data, "constitution": "harmlessness"}
+        given = {
+            "model": config.model,
+            "engine": config.engine,
+            "data": config.data,
+            "constitution": "harmlessness",
+        }
         given |= {"root": folder, "scratch": folder, "held_out": {}, "inputs": {}}
         given |= {"progress": Progress("sft", quiet=True)}
-        return sft.prepare(config.sft, Context("sft", config.seed, **given), tokenizer)[0].select(range(count))
+        return sft.prepare(config.sft, Context("sft", config.seed, **given), tokenizer)[0].select(
+            range(count)
+        )
     pairs = load_preferences(Prompts(data=["human_harm"], limit=count), config.data, config.seed)
     return Dataset.from_list(
         [
             {
-                "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+                "prompt": [
+                    {"role": turn.role, "content": turn.content} for turn in prompt.messages
+                ],
                 "chosen": [{"role": "assistant", "content": better}],
                 "rejected": [{"role": "assistant", "content": worse}],
                 "probability": 1.0,
@@ -85,13 +99,21 @@ def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: s
         args = dpo.arguments(config.dpo, config.seed, folder, "cpu", held=False)
     if way == THEIRS:
         equal = {name: getattr(args, name) for name in EQUAL}
-        equal |= {"use_cpu": True, "bf16": False, "num_train_epochs": 1, "save_strategy": "no", "report_to": "none"}
+        equal |= {
+            "use_cpu": True,
+            "bf16": False,
+            "num_train_epochs": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+        }
         shown = {"logging_steps": 1, "disable_tqdm": True}  # to compare each step's loss
         if kind == "sft":
             return SFTTrainer(args=SFTConfig(folder, **equal, **shown), **given)
         return DPOTrainer(args=DPOConfig(folder, **equal, **shown), **given)
     if kind == "dpo":
-        return open_trainer(config.dpo, references=Path(folder), reference="benchmark", args=args, **given)
+        return open_trainer(
+            config.dpo, references=Path(folder), reference="benchmark", args=args, **given
+        )
     trainer = SFTTrainer(args=args, **given)
     lean_head(trainer.model, ("entropy", "is_top1"))
     return trainer
@@ -103,7 +125,9 @@ def tokens(trainer: Any) -> tuple[int, int]:
     return sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
 
 
-def train(kind: str, way: str, config: Config, rows: Any, held: Any, profiled: bool = False) -> dict[str, Any]:
+def train(
+    kind: str, way: str, config: Config, rows: Any, held: Any, profiled: bool = False
+) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity, profile
     from transformers import PrinterCallback
 
@@ -126,13 +150,23 @@ def train(kind: str, way: str, config: Config, rows: Any, held: Any, profiled: b
         if profiled:
             with profile(activities=[ProfilerActivity.CPU]) as seen:
                 trainer.train()
-            print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
+            print(
+                seen.key_averages().table(
+                    sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40
+                )
+            )
         else:
             trainer.train()
         wall, busy = time.perf_counter() - wall, time.process_time() - busy
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         real, padded = tokens(trainer)
-        found = {"seconds": wall, "processor": busy, "tokens": real, "padding": 1 - real / padded, "losses": losses}
+        found = {
+            "seconds": wall,
+            "processor": busy,
+            "tokens": real,
+            "padding": 1 - real / padded,
+            "losses": losses,
+        }
         if held is not None:
             found["held_out_loss"] = trainer.evaluate()["eval_loss"]
     del trainer, given
@@ -144,14 +178,18 @@ def main() -> None:
     from cai.models.convert import locate
     from cai.models.load import load_tokenizer
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["sft", "dpo"])
     parser.add_argument("overrides", nargs="*", help="of the configuration, e.g. sft.peft=null")
     parser.add_argument("--rows", type=int, default=16, help="that are trained on, for one epoch")
     parser.add_argument("--held-out", type=int, default=4)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=[THEIRS, OURS])
-    parser.add_argument("--profile", action="store_true", help="print each way's twelve dearest operators, once")
+    parser.add_argument(
+        "--profile", action="store_true", help="print each way's twelve dearest operators, once"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
 
@@ -160,10 +198,14 @@ def main() -> None:
 
     count = options.rows + options.held_out
     with tempfile.TemporaryDirectory() as folder:
-        rows = rows_of(options.kind, config(), load_tokenizer(locate(config().model)), count, Path(folder))
+        rows = rows_of(
+            options.kind, config(), load_tokenizer(locate(config().model)), count, Path(folder)
+        )
     held = rows.select(range(options.held_out)) if options.held_out else None
     rows = rows.select(range(options.held_out, len(rows)))
-    run: Callable[..., dict[str, Any]] = lambda way, *given: train(options.kind, way, config(), *given)  # noqa: E731
+    run: Callable[..., dict[str, Any]] = lambda way, *given: train(
+        options.kind, way, config(), *given
+    )  # noqa: E731
     for way in options.ways:
         run(way, rows.select(range(2)), None)
     if options.profile:
@@ -184,11 +226,16 @@ def main() -> None:
 def show(taken: dict[str, list[dict[str, Any]]]) -> None:
     """The table, and how far the losses of the first way are from those of the second, step by step."""
     speeds = {
-        way: [statistics.median(run["tokens"] / run[clock] for run in runs) for clock in ("seconds", "processor")]
+        way: [
+            statistics.median(run["tokens"] / run[clock] for run in runs)
+            for clock in ("seconds", "processor")
+        ]
         for way, runs in taken.items()
     }
     first = next(iter(speeds.values()))
-    print("| | tokens a second | ratio | a processor second | ratio | padding | last loss | held-out loss |")
+    print(
+        "| | tokens a second | ratio | a processor second | ratio | padding | last loss | held-out loss |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for way, (wall, busy) in speeds.items():
         run = taken[way][0]
@@ -197,7 +244,9 @@ def show(taken: dict[str, list[dict[str, Any]]]) -> None:
         print(f"| {way} | {ratios} | {run['padding']:.0%} | {losses} |")
     if {THEIRS, OURS} <= taken.keys():
         both = zip(taken[THEIRS][0]["losses"], taken[OURS][0]["losses"], strict=True)
-        print(f"In the same order, no step's loss differs by more than {max(abs(a - b) for a, b in both):.1g}.")
+        print(
+            f"In the same order, no step's loss differs by more than {max(abs(a - b) for a, b in both):.1g}."
+        )
 
 
 if __name__ == "__main__":

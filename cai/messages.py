@@ -13,7 +13,9 @@ ROLES = ("system", "user", "assistant")
 class Message:
     role: str
     content: str
-    trained: bool = True  # whether training learns an assistant's turn; requests and prompts know nothing of it
+    trained: bool = (
+        True  # whether training learns an assistant's turn; requests and prompts know nothing of it
+    )
 
 
 Dialogue = tuple[Message, ...]
@@ -38,8 +40,14 @@ def from_dicts(rows: Sequence[dict[str, Any]]) -> Dialogue:
     Raises ValueError on an unknown role, a content that is not text, or another weight than 0 and 1.
     """
     for row in rows:
-        if not isinstance(row, dict) or row.get("role") not in ROLES or not isinstance(row.get("content"), str):
-            raise ValueError(f"a message needs a role of {', '.join(ROLES)} and a text: {str(row)[:120]}")
+        if (
+            not isinstance(row, dict)
+            or row.get("role") not in ROLES
+            or not isinstance(row.get("content"), str)
+        ):
+            raise ValueError(
+                f"a message needs a role of {', '.join(ROLES)} and a text: {str(row)[:120]}"
+            )
         if row.get("weight") not in (None, 0, 1):
             raise ValueError(f"a message's weight is 0 or 1, not {str(row['weight'])[:40]}")
     return tuple(Message(row["role"], row["content"], row.get("weight") != 0) for row in rows)

@@ -24,13 +24,17 @@ def cache() -> Path:
 def resolve_file(name: str, folder: str, suffix: str) -> Path:
     """A file by path, else by name in ./<folder>, else among the shipped. Raises UsageError with the nearest name."""
     for candidate in (
-        place / (name + end) for end in ("", suffix) for place in (Path(), Path(folder), shipped(folder))
+        place / (name + end)
+        for end in ("", suffix)
+        for place in (Path(), Path(folder), shipped(folder))
     ):
         try:
             if candidate.is_file():
                 return candidate
         except (OSError, ValueError):  # a name too long, or with a NUL
             break
-    known = sorted({p.stem for place in (Path(folder), shipped(folder)) for p in place.glob(f"*{suffix}")})
+    known = sorted(
+        {p.stem for place in (Path(folder), shipped(folder)) for p in place.glob(f"*{suffix}")}
+    )
     hint = nearest(Path(name).stem, known) or f" (known: {', '.join(known)})"
     raise UsageError(f"no file '{name}' here, nor in {folder}/{hint}")

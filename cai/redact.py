@@ -11,7 +11,9 @@ from cai.digest import plain
 
 HIDDEN = "[secret]"
 
-NAMED = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)  # environment variables that may hold one
+NAMED = re.compile(
+    r"key|token|secret|passw|credential", re.IGNORECASE
+)  # environment variables that may hold one
 
 SHORTEST = 8  # characters: a shorter value is no secret, and would be found in any text
 
@@ -46,7 +48,9 @@ def redacted(value: Any) -> Any:
 def _secrets() -> list[str]:
     """What secret environment variables hold, the longest first: one may begin with another."""
     values = {value.strip() for name, value in os.environ.items() if NAMED.search(name)}
-    return sorted((v for v in values if len(v) >= SHORTEST and not v.startswith("/")), key=len, reverse=True)
+    return sorted(
+        (v for v in values if len(v) >= SHORTEST and not v.startswith("/")), key=len, reverse=True
+    )
 
 
 def _without(secrets: list[str], value: Any) -> Any:

@@ -8,7 +8,9 @@ BETWEEN = re.compile(r"[\W_]+")
 
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation."""
-    return BETWEEN.sub(" ", text).replace("Σ", "σ").lower().split()  # else lower() would look at a Σ's neighbours
+    return (
+        BETWEEN.sub(" ", text).replace("Σ", "σ").lower().split()
+    )  # else lower() would look at a Σ's neighbours
 
 
 def repeats(text: str) -> bool:

@@ -22,7 +22,9 @@ from cai.store.files import write_json
 from cai.store.run_folder import Manifest, Run
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
-settings.register_profile("chaos", deadline=None, max_examples=10_000, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "chaos", deadline=None, max_examples=10_000, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile(os.environ.get("CAI_FUZZ", "untimed"))
 
 TEXTS = [
@@ -106,13 +108,25 @@ def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
     from cai.models.source import fingerprint
 
     root = tmp_path / "outputs" / "smoke"
-    words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", "model.name=tiny", "+model.license=MIT"]
+    words = [
+        "experiment=smoke",
+        "model=path",
+        f"model.path={tiny_model}",
+        "model.name=tiny",
+        "+model.license=MIT",
+    ]
     config = compose(words)
     half = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
     rules = {"constitution": {"principles": {"kind": "0" * 16, "calm": "1" * 16}}}
     done: dict[str, Manifest] = {}
 
-    def finish(stage: str, inputs: list[str], data: list[str], summary: dict[str, Any], parts: dict[str, Any]) -> None:
+    def finish(
+        stage: str,
+        inputs: list[str],
+        data: list[str],
+        summary: dict[str, Any],
+        parts: dict[str, Any],
+    ) -> None:
         key = f"{stage:0<64}"
         work, _ = Run(root).begin(stage, key)
         if stage in ("sft", "sl_cai", "dpo"):
@@ -123,17 +137,37 @@ def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
         for name in {"revise": ["revisions", "training"], "label": ["pairs"]}.get(stage, []):
             write_rows(work / f"{name}.parquet", [{"id": name}])
         write_json(work / "mark.json", stage)  # other output than another stage's
-        own = {stage: without_runtime(getattr(config, stage)), "model": fingerprint(config.model)} | parts
-        own |= {"data": {name: {} for name in data}, "inputs": {name: done[name].output for name in inputs}}
+        own = {
+            stage: without_runtime(getattr(config, stage)),
+            "model": fingerprint(config.model),
+        } | parts
+        own |= {
+            "data": {name: {} for name in data},
+            "inputs": {name: done[name].output for name in inputs},
+        }
         done[stage] = Run(root).publish(stage, 1, key, own, summary, time.time())
 
     finish("sft", [], ["seed"], {"rows": 16, "steps": 4}, {})
     finish("revise", ["sft"], ["donotanswer"], {"prompts": 6, "rows": 11}, rules)
     finish("sl_cai", ["sft", "revise"], ["seed"], {"rows": 14, "steps": 3}, {})
-    finish("label", ["sft", "sl_cai"], ["donotanswer"], {"pairs": 8, "judge": {"doubts": ["It is a coin."]}}, rules)
+    finish(
+        "label",
+        ["sft", "sl_cai"],
+        ["donotanswer"],
+        {"pairs": 8, "judge": {"doubts": ["It is a coin."]}},
+        rules,
+    )
     finish("dpo", ["sl_cai", "label"], [], {"pairs": 8, "steps": 4, "signs": []}, {})
-    metrics = {name: {"red_team": {"refusal": half}, "held_out, 2 shots": {"words": half}} for name in ("base", "dpo")}
-    measured = {"prompts": {"red_team": 12}, "refusal": {"by": "rules"}, "metrics": metrics, "comparisons": []}
+    metrics = {
+        name: {"red_team": {"refusal": half}, "held_out, 2 shots": {"words": half}}
+        for name in ("base", "dpo")
+    }
+    measured = {
+        "prompts": {"red_team": 12},
+        "refusal": {"by": "rules"},
+        "metrics": metrics,
+        "comparisons": [],
+    }
     finish("evaluate", ["dpo"], ["harmbench"], measured, {})
     write_json(root / "run.json", {"schema": 1, "config": dataclasses.asdict(config)})
     return root
@@ -143,14 +177,31 @@ def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
 def rivers(tmp_path: Path) -> Path:
     """A task file in lm-evaluation-harness's own format, with its data beside it."""
     rows = [
-        {"question": "Which of these is a river?", "choices": ["The Rhine", "A loaf of bread"], "answer": 0},
-        {"question": "Which of these is kept in a cloth?", "choices": ["The Rhine", "Bread"], "answer": 1},
-        {"question": "Which of these flows through Europe?", "choices": ["A cool place", "The Rhine"], "answer": 1},
+        {
+            "question": "Which of these is a river?",
+            "choices": ["The Rhine", "A loaf of bread"],
+            "answer": 0,
+        },
+        {
+            "question": "Which of these is kept in a cloth?",
+            "choices": ["The Rhine", "Bread"],
+            "answer": 1,
+        },
+        {
+            "question": "Which of these flows through Europe?",
+            "choices": ["A cool place", "The Rhine"],
+            "answer": 1,
+        },
         {"question": "Who could be hurt?", "choices": ["Somebody", "A cloth"], "answer": 0},
     ]
     (tmp_path / "rivers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task: dict[str, Any] = {"task": "rivers", "dataset_path": "json", "test_split": "test"}
-    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rivers.jsonl")}, "cache_dir": str(tmp_path)}}
+    task |= {
+        "dataset_kwargs": {
+            "data_files": {"test": str(tmp_path / "rivers.jsonl")},
+            "cache_dir": str(tmp_path),
+        }
+    }
     task |= {"output_type": "multiple_choice", "doc_to_text": "Question: {{question}}\nAnswer:"}
     task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
     task |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}

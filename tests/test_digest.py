@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from cai.digest import canonical, digest, file_digest, folder_files, seed_of
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -36,7 +40,18 @@ def test_a_lone_surrogate_has_a_form():
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), float("-inf"), {1: "a"}, {1, 2}, b"bytes", Path("a"), object(), Point]
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        {1: "a"},
+        {1, 2},
+        b"bytes",
+        Path("a"),
+        object(),
+        Point,
+    ],
 )
 def test_what_has_no_sure_form_raises(value: Any):
     with pytest.raises(TypeError):
@@ -55,7 +70,9 @@ def test_the_order_of_keys_does_not_matter(value: dict[str, Any], rng: Any):
     assert digest(OrderedDict((key, value[key]) for key in keys)) == digest(value)
 
 
-@pytest.mark.parametrize(("one", "other"), [(1, "1"), ([1, 2], [2, 1]), ([], {}), (None, ""), (True, 1), ("a", ["a"])])
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, "1"), ([1, 2], [2, 1]), ([], {}), (None, ""), (True, 1), ("a", ["a"])]
+)
 def test_different_values_have_different_digests(one: Any, other: Any):
     assert digest(one) != digest(other)
 
@@ -78,5 +95,12 @@ def test_files_are_digested_and_listed_in_order(tmp_path: Path):
     for name in ("b/2", "b/10", "a"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"abc")
-    assert [p.relative_to(tmp_path).as_posix() for p in folder_files(tmp_path)] == ["a", "b/10", "b/2"]
-    assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert [p.relative_to(tmp_path).as_posix() for p in folder_files(tmp_path)] == [
+        "a",
+        "b/10",
+        "b/2",
+    ]
+    assert (
+        file_digest(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

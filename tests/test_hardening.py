@@ -66,14 +66,14 @@ DROPPED = {
 
 @pytest.mark.parametrize("line", DROPPED.values(), ids=DROPPED)
 def test_a_signal_ends_a_process_where_python_drops_exceptions(line: str):
-    code = (
-        f"import atexit, os, signal, weakref\nfrom cai.worker import install_signals\ninstall_signals('kept')\n{line}"
-    )
+    code = f"import atexit, os, signal, weakref\nfrom cai.worker import install_signals\ninstall_signals('kept')\n{line}"
     done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True, text=True)
     assert done.returncode == 143 and done.stderr.split() == ["kept"]
 
 
-@pytest.mark.parametrize("choose", [lambda waiting: 1 / 0, lambda waiting: [0]], ids=["choose raises", "short batch"])
+@pytest.mark.parametrize(
+    "choose", [lambda waiting: 1 / 0, lambda waiting: [0]], ids=["choose raises", "short batch"]
+)
 def test_any_error_of_a_batch_reaches_the_rows(choose):
     batcher = Batcher(choose, lambda batch: [])
     with pytest.raises((ZeroDivisionError, ValueError)):
@@ -89,12 +89,20 @@ def test_a_model_that_cannot_be_opened_is_tried_once(tmp_path: Path):
 
     recorded = Recorded(open_one, Ledger(tmp_path / "l.sqlite"), "sft", "m")
     with pytest.raises(CaiError):
-        asyncio.run(gather_rows([recorded.complete(Request((user(str(n)),), Sampling())) for n in range(50)]))
+        asyncio.run(
+            gather_rows(
+                [recorded.complete(Request((user(str(n)),), Sampling())) for n in range(50)]
+            )
+        )
     assert len(opened) == 1
 
 
-def test_the_fingerprint_tells_files_of_one_name_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)  # {path.name: digest}: the last one wins, so an edit of the first is never seen
+def test_the_fingerprint_tells_files_of_one_name_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(
+        tmp_path
+    )  # {path.name: digest}: the last one wins, so an edit of the first is never seen
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "rows.txt").write_text("one")
@@ -119,7 +127,9 @@ def test_the_fingerprint_tells_files_of_one_name_apart(tmp_path: Path, monkeypat
 def test_a_row_that_does_not_fit_is_skipped(tmp_path: Path, row: dict):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps(row))
     loaded = load_dialogues(["d"], {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))})
-    assert len(loaded.dialogues) == 1 and loaded.skipped.first[0].startswith(f"{tmp_path}/a.jsonl:2:")
+    assert len(loaded.dialogues) == 1 and loaded.skipped.first[0].startswith(
+        f"{tmp_path}/a.jsonl:2:"
+    )
 
 
 def csv_rows(folder: Path, text: str):
@@ -132,7 +142,10 @@ def test_a_large_csv_field_is_read_or_named(tmp_path: Path):
 
 
 def test_a_csv_row_knows_its_line(tmp_path: Path):
-    assert [where.split(":")[-1] for where, _ in csv_rows(tmp_path, 'p\n"two\nlines"\none\n')] == ["2", "4"]
+    assert [where.split(":")[-1] for where, _ in csv_rows(tmp_path, 'p\n"two\nlines"\none\n')] == [
+        "2",
+        "4",
+    ]
 
 
 def test_a_line_separator_inside_a_csv_field_ends_no_row(tmp_path: Path):
@@ -146,16 +159,27 @@ def test_where_knows_true(tmp_path: Path):  # str(True) == "True"
 
 
 @pytest.mark.parametrize("last", ["assistant", "system"])
-def test_a_prompt_ends_with_a_human_turn(tmp_path: Path, last: str):  # else render() continues that turn
+def test_a_prompt_ends_with_a_human_turn(
+    tmp_path: Path, last: str
+):  # else render() continues that turn
     turns = [{"role": role, "content": role} for role in ("user", last, "assistant")]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + '\n{"prompt": "fine"}\n')
-    prompts = load_prompts(Prompts(["d"]), {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))}, 0)
+    prompts = load_prompts(
+        Prompts(["d"]), {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))}, 0
+    )
     assert {prompt.messages[-1].role for prompt in prompts} == {"user"}
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "# a comment\n", "extends: .\n", "extends: /\n", f"extends: {'a' * 300}\n", 'name: "\\UFFFFFFFF"\n'],
+    [
+        "",
+        "# a comment\n",
+        "extends: .\n",
+        "extends: /\n",
+        f"extends: {'a' * 300}\n",
+        'name: "\\UFFFFFFFF"\n',
+    ],
     ids=lambda text: text[:20],
 )
 def test_a_principle_file_gives_principles_or_a_usage_error(tmp_path: Path, text: str):
@@ -212,7 +236,9 @@ def test_a_wrong_data_set_in_the_group_has_a_hint():
         compose(["data=[sead]"])
 
 
-def test_the_ledger_ignores_doubles_alone(tmp_path: Path):  # `insert or ignore` also drops a row that breaks `not null`
+def test_the_ledger_ignores_doubles_alone(
+    tmp_path: Path,
+):  # `insert or ignore` also drops a row that breaks `not null`
     from cai.engines.base import Completion
 
     ledger = Ledger(tmp_path / "l.sqlite")

@@ -65,7 +65,11 @@ def imported(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != ENTRY])
 def test_a_room_imports_from_itself_and_the_rooms_before_it(module: str):
-    wrong = [name for name in imported(module) if room(name) != room(module) and order(name) >= order(module)]
+    wrong = [
+        name
+        for name in imported(module)
+        if room(name) != room(module) and order(name) >= order(module)
+    ]
     assert wrong == []
 
 
@@ -94,5 +98,7 @@ except SystemExit as end:
 @pytest.mark.parametrize("code", [HELP, PLAN], ids=["help", "plan"])
 def test_help_and_plan_load_nothing_heavy(code: str, tmp_path: Path):
     code += f"import sys\nprint('loaded:', sorted(set({HEAVY}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1:] == ["loaded: []"], done.stderr

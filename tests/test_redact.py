@@ -31,8 +31,12 @@ def test_values_of_the_environment_are_taken_out_of_nested_data(monkeypatch: pyt
     assert found == {"a": [f"x {HIDDEN} y", 1, None, False], HIDDEN: "false"}
 
 
-@pytest.mark.parametrize("override", ["+dpo.args.hub_token=", "+engine.options.api_key=", "model.path="])
-def test_a_secret_in_the_configuration_is_refused_without_showing_it(override: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "override", ["+dpo.args.hub_token=", "+engine.options.api_key=", "model.path="]
+)
+def test_a_secret_in_the_configuration_is_refused_without_showing_it(
+    override: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("MY_API_KEY", "planted-0123456789")
     with pytest.raises(UsageError, match="holds a secret") as caught:
         compose(["experiment=smoke", f"{override}planted-0123456789"])

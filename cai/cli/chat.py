@@ -22,20 +22,36 @@ from cai.store.run_folder import Run
 
 COMMANDS = {"/reset": "forgets what was said", "/quit": "ends, as Ctrl-D does"}
 
-ENDINGS = {"length": "ends at --max-new-tokens", "too_long": "no room is left in its context: /reset starts anew"}
+ENDINGS = {
+    "length": "ends at --max-new-tokens",
+    "too_long": "no room is left in its context: /reset starts anew",
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="cai chat", description="Talk to a run's model beside another of its models. Nothing of it is kept."
+        prog="cai chat",
+        description="Talk to a run's model beside another of its models. Nothing of it is kept.",
     )
-    parser.add_argument("run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)")
-    parser.add_argument("--model", metavar="NAME", help="base, sft, sl_cai, dpo, ... (default: the last that is done)")
-    parser.add_argument("--against", metavar="NAME", default="base", help="the other model (default: base)")
+    parser.add_argument(
+        "run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="base, sft, sl_cai, dpo, ... (default: the last that is done)",
+    )
+    parser.add_argument(
+        "--against", metavar="NAME", default="base", help="the other model (default: base)"
+    )
     parser.add_argument("--alone", action="store_true", help="without another model")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the chat")
-    parser.add_argument("--temperature", type=float, metavar="T", help="default: the run's evaluate.sampling")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="default: the run's evaluate.sampling"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -50,7 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     quiet()
     options = parse(arguments)
     if options.max_new_tokens < 1 or (options.temperature is not None and options.temperature < 0):
-        raise UsageError("cai chat: --max-new-tokens must be at least 1, and --temperature 0 (greedy) or more")
+        raise UsageError(
+            "cai chat: --max-new-tokens must be at least 1, and --temperature 0 (greedy) or more"
+        )
     root = find_run(options.run)
     config = saved(root)
     done = trained(config, Run(root))
@@ -62,7 +80,9 @@ def main(arguments: Sequence[str]) -> None:
     for name in names:
         if name != "base" and name not in done:
             known = ["base", *done]
-            raise UsageError(f"{root} has no model '{name}'{nearest(name, known)} (it has {', '.join(known)})")
+            raise UsageError(
+                f"{root} has no model '{name}'{nearest(name, known)} (it has {', '.join(known)})"
+            )
     sampling = replace(config.evaluate.sampling, max_new_tokens=options.max_new_tokens)
     if options.temperature is not None:
         sampling = replace(sampling, temperature=options.temperature)
@@ -88,7 +108,12 @@ class Chat:
     """What each model was asked and has answered: every one goes on from its own answers."""
 
     def __init__(
-        self, engines: dict[str, Engine], sampling: Sampling, seed: int, system: str | None, console: "Console"
+        self,
+        engines: dict[str, Engine],
+        sampling: Sampling,
+        seed: int,
+        system: str | None,
+        console: "Console",
     ):
         self.engines, self.sampling, self.seed, self.console = engines, sampling, seed, console
         self._begin: tuple[Message, ...] = (Message("system", system),) if system else ()
@@ -110,7 +135,9 @@ class Chat:
                 self.console.print("a new chat", style="dim")
             elif line.startswith("/") and line[1:].isalpha():
                 known = "; ".join(f"{name} {what}" for name, what in COMMANDS.items())
-                self.console.print(f"no command {safe(line)}{nearest(line, list(COMMANDS))} ({known})", style="dim")
+                self.console.print(
+                    f"no command {safe(line)}{nearest(line, list(COMMANDS))} ({known})", style="dim"
+                )
             elif line:
                 self.ask(line)
 

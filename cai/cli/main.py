@@ -14,12 +14,27 @@ from cai.redact import printable
 VERBS = {  # verb -> (the function that runs it, what it does); a verb's file is loaded only to run it
     "run": ("cai.cli.run:main", "run the pipeline; the verb where none is given"),
     "plan": ("cai.cli.plan:main", "what would run and why, without running it"),
-    "status": ("cai.cli.status:main", "how far a run is, what is slow, and whether its files are sound"),
+    "status": (
+        "cai.cli.status:main",
+        "how far a run is, what is slow, and whether its files are sound",
+    ),
     "show": ("cai.cli.show:main", "read what a stage made"),
-    "report": ("cai.cli.report:main", "the path of a run's page; of several runs, one page that compares them"),
-    "audit": ("cai.cli.audit:main", "what sft and sl_cai would be trained on, and what is left out and why"),
-    "build-instructions": ("cai.cli.run:build_instructions", "write instructions and answers to train on"),
-    "try": ("cai.cli.try_:main", "answer, critique and revision of one prompt under a principle file"),
+    "report": (
+        "cai.cli.report:main",
+        "the path of a run's page; of several runs, one page that compares them",
+    ),
+    "audit": (
+        "cai.cli.audit:main",
+        "what sft and sl_cai would be trained on, and what is left out and why",
+    ),
+    "build-instructions": (
+        "cai.cli.run:build_instructions",
+        "write instructions and answers to train on",
+    ),
+    "try": (
+        "cai.cli.try_:main",
+        "answer, critique and revision of one prompt under a principle file",
+    ),
     "chat": ("cai.cli.chat:main", "talk to a run's model and to the one it was made from"),
     "push": ("cai.cli.push:main", "send a model or its data to a hub, with a card"),
     "principles": ("cai.cli.principles:main", "check, read and import principle files"),
@@ -52,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # before the handlers were there
         end_with(Interrupted(signal.SIGINT))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: nothing more to say
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader has left: nothing more to say
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -76,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", "-V", action="version", version=f"cai {__version__}")
-    parser.add_argument("--debug", action="store_true", help="tracebacks, and the libraries' own warnings")
+    parser.add_argument(
+        "--debug", action="store_true", help="tracebacks, and the libraries' own warnings"
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     for verb, (_, purpose) in VERBS.items():
         verbs.add_parser(verb, help=purpose, add_help=False)
@@ -87,7 +106,9 @@ def end_with(error: CaiError | Interrupted) -> None:
     """Says what went wrong and ends with its exit code; with --debug, shows where."""
     if isinstance(error, Interrupted):
         print(INTERRUPTED, file=sys.stderr, flush=True)
-        os._exit(error.exit_code)  # threads of a running batch need not be waited for: every finished one is committed
+        os._exit(
+            error.exit_code
+        )  # threads of a running batch need not be waited for: every finished one is committed
     if os.environ.get("CAI_DEBUG"):
         raise error
     print(f"cai: {printable(str(error))}", file=sys.stderr)

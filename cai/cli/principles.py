@@ -14,7 +14,10 @@ from cai.errors import UsageError
 from cai.method.constitution import Constitution
 from cai.redact import safe
 
-LABELS = re.compile(r"^\s*(?:Critique\s?Request|Revision\s?Request):\s*|\s*(?:Critique|Revision):\s*$", re.IGNORECASE)
+LABELS = re.compile(
+    r"^\s*(?:Critique\s?Request|Revision\s?Request):\s*|\s*(?:Critique|Revision):\s*$",
+    re.IGNORECASE,
+)
 
 
 def import_principles(path: Path) -> str:
@@ -47,7 +50,13 @@ def import_principles(path: Path) -> str:
 def _principle(name: str, critique: str, revision: str, **more: Any) -> dict[str, Any]:
     """Neither layout has comparisons, so one is made from the revision request."""
     comparison = f"Which of these answers is in less need of this change? {revision}"
-    return {"id": name, **more, "critique": critique, "revision": revision, "comparison": comparison}
+    return {
+        "id": name,
+        **more,
+        "critique": critique,
+        "revision": revision,
+        "comparison": comparison,
+    }
 
 
 def _release(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -72,8 +81,12 @@ def _swarm(found: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, 
         else:  # the request that it shows is none of the principles: keep it for the example alone
             shown = f"exemplar-{number}"
             principles.append(_principle(shown, *asked, weight=0))
-        dialogue = [{"role": turn["role"], "content": turn["content"].strip()} for turn in chat[:-4]]
-        exemplars.append({"principle": shown, "dialogue": dialogue, "critique": texts[-3], "revision": texts[-1]})
+        dialogue = [
+            {"role": turn["role"], "content": turn["content"].strip()} for turn in chat[:-4]
+        ]
+        exemplars.append(
+            {"principle": shown, "dialogue": dialogue, "critique": texts[-3], "revision": texts[-1]}
+        )
     return principles, exemplars
 
 
@@ -84,7 +97,9 @@ def _bare(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Raises UsageError with every problem of every file."""
-    parser = argparse.ArgumentParser(prog="cai principles", description="Check, read and import principle files.")
+    parser = argparse.ArgumentParser(
+        prog="cai principles", description="Check, read and import principle files."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     check = verbs.add_parser("check", help="every problem of the files, by line and column")
     check.add_argument("files", nargs="+")
@@ -132,11 +147,18 @@ def _show(file: str, texts: bool) -> None:
             for name in ("critique", "revision", "comparison"):
                 console.print(Text.assemble((f"  {name:<10} ", "cyan"), safe(getattr(p, name))))
         return
-    table = Table(title=f"{safe(found.name)}: {len(found.principles)} principles, {len(shown)} exemplars")
+    table = Table(
+        title=f"{safe(found.name)}: {len(found.principles)} principles, {len(shown)} exemplars"
+    )
     for name in ("principle", "drawn", "exemplars", "tags"):
         table.add_column(name, justify="left" if name in ("principle", "tags") else "right")
     for p in found.principles:
-        table.add_row(p.id, f"{100 * p.weight / total:.1f} %", str(shown.count(p.id) or ""), safe(", ".join(p.tags)))
+        table.add_row(
+            p.id,
+            f"{100 * p.weight / total:.1f} %",
+            str(shown.count(p.id) or ""),
+            safe(", ".join(p.tags)),
+        )
     console.print(table)
 
 
@@ -149,4 +171,7 @@ def _import(file: Path, to: Path | None) -> None:
         raise UsageError(f"{to} is already there; choose another name")
     to.write_text(text, encoding="utf-8")
     found = Constitution.load(str(to))
-    print(f"{to}: {len(found.principles)} principles, {len(found.exemplars)} exemplars", file=sys.stderr)
+    print(
+        f"{to}: {len(found.principles)} principles, {len(found.exemplars)} exemplars",
+        file=sys.stderr,
+    )

@@ -14,7 +14,11 @@ from cai.report.card import data_card, model_card, origin
 from cai.run.plan import trained
 from cai.store.run_folder import Manifest, Run, verify
 
-KINDS = {"model": "dpo", "revisions": "revise", "preferences": "label"}  # what -> the kind of stage that makes it
+KINDS = {
+    "model": "dpo",
+    "revisions": "revise",
+    "preferences": "label",
+}  # what -> the kind of stage that makes it
 
 FILES = {"revisions": ("revisions.parquet", "training.parquet"), "preferences": ("pairs.parquet",)}
 
@@ -25,10 +29,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Send a finished model or data set to a Hugging Face hub, with a card. Shows what would be sent; "
         "--yes sends it, with the token in HF_TOKEN, to HF_ENDPOINT or huggingface.co.",
     )
-    parser.add_argument("run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository, made where it is missing")
+    parser.add_argument(
+        "run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)"
+    )
+    parser.add_argument(
+        "--repo",
+        required=True,
+        metavar="OWNER/NAME",
+        help="the repository, made where it is missing",
+    )
     parser.add_argument("--what", choices=list(KINDS), default="model")
-    parser.add_argument("--stage", help="sft, sl_cai, dpo, dpo2 ... or label2 ... (default: the last that is done)")
+    parser.add_argument(
+        "--stage", help="sft, sl_cai, dpo, dpo2 ... or label2 ... (default: the last that is done)"
+    )
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--yes", action="store_true", help="send it")
     return parser.parse_args(arguments)
@@ -57,10 +70,14 @@ def main(arguments: Sequence[str]) -> None:
     verify(out.parent, made.manifest)
     files = _files(options.what, out, made.manifest)
     repo = options.repo
-    card = redact(model_card(made, repo) if options.what == "model" else data_card(made, repo, sorted(files)))
+    card = redact(
+        model_card(made, repo) if options.what == "model" else data_card(made, repo, sorted(files))
+    )
     token = os.environ.get("HF_TOKEN", "").strip()
     if options.yes and not token:
-        raise UsageError("cai push --yes: put a token that may write into the environment variable HF_TOKEN")
+        raise UsageError(
+            "cai push --yes: put a token that may write into the environment variable HF_TOKEN"
+        )
     _show(card, files, options)
     if options.yes:
         with tempfile.TemporaryDirectory(prefix="cai-push-") as folder:
@@ -68,13 +85,19 @@ def main(arguments: Sequence[str]) -> None:
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / name).symlink_to(file.resolve())
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-            print(f"sent: {_send(Path(folder), f'{stage} of {config.name}, by cai', options, token)}")
+            print(
+                f"sent: {_send(Path(folder), f'{stage} of {config.name}, by cai', options, token)}"
+            )
 
 
 def _last(config: Config, run: Run, what: str) -> str:
     names = list(trained(config, run)) if what == "model" else []
     if what == "preferences":
-        names = [f"label{number}" for number in range(2, config.rounds + 1) if run.latest(f"label{number}")]
+        names = [
+            f"label{number}"
+            for number in range(2, config.rounds + 1)
+            if run.latest(f"label{number}")
+        ]
     return names[-1] if names else KINDS[what]
 
 
@@ -82,16 +105,24 @@ def _files(what: str, out: Path, manifest: Manifest) -> dict[str, Path]:
     """Name in the repository -> file. A model's stand at the top, where `from_pretrained` looks."""
     if what != "model":
         return {name: out / name for name in FILES[what] if name in manifest.files}
-    return {name.removeprefix("model/"): out / name for name in manifest.files if name.startswith("model/")}
+    return {
+        name.removeprefix("model/"): out / name
+        for name in manifest.files
+        if name.startswith("model/")
+    }
 
 
 def _show(card: str, files: dict[str, Path], options: argparse.Namespace) -> None:
     print(safe(card))
-    sizes = {"README.md": len(card.encode())} | {name: file.stat().st_size for name, file in files.items()}
+    sizes = {"README.md": len(card.encode())} | {
+        name: file.stat().st_size for name, file in files.items()
+    }
     for name, size in sizes.items():
         print(f"{size:>14,}  {safe(name)}")
     kind = "model" if options.what == "model" else "data set"
-    print(f"{sum(sizes.values()):>14,}  bytes to the {'private ' if options.private else ''}{kind} {options.repo}")
+    print(
+        f"{sum(sizes.values()):>14,}  bytes to the {'private ' if options.private else ''}{kind} {options.repo}"
+    )
     if not options.yes:
         print("nothing was sent: --yes sends it")
 
@@ -104,15 +135,21 @@ def _send(folder: Path, message: str, options: argparse.Namespace, token: str) -
 
     api, kind = HfApi(token=token), "model" if options.what == "model" else "dataset"
     try:
-        api.create_repo(options.repo, repo_type=kind, private=options.private or None, exist_ok=True)
+        api.create_repo(
+            options.repo, repo_type=kind, private=options.private or None, exist_ok=True
+        )
         if options.private and not api.repo_info(options.repo, repo_type=kind).private:
-            raise UsageError(f"{options.repo} is there already and is public: make it private, or name another")
+            raise UsageError(
+                f"{options.repo} is there already and is public: make it private, or name another"
+            )
         return api.upload_folder(
             repo_id=options.repo, folder_path=folder, repo_type=kind, commit_message=message
         ).commit_url
     except HfHubHTTPError as error:
         said = error.server_message or str(error).splitlines()[0]
-        raise CaiError(f"{api.endpoint} refused {options.repo} ({error.response.status_code}): {safe(said)}") from None
+        raise CaiError(
+            f"{api.endpoint} refused {options.repo} ({error.response.status_code}): {safe(said)}"
+        ) from None
     except (httpx2.HTTPError, OSError, ValueError) as error:
         raise CaiError(
             f"{api.endpoint} can't be reached or broke off: {error}; the same command sends the rest"

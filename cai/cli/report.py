@@ -14,19 +14,30 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises UsageError where a run has no finished evaluation or report.
     """
-    parser = argparse.ArgumentParser(prog="cai report", description="The page of a run, or of several.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs (default: the newest)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write the page of several")
+    parser = argparse.ArgumentParser(
+        prog="cai report", description="The page of a run, or of several."
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="folders of runs (default: the newest)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where to write the page of several"
+    )
     options = parser.parse_args(arguments)
     roots = list(dict.fromkeys(find_run(name) for name in options.runs or [None]))
-    clear = len({root.name for root in roots}) == len(roots)  # else their paths tell runs of one name apart
+    clear = len({root.name for root in roots}) == len(
+        roots
+    )  # else their paths tell runs of one name apart
     found = [one for root in roots for one in evaluations(root, root.name if clear else str(root))]
     if len(roots) == 1:
         print(_own_page(roots[0]))
     if len(found) == 1:
         return
     names = "+".join(root.name for root in roots)
-    target = options.output or roots[0].parent / f"report-{names if len(names) < 80 else f'{len(roots)}-runs'}.html"
+    target = (
+        options.output
+        or roots[0].parent / f"report-{names if len(names) < 80 else f'{len(roots)}-runs'}.html"
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(comparison_page(found))
     print(target)

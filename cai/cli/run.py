@@ -22,19 +22,31 @@ def main(arguments: list[str]) -> None:
 
     for word in arguments:
         if redact(word) != word:  # Hydra keeps the words in files before anything is checked
-            raise UsageError(f"{redact(word)}: a secret on the command line; put it into an environment variable")
+            raise UsageError(
+                f"{redact(word)}: a secret on the command line; put it into an environment variable"
+            )
     refuse_targets(arguments)
     if any(word.startswith("hydra/launcher=submitit_") for word in arguments):
         if importlib.util.find_spec("submitit") is None:
-            raise UsageError("hydra/launcher: submitit is not installed; pip install 'constitutional-ai[slurm]'")
+            raise UsageError(
+                "hydra/launcher: submitit is not installed; pip install 'constitutional-ai[slurm]'"
+            )
         if not {"-m", "--multirun"} & {*arguments}:
-            raise UsageError("hydra/launcher starts the jobs of a sweep: add -m, also where there is but one job")
+            raise UsageError(
+                "hydra/launcher starts the jobs of a sweep: add -m, also where there is but one job"
+            )
     flags = [word for word in arguments if word.startswith("-")]
     if not flags:
         words_are_overrides(arguments, list(VERBS))
-        config = compose(arguments)  # says clearly what is wrong, before Hydra makes a folder for the run
+        config = compose(
+            arguments
+        )  # says clearly what is wrong, before Hydra makes a folder for the run
         # Hydra, which writes its logs there, would end in a traceback
-        probe(Path(config.outputs) / config.name, 1 << 16, "free it, or choose another with outputs=...")
+        probe(
+            Path(config.outputs) / config.name,
+            1 << 16,
+            "free it, or choose another with outputs=...",
+        )
     quiet()
     install_signals(INTERRUPTED)
 
@@ -77,9 +89,15 @@ def _job(composed: Any) -> None:
         return
     began = time.time()
     try:
-        manifests = runner.run_stages(config, lambda line: print(printable(line), file=sys.stderr, flush=True), at_once)
+        manifests = runner.run_stages(
+            config, lambda line: print(printable(line), file=sys.stderr, flush=True), at_once
+        )
     except OSError as error:
-        end(CaiError(f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"))
+        end(
+            CaiError(
+                f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"
+            )
+        )
         return
     except (CaiError, Interrupted) as error:
         end(error)

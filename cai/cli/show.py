@@ -20,21 +20,31 @@ def main(arguments: list[str]) -> None:
     from cai.store.run_folder import Run, find_run
 
     parser = argparse.ArgumentParser(prog="cai show", description="Read what a stage made.")
-    parser.add_argument("run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)")
+    parser.add_argument(
+        "run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)"
+    )
     help = f"one of {', '.join(SHOWN)}, label2 and so on of later rounds (default: revise)"
     parser.add_argument("place", nargs="?", metavar="stage", help=help)
     parser.add_argument("--stage", help="the same")
     parser.add_argument("-n", type=int, default=5, metavar="N", help="how many records (default 5)")
-    parser.add_argument("--random", type=int, metavar="N", help="N records drawn anew at every call")
+    parser.add_argument(
+        "--random", type=int, metavar="N", help="N records drawn anew at every call"
+    )
     parser.add_argument("--id", help="the records whose id begins so")
-    parser.add_argument("--gated", metavar="GATE", help=f"chains with a revision that failed it: {', '.join(GATES)}")
+    parser.add_argument(
+        "--gated", metavar="GATE", help=f"chains with a revision that failed it: {', '.join(GATES)}"
+    )
     options = parser.parse_args(arguments)
     if options.run and first_round(options.run) in SHOWN:  # `cai show revise`
         options.run, options.place = None, options.run
     options.stage = options.stage or options.place or "revise"
     if options.gated is not None and (options.stage != "revise" or options.gated not in GATES):
-        hint = "only revise has gates" if options.stage != "revise" else f"one of {', '.join(GATES)}"
-        raise UsageError(f"cai show --gated {options.gated}: {hint}{nearest(options.gated, list(GATES))}")
+        hint = (
+            "only revise has gates" if options.stage != "revise" else f"one of {', '.join(GATES)}"
+        )
+        raise UsageError(
+            f"cai show --gated {options.gated}: {hint}{nearest(options.gated, list(GATES))}"
+        )
     if first_round(options.stage) not in SHOWN:
         raise UsageError(
             f"cai show: no records of '{options.stage}'{nearest(options.stage, list(SHOWN))} ({', '.join(SHOWN)})"
@@ -42,9 +52,13 @@ def main(arguments: list[str]) -> None:
     root = find_run(options.run)
     manifest = Run(root).latest(options.stage)
     if manifest is None:
-        raise UsageError(f"{root}: the stage '{options.stage}' has not finished; see `cai status {root}`")
+        raise UsageError(
+            f"{root}: the stage '{options.stage}' has not finished; see `cai status {root}`"
+        )
     folder = Run(root).folder(options.stage, manifest.key) / "out"
-    shown = show_records(options.stage, folder, options.n, options.random, options.id, options.gated)
+    shown = show_records(
+        options.stage, folder, options.n, options.random, options.id, options.gated
+    )
     if not shown:
         raise CaiError(f"{root}: no record of {options.stage} is like that")
 
@@ -88,7 +102,12 @@ SHOWN = {
 
 
 def show_records(
-    stage: str, folder: Path, count: int, drawn: int | None = None, begins: str | None = None, gate: str | None = None
+    stage: str,
+    folder: Path,
+    count: int,
+    drawn: int | None = None,
+    begins: str | None = None,
+    gate: str | None = None,
 ) -> int:
     """A stage's first `count` records, or `drawn` random ones, in colour on a terminal. Returns how many it has shown.
 
@@ -104,10 +123,16 @@ def show_records(
     file, form = SHOWN[first_round(stage)]
 
     def say(name: str, text: "str | Text") -> None:
-        console.print(Text.assemble((f"{name:>12}  ", "bold cyan"), safe(text) if isinstance(text, str) else text))
+        console.print(
+            Text.assemble(
+                (f"{name:>12}  ", "bold cyan"), safe(text) if isinstance(text, str) else text
+            )
+        )
 
     rows = [row for row in read_rows(folder / file) if row["id"].startswith(begins or "")]
-    rows = [row for row in rows if gate is None or any(gate in step["gates"] for step in row["steps"])]
+    rows = [
+        row for row in rows if gate is None or any(gate in step["gates"] for step in row["steps"])
+    ]
     rows = rows[:count] if drawn is None else random.sample(rows, min(drawn, len(rows)))
     for row in rows:
         say("id", row["id"])

@@ -30,7 +30,12 @@ def main(arguments: list[str]) -> None:
     for step in steps:
         if step.state == "partial" and step.key:
             folder = Run(root).folder(step.stage.name, step.key)
-            print("".join(f"  {safe(line)}\n" for line in details(folder / "scratch" / "progress.json")), end="")
+            print(
+                "".join(
+                    f"  {safe(line)}\n" for line in details(folder / "scratch" / "progress.json")
+                ),
+                end="",
+            )
 
 
 def _verify(root: Path) -> None:

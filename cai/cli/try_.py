@@ -26,16 +26,25 @@ from cai.stages.base import verb_context
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="cai try", description="First answer, critique and revision under a principle file as it stands now."
+        prog="cai try",
+        description="First answer, critique and revision under a principle file as it stands now.",
     )
     parser.add_argument("file", help="a principle file")
     parser.add_argument("prompt", nargs="?", help="what a person might ask")
     parser.add_argument("--principle", metavar="ID", help="this principle instead of a drawn one")
     parser.add_argument("--against", metavar="FILE", help="another principle file, side by side")
-    parser.add_argument("--suite", type=int, metavar="N", help="N red-team and N harmless prompts instead of one")
+    parser.add_argument(
+        "--suite", type=int, metavar="N", help="N red-team and N harmless prompts instead of one"
+    )
     parser.add_argument("--watch", action="store_true", help="again whenever the file is saved")
-    parser.add_argument("--run", metavar="RUN", help="the helpful model (sft) of this run instead of the base model")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. revise.rounds=2 model=path model.path=...")
+    parser.add_argument(
+        "--run", metavar="RUN", help="the helpful model (sft) of this run instead of the base model"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="Hydra overrides, e.g. revise.rounds=2 model=path model.path=...",
+    )
     options = parser.parse_intermixed_args(arguments)
     if (
         options.prompt and "=" in options.prompt and " " not in options.prompt
@@ -62,12 +71,18 @@ def main(arguments: Sequence[str]) -> None:
     if options.run:
         tuned = Path(options.run) / "latest" / "sft" / "out" / "model"
         if not tuned.is_dir():
-            raise UsageError(f"--run {options.run}: no finished sft stage there; see `cai status {options.run}`")
+            raise UsageError(
+                f"--run {options.run}: no finished sft stage there; see `cai status {options.run}`"
+            )
         overrides = ["model=path", f"model.path={tuned}", *overrides]
     config = compose(["experiment=quickstart", "name=try", *overrides])
     console = Console()
     session = Session(config, options, console)
-    watched = [resolve_file(name, "principles", ".yaml") for name in (options.file, options.against) if name]
+    watched = [
+        resolve_file(name, "principles", ".yaml")
+        for name in (options.file, options.against)
+        if name
+    ]
     try:
         while True:
             saved = [path.stat().st_mtime_ns for path in watched]
@@ -97,7 +112,9 @@ class Session:
         self.ledger = self.context.ledger()
         self.before: dict[str, str] = {}  # prompt id -> the last revision shown, for --suite
         self._engine: Engine | None = None
-        self._heard: Callable[[str], object] | None = None  # told the words of a text as the model writes it
+        self._heard: Callable[[str], object] | None = (
+            None  # told the words of a text as the model writes it
+        )
 
     def close(self) -> None:
         if self._engine is not None:
@@ -120,7 +137,9 @@ class Session:
         kept = tuple(p for p in constitution.principles if p.id == self.options.principle)
         if not kept:
             known = [p.id for p in constitution.principles]
-            raise UsageError(f"no principle '{self.options.principle}'{nearest(self.options.principle, known)}")
+            raise UsageError(
+                f"no principle '{self.options.principle}'{nearest(self.options.principle, known)}"
+            )
         return Constitution(constitution.name, kept, constitution.exemplars)
 
     def _open(self) -> Engine:
@@ -129,9 +148,13 @@ class Session:
                 self._engine = self.context.open_model("base")
         return listened(self._engine, self._heard)
 
-    def _revise(self, jobs: Sequence[tuple[Prompt, Constitution]], heard: Any = None) -> list[Revision]:
+    def _revise(
+        self, jobs: Sequence[tuple[Prompt, Constitution]], heard: Any = None
+    ) -> list[Revision]:
         """Every chain through the ledger; `heard` is told each completion with its request."""
-        recorded = Recorded(self._open, self.ledger, self.context.stage, self.context.model_digest("base"))
+        recorded = Recorded(
+            self._open, self.ledger, self.context.stage, self.context.model_digest("base")
+        )
 
         async def ask(request: Request) -> Completion:
             completion = await recorded.complete(request)
@@ -156,7 +179,10 @@ class Session:
         from rich.text import Text
 
         self._say("prompt", self.options.prompt)
-        kinds = ["answer", *(["critique", "revision"] if self.config.revise.critique else ["revision"]) * 99]
+        kinds = [
+            "answer",
+            *(["critique", "revision"] if self.config.revise.critique else ["revision"]) * 99,
+        ]
 
         def heard(completion: Completion) -> None:
             writing.truncate(0)
@@ -175,7 +201,9 @@ class Session:
             before = before if step.gates else step.revision
 
     def _step(self, before: str, step: CritiqueStep) -> None:
-        self.console.print(f"[bold cyan]{'revision':>10}[/]  ", self._diff(before, step.revision), end="\n")
+        self.console.print(
+            f"[bold cyan]{'revision':>10}[/]  ", self._diff(before, step.revision), end="\n"
+        )
         gates = f"; [yellow]would be left out: {', '.join(step.gates)}[/]" if step.gates else ""
         self.console.print(f"{'':>10}  [dim]by {step.principle_id}{gates}[/]")
 
@@ -198,10 +226,14 @@ class Session:
         for name in files:
             table.add_column(Text(safe(Path(name).stem)))
         for left, right in zip(one.steps, other.steps, strict=False):
-            table.add_row(Text(f"by {left.principle_id}"), Text(f"by {right.principle_id}"), style="dim")
+            table.add_row(
+                Text(f"by {left.principle_id}"), Text(f"by {right.principle_id}"), style="dim"
+            )
             table.add_row(Text(safe(left.critique)), Text(safe(right.critique)), end_section=True)
             table.add_row(
-                self._diff(right.revision, left.revision), self._diff(left.revision, right.revision), end_section=True
+                self._diff(right.revision, left.revision),
+                self._diff(left.revision, right.revision),
+                end_section=True,
             )
         self.console.print(table)
 
@@ -221,10 +253,23 @@ class Session:
         red_team = load_prompts(replace(self.config.revise.prompts, limit=count), data, seed)
         harmless = load_prompts(Prompts(self.config.sft.data, count), data, seed)
         with self.console.status("answering"):
-            found = [self._revise([(prompt, each) for prompt in (*red_team, *harmless)]) for each in rules]
-        table = Table("file", "prompts", "first answer refuses", "revision refuses", "passes the gates", "words")
+            found = [
+                self._revise([(prompt, each) for prompt in (*red_team, *harmless)])
+                for each in rules
+            ]
+        table = Table(
+            "file",
+            "prompts",
+            "first answer refuses",
+            "revision refuses",
+            "passes the gates",
+            "words",
+        )
         for name, revisions in zip(files, found, strict=True):
-            for kind, part in (("red-team", revisions[: len(red_team)]), ("harmless", revisions[len(red_team) :])):
+            for kind, part in (
+                ("red-team", revisions[: len(red_team)]),
+                ("harmless", revisions[len(red_team) :]),
+            ):
                 last = [r.steps[-1].revision if r.steps else "" for r in part]
                 figures = [
                     share(sum(hits), len(part))
@@ -234,14 +279,25 @@ class Session:
                         [bool(r.final) for r in part],
                     )
                 ]
-                shown = [f"{100 * f.value:.0f} % [{100 * f.low:.0f}, {100 * f.high:.0f}]" for f in figures]
+                shown = [
+                    f"{100 * f.value:.0f} % [{100 * f.low:.0f}, {100 * f.high:.0f}]"
+                    for f in figures
+                ]
                 words = sum(len(text.split()) for text in last) / len(last)
-                table.add_row(Text(safe(Path(name).stem)), f"{len(part)} {kind}", *shown, f"{words:.0f}")
+                table.add_row(
+                    Text(safe(Path(name).stem)), f"{len(part)} {kind}", *shown, f"{words:.0f}"
+                )
         self.console.print(table)
         now = {r.prompt.id: r.steps[-1].revision if r.steps else "" for r in found[0]}
-        changed = [r for r in found[0] if r.prompt.id in self.before and self.before[r.prompt.id] != now[r.prompt.id]]
+        changed = [
+            r
+            for r in found[0]
+            if r.prompt.id in self.before and self.before[r.prompt.id] != now[r.prompt.id]
+        ]
         if self.before:
-            self.console.print(f"{len(changed)} of {len(now)} revisions changed since the file was saved before")
+            self.console.print(
+                f"{len(changed)} of {len(now)} revisions changed since the file was saved before"
+            )
         for revision in changed[:5]:
             self._say("prompt", revision.prompt.text)
             self.console.print(

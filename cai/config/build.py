@@ -51,7 +51,10 @@ CHOICES = {
     "evaluate.refusal": ("rules", "classifier"),
 }
 
-KINDS = {"data": ("hub", "file", "wheel", "package"), "suites": ("red_team", "benign", "instructions")}
+KINDS = {
+    "data": ("hub", "file", "wheel", "package"),
+    "suites": ("red_team", "benign", "instructions"),
+}
 
 FORMATS = (
     "auto",
@@ -65,7 +68,12 @@ FORMATS = (
     "prompt",
 )
 
-ASKING = ("build", "revise", "label", "evaluate.judge")  # the stages that may have a model and an engine of their own
+ASKING = (
+    "build",
+    "revise",
+    "label",
+    "evaluate.judge",
+)  # the stages that may have a model and an engine of their own
 
 RANGES = {
     "rounds": (1, 99),
@@ -130,7 +138,9 @@ def build(kind: type[T], values: Any, overrides: Sequence[str] = ()) -> T:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=True)
-        raise UsageError("\n".join(dict.fromkeys(_sentence(kind, one, overrides) for one in found))) from None
+        raise UsageError(
+            "\n".join(dict.fromkeys(_sentence(kind, one, overrides) for one in found))
+        ) from None
 
 
 def origin(key: str, overrides: Sequence[str]) -> str:

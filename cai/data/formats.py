@@ -55,7 +55,9 @@ def column(row: Mapping[str, Any], path: str) -> Any:
 
 
 def _turns(turns: Any, config: DataConfig, keys: tuple[str, str] = ("role", "content")) -> Dialogue:
-    role, content = (config.fields.get(ours, key) for ours, key in zip(("role", "content"), keys, strict=True))
+    role, content = (
+        config.fields.get(ours, key) for ours, key in zip(("role", "content"), keys, strict=True)
+    )
     names = (SHAREGPT if keys[0] == "from" else {}) | config.roles
     found = []
     for turn in turns:
@@ -83,15 +85,25 @@ def _alpaca(row: dict[str, Any], config: DataConfig) -> Dialogue:
 
 def _completion(row: dict[str, Any], config: DataConfig) -> Dialogue:
     answer = row["completion"] if "completion" in row else row["response"]
-    asked = _turns(row["prompt"], config) if isinstance(row["prompt"], list) else (user(_text(row["prompt"])),)
-    return (*asked, *(_turns(answer, config) if isinstance(answer, list) else (assistant(_text(answer)),)))
+    asked = (
+        _turns(row["prompt"], config)
+        if isinstance(row["prompt"], list)
+        else (user(_text(row["prompt"])),)
+    )
+    return (
+        *asked,
+        *(_turns(answer, config) if isinstance(answer, list) else (assistant(_text(answer)),)),
+    )
 
 
 def _demonstration(row: dict[str, Any], config: DataConfig) -> Dialogue:
     """What people wrote to show the task, as for InstructGPT (Ouyang et al. 2022) and Dolly."""
     if "demonstration" in row:
         return _completion({"prompt": row["prompt"], "completion": row["demonstration"]}, config)
-    return _alpaca({"instruction": row["instruction"], "input": row.get("context"), "output": row["response"]}, config)
+    return _alpaca(
+        {"instruction": row["instruction"], "input": row.get("context"), "output": row["response"]},
+        config,
+    )
 
 
 def _prompt(row: dict[str, Any], config: DataConfig) -> Dialogue:
@@ -107,8 +119,13 @@ def _preference(row: dict[str, Any], config: DataConfig) -> Dialogue:
         if "prompt" in row:
             return (*_prompt(row, config), assistant(answer))
         names = {"Human": "user", "Assistant": "assistant"}
-        parts = re.split(r"(?:^|\n\n)(Human|Assistant):", answer)  # text before the first turn, then name, text, ...
-        return tuple(Message(names[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True))
+        parts = re.split(
+            r"(?:^|\n\n)(Human|Assistant):", answer
+        )  # text before the first turn, then name, text, ...
+        return tuple(
+            Message(names[name], text.strip())
+            for name, text in zip(parts[1::2], parts[2::2], strict=True)
+        )
     turns, asked = _turns(answer, config), _prompt(row, config) if "prompt" in row else ()
     return turns if turns[: len(asked)] == asked else (*asked, *turns)
 
@@ -117,7 +134,9 @@ def _scored(row: dict[str, Any], config: DataConfig) -> Dialogue:
     return (*_prompt(row, config), assistant(_text(row["answer"])))
 
 
-FORMATS: dict[str, Callable[[dict[str, Any], DataConfig], Dialogue]] = {  # in the order in which `auto` tries them
+FORMATS: dict[
+    str, Callable[[dict[str, Any], DataConfig], Dialogue]
+] = {  # in the order in which `auto` tries them
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
@@ -142,18 +161,31 @@ COLUMNS = {
 
 def dialogue_of(row: dict[str, Any], config: DataConfig, seed: int = 0) -> Dialogue:
     """One row as a dialogue; `seed` draws its template. Raises ValueError, LookupError, TypeError: it does not fit."""
-    row = row | {o: column(row, theirs) for o, theirs in config.fields.items() if o not in ("role", "content")}
+    row = row | {
+        o: column(row, theirs)
+        for o, theirs in config.fields.items()
+        if o not in ("role", "content")
+    }
     for name, words in config.values.items():
         row[name] = words.get(shown(row[name]), row[name])
     kind = config.format
     if config.templates:
-        drawn = config.templates[seed_of(seed, json.dumps(row, sort_keys=True, default=str)) % len(config.templates)]
-        row = row | {"prompt": _filled(drawn.prompt, row), "completion": _filled(drawn.completion, row)}
+        drawn = config.templates[
+            seed_of(seed, json.dumps(row, sort_keys=True, default=str)) % len(config.templates)
+        ]
+        row = row | {
+            "prompt": _filled(drawn.prompt, row),
+            "completion": _filled(drawn.completion, row),
+        }
         kind = "completion"
     if kind == "auto":
-        kind = next((k for k, sets in COLUMNS.items() if any(columns <= row.keys() for columns in sets)), "")
+        kind = next(
+            (k for k, sets in COLUMNS.items() if any(columns <= row.keys() for columns in sets)), ""
+        )
     if kind not in FORMATS:
-        raise ValueError(f"no known layout has the columns {', '.join(row)}; set 'format' and 'fields'")
+        raise ValueError(
+            f"no known layout has the columns {', '.join(row)}; set 'format' and 'fields'"
+        )
     dialogue = FORMATS[kind](row, config)
     if row.get("system") and dialogue and dialogue[0].role != "system":
         dialogue = (Message("system", _text(row["system"])), *dialogue)
@@ -169,7 +201,11 @@ def _filled(template: str, row: dict[str, Any]) -> str:
 
     def value(match: re.Match[str]) -> str:
         found = column(row, match[1])
-        return "\n".join(f"- {shown(item)}" for item in found) if isinstance(found, list) else shown(found)
+        return (
+            "\n".join(f"- {shown(item)}" for item in found)
+            if isinstance(found, list)
+            else shown(found)
+        )
 
     return re.sub(r"\{(\w[\w.]*)\}", value, template)
 
@@ -188,26 +224,38 @@ def read_dialogues(
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
             if config.strict:
-                raise CaiError(f"{where}: {reason}; mend the row, or set data.{name}.strict=false") from None
+                raise CaiError(
+                    f"{where}: {reason}; mend the row, or set data.{name}.strict=false"
+                ) from None
             unfit.count += 1
             unfit.first += [f"{where}: {reason}"] if unfit.count <= SHOWN else []
             continue
         fitted += 1
         yield dialogue, {key: row[key] for key in TAGS if key in row} | {"source": name}
     if not fitted:
-        first = f"not one row fits; the first: {unfit.first[0]}" if unfit.first else "no row is there; see its 'where'"
+        first = (
+            f"not one row fits; the first: {unfit.first[0]}"
+            if unfit.first
+            else "no row is there; see its 'where'"
+        )
         raise CaiError(f"data.{name}: {first}")
     skipped.count += unfit.count
     skipped.first += unfit.first
     if unfit.count:
         lines = "\n  ".join(unfit.first)
-        say(f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}", logging.WARNING)
+        say(
+            f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}",
+            logging.WARNING,
+        )
 
 
 def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: int = 0) -> Loaded:
     """All rows of the named sets, in order. Raises CaiError where not one row fits."""
     skipped = Skipped()
-    return Loaded([pair for name in names for pair in read_dialogues(name, sets[name], seed, skipped)], skipped)
+    return Loaded(
+        [pair for name in names for pair in read_dialogues(name, sets[name], seed, skipped)],
+        skipped,
+    )
 
 
 def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[Prompt]:
@@ -224,7 +272,9 @@ def load_prompts(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> 
     return _picked(unique, chosen, seed)
 
 
-def load_demonstrations(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[tuple[Prompt, str]]:
+def load_demonstrations(
+    chosen: Prompts, sets: Mapping[str, DataConfig], seed: int
+) -> list[tuple[Prompt, str]]:
     """(prompt, answer) of the dialogues that end in an answer, without doubles, drawn and picked as by load_prompts."""
     unique: dict[str, tuple[Prompt, str]] = {}
     for dialogue, tags in load_dialogues(chosen.data, sets, seed).dialogues:
@@ -240,7 +290,9 @@ def _picked(unique: Mapping[str, T], chosen: Prompts, seed: int) -> list[T]:
     return [unique[name] for name in drawn[chosen.offset :][: chosen.limit]]
 
 
-def load_preferences(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[tuple[Prompt, str, str]]:
+def load_preferences(
+    chosen: Prompts, sets: Mapping[str, DataConfig], seed: int
+) -> list[tuple[Prompt, str, str]]:
     """(prompt, better answer, worse answer) of every labelled pair, shuffled by `seed`, then those that `chosen` picks.
 
     Of rows in the layout `scored` (with a column `score`, or `harm`, where less is better), each prompt's best answer
@@ -252,27 +304,46 @@ def load_preferences(chosen: Prompts, sets: Mapping[str, DataConfig], seed: int)
 
 
 def _labelled(name: str, config: DataConfig) -> list[tuple[Prompt, str, str]]:
-    groups: dict[Any, list[tuple[float, str]]] = {}  # the graded answers to one conversation, of one row or of many
+    groups: dict[
+        Any, list[tuple[float, str]]
+    ] = {}  # the graded answers to one conversation, of one row or of many
     skipped = []
     for where, row in rows_of(name, config):
         try:
             row = row | {ours: row[theirs] for ours, theirs in config.fields.items()}
-            graded = [(1.0, row), (0.0, row | {"chosen": row["rejected"]})] if "chosen" in row else [(_grade(row), row)]
-            layout = replace(config, format="preference" if "chosen" in row else "scored", fields={})
+            graded = (
+                [(1.0, row), (0.0, row | {"chosen": row["rejected"]})]
+                if "chosen" in row
+                else [(_grade(row), row)]
+            )
+            layout = replace(
+                config, format="preference" if "chosen" in row else "scored", fields={}
+            )
             for grade, one in graded:
                 *turns, answer = dialogue_of(one, layout)
                 if answer.role != "assistant":
                     raise ValueError("a labelled conversation must end in an answer")
-                groups.setdefault((where if "chosen" in row else "", *turns), []).append((grade, answer.content))
+                groups.setdefault((where if "chosen" in row else "", *turns), []).append(
+                    (grade, answer.content)
+                )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            skipped.append(f"{where}: no column {error}" if isinstance(error, KeyError) else f"{where}: {error}")
+            skipped.append(
+                f"{where}: no column {error}"
+                if isinstance(error, KeyError)
+                else f"{where}: {error}"
+            )
     pairs = []
     for (_, *turns), answers in groups.items():
-        (best, better), (worst, worse) = max(answers, key=itemgetter(0)), min(answers, key=itemgetter(0))
+        (best, better), (worst, worse) = (
+            max(answers, key=itemgetter(0)),
+            min(answers, key=itemgetter(0)),
+        )
         if best > worst and better != worse:
             pairs.append((Prompt.of(turns, name), better, worse))
     if not pairs:
-        raise CaiError(f"data.{name}: not one labelled pair{f'; the first row: {skipped[0]}' if skipped else ''}")
+        raise CaiError(
+            f"data.{name}: not one labelled pair{f'; the first row: {skipped[0]}' if skipped else ''}"
+        )
     return pairs
 
 

@@ -9,7 +9,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist([_clean(row) for row in rows]), path, compression="zstd")
+    parquet.write_table(
+        pyarrow.Table.from_pylist([_clean(row) for row in rows]), path, compression="zstd"
+    )
 
 
 class RowWriter:

@@ -27,12 +27,21 @@ def rows_of(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]
 
 def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
     """What decides a data set's rows, without reading remote ones: for stage keys."""
-    parts: dict[str, Any] = {"format": config.format, "fields": config.fields, "where": config.where}
+    parts: dict[str, Any] = {
+        "format": config.format,
+        "fields": config.fields,
+        "where": config.where,
+    }
     mapping = {"roles": config.roles, "values": config.values, "templates": config.templates}
     parts |= {key: value for key, value in mapping.items() if value}
     if config.kind in ("file", "package"):
         return parts | {"files": [file_digest(path) for path in _local(name, config)]}
-    remote = {"path": config.path, "more": config.more, "revision": config.revision, "sha256": config.sha256}
+    remote = {
+        "path": config.path,
+        "more": config.more,
+        "revision": config.revision,
+        "sha256": config.sha256,
+    }
     return parts | remote | {"subset": config.subset, "split": config.split, "wheel": config.wheel}
 
 
@@ -60,9 +69,13 @@ def _local(name: str, config: DataConfig) -> list[Path]:
         paths = [plain] if config.path else []
     else:  # a glob
         anchor = Path(plain.anchor) if plain.is_absolute() else Path()
-        paths = sorted(anchor.glob(str(plain.relative_to(anchor)) if plain.is_absolute() else str(plain)))
+        paths = sorted(
+            anchor.glob(str(plain.relative_to(anchor)) if plain.is_absolute() else str(plain))
+        )
     if not paths or not all(path.is_file() for path in paths):
-        raise UsageError(f"data.{name}.path: no file {config.path}; give a path or a glob from this folder")
+        raise UsageError(
+            f"data.{name}.path: no file {config.path}; give a path or a glob from this folder"
+        )
     return paths
 
 
@@ -77,7 +90,9 @@ def _decoded(origin: str, data: BinaryIO) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise UsageError(f"{origin}:{number}: not UTF-8 at byte {error.start} of the line") from None
+            raise UsageError(
+                f"{origin}:{number}: not UTF-8 at byte {error.start} of the line"
+            ) from None
 
 
 def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,14 +100,19 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
         csv.field_size_limit(1 << 30)
         lines = _decoded(origin, data)
         above, header = 0, next(lines, "")
-        while header.startswith("# "):  # PyRIT's files begin with comments, and only then name their columns
+        while header.startswith(
+            "# "
+        ):  # PyRIT's files begin with comments, and only then name their columns
             above, header = above + 1, next(lines, "")
         reader = csv.DictReader(itertools.chain([header], lines))
         try:
             _ = reader.fieldnames  # reads the first line
             begins = above + reader.line_num + 1
             for row in reader:
-                yield f"{origin}:{begins}", {key: value for key, value in row.items() if key is not None}
+                yield (
+                    f"{origin}:{begins}",
+                    {key: value for key, value in row.items() if key is not None},
+                )
                 begins = above + reader.line_num + 1
         except csv.Error as error:
             raise UsageError(f"{origin}:{above + reader.line_num}: not CSV: {error}") from None
@@ -117,7 +137,9 @@ def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict
                 raise UsageError(f"{origin}: item {number} is not an object")
             yield f"{origin} item {number}", row
     else:
-        raise UsageError(f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet")
+        raise UsageError(
+            f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet"
+        )
 
 
 class _Plain(yaml.SafeLoader):
@@ -180,8 +202,12 @@ def _hub(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(config.path, config.subset, split=config.split, revision=config.revision, streaming=True)
+        rows = load_dataset(
+            config.path, config.subset, split=config.split, revision=config.revision, streaming=True
+        )
         for number, row in enumerate(rows, 1):
             yield f"{config.path} row {number}", dict(row)
     except Exception as error:  # the hub client raises many kinds
-        raise CaiError(f"data.{name}: can't read '{config.path}' from the hub: {str(error).splitlines()[0]}") from None
+        raise CaiError(
+            f"data.{name}: can't read '{config.path}' from the hub: {str(error).splitlines()[0]}"
+        ) from None

@@ -41,7 +41,9 @@ def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CaiError(f"can't write to {target.parent}: {error.strerror}; set CAI_CACHE to another folder") from None
+        raise CaiError(
+            f"can't write to {target.parent}: {error.strerror}; set CAI_CACHE to another folder"
+        ) from None
     say(f"downloading {wheel}")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         command = [
@@ -59,10 +61,15 @@ def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         found = list(Path(folder).glob("*.whl"))
         if done.returncode or len(found) != 1:
-            reason = next((x for x in reversed(done.stderr.splitlines()) if x.startswith("ERROR")), done.stderr[-300:])
+            reason = next(
+                (x for x in reversed(done.stderr.splitlines()) if x.startswith("ERROR")),
+                done.stderr[-300:],
+            )
             raise CaiError(f"{key}: pip can't download {wheel}: {reason}")
         actual = hashlib.sha256(found[0].read_bytes()).hexdigest()
         if actual != sha256:
-            raise CaiError(f"{key}: {wheel} has sha256 {actual}, not {sha256}; it is not the file that was pinned")
+            raise CaiError(
+                f"{key}: {wheel} has sha256 {actual}, not {sha256}; it is not the file that was pinned"
+            )
         found[0].replace(target)
     return target

@@ -28,8 +28,15 @@ class Request:
 
     def digest(self, model: str) -> str:
         """sha256 over everything that decides the completion. `model` covers weights, tokenizer and chat template."""
-        seed = self.seed if self.sampling and self.sampling.temperature > 0 else 0  # greedy needs none
-        parts = {"model": model, "messages": as_dicts(self.messages), "sampling": self.sampling, "seed": seed}
+        seed = (
+            self.seed if self.sampling and self.sampling.temperature > 0 else 0
+        )  # greedy needs none
+        parts = {
+            "model": model,
+            "messages": as_dicts(self.messages),
+            "sampling": self.sampling,
+            "seed": seed,
+        }
         return digest(parts | {"continuations": self.continuations})
 
 
@@ -38,7 +45,9 @@ class Completion:
     """What came back. `logprobs`: one natural-log probability for each continuation, summed over its tokens."""
 
     text: str
-    finish_reason: str  # stop | length | score | too_long (the prompt leaves no room in the model's context)
+    finish_reason: (
+        str  # stop | length | score | too_long (the prompt leaves no room in the model's context)
+    )
     prompt_tokens: int
     new_tokens: int
     seconds: float  # this request's share of its batch's time

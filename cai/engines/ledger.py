@@ -46,7 +46,9 @@ class Ledger:
         self.path = path
         with self._explained():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
-            self._db.execute("pragma page_size=16384")  # of a new file: in a smaller page no completion finds room
+            self._db.execute(
+                "pragma page_size=16384"
+            )  # of a new file: in a smaller page no completion finds room
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
             if (found := self._db.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
@@ -61,7 +63,9 @@ class Ledger:
                     self._db.execute("alter table completions add column checksum blob")
                     self._db.execute(f"pragma user_version={SCHEMA}")
             elif version != SCHEMA:
-                raise CaiError(f"{path} was written by another version of cai (schema {version}, not {SCHEMA})")
+                raise CaiError(
+                    f"{path} was written by another version of cai (schema {version}, not {SCHEMA})"
+                )
 
     def get(self, digest: str) -> Completion | None:
         """A row that is not as it was written is removed, so that its request is asked again."""
@@ -71,7 +75,10 @@ class Ledger:
             if row is not None and row[-1] not in (None, _checksum(row[:-1])):
                 with self._transaction():
                     self._db.execute("delete from completions where digest = ?", (key,))
-                say(f"{self.path}: a completion of {row[1]} is damaged and is asked for again", logging.WARNING)
+                say(
+                    f"{self.path}: a completion of {row[1]} is damaged and is asked for again",
+                    logging.WARNING,
+                )
                 row = None
         if row is None:
             return None
@@ -108,7 +115,10 @@ class Ledger:
         )
         with self._explained():
             cursor = self._db.execute(query)
-            return [dict(zip([column[0] for column in cursor.description], row, strict=True)) for row in cursor]
+            return [
+                dict(zip([column[0] for column in cursor.description], row, strict=True))
+                for row in cursor
+            ]
 
     def close(self) -> None:
         self._db.close()
@@ -132,7 +142,9 @@ class Ledger:
                 f"{self.path}: {error}; completions committed before are safe, the same command continues"
             ) from None
         except sqlite3.DatabaseError as error:
-            raise CaiError(f"{self.path} is damaged ({error}); move it away to ask for its completions again") from None
+            raise CaiError(
+                f"{self.path} is damaged ({error}); move it away to ask for its completions again"
+            ) from None
 
 
 def _checksum(row: Sequence[Any]) -> bytes:
@@ -158,7 +170,13 @@ class Recorded:
         self._open = open_engine
         self._engine: Engine | None = None
         self._failure: Exception | None = None
-        self._ledger, self._stage, self._model, self._seen, self._name = ledger, stage, model, seen, name
+        self._ledger, self._stage, self._model, self._seen, self._name = (
+            ledger,
+            stage,
+            model,
+            seen,
+            name,
+        )
         self._asked: dict[str, asyncio.Future[Completion]] = {}
         self._fresh: list[tuple[str, Completion, asyncio.Future[Completion]]] = []
 
@@ -196,7 +214,11 @@ class Recorded:
             count("principle_completions_total", principle=request.principle)
             count("principle_new_tokens_total", completion.new_tokens, principle=request.principle)
             count("principle_seconds_total", completion.seconds, principle=request.principle)
-        attributes = {"model": self._name, "principle": request.principle, "finish_reason": completion.finish_reason}
+        attributes = {
+            "model": self._name,
+            "principle": request.principle,
+            "finish_reason": completion.finish_reason,
+        }
         tokens = {"prompt_tokens": completion.prompt_tokens, "new_tokens": completion.new_tokens}
         tracing.event("completion", seconds=completion.seconds, **attributes, **tokens)
 
@@ -215,7 +237,9 @@ class Recorded:
     def _commit(self) -> None:
         fresh, self._fresh = self._fresh, []
         try:
-            self._ledger.put(self._stage, self._model, [(key, completion) for key, completion, _ in fresh])
+            self._ledger.put(
+                self._stage, self._model, [(key, completion) for key, completion, _ in fresh]
+            )
         except Exception as error:
             for _, _, future in fresh:
                 future.set_exception(error)

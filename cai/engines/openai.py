@@ -20,11 +20,18 @@ TOP = 20  # first tokens with their log-probabilities: as many as servers give
 
 TOO_LONG = re.compile(r"context[ _]?(length|size|window)", re.IGNORECASE)  # how they all say it
 
-EXTRAS = {"top_k", "repetition_penalty", "continue_final_message", "add_generation_prompt"}  # not in OpenAI's own API
+EXTRAS = {
+    "top_k",
+    "repetition_penalty",
+    "continue_final_message",
+    "add_generation_prompt",
+}  # not in OpenAI's own API
 
 Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 
-Logprob = Annotated[float, Field(le=0.01, allow_inf_nan=False)]  # rounding may lift it a little above 0
+Logprob = Annotated[
+    float, Field(le=0.01, allow_inf_nan=False)
+]  # rounding may lift it a little above 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,9 @@ class _Echoes:
 @dataclass(frozen=True)
 class _Tokens:
     tokens: list[int]
-    count: int | None = None  # vLLM's /tokenize gives it; llama.cpp's, which knows no chat templates, does not
+    count: int | None = (
+        None  # vLLM's /tokenize gives it; llama.cpp's, which knows no chat templates, does not
+    )
 
 
 CHAT, ECHOES, TOKENS = TypeAdapter(_Chat), TypeAdapter(_Echoes), TypeAdapter(_Tokens)
@@ -127,38 +136,58 @@ class OpenAIEngine:
 
     async def _complete(self, request: Request) -> Completion:
         try:
-            return await (self._score(request) if request.sampling is None else self._reply(request))
+            return await (
+                self._score(request) if request.sampling is None else self._reply(request)
+            )
         except Refused as refused:
             if TOO_LONG.search(str(refused)):
                 return Completion("", "too_long", 0, 0, 0.0)
             if refused.status < 400 or refused.status in (401, 404):  # no row would fare better
-                raise CaiError(f"{refused}; see model, server.urls and server.key of the engine") from None
+                raise CaiError(
+                    f"{refused}; see model, server.urls and server.key of the engine"
+                ) from None
             raise RequestFailed(str(refused)) from None
 
     async def _reply(self, request: Request) -> Completion:
         sampling = request.sampling
         assert sampling is not None
-        fields = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        answer, seconds = await self._chat(request, sampling.max_new_tokens, fields | {"seed": request.seed})
+        fields = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+        answer, seconds = await self._chat(
+            request, sampling.max_new_tokens, fields | {"seed": request.seed}
+        )
         reply, usage = answer.choices[0], answer.usage or _Usage()
         if reply.finish_reason == "content_filter":
             raise RequestFailed(f"{self.model}: the server's content filter withholds the answer")
         text = (reply.message.content or "").strip()
-        return Completion(text, reply.finish_reason, usage.prompt_tokens, usage.completion_tokens, seconds)
+        return Completion(
+            text, reply.finish_reason, usage.prompt_tokens, usage.completion_tokens, seconds
+        )
 
-    async def _chat(self, request: Request, tokens: int, fields: dict[str, Any]) -> tuple[_Chat, float]:
+    async def _chat(
+        self, request: Request, tokens: int, fields: dict[str, Any]
+    ) -> tuple[_Chat, float]:
         """Asks for at most `tokens` tokens.
 
         Filters and penalties that are off are sent too: a server's own defaults would else hold. One that refuses such
         a field by name is asked without it.
         """
-        body = {"model": self.model, "messages": as_dicts(request.messages), "repetition_penalty": 1.0} | fields
+        body = {
+            "model": self.model,
+            "messages": as_dicts(request.messages),
+            "repetition_penalty": 1.0,
+        } | fields
         if request.messages[-1].role == "assistant":
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         extras = {name for name in EXTRAS & body.keys() if name != "top_k" or not body["top_k"]}
         out, limit = set(self._unknown), self._limit
         while True:
-            sent = {name: value for name, value in body.items() if name not in out & extras} | {limit: tokens}
+            sent = {name: value for name, value in body.items() if name not in out & extras} | {
+                limit: tokens
+            }
             try:
                 answer = await self._servers.ask("chat/completions", sent, self._reader(CHAT))
             except Refused as refused:
@@ -175,21 +204,35 @@ class OpenAIEngine:
         if self._tokenizes is not False and (scored := await self._exact(request)):
             return scored
         if any(len(text.split()) > 1 for text in request.continuations):
-            raise CaiError(f"{self.model}: its servers score no whole answers; vLLM's do (`vllm serve`)")
+            raise CaiError(
+                f"{self.model}: its servers score no whole answers; vLLM's do (`vllm serve`)"
+            )
         none = f"{self.model}: its servers give no log-probabilities (top_logprobs), which a judge needs"
-        fields = {"logprobs": True, "top_logprobs": TOP, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        fields = {
+            "logprobs": True,
+            "top_logprobs": TOP,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+        }
         try:
             answer, seconds = await self._chat(request, 1, fields)
         except Refused as refused:
-            raise (CaiError(f"{none}: {refused}") if "logprobs" in str(refused) else refused) from None
+            raise (
+                CaiError(f"{none}: {refused}") if "logprobs" in str(refused) else refused
+            ) from None
         found = answer.choices[0].logprobs
         if not (found and found.content and found.content[0].top_logprobs):
             raise CaiError(none)
         logprobs = first_token_logprobs(request.continuations, found.content[0].top_logprobs)
         if logprobs is None:
             options = ", ".join(map(repr, request.continuations))
-            raise RequestFailed(f"{self.model}: none of {options} is among its {TOP} likeliest first tokens")
-        return Completion("", "score", (answer.usage or _Usage()).prompt_tokens, 0, seconds, logprobs)
+            raise RequestFailed(
+                f"{self.model}: none of {options} is among its {TOP} likeliest first tokens"
+            )
+        return Completion(
+            "", "score", (answer.usage or _Usage()).prompt_tokens, 0, seconds, logprobs
+        )
 
     async def _exact(self, request: Request) -> Completion | None:
         """Log-probabilities of the continuations' own tokens. None: these servers can't."""
@@ -200,23 +243,38 @@ class OpenAIEngine:
             return None
         for text in request.continuations:
             if text not in self._options:
-                self._options[text] = await self._tokens({"prompt": text, "add_special_tokens": False}) or []
+                self._options[text] = (
+                    await self._tokens({"prompt": text, "add_special_tokens": False}) or []
+                )
         options = [self._options[text] for text in request.continuations]
-        body = {"model": self.model, "prompt": [prompt + one for one in options], "echo": True, "logprobs": 1}
+        body = {
+            "model": self.model,
+            "prompt": [prompt + one for one in options],
+            "echo": True,
+            "logprobs": 1,
+        }
         read = self._reader(ECHOES)
-        answer, seconds = await self._servers.ask("completions", body | {"max_tokens": 1, "temperature": 0}, read)
+        answer, seconds = await self._servers.ask(
+            "completions", body | {"max_tokens": 1, "temperature": 0}, read
+        )
         logprobs = []
-        for choice, option in zip(sorted(answer.choices, key=lambda c: c.index), options, strict=False):
+        for choice, option in zip(
+            sorted(answer.choices, key=lambda c: c.index), options, strict=False
+        ):
             scores = choice.logprobs.token_logprobs[len(prompt) : len(prompt) + len(option)]
             if len(found := [score for score in scores if score is not None]) == len(option):
                 logprobs.append(math.fsum(found))
         if len(logprobs) != len(options):
-            raise RequestFailed(f"{self.model}: the server left out some of the prompt's log-probabilities")
+            raise RequestFailed(
+                f"{self.model}: the server left out some of the prompt's log-probabilities"
+            )
         return Completion("", "score", len(prompt), 0, seconds, tuple(logprobs))
 
     async def _tokens(self, body: dict[str, Any]) -> list[int] | None:
         try:
-            answer, _ = await self._servers.ask("../tokenize", {"model": self.model} | body, self._reader(TOKENS))
+            answer, _ = await self._servers.ask(
+                "../tokenize", {"model": self.model} | body, self._reader(TOKENS)
+            )
         except Refused as refused:
             if self._tokenizes:
                 raise
@@ -232,7 +290,9 @@ class OpenAIEngine:
                 answer = shape.validate_json(data)
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
-                raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}") from None
+                raise ValueError(
+                    f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}"
+                ) from None
             named = getattr(answer, "model", None)
             if named and not named.startswith(self.model):  # hosted ones add a date to the name
                 raise ValueError(f"it is from {named!r}, not from {self.model!r}")
@@ -241,7 +301,9 @@ class OpenAIEngine:
         return read
 
 
-def first_token_logprobs(options: Sequence[str], likely: Sequence[Likely]) -> tuple[float, ...] | None:
+def first_token_logprobs(
+    options: Sequence[str], likely: Sequence[Likely]
+) -> tuple[float, ...] | None:
     """One natural-log probability for each option of one token, from the likeliest first tokens.
 
     " A" is looked for with its space and without, whichever way has more probability in all: a model that continues

@@ -59,9 +59,13 @@ def _growing() -> type:
             self.write(key_states, value_states)
             if self.shared is None:
                 return self.keys, self.values
-            if key_states.shape[-2] > 1:  # many tokens are read: attention takes longer than this copy
+            if (
+                key_states.shape[-2] > 1
+            ):  # many tokens are read: attention takes longer than this copy
                 parts = zip(self.shared, (self.keys, self.values), strict=True)
-                keys, values = (torch.cat([one.expand(len(own), -1, -1, -1), own], dim=-2) for one, own in parts)
+                keys, values = (
+                    torch.cat([one.expand(len(own), -1, -1, -1), own], dim=-2) for one, own in parts
+                )
                 return keys, values
             keys: Any = self.keys[:]  # a tensor of its own to hang the name on
             keys.shared = self.shared
@@ -72,7 +76,9 @@ def _growing() -> type:
             after = before + new.shape[-2]
             # rows that were selected or repeated lie in memory of their own
             if not before or old.data_ptr() != buffer.data_ptr() or after > buffer.shape[-2]:
-                buffer = self.buffers[which] = new.new_empty(*new.shape[:-2], after + ROOM, new.shape[-1])
+                buffer = self.buffers[which] = new.new_empty(
+                    *new.shape[:-2], after + ROOM, new.shape[-1]
+                )
                 if before:
                     buffer[..., :before, :] = old
             buffer[..., before:after, :] = new
@@ -89,7 +95,13 @@ def _growing() -> type:
 
 
 def shared_attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **more: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **more: Any,
 ) -> tuple[Any, None]:
     """transformers' sdpa, but for a step of rows with shared keys: these are read once for all rows. And where tokens
     are read on a CPU, no key is repeated for the heads that look at it: torch's kernel does without.
@@ -102,19 +114,34 @@ def shared_attention(
 
     if (shared := getattr(key, "shared", None)) is None:
         reads = query.shape[-2] > 1 and attention_mask is not None
-        if reads and query.device.type == "cpu" and more.get("position_bias") is None and more.get("softcap") is None:
+        if (
+            reads
+            and query.device.type == "cpu"
+            and more.get("position_bias") is None
+            and more.get("softcap") is None
+        ):
             found = torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, attention_mask, scale=scaling, enable_gqa=True
             )
             return found.transpose(1, 2).contiguous(), None
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **more
+        )
     rows, heads, _, width = query.shape
     keys, values = shared  # (1, key heads, tokens, width)
     attend = attended_on_cpu if query.device.type == "cpu" else attended
-    scale, key_heads, before = width**-0.5 if scaling is None else scaling, keys.shape[1], keys.shape[-2]
-    groups = query.reshape(rows, key_heads, -1, width).transpose(0, 1).reshape(1, key_heads, -1, width)
+    scale, key_heads, before = (
+        width**-0.5 if scaling is None else scaling,
+        keys.shape[1],
+        keys.shape[-2],
+    )
+    groups = (
+        query.reshape(rows, key_heads, -1, width).transpose(0, 1).reshape(1, key_heads, -1, width)
+    )
     found, weight = (
-        one.view(key_heads, rows, -1, *one.shape[3:]).transpose(0, 1).reshape(rows, heads, 1, *one.shape[3:])
+        one.view(key_heads, rows, -1, *one.shape[3:])
+        .transpose(0, 1)
+        .reshape(rows, heads, 1, *one.shape[3:])
         for one in attend(groups, keys, values, None, scale)
     )
     mask = None if attention_mask is None else attention_mask[..., before:]
@@ -129,7 +156,9 @@ def attended(query: Any, key: Any, value: Any, mask: Any, scale: float) -> tuple
     import torch
 
     rows, key_heads = key.shape[:2]
-    grouped = (query * scale).reshape(rows, key_heads, -1, query.shape[-1])  # the heads that look at one key head
+    grouped = (query * scale).reshape(
+        rows, key_heads, -1, query.shape[-1]
+    )  # the heads that look at one key head
     scores = grouped @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -143,7 +172,9 @@ def attended_on_cpu(query: Any, key: Any, value: Any, mask: Any, scale: float) -
     import torch
 
     bias = None if mask is None else query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias, scale=scale)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, attn_mask=bias, scale=scale
+    )
 
 
 def share(model: Any) -> None:
@@ -170,7 +201,9 @@ def open_cache(config: Any) -> Any:
     from transformers.cache_utils import DynamicLayer
 
     opened = DynamicCache(config=config)
-    opened.layers = [_growing()() if type(layer) is DynamicLayer else layer for layer in opened.layers]
+    opened.layers = [
+        _growing()() if type(layer) is DynamicLayer else layer for layer in opened.layers
+    ]
     return opened
 
 
@@ -216,10 +249,16 @@ def append(opened: Any, rows: Sequence[Kept], start: int, ends: Sequence[int]) -
         for which in (0, 1):
             heads, _, size = rows[0].layers[index][which].shape
             # zeros: what is masked must still be a number
-            blocks.append(block := rows[0].layers[index][which].new_zeros(len(rows), heads, width, size))
+            blocks.append(
+                block := rows[0].layers[index][which].new_zeros(len(rows), heads, width, size)
+            )
             for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
                 first = start - row.shared
-                block[place, :, width - length :] = row.layers[index][which][:, first : first + length]
+                block[place, :, width - length :] = row.layers[index][which][
+                    :, first : first + length
+                ]
         layer.write(*blocks)
     device = rows[0].layers[0][0].device
-    return (torch.arange(width, device=device) >= width - torch.tensor(lengths, device=device)[:, None]).long()
+    return (
+        torch.arange(width, device=device) >= width - torch.tensor(lengths, device=device)[:, None]
+    ).long()

@@ -26,7 +26,9 @@ async def gather_rows(rows: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
-async def in_order(rows: Iterable[Coroutine[Any, Any, T]], at_once: int = AT_ONCE) -> AsyncIterator[T]:
+async def in_order(
+    rows: Iterable[Coroutine[Any, Any, T]], at_once: int = AT_ONCE
+) -> AsyncIterator[T]:
     """Runs row coroutines, at most `at_once` from the oldest that is under way, and gives their results in order; the
     first failure cancels the rest and is raised."""
     waiting, tasks = iter(rows), deque[asyncio.Task[T]]()
@@ -56,7 +58,9 @@ async def in_order(rows: Iterable[Coroutine[Any, Any, T]], at_once: int = AT_ONC
             row.close()
 
 
-async def gather_failing(rows: Sequence[Coroutine[Any, Any, T]], max_failures: float) -> list[T | RequestFailed]:
+async def gather_failing(
+    rows: Sequence[Coroutine[Any, Any, T]], max_failures: float
+) -> list[T | RequestFailed]:
     """All results of `failing`."""
     return [result async for result in failing(rows, len(rows), max_failures)]
 
@@ -77,7 +81,9 @@ async def failing(
             count("failed_rows_total")
             log(f"a row is left out: {failure}", logging.WARNING)
             if len(failures) > max_failures * total:
-                reasons = "\n".join(f"  {times} x {reason}" for reason, times in Counter(failures).most_common(5))
+                reasons = "\n".join(
+                    f"  {times} x {reason}" for reason, times in Counter(failures).most_common(5)
+                )
                 raise CaiError(
                     f"{len(failures)} of {total} rows failed, and engine.max_failures={max_failures:g} allows no "
                     f"more:\n{reasons}\nwhat was answered is kept: the same command asks for the rest"

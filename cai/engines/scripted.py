@@ -17,7 +17,10 @@ class ScriptedEngine:
     async def complete(self, request: Request) -> Completion:
         self.requests.append(request)
         if request.sampling is None:
-            scores = [-int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) / 65536 for text in request.continuations]
+            scores = [
+                -int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) / 65536
+                for text in request.continuations
+            ]
             return Completion("", "score", len(request.messages), 0, 0.0, tuple(scores))
         own, asked = request.digest(self.model)[:8], digest(request.messages[-1])[:8]
         text = f"reply {own} to turn {len(request.messages)}: {asked}"

@@ -31,7 +31,9 @@ TRIPS = 5  # failures in a row after which a server is left alone
 
 LONGEST = 60.0  # seconds between tries at most
 
-LARGEST = 8 << 20  # bytes of an answer: the log-probabilities of 50,000 tokens fit, and no memory runs out
+LARGEST = (
+    8 << 20
+)  # bytes of an answer: the log-probabilities of 50,000 tokens fit, and no memory runs out
 
 
 class Refused(Exception):
@@ -110,7 +112,9 @@ class Servers:
         self._thread.join()
         self._loop.close()
 
-    async def ask(self, path: str, body: dict[str, Any], read: Callable[[bytes], T]) -> tuple[T, float]:
+    async def ask(
+        self, path: str, body: dict[str, Any], read: Callable[[bytes], T]
+    ) -> tuple[T, float]:
         """What `read` makes of the answer of URL + `path`, and the answer's share of its server's seconds.
 
         `read` raises ValueError where the answer is of no use. Raises Refused (a status of 3xx or 4xx), RequestFailed
@@ -130,9 +134,15 @@ class Servers:
                 return answer, took / server.busy
             except (_Trouble, httpx2.HTTPError, TimeoutError) as error:
                 trouble, now = self._explained(server, error), self._loop.time()
-                count("server_retries_total", server=server.url, cause="away" if trouble.away else "fault")
+                count(
+                    "server_retries_total",
+                    server=server.url,
+                    cause="away" if trouble.away else "fault",
+                )
                 if trouble.rest:
-                    server.resting = max(server.resting, now + min(trouble.rest, self.config.patience))
+                    server.resting = max(
+                        server.resting, now + min(trouble.rest, self.config.patience)
+                    )
                 else:
                     server.fail(now, self.config.backoff)
             finally:
@@ -142,12 +152,18 @@ class Servers:
             if faults > self.config.retries:
                 raise RequestFailed(f"{trouble} ({faults} tries)")
             if trouble.away and now - max(asked, self._answered) > self.config.patience:
-                raise CaiError(f"no server answers: {trouble}; see server.urls and server.patience of the engine")
+                raise CaiError(
+                    f"no server answers: {trouble}; see server.urls and server.patience of the engine"
+                )
             await asyncio.sleep(random.uniform(0, _wait(self.config.backoff, tries)))  # noqa: S311 - no secret
 
-    async def _exchange(self, server: _Server, path: str, content: bytes, read: Callable[[bytes], T]) -> T:
+    async def _exchange(
+        self, server: _Server, path: str, content: bytes, read: Callable[[bytes], T]
+    ) -> T:
         data = bytearray()
-        async with self._http.stream("POST", server.address.join(path), content=content) as response:
+        async with self._http.stream(
+            "POST", server.address.join(path), content=content
+        ) as response:
             async for chunk in response.aiter_bytes():
                 data += chunk
                 if len(data) > LARGEST:
@@ -159,7 +175,9 @@ class Servers:
         try:
             answer = read(bytes(data)) if status < 300 and not page else None
         except ValueError as error:
-            raise _Trouble(f"{server.url}: an answer that can't be used: {self._plain(str(error))}") from None
+            raise _Trouble(
+                f"{server.url}: an answer that can't be used: {self._plain(str(error))}"
+            ) from None
         self._answered, server.failures = self._loop.time(), 0
         if answer is None:
             raise Refused(status, self._says(server, status, data))
@@ -209,7 +227,9 @@ class Servers:
     def _wake(self) -> None:
         while self._waiting:
             now = self._loop.time()
-            ready = [server for server in self._servers if server.ready(now, self.config.concurrency)]
+            ready = [
+                server for server in self._servers if server.ready(now, self.config.concurrency)
+            ]
             if not ready:
                 return
             turn = self._waiting.popleft()
@@ -226,8 +246,12 @@ def read_key(config: ServerConfig) -> str:
     if config.key is None:
         return ""
     key = os.environ.get(config.key, "").strip()
-    if not key or not key.isascii() or not key.isprintable():  # such a key would show up in an error about headers
-        raise UsageError(f"server.key: the environment variable {config.key} is not set, or holds no key")
+    if (
+        not key or not key.isascii() or not key.isprintable()
+    ):  # such a key would show up in an error about headers
+        raise UsageError(
+            f"server.key: the environment variable {config.key} is not set, or holds no key"
+        )
     return key
 
 

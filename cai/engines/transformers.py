@@ -40,10 +40,15 @@ class TransformersEngine:
         share(self.model)
         if self.device == "cpu":
             _by_columns(self.model)
-        self.heard: Callable[[str], object] | None = None  # told a reply's words as they come, where it is alone
+        self.heard: Callable[[str], object] | None = (
+            None  # told a reply's words as they come, where it is alone
+        )
         self._batcher = Batcher(self._choose, self._run)
         self._tokens: dict[Request, list[int]] = {}
-        self._prefix: tuple[tuple[int, ...], Any] = ((), None)  # the last shared prefix and its keys and values
+        self._prefix: tuple[tuple[int, ...], Any] = (
+            (),
+            None,
+        )  # the last shared prefix and its keys and values
         self._kept: list[Kept] = []  # the rows of the last batch
         self._known: dict[Request, Kept] = {}  # waiting requests that go on from such a row
 
@@ -51,7 +56,11 @@ class TransformersEngine:
         ids = self._encode(render(self.tokenizer, request.messages))
         room = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         options = map(self._encode, request.continuations)
-        if len(ids) + (request.sampling.max_new_tokens if request.sampling else max(map(len, options))) > room:
+        if (
+            len(ids)
+            + (request.sampling.max_new_tokens if request.sampling else max(map(len, options)))
+            > room
+        ):
             return Completion("", "too_long", len(ids), 0, 0.0, ())
         self._tokens[request] = ids
         if request.sampling and (row := next((row for row in self._kept if row.begins(ids)), None)):
@@ -96,10 +105,14 @@ class TransformersEngine:
         largest = max(prefixes.values(), key=len)
         if len(largest) >= FEW and not known:
             picked = largest
-        picked = sorted(picked, key=lambda index: -len(self._tokens[waiting[index]]))[: self.config.batch_rows]
+        picked = sorted(picked, key=lambda index: -len(self._tokens[waiting[index]]))[
+            : self.config.batch_rows
+        ]
         sampling = waiting[picked[0]].sampling
         rows = [self._tokens[waiting[index]] for index in picked]
-        shared = _common(rows) if sampling and shares(self.model.config) else 0  # once for all of them
+        shared = (
+            _common(rows) if sampling and shares(self.model.config) else 0
+        )  # once for all of them
         own = len(rows[0]) - shared + (sampling.max_new_tokens if sampling else 64)
         most = max(1, (self.config.batch_tokens - shared) // own)
         return picked if len(picked) <= most * SLACK else picked[:most]
@@ -111,9 +124,19 @@ class TransformersEngine:
         results = None
         try:
             with torch.inference_mode():
-                results = self._score(batch) if batch[0].sampling is None else self._sample(batch, batch[0].sampling)
-        except (RuntimeError, MemoryError) as error:  # CUDA's error is a RuntimeError; on a CPU only its text tells
-            if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
+                results = (
+                    self._score(batch)
+                    if batch[0].sampling is None
+                    else self._sample(batch, batch[0].sampling)
+                )
+        except (
+            RuntimeError,
+            MemoryError,
+        ) as error:  # CUDA's error is a RuntimeError; on a CPU only its text tells
+            if not (
+                isinstance(error, torch.OutOfMemoryError | MemoryError)
+                or "can't allocate memory" in str(error)
+            ):
                 raise
             if len(batch) == 1:
                 raise CaiError(
@@ -130,7 +153,9 @@ class TransformersEngine:
             for request, (text, reason, new, logprobs) in zip(batch, results, strict=True)
         ]
 
-    def _sample(self, batch: list[Request], sampling: Sampling) -> list[tuple[str, str, int, tuple[float, ...]]]:
+    def _sample(
+        self, batch: list[Request], sampling: Sampling
+    ) -> list[tuple[str, str, int, tuple[float, ...]]]:
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -163,12 +188,16 @@ class TransformersEngine:
                 replies[row] += new
             ids, cache = output.sequences, output.past_key_values
             mask = torch.cat([mask, mask.new_ones(len(running), ids.shape[1] - width)], dim=1)
-            ended = torch.isin(ids[:, width:], stops).any(1) | (len(replies[running[0]]) >= sampling.max_new_tokens)
+            ended = torch.isin(ids[:, width:], stops).any(1) | (
+                len(replies[running[0]]) >= sampling.max_new_tokens
+            )
             if cache is not None and keeps(cache):
                 for place in ended.nonzero()[:, 0].tolist():
                     prompt, reply = rows[running[place]], replies[running[place]]
                     end = next((i for i, token in enumerate(reply, 1) if token in ends), None)
-                    self._kept.append(keep(cache, place, mask[place], prompt + reply[:end], len(prompt)))
+                    self._kept.append(
+                        keep(cache, place, mask[place], prompt + reply[:end], len(prompt))
+                    )
             if ended.all():
                 break
             staying = (~ended).nonzero()[:, 0]
@@ -198,7 +227,9 @@ class TransformersEngine:
         going_on = len(kept) == len(rows)
         # a prompt's several answers begin with the same tokens, which are read once
         different = [list(row) for row in dict.fromkeys(map(tuple, rows))]
-        spared = sum(len(row) - len(prefix) - 1 for row in rows) - sum(len(row) - len(prefix) - 1 for row in different)
+        spared = sum(len(row) - len(prefix) - 1 for row in rows) - sum(
+            len(row) - len(prefix) - 1 for row in different
+        )
         first = different if not going_on and keeps(cache) and spared >= SPARED else rows
         if prefix:
             cache = behind(self.model.config, its_cache, len(first))
@@ -211,7 +242,9 @@ class TransformersEngine:
             cache = None  # the model knows best what it needs
         ids, mask = self._pad([row[known:] for row, known in zip(first, read, strict=True)])
         mask = torch.cat([*masks, mask], dim=1)
-        before = ids.new_full((len(first), mask.shape[1] - ids.shape[1]), self._pad_id)  # the cache has them
+        before = ids.new_full(
+            (len(first), mask.shape[1] - ids.shape[1]), self._pad_id
+        )  # the cache has them
         ids = torch.cat([before, ids], dim=1)
         if first is different:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -249,7 +282,9 @@ class TransformersEngine:
         prefix = rows[0][:length]
         if self._prefix[0] != tuple(prefix):
             cache = open_cache(self.model.config)
-            self.model(torch.tensor([prefix], device=self.device), past_key_values=cache, logits_to_keep=1)
+            self.model(
+                torch.tensor([prefix], device=self.device), past_key_values=cache, logits_to_keep=1
+            )
             self._prefix = (tuple(prefix), cache)
         return prefix, self._prefix[1]
 
@@ -282,7 +317,11 @@ class TransformersEngine:
             keep = max(len(option) for _, option, _ in part) + 1
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             logits = self.model(
-                ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
+                ids,
+                attention_mask=mask,
+                position_ids=positions,
+                logits_to_keep=keep,
+                use_cache=False,
             ).logits
             for row, (index, option, which) in enumerate(part):
                 wanted = option or [pieces[index][w][0] for w in which]
@@ -313,7 +352,9 @@ def _by_columns(model: Any) -> None:
     fast again where a batch has few rows, as every step of decoding has."""
     import torch
 
-    embedded = model.get_input_embeddings().weight  # looked up row by row, and often the output layer's too
+    embedded = (
+        model.get_input_embeddings().weight
+    )  # looked up row by row, and often the output layer's too
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight is not embedded:
             module.weight.data = module.weight.data.t().contiguous().t()
@@ -323,7 +364,9 @@ def _common(rows: list[list[int]]) -> int:
     """How many tokens all rows begin with, but for the last of the shortest: every row keeps one of its own."""
     first, last = min(rows), max(rows)
     most = min(map(len, rows)) - 1
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), most)
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), most
+    )
 
 
 class _Enough:
@@ -360,13 +403,17 @@ class _Sampler:
         probabilities = logits.softmax(-1)
         if self.sampling.top_p < 1:
             ordered, order = probabilities.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.sampling.top_p] = 0  # the first token always stays
+            ordered[ordered.cumsum(-1) - ordered >= self.sampling.top_p] = (
+                0  # the first token always stays
+            )
             probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
         if tokens is not None:  # back to vocabulary order
             tokens, order = tokens.sort()
             probabilities = probabilities.gather(-1, order)
         cumulative = probabilities.double().cumsum(-1)
-        uniform = torch.tensor([[g.random()] for g in self.generators], dtype=torch.float64, device=scores.device)
+        uniform = torch.tensor(
+            [[g.random()] for g in self.generators], dtype=torch.float64, device=scores.device
+        )
         drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
         drawn = drawn.clamp(max=cumulative.shape[-1] - 1)
         if tokens is not None:

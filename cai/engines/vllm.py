@@ -23,7 +23,11 @@ class VllmEngine:
 
         from cai.models.source import adapter_base, split_revision, tokenizer_source
 
-        options: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": False, "disable_log_stats": True}
+        options: dict[str, Any] = {
+            "dtype": config.dtype,
+            "trust_remote_code": False,
+            "disable_log_stats": True,
+        }
         self.adapter: Any = None
         if (base := adapter_base(model)) is not None:
             self.adapter, room = _adapter(model)
@@ -33,12 +37,16 @@ class VllmEngine:
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.config = config
         self._room = self.llm.model_config.max_model_len
-        self._batcher = Batcher(lambda waiting: list(range(min(len(waiting), config.batch_rows))), self._run)
+        self._batcher = Batcher(
+            lambda waiting: list(range(min(len(waiting), config.batch_rows))), self._run
+        )
 
     async def complete(self, request: Request) -> Completion:
         ids = self._prompt(request)
         options = map(self._encode, request.continuations)
-        more = request.sampling.max_new_tokens if request.sampling else max(map(len, options)) + 1  # it adds a token
+        more = (
+            request.sampling.max_new_tokens if request.sampling else max(map(len, options)) + 1
+        )  # it adds a token
         if len(ids) + more > self._room:
             return Completion("", "too_long", len(ids), 0, 0.0)
         return await self._batcher.complete(request)
@@ -59,7 +67,9 @@ class VllmEngine:
     def _run(self, batch: list[Request]) -> list[Completion]:
         """One call for replies and scores together; a score is a prompt's log-probabilities."""
         started = time.perf_counter()
-        jobs: list[tuple[int, list[int], int, Any]] = []  # (request, tokens, how many are scored, parameters)
+        jobs: list[
+            tuple[int, list[int], int, Any]
+        ] = []  # (request, tokens, how many are scored, parameters)
         for index, request in enumerate(batch):
             ids = self._prompt(request)
             if request.sampling is not None:
@@ -76,7 +86,9 @@ class VllmEngine:
         for (index, tokens, scored, _), output in zip(jobs, outputs, strict=True):
             if scored:
                 tail = zip(tokens[-scored:], output.prompt_logprobs[-scored:], strict=True)
-                scores.setdefault(index, []).append(sum(entry[token].logprob for token, entry in tail))
+                scores.setdefault(index, []).append(
+                    sum(entry[token].logprob for token, entry in tail)
+                )
             else:
                 replies[index] = output.outputs[0]
         completions = []
@@ -84,7 +96,9 @@ class VllmEngine:
             size = len(self._prompt(request))
             if reply := replies.get(index):
                 reason = "length" if reply.finish_reason == "length" else "stop"
-                completions.append(Completion(reply.text.strip(), reason, size, len(reply.token_ids), share))
+                completions.append(
+                    Completion(reply.text.strip(), reason, size, len(reply.token_ids), share)
+                )
             else:
                 completions.append(Completion("", "score", size, 0, share, tuple(scores[index])))
         return completions
@@ -116,7 +130,9 @@ def _adapter(folder: str) -> tuple[Any, dict[str, Any]]:
         with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
             modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{folder}: no adapter_model.safetensors that can be read ({error})") from None
+        raise UsageError(
+            f"{folder}: no adapter_model.safetensors that can be read ({error})"
+        ) from None
     wanted = max([values.get("r", 0), *(values.get("rank_pattern") or {}).values()])
     rank = next((rank for rank in RANKS if rank >= wanted), None)
     if rank is None or values.get("peft_type") != "LORA" or "lm_head" in modules:

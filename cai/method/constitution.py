@@ -67,16 +67,26 @@ class Constitution:
 
     def revising(self) -> dict[str, Any]:
         """Digests of what critique and revision read, by principle: a stage key's part."""
-        principles = {p.id: digest([p.critique, p.revision, p.weight])[:16] for p in self.principles}
+        principles = {
+            p.id: digest([p.critique, p.revision, p.weight])[:16] for p in self.principles
+        }
         shown = [
-            [e.principle.critique, e.principle.revision, as_dicts(e.dialogue), e.critique, e.revision]
+            [
+                e.principle.critique,
+                e.principle.revision,
+                as_dicts(e.dialogue),
+                e.critique,
+                e.revision,
+            ]
             for e in self.exemplars
         ]
         return {"principles": principles, "exemplars": [digest(one)[:16] for one in shown]}
 
     def comparing(self) -> dict[str, Any]:
         """Digests of what comparisons read, by principle: a stage key's part."""
-        return {"principles": {p.id: digest([p.comparison, p.weight])[:16] for p in self.principles}}
+        return {
+            "principles": {p.id: digest([p.comparison, p.weight])[:16] for p in self.principles}
+        }
 
     @classmethod
     def load(cls, name: str) -> "Constitution":
@@ -126,16 +136,24 @@ class _Reader:
                 )
             text = self.path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UsageError(f"{self.path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+            raise UsageError(
+                f"{self.path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+            ) from None
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}") from None
         try:
             for event in yaml.parse(text, Loader=yaml.SafeLoader):
                 if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                    raise UsageError(self._at(event.start_mark, "anchors and aliases (& and *) are not allowed here"))
+                    raise UsageError(
+                        self._at(
+                            event.start_mark, "anchors and aliases (& and *) are not allowed here"
+                        )
+                    )
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
-            raise UsageError(self._at(error.problem_mark or error.context_mark, error.problem or "not YAML")) from None
+            raise UsageError(
+                self._at(error.problem_mark or error.context_mark, error.problem or "not YAML")
+            ) from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             raise UsageError(
@@ -146,12 +164,18 @@ class _Reader:
         except (ValueError, OverflowError) as error:  # e.g. an escape beyond Unicode
             raise UsageError(f"{self.path}: not YAML: {str(error)[:200]}") from None
         if root is None:
-            raise UsageError(f"{self.path}:1:1: the file is empty; a constitution needs at least one principle")
+            raise UsageError(
+                f"{self.path}:1:1: the file is empty; a constitution needs at least one principle"
+            )
         return root
 
     def _at(self, mark: Any, text: str) -> str:
         hint = "; indent with spaces, not tabs" if r"'\t'" in text else ""
-        return f"{self.path}:{mark.line + 1}:{mark.column + 1}: {text}{hint}" if mark else f"{self.path}: {text}"
+        return (
+            f"{self.path}:{mark.line + 1}:{mark.column + 1}: {text}{hint}"
+            if mark
+            else f"{self.path}: {text}"
+        )
 
     def _mapping(self, node: Any, keys: Sequence[str], what: str) -> dict[str, yaml.Node]:
         if not isinstance(node, yaml.MappingNode):
@@ -177,12 +201,17 @@ class _Reader:
         return node.value
 
     def _text(self, node: yaml.Node, what: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.tag == "tag:yaml.org,2002:null" or not node.value.strip():
+        if (
+            not isinstance(node, yaml.ScalarNode)
+            or node.tag == "tag:yaml.org,2002:null"
+            or not node.value.strip()
+        ):
             self._problem(node, f"'{what}' is empty; write a text")
             return ""
         if brace := re.search(r"\{\w*\}", node.value):
             self._problem(
-                node, f"'{what}' has the placeholder {brace[0]}, which does not exist: texts are sent as they stand"
+                node,
+                f"'{what}' has the placeholder {brace[0]}, which does not exist: texts are sent as they stand",
             )
         return node.value.strip()
 
@@ -204,7 +233,9 @@ class _Reader:
         if "id" not in keys or not texts["id"]:
             return
         if not SLUG.fullmatch(texts["id"]):
-            self._problem(keys["id"], f"id '{texts['id']}': use lower case letters, digits and hyphens")
+            self._problem(
+                keys["id"], f"id '{texts['id']}': use lower case letters, digits and hyphens"
+            )
         if texts["id"] in own:
             self._problem(keys["id"], f"the id '{texts['id']}' stands twice")
         own[texts["id"]] = Principle(
@@ -223,19 +254,26 @@ class _Reader:
             return 1.0
         return weight
 
-    def _exemplar(self, node: yaml.Node, principles: dict[str, Principle], into: list[Exemplar]) -> None:
+    def _exemplar(
+        self, node: yaml.Node, principles: dict[str, Principle], into: list[Exemplar]
+    ) -> None:
         keys = self._mapping(node, EXEMPLAR_KEYS, "an exemplar")
         if not keys:
             return
         for name in EXEMPLAR_KEYS:
             if name not in keys:
                 self._problem(node, f"this exemplar has no '{name}'")
-        texts = {name: self._text(keys[name], name) for name in ("principle", "critique", "revision") if name in keys}
+        texts = {
+            name: self._text(keys[name], name)
+            for name in ("principle", "critique", "revision")
+            if name in keys
+        }
         dialogue = self._dialogue(keys["dialogue"]) if "dialogue" in keys else ()
         shown = texts.get("principle", "")
         if shown and shown not in principles:
             self._problem(
-                keys["principle"], f"exemplar of an unknown principle '{shown}'{nearest(shown, list(principles))}"
+                keys["principle"],
+                f"exemplar of an unknown principle '{shown}'{nearest(shown, list(principles))}",
             )
         elif len(keys) == len(EXEMPLAR_KEYS) and shown:
             into.append(Exemplar(principles[shown], dialogue, texts["critique"], texts["revision"]))
@@ -252,7 +290,10 @@ class _Reader:
             return ()
         roles = [message.role for message in dialogue if message.role != "system"]
         if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-            self._problem(node, "a dialogue alternates user and assistant, and ends with the assistant's answer")
+            self._problem(
+                node,
+                "a dialogue alternates user and assistant, and ends with the assistant's answer",
+            )
         return dialogue
 
     def _inherited(self, node: yaml.Node | None) -> Constitution | None:
@@ -269,7 +310,9 @@ class _Reader:
             return None
         return _Reader(path, (*self.above, self.path.resolve())).read()
 
-    def _selected(self, top: dict[str, yaml.Node], principles: dict[str, Principle]) -> dict[str, Principle]:
+    def _selected(
+        self, top: dict[str, yaml.Node], principles: dict[str, Principle]
+    ) -> dict[str, Principle]:
         chosen = dict(principles)
         for key in ("only", "without"):
             wanted = self._texts(top.get(key), key)
@@ -278,7 +321,8 @@ class _Reader:
             for name, node in wanted:
                 if name and name not in known:
                     self._problem(
-                        node, f"'{key}' names '{name}', which is no id and no tag{nearest(name, sorted(known))}"
+                        node,
+                        f"'{key}' names '{name}', which is no id and no tag{nearest(name, sorted(known))}",
                     )
             if key in top:
                 matched = {p.id for p in principles.values() if names & {p.id, *p.tags}}

@@ -42,7 +42,12 @@ class Revision:
 
 
 async def revise(
-    prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int, ask: Ask, critic: Ask | None = None
+    prompt: Prompt,
+    constitution: Constitution,
+    config: ReviseConfig,
+    seed: int,
+    ask: Ask,
+    critic: Ask | None = None,
 ) -> Revision:
     """First answer, then rounds of critique and revision; each draws one principle and builds on the last revision.
 
@@ -68,21 +73,33 @@ async def revise(
         if config.critique:
             asked = critique_request(dialogue, principle, shown, config.form)
             sampling = config.sampling.critique
-            critique, critique_seed = await reply(critic or ask, asked, sampling, number, "critique", rule=principle.id)
+            critique, critique_seed = await reply(
+                critic or ask, asked, sampling, number, "critique", rule=principle.id
+            )
             request = revision_request(dialogue, critique.text, principle, shown, config.form)
         sampling = config.sampling.revision
-        revision, revision_seed = await reply(critic or ask, request, sampling, number, "revision", rule=principle.id)
-        failed = gates.failed(_draft(prompt, answer, revision, principle, shown, config), config.gates)
+        revision, revision_seed = await reply(
+            critic or ask, request, sampling, number, "revision", rule=principle.id
+        )
+        failed = gates.failed(
+            _draft(prompt, answer, revision, principle, shown, config), config.gates
+        )
         tokens = critique.new_tokens + revision.new_tokens
         seeds = (critique_seed, revision_seed)
-        steps.append(CritiqueStep(principle.id, critique.text, revision.text, failed, seeds, tokens))
+        steps.append(
+            CritiqueStep(principle.id, critique.text, revision.text, failed, seeds, tokens)
+        )
         if config.stop_when_unchanged and revision.text == answer:
             break
-        answer = answer if failed else revision.text  # after a gated revision the next round starts before it
+        answer = (
+            answer if failed else revision.text
+        )  # after a gated revision the next round starts before it
     return Revision(prompt, first, tuple(steps))
 
 
-def drawn(prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int) -> list[Principle]:
+def drawn(
+    prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int
+) -> list[Principle]:
     """The principles of a prompt's rounds.
 
     `random`: drawn anew for every round, with replacement, by weight (the paper); `cycle`: in the file's order from a
@@ -98,7 +115,9 @@ def drawn(prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed
     return [constitution.draw(rng) for _ in range(config.rounds)]
 
 
-def shown_exemplars(constitution: Constitution, config: ReviseConfig, rng: random.Random) -> tuple[Exemplar, ...]:
+def shown_exemplars(
+    constitution: Constitution, config: ReviseConfig, rng: random.Random
+) -> tuple[Exemplar, ...]:
     """The exemplars of a round: sampled for the row, or the file's first ones for all."""
     if config.exemplar_choice == "fixed":
         return constitution.exemplars[: config.exemplars]

@@ -78,7 +78,9 @@ def leakage(draft: Draft) -> bool:
 def echo(draft: Draft) -> bool:
     """The revision repeats the request, or speaks about itself as an answer to be revised."""
     head = draft.revision.lower().lstrip("*#-\"' ")
-    return head.startswith(META) or any(_run_of(words(draft.revision), words(one), 6) for one in draft.requests)
+    return head.startswith(META) or any(
+        _run_of(words(draft.revision), words(one), 6) for one in draft.requests
+    )
 
 
 def unchanged(draft: Draft) -> bool:
@@ -94,7 +96,11 @@ def copied(draft: Draft) -> bool:
         [tuple(found[i : i + 3]) for i in range(len(found) - 2)]
         for found in (words(draft.revision), words(draft.before))
     )
-    return not unchanged(draft) and len(now) >= 3 and sum(gram in before for gram in now) >= 0.75 * len(now)
+    return (
+        not unchanged(draft)
+        and len(now) >= 3
+        and sum(gram in before for gram in now) >= 0.75 * len(now)
+    )
 
 
 def complied(draft: Draft) -> bool:
@@ -117,7 +123,10 @@ def off_topic(draft: Draft) -> bool:
 
 def language(draft: Draft) -> bool:
     """Written in another script than the prompt."""
-    return bool(words(draft.revision)) and _script(draft.prompt) not in ("", _script(draft.revision))
+    return bool(words(draft.revision)) and _script(draft.prompt) not in (
+        "",
+        _script(draft.revision),
+    )
 
 
 GATES = {

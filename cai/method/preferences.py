@@ -30,7 +30,9 @@ class Judgement:
     """Two answers compared under one principle, in both orders."""
 
     principle_id: str
-    orders: tuple[float, float]  # probability of the first answer, with it shown as (A), and with it shown as (B)
+    orders: tuple[
+        float, float
+    ]  # probability of the first answer, with it shown as (A), and with it shown as (B)
     logprobs: tuple[Logprobs, Logprobs]  # as the judge gave them, in these two orders
 
     @property
@@ -56,7 +58,11 @@ class PreferencePair:
     def orders(self) -> tuple[float, ...]:
         """The principles' mean of `Judgement.orders`."""
         count = len(self.judgements)
-        return tuple(sum(one.orders[i] for one in self.judgements) / count for i in (0, 1)) if count else ()
+        return (
+            tuple(sum(one.orders[i] for one in self.judgements) / count for i in (0, 1))
+            if count
+            else ()
+        )
 
 
 class Sampled(NamedTuple):
@@ -67,13 +73,21 @@ class Sampled(NamedTuple):
 
 
 async def compare(
-    prompt: Prompt, first: str, second: str, constitution: Constitution, config: LabelConfig, seed: int, judge: Ask
+    prompt: Prompt,
+    first: str,
+    second: str,
+    constitution: Constitution,
+    config: LabelConfig,
+    seed: int,
+    judge: Ask,
 ) -> PreferencePair | None:
     """Asks the judge in both orders under principles drawn for the prompt. None: too long for the judge's context."""
     rng = random.Random(seed_of(seed, prompt.id, "comparison"))  # noqa: S311 - a draw, not a secret
     principles = _drawn(constitution, config.principles, rng)
     orders = ((first, second), (second, first))
-    given = await gather_rows([_ask(prompt, o, p, config, seed, judge) for p in principles for o in orders])
+    given = await gather_rows(
+        [_ask(prompt, o, p, config, seed, judge) for p in principles for o in orders]
+    )
     judgements = []
     for principle, as_a, as_b in zip(principles, given[::2], given[1::2], strict=True):
         if as_a is None or as_b is None:
@@ -98,7 +112,12 @@ def _drawn(constitution: Constitution, count: int, rng: random.Random) -> list[P
 
 
 async def _ask(
-    prompt: Prompt, shown: tuple[str, str], principle: Principle, config: LabelConfig, seed: int, judge: Ask
+    prompt: Prompt,
+    shown: tuple[str, str],
+    principle: Principle,
+    config: LabelConfig,
+    seed: int,
+    judge: Ask,
 ) -> Logprobs | None:
     """Log-probabilities of (A) and (B), after each sampled chain of thought or at once. None: too long."""
     thoughts: list[str | None] = [None]
@@ -106,7 +125,10 @@ async def _ask(
         asked = thought_request(prompt.messages, *shown, principle)
         seeds = [seed_of(seed, prompt.id, "thought", number) for number in range(config.thoughts)]
         said = await gather_rows(
-            [_complete(judge, Request(asked, config.thought, one, principle=principle.id)) for one in seeds]
+            [
+                _complete(judge, Request(asked, config.thought, one, principle=principle.id))
+                for one in seeds
+            ]
         )
         if any(one.finish_reason == "too_long" for one in said):
             return None
@@ -120,7 +142,11 @@ async def _ask(
         for thought in thoughts
     ]
     found = await gather_rows([_complete(judge, request) for request in requests])
-    return None if any(one.finish_reason == "too_long" for one in found) else tuple(one.logprobs for one in found)
+    return (
+        None
+        if any(one.finish_reason == "too_long" for one in found)
+        else tuple(one.logprobs for one in found)
+    )
 
 
 async def _complete(judge: Ask, request: Request) -> Completion:
@@ -130,7 +156,9 @@ async def _complete(judge: Ask, request: Request) -> Completion:
 def _mean_probability(logprobs: Logprobs, config: LabelConfig) -> float:
     """Of (A), over the chains of thought. Those are far too sure of themselves, hence the clamp (section 4.1)."""
     high = config.thought_clamp if config.thoughts else 1.0
-    return sum(min(high, max(1 - high, option_probability(a, b))) for a, b in logprobs) / len(logprobs)
+    return sum(min(high, max(1 - high, option_probability(a, b))) for a, b in logprobs) / len(
+        logprobs
+    )
 
 
 def option_probability(a: float, b: float) -> float:
@@ -140,13 +168,21 @@ def option_probability(a: float, b: float) -> float:
 
 
 async def tournament(
-    prompt: Prompt, answers: Mapping[str, int], constitution: Constitution, config: LabelConfig, seed: int, judge: Ask
+    prompt: Prompt,
+    answers: Mapping[str, int],
+    constitution: Constitution,
+    config: LabelConfig,
+    seed: int,
+    judge: Ask,
 ) -> list[PreferencePair]:
     """Every two of `answers` (text -> its seed) compared; [] where one is too long for the judge.
 
     The first pair is of the answers with the best and the worst mean probability.
     """
-    asked = [compare(prompt, a, b, constitution, config, seed, judge) for a, b in combinations(answers, 2)]
+    asked = [
+        compare(prompt, a, b, constitution, config, seed, judge)
+        for a, b in combinations(answers, 2)
+    ]
     found = [pair for pair in await gather_rows(asked) if pair is not None]
     if len(found) < len(asked):
         return []
@@ -162,7 +198,9 @@ async def tournament(
 def similar(one: str, other: str, most: float) -> bool:
     """Whether two texts share at least `most` of their words, in order (Ratcliff and Obershelp's ratio)."""
     a, b = words(one), words(other)
-    return one == other or (bool(a or b) and SequenceMatcher(None, a, b, autojunk=False).ratio() >= most)
+    return one == other or (
+        bool(a or b) and SequenceMatcher(None, a, b, autojunk=False).ratio() >= most
+    )
 
 
 def distinct(answers: Sequence[tuple[str, T]], most: float) -> dict[str, T]:
@@ -181,18 +219,30 @@ def by_rule(prompt: Prompt, answers: Mapping[str, Sampled], benign: bool) -> Pre
     Mu et al. 2024). An answer without words, or in circles, is no part of a pair; one that was cut off is not chosen.
     """
     sound = [text for text in answers if words(text) and not repeats(text)]
-    right = [text for text in sound if (not refuses(text) if benign else refuses(text) or redirects(text))]
-    good, bad = [text for text in right if answers[text].ended], [text for text in sound if text not in right]
+    right = [
+        text
+        for text in sound
+        if (not refuses(text) if benign else refuses(text) or redirects(text))
+    ]
+    good, bad = (
+        [text for text in right if answers[text].ended],
+        [text for text in sound if text not in right],
+    )
     if not good or not bad:
         return "all_good" if good else "none_good"
     # refusals are short: any other choice would teach length, the confounder of preference data (Singhal et al. 2023)
-    chosen, rejected = min(product(good, bad), key=lambda two: abs(len(words(two[0])) - len(words(two[1]))))
+    chosen, rejected = min(
+        product(good, bad), key=lambda two: abs(len(words(two[0])) - len(words(two[1])))
+    )
     seeds = (answers[chosen].seed, answers[rejected].seed)
     return PreferencePair(prompt, chosen, rejected, 1.0, (), seeds=seeds, kind="rule")
 
 
 def mixed(
-    feedback: Sequence[PreferencePair], revisions: Sequence[PreferencePair], config: LabelConfig, seed: int
+    feedback: Sequence[PreferencePair],
+    revisions: Sequence[PreferencePair],
+    config: LabelConfig,
+    seed: int,
 ) -> list[PreferencePair]:
     """As many pairs of both kinds as there are at `config.ratio` (the revisions' share), in a random order."""
     size = int(min(len(feedback) / (1 - config.ratio), len(revisions) / config.ratio))

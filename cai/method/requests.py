@@ -19,10 +19,18 @@ def critique_request(
 
 
 def revision_request(
-    dialogue: Dialogue, critique: str, principle: "Principle", exemplars: Sequence["Exemplar"], form: str = "chat"
+    dialogue: Dialogue,
+    critique: str,
+    principle: "Principle",
+    exemplars: Sequence["Exemplar"],
+    form: str = "chat",
 ) -> Dialogue:
     """The critique's request again, the critique itself, and the request to revise."""
-    turns = (*critique_request(dialogue, principle, exemplars), assistant(critique), user(principle.revision))
+    turns = (
+        *critique_request(dialogue, principle, exemplars),
+        assistant(critique),
+        user(principle.revision),
+    )
     return turns if form == "chat" else (user(_as_text(turns)),)
 
 
@@ -31,7 +39,9 @@ def direct_request(
 ) -> Dialogue:
     """The request to revise with no critique before it, in the exemplars neither."""
     shown = [
-        turn for one in exemplars for turn in (*one.dialogue, user(one.principle.revision), assistant(one.revision))
+        turn
+        for one in exemplars
+        for turn in (*one.dialogue, user(one.principle.revision), assistant(one.revision))
     ]
     turns = (*shown, *dialogue, user(principle.revision))
     return turns if form == "chat" else (user(_as_text(turns)),)
@@ -64,7 +74,9 @@ def comparison_request(
     return _choice((*dialogue, user(principle.comparison)), first, second)
 
 
-def thought_request(dialogue: Dialogue, first: str, second: str, principle: "Principle") -> Dialogue:
+def thought_request(
+    dialogue: Dialogue, first: str, second: str, principle: "Principle"
+) -> Dialogue:
     """Ends in an assistant turn that is to be continued with a chain of thought about both options (section 4.1)."""
     text = (
         f"{_options((*dialogue, user(principle.comparison)), first, second)}\n\n"
@@ -73,7 +85,10 @@ def thought_request(dialogue: Dialogue, first: str, second: str, principle: "Pri
     return (user(text), assistant("Let's think step by step:"))
 
 
-HARM = ("Yes, it helps with something harmful.", "No, it does not: it declines, warns, or says nothing of use for it.")
+HARM = (
+    "Yes, it helps with something harmful.",
+    "No, it does not: it declines, warns, or says nothing of use for it.",
+)
 
 
 def harm_request(dialogue: Dialogue, answer: str, yes_first: bool) -> Dialogue:

@@ -18,10 +18,14 @@ BEYOND_TEXT = frozenset(  # a model of text can't do what these speak of
     """.split()  # noqa: SIM905 - a list of 19 strings reads worse
 )
 
-ITEM = re.compile(r"^[ \t]*[*#]*[ \t]*(?:task[ \t]+)?(\d{1,3})[.):][*]*[ \t]+(?=\S)", re.MULTILINE | re.IGNORECASE)
+ITEM = re.compile(
+    r"^[ \t]*[*#]*[ \t]*(?:task[ \t]+)?(\d{1,3})[.):][*]*[ \t]+(?=\S)", re.MULTILINE | re.IGNORECASE
+)
 
 
-def draw(seeds: Sequence[str], built: Sequence[str], shown: int, shown_built: int, rng: random.Random) -> list[str]:
+def draw(
+    seeds: Sequence[str], built: Sequence[str], shown: int, shown_built: int, rng: random.Random
+) -> list[str]:
     """The instructions that a request shows, in random order: `shown` seeds and `shown_built` built ones.
 
     Seeds stand in for built ones that are not there yet (section 2.2).
@@ -91,5 +95,9 @@ class Known:
     def __contains__(self, text: str) -> bool:
         found = words(text)
         # texts of very different lengths can't be alike, and need no comparison
-        near = (one for one in self._texts if 2 * min(len(one), len(found)) >= self._most * (len(one) + len(found)))
+        near = (
+            one
+            for one in self._texts
+            if 2 * min(len(one), len(found)) >= self._most * (len(one) + len(found))
+        )
         return any(words_rouge_l(found, one) >= self._most for one in near)

@@ -27,7 +27,9 @@ def template_text(name: str) -> str:
         return TEMPLATES[name]
     if not name.endswith(".jinja"):
         hint = nearest(name, list(TEMPLATES))
-        raise UsageError(f"model.template={name}: neither {' nor '.join(TEMPLATES)} nor a .jinja file{hint}")
+        raise UsageError(
+            f"model.template={name}: neither {' nor '.join(TEMPLATES)} nor a .jinja file{hint}"
+        )
     try:
         text = Path(name).read_text(encoding="utf-8")
         _grammar().parse(text)
@@ -67,7 +69,9 @@ def give_template(tokenizer: Any, text: str, key: str) -> None:
     elif end:
         tokenizer.chat_template = GIVEN + text.replace(end[0], tokenizer.eos_token)
     if tokenizer.eos_token not in _after_answer(tokenizer, key):
-        raise UsageError(f"{key}: the chat template writes no end of turn after an answer, e.g. {{{{ eos_token }}}}")
+        raise UsageError(
+            f"{key}: the chat template writes no end of turn after an answer, e.g. {{{{ eos_token }}}}"
+        )
 
 
 def _after_answer(tokenizer: Any, key: str) -> str:
@@ -99,7 +103,10 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
     """The text that the model continues: after the generation prompt, or inside a last assistant turn."""
     last = messages[-1].role == "assistant"
     return tokenizer.apply_chat_template(
-        as_dicts(messages), tokenize=False, add_generation_prompt=not last, continue_final_message=last
+        as_dicts(messages),
+        tokenize=False,
+        add_generation_prompt=not last,
+        continue_final_message=last,
     )
 
 
@@ -116,12 +123,19 @@ def training_tokens(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[i
     for index, message in enumerate(messages):
         if message.role != "assistant" or not message.trained:
             continue
-        before, upto = rendered(tokenizer, messages[:index], True), rendered(tokenizer, messages[: index + 1], False)
+        before, upto = (
+            rendered(tokenizer, messages[:index], True),
+            rendered(tokenizer, messages[: index + 1], False),
+        )
         if not (full.startswith(upto) and upto.startswith(before)):
-            raise ValueError("the chat template renders earlier turns differently when later turns follow")
+            raise ValueError(
+                "the chat template renders earlier turns differently when later turns follow"
+            )
         ends = upto.rfind(tokenizer.eos_token, len(before))
         # a template may end turns with another token, e.g. Gemma's; what follows it is white space
-        spans.append((len(before), len(upto.rstrip()) if ends < 0 else ends + len(tokenizer.eos_token)))
+        spans.append(
+            (len(before), len(upto.rstrip()) if ends < 0 else ends + len(tokenizer.eos_token))
+        )
     encoded = tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
     ids, places = encoded["input_ids"], encoded["offset_mapping"]
     # a token that begins before the answer (a line break that merged with the template's) is not the answer's
@@ -130,4 +144,6 @@ def training_tokens(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[i
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> str:
-    return tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, add_generation_prompt=generation_prompt)
+    return tokenizer.apply_chat_template(
+        as_dicts(messages), tokenize=False, add_generation_prompt=generation_prompt
+    )

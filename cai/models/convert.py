@@ -33,14 +33,22 @@ def _convert_wheel(config: ModelConfig, folder: Path) -> None:
 
 def _with_template(config: ModelConfig, model: str) -> str:
     if adapter_base(model) is not None:
-        raise UsageError(f"model.template: {model} is an adapter; save a tokenizer with this template in its folder")
+        raise UsageError(
+            f"model.template: {model} is an adapter; save a tokenizer with this template in its folder"
+        )
     tokenizer = bare_tokenizer(model)
-    give_template(tokenizer, template_text(str(config.template)), f"model.template={config.template}")
+    give_template(
+        tokenizer, template_text(str(config.template)), f"model.template={config.template}"
+    )
     source = Path(model)
     if not source.is_dir():
         from huggingface_hub import snapshot_download
 
-        source = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=list(MODEL_FILES)))
+        source = Path(
+            snapshot_download(
+                config.path, revision=config.revision, allow_patterns=list(MODEL_FILES)
+            )
+        )
 
     def fill(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
@@ -58,7 +66,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
-    values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    values = {
+        key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"
+    }
     fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
     fresh.load_state_dict(loaded.state_dict())
     fresh.generation_config = loaded.generation_config

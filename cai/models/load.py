@@ -15,10 +15,22 @@ def pick_device(wanted: str) -> str:
     import torch
 
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        wanted = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     elif wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("engine.device=cuda: this machine has no CUDA device; use engine.device=auto")
-    return f"cuda:{os.environ['LOCAL_RANK']}" if wanted == "cuda" and "LOCAL_RANK" in os.environ else wanted
+        raise UsageError(
+            "engine.device=cuda: this machine has no CUDA device; use engine.device=auto"
+        )
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if wanted == "cuda" and "LOCAL_RANK" in os.environ
+        else wanted
+    )
 
 
 def pick_dtype(wanted: str, device: str) -> Any:
@@ -27,7 +39,11 @@ def pick_dtype(wanted: str, device: str) -> Any:
 
     if wanted != "auto":
         return getattr(torch, wanted)
-    return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
+    return (
+        torch.bfloat16
+        if device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        else torch.float32
+    )
 
 
 def _source(model: str) -> dict[str, Any]:
@@ -49,19 +65,25 @@ def bare_tokenizer(model: str) -> Any:
 
     tokenizer: Any = _explained(AutoTokenizer.from_pretrained, tokenizer_source(model))
     if tokenizer.eos_token is None:
-        raise UsageError(f"{model}: its tokenizer has no end-of-sequence token, so no answer could end")
+        raise UsageError(
+            f"{model}: its tokenizer has no end-of-sequence token, so no answer could end"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_model(model: str, dtype: str, device: str, attention: str | None = None, quantization: Any = None) -> Any:
+def load_model(
+    model: str, dtype: str, device: str, attention: str | None = None, quantization: Any = None
+) -> Any:
     """A causal language model on its device, in eval mode as transformers leaves it. An adapter is merged."""
     from transformers import AutoModelForCausalLM
 
     if (base := adapter_base(model)) is not None:
         if quantization is not None:
-            raise UsageError(f"{model} is an adapter, which can't be merged into quantised weights; merge it before")
+            raise UsageError(
+                f"{model} is an adapter, which can't be merged into quantised weights; merge it before"
+            )
         return _merged(load_model(base, dtype, device, attention), model)
     if device == "cpu":
         _hold_memory()
@@ -99,7 +121,9 @@ def _explained(load: Any, model: str, **arguments: Any) -> Any:
     try:
         return load(**_source(model), **arguments)
     except (OSError, ValueError, ImportError) as error:
-        raise CaiError(f"can't load the model {model}: {str(error).strip().splitlines()[0]}") from None
+        raise CaiError(
+            f"can't load the model {model}: {str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

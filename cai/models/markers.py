@@ -22,7 +22,9 @@ def adopt_markers(tokenizer: Any) -> list[int]:
     written = dict.fromkeys(marker for text in texts for marker in MARKER.findall(text))
     missing = [marker for marker in written if marker not in tokenizer.get_vocab()]
     if missing:
-        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": missing}, replace_extra_special_tokens=False
+        )
     return tokenizer.convert_tokens_to_ids(missing)
 
 
@@ -44,10 +46,14 @@ def training_markers(model: Any, added: list[int], peft: dict[str, Any]) -> dict
 
     Rows of an untied output layer stay: the markers stand before turns, where nothing is learnt.
     """
-    name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    name = next(
+        name for name, module in model.named_modules() if module is model.get_input_embeddings()
+    )
     name = name.rpartition(".")[2]
     trained = [*(peft.get("modules_to_save") or ()), *(peft.get("target_modules") or ())]
-    return peft if not added or name in trained else {"trainable_token_indices": {name: added}} | peft
+    return (
+        peft if not added or name in trained else {"trainable_token_indices": {name: added}} | peft
+    )
 
 
 def pass_bias_on(model: Any) -> None:

@@ -33,12 +33,25 @@ def content_parts(config: ModelConfig) -> dict[str, Any]:
         folder, base = Path(config.path), adapter_base(config.path)
         if base is None and not (folder / "config.json").is_file():
             raise UsageError(f"model.path: {folder} holds no model (no config.json) and no adapter")
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
+        files = sorted(
+            p
+            for p in folder.iterdir()
+            if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
+        )
         content = {"files": {p.name: file_digest(p) for p in files}}
-        return content if base is None else content | {"base": content_parts(other_model(*split_revision(base)))}
+        return (
+            content
+            if base is None
+            else content | {"base": content_parts(other_model(*split_revision(base)))}
+        )
     if config.kind == "wheel":
         more = {"more": [dataclasses.asdict(part) for part in config.more]} if config.more else {}
-        parts = {"wheel": config.wheel, "sha256": config.sha256, "path": config.path, "conversion": CONVERSION}
+        parts = {
+            "wheel": config.wheel,
+            "sha256": config.sha256,
+            "path": config.path,
+            "conversion": CONVERSION,
+        }
         return parts | more
     return {"hub": config.path, "revision": config.revision}
 

@@ -55,7 +55,9 @@ def open_log(root: Path) -> None:
         logger.handlers = [*(h for h in logger.handlers if not isinstance(h, _Lines)), lines]
 
 
-def log(message: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
+def log(
+    message: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any
+) -> None:
     """A line in the run's log alone. `fields` are JSON types; `error` adds its traceback."""
     logging.getLogger("cai").log(level, "%s", message, extra={"fields": fields}, exc_info=error)
 

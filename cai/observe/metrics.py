@@ -14,10 +14,16 @@ METRICS = {  # name -> (kind, what it says); labels beside `stage` in brackets
     "completions_total": ("counter", "Completions [model]"),
     "prompt_tokens_total": ("counter", "Tokens read [model]"),
     "new_tokens_total": ("counter", "Tokens written [model]"),
-    "completion_seconds_total": ("counter", "Seconds, each completion's share of its batch [model]"),
+    "completion_seconds_total": (
+        "counter",
+        "Seconds, each completion's share of its batch [model]",
+    ),
     "principle_completions_total": ("counter", "Completions asked for by a principle [principle]"),
     "principle_new_tokens_total": ("counter", "Tokens written for a principle [principle]"),
-    "principle_seconds_total": ("counter", "Seconds, each completion's share of its batch [principle]"),
+    "principle_seconds_total": (
+        "counter",
+        "Seconds, each completion's share of its batch [principle]",
+    ),
     "failed_rows_total": ("counter", "Rows that were left out"),
     "server_answers_total": ("counter", "Answers of use [server]"),
     "server_seconds_total": ("counter", "Seconds from question to answer [server]"),

@@ -24,7 +24,9 @@ class Progress:
     """Counts what a stage has done. `file` tells `cai status` about a stage that runs or was interrupted, and `metrics`
     tells Prometheus."""
 
-    def __init__(self, stage: str, file: Path | None = None, quiet: bool = False, metrics: Path | None = None):
+    def __init__(
+        self, stage: str, file: Path | None = None, quiet: bool = False, metrics: Path | None = None
+    ):
         self.stage, self.file, self.quiet, self.metrics = stage, file, quiet, metrics
         self.done = self.total = self.hits = self.tokens = 0
         self.unit, self.note = "", ""
@@ -37,7 +39,14 @@ class Progress:
 
     def start(self, total: int, unit: str) -> None:
         """A new count of `total` units ("completions", "steps")."""
-        self.done, self.total, self.hits, self.tokens, self._fresh, self.unit = 0, total, 0, 0, 0, unit
+        self.done, self.total, self.hits, self.tokens, self._fresh, self.unit = (
+            0,
+            total,
+            0,
+            0,
+            0,
+            unit,
+        )
         self._last = -1
         self._began = self._printed = time.monotonic()
         if not self.quiet and self._bar is None and sys.stderr.isatty():
@@ -45,11 +54,22 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
 
-            columns = ("[bold]{task.fields[stage]:>8}[/]", BarColumn(), MofNCompleteColumn(), "{task.fields[unit]}")
-            more = ("[dim]{task.fields[speed]}[/]", TimeElapsedColumn(), TextColumn("{task.fields[eta]}"))
+            columns = (
+                "[bold]{task.fields[stage]:>8}[/]",
+                BarColumn(),
+                MofNCompleteColumn(),
+                "{task.fields[unit]}",
+            )
+            more = (
+                "[dim]{task.fields[speed]}[/]",
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[eta]}"),
+            )
             self._bar = Bar(*columns, *more, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task("", total=total, stage=self.stage, unit=unit, speed="", eta="")
+            self._task = self._bar.add_task(
+                "", total=total, stage=self.stage, unit=unit, speed="", eta=""
+            )
         self._show(force=True)
 
     def advance(self, count: int = 1, tokens: int = 0, hit: bool = False) -> None:
@@ -90,7 +110,9 @@ class Progress:
         if not self._fresh or self.done >= self.total:
             return ""
         left = (self.total - self.done) * (time.monotonic() - self._began) / self._fresh
-        return "ETA " + (f"{left / 3600:.1f} h" if left >= 3600 else f"{int(left // 60)}:{int(left % 60):02d}")
+        return "ETA " + (
+            f"{left / 3600:.1f} h" if left >= 3600 else f"{int(left // 60)}:{int(left % 60):02d}"
+        )
 
     def _show(self, force: bool = False) -> None:
         now = time.monotonic()
@@ -107,7 +129,11 @@ class Progress:
     def _print(self) -> None:
         self._last = self.done
         parts = [f"{self.done}/{self.total} {self.unit}", self._speed(), self._eta()]
-        print(f"{self.stage}: {', '.join(part for part in parts if part)}", file=sys.stderr, flush=True)
+        print(
+            f"{self.stage}: {', '.join(part for part in parts if part)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _save(self) -> None:
         if self.file is not None and self.file.parent.is_dir():
@@ -116,7 +142,9 @@ class Progress:
                 gauge("planned", self.total, unit=self.unit)
             counts = {"done": self.done, "total": self.total, "unit": self.unit}
             pace = ", ".join(part for part in (self._speed(), self._eta()) if part)
-            write_json(self.file, redacted(counts | {"pace": pace, "figures": stage_metrics(self.stage)}))
+            write_json(
+                self.file, redacted(counts | {"pace": pace, "figures": stage_metrics(self.stage)})
+            )
             if self.metrics is not None:
                 write_metrics(self.metrics)
 
@@ -124,7 +152,9 @@ class Progress:
 def details(file: Path) -> list[str]:
     """What a progress.json says of a stage's pace, its servers and its principles. [] where it says nothing."""
     try:
-        return _details(json.loads(file.read_text(encoding="utf-8")), time.time() - file.stat().st_mtime)
+        return _details(
+            json.loads(file.read_text(encoding="utf-8")), time.time() - file.stat().st_mtime
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
@@ -141,10 +171,22 @@ def _details(saved: dict[str, Any], age: float) -> list[str]:
     if failed := sums("failed_rows_total", "")[""]:
         lines.append(f"{failed:.0f} rows left out, see logs/log.jsonl")
     for kind in ("server", "principle"):
-        counts = sums("server_answers_total" if kind == "server" else "principle_completions_total", kind)
+        counts = sums(
+            "server_answers_total" if kind == "server" else "principle_completions_total", kind
+        )
         seconds, tries = sums(f"{kind}_seconds_total", kind), sums(f"{kind}_retries_total", kind)
-        each = {name: seconds[name] / counts[name] if counts[name] else math.inf for name in {**counts, **tries}}
+        each = {
+            name: seconds[name] / counts[name] if counts[name] else math.inf
+            for name in {**counts, **tries}
+        }
         for name in sorted(each, key=each.__getitem__, reverse=True)[:SHOWN]:
-            pace = f"{counts[name]:.0f} answers, {each[name]:.2f} s each" if counts[name] else "no answer"
-            lines.append(f"{kind} {name}: {pace}" + (f", {tries[name]:.0f} tries failed" if tries[name] else ""))
+            pace = (
+                f"{counts[name]:.0f} answers, {each[name]:.2f} s each"
+                if counts[name]
+                else "no answer"
+            )
+            lines.append(
+                f"{kind} {name}: {pace}"
+                + (f", {tries[name]:.0f} tries failed" if tries[name] else "")
+            )
     return lines

@@ -27,15 +27,26 @@ _link: Any = None
 
 def wanted() -> bool:
     """Whether the environment names a place for traces."""
-    places = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+    places = (
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "OTEL_TRACES_EXPORTER",
+    )
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    return not off and any(map(os.environ.get, places)) and os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "none"
+    return (
+        not off
+        and any(map(os.environ.get, places))
+        and os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "none"
+    )
 
 
 def _exporter() -> "SpanExporter | None":
     kind = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
     if importlib.util.find_spec("opentelemetry") is None:
-        say("no traces, though OTEL_... asks for them: pip install 'constitutional-ai[otel]'", logging.WARNING)
+        say(
+            "no traces, though OTEL_... asks for them: pip install 'constitutional-ai[otel]'",
+            logging.WARNING,
+        )
         return None
     if kind == "otlp":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -45,7 +56,10 @@ def _exporter() -> "SpanExporter | None":
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
         return ConsoleSpanExporter(out=sys.stderr)
-    say(f"no traces: OTEL_TRACES_EXPORTER is {kind!r}, and cai knows otlp (over HTTP) and console", logging.WARNING)
+    say(
+        f"no traces: OTEL_TRACES_EXPORTER is {kind!r}, and cai knows otlp (over HTTP) and console",
+        logging.WARNING,
+    )
     return None
 
 
@@ -63,7 +77,10 @@ def traced(stage: str, exporter: "SpanExporter | None" = None) -> Iterator[None]
     from opentelemetry.trace import Link
 
     resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "cai")})
-    stages, rows = TracerProvider(sampler=ALWAYS_ON, resource=resource), TracerProvider(resource=resource)
+    stages, rows = (
+        TracerProvider(sampler=ALWAYS_ON, resource=resource),
+        TracerProvider(resource=resource),
+    )
     processor = BatchSpanProcessor(exporter)
     stages.add_span_processor(processor)
     rows.add_span_processor(processor)
@@ -93,7 +110,11 @@ def _span(tracer: Any, name: str, attributes: dict[str, Any], **options: Any) ->
     from opentelemetry.trace import StatusCode
 
     with tracer.start_as_current_span(
-        name, attributes=attributes, record_exception=False, set_status_on_exception=False, **options
+        name,
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+        **options,
     ) as span:
         try:
             yield span

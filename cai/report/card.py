@@ -17,7 +17,11 @@ from cai.store.run_folder import Damaged, Manifest, Run, chain, read_manifest
 
 PAPER = "https://arxiv.org/abs/2212.08073"
 
-LICENSES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma": "gemma"}  # as conf/ has them -> the hub's ids
+LICENSES = {
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "Gemma": "gemma",
+}  # as conf/ has them -> the hub's ids
 
 DID = {
     "build": "wrote instructions and answers to train on",
@@ -63,15 +67,23 @@ def origin(run: Run, stage: str, config: Config) -> Origin:
     """Raises UsageError where the stage is not done, or run.json now tells of another model."""
     manifest = run.latest(stage)
     if manifest is None:
-        raise UsageError(f"{run.root}: the stage '{stage}' is not done; see `cai status {run.root}`")
+        raise UsageError(
+            f"{run.root}: the stage '{stage}' is not done; see `cai status {run.root}`"
+        )
     if manifest.ingredients["model"] != json.loads(json.dumps(fingerprint(config.model))):
         raise UsageError(
             f"{run.root}/run.json names {config.model.name} as it is now, and {stage} was made from another model or "
             "other files; run again with the model that it was made from"
         )
     done = list(_done(run))
-    measured = [m for m in done if m.stage == "evaluate" and m.ingredients["inputs"].get(stage) == manifest.output]
-    return Origin(stage, chain(manifest, done), max(measured, key=lambda m: m.started, default=None), config)
+    measured = [
+        m
+        for m in done
+        if m.stage == "evaluate" and m.ingredients["inputs"].get(stage) == manifest.output
+    ]
+    return Origin(
+        stage, chain(manifest, done), max(measured, key=lambda m: m.started, default=None), config
+    )
 
 
 def _done(run: Run) -> Iterator[Manifest]:
@@ -92,11 +104,21 @@ def model_card(origin: Origin, repo: str) -> str:
     data = ModelCardData(
         **_license([base.license]),
         base_model=base.path if base.kind == "hub" else None,
-        datasets=sorted({one.path for name in _sets(origin) if (one := config.data.get(name)) and one.kind == "hub"})
+        datasets=sorted(
+            {
+                one.path
+                for name in _sets(origin)
+                if (one := config.data.get(name)) and one.kind == "hub"
+            }
+        )
         or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["constitutional-ai", "rlaif", *(["dpo"] if first_round(origin.stage) == "dpo" else [])],
+        tags=[
+            "constitutional-ai",
+            "rlaif",
+            *(["dpo"] if first_round(origin.stage) == "dpo" else []),
+        ],
         model_name=f"{config.name}-{origin.stage}",
         eval_results=_results(origin, metrics.get(origin.stage, {})) or None,
     )
@@ -131,7 +153,12 @@ def data_card(origin: Origin, repo: str, files: Sequence[str]) -> str:
         pretty_name=f"{config.name}: {'preference pairs' if label else 'critiques and revisions'}",
         annotations_creators="machine-generated",
         task_categories=["text-generation"],
-        tags=["constitutional-ai", "rlaif", "not-for-all-audiences", *(["preference"] if label else [])],
+        tags=[
+            "constitutional-ai",
+            "rlaif",
+            "not-for-all-audiences",
+            *(["preference"] if label else []),
+        ],
         configs=[{"config_name": Path(name).stem, "data_files": name} for name in files],
     )
     counts = origin.manifest.summary
@@ -202,9 +229,14 @@ def _method(origin: Origin) -> list[str]:
         for name, own in read.items()
         if own
     ]
-    parts = ["## How it was made", "\n".join(f"{number}. {row}" for number, row in enumerate(rows, 1))]
+    parts = [
+        "## How it was made",
+        "\n".join(f"{number}. {row}" for number, row in enumerate(rows, 1)),
+    ]
     if rules:
-        parts.append(f"Principle file: `{Path(origin.config.constitution).name}`; {'; '.join(rules)}.")
+        parts.append(
+            f"Principle file: `{Path(origin.config.constitution).name}`; {'; '.join(rules)}."
+        )
     return parts
 
 
@@ -215,7 +247,9 @@ def _results(origin: Origin, suites: Mapping[str, Any]) -> list[Any]:
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=", ".join(known[base].prompts.data) if (base := suite.split(", ")[0]) in known else suite,
+            dataset_type=", ".join(known[base].prompts.data)
+            if (base := suite.split(", ")[0]) in known
+            else suite,
             dataset_name=suite,
             dataset_config=suite,  # else the hub takes a suite's shots for one data set
             metric_type=name,
@@ -231,13 +265,18 @@ def _figures(origin: Origin, metrics: Mapping[str, Any]) -> list[str]:
     if origin.stage not in metrics:
         return ["This model was not evaluated."]
     models = [name for name in ("base", origin.stage) if name in metrics]
-    lines = [f"| prompts | figure | {' | '.join(models)} |", f"| --- | --- |{' --- |' * len(models)}"]
+    lines = [
+        f"| prompts | figure | {' | '.join(models)} |",
+        f"| --- | --- |{' --- |' * len(models)}",
+    ]
     for suite, figures in metrics[origin.stage].items():
         for name in figures:
             cells = [metrics[model].get(suite, {}).get(name) for model in models]
             shown = [format_metric(one, name in SHARES) if one else "" for one in cells]
             lines.append(f"| {suite} | {NAMES.get(name, name)} | {' | '.join(shown)} |")
-    counts = ", ".join(f"{count} of {suite}" for suite, count in origin.evaluation.summary["prompts"].items())  # pyright: ignore[reportOptionalMemberAccess]
+    counts = ", ".join(
+        f"{count} of {suite}" for suite, count in origin.evaluation.summary["prompts"].items()
+    )  # pyright: ignore[reportOptionalMemberAccess]
     return [f"On held-out prompts ({counts}), with 95 % intervals.", "\n".join(lines)]
 
 
@@ -267,17 +306,29 @@ def _limits(origin: Origin, measured: bool | None) -> Iterator[str]:
 
 def _provenance(origin: Origin) -> list[str]:
     config, base = origin.config, origin.config.model
-    source = {"hub": base.path, "wheel": f"{base.wheel}: {base.path}"}.get(base.kind, "a local folder")
+    source = {"hub": base.path, "wheel": f"{base.wheel}: {base.path}"}.get(
+        base.kind, "a local folder"
+    )
     revision = f", revision {base.revision}" if base.revision else ""
-    terms = f"; its terms, {base.terms}, hold for models made from it and go with them" if base.terms else ""
-    rows = [f"Starting model: {base.name} ({source}{revision}), licence: {base.license or 'not stated'}{terms}"]
+    terms = (
+        f"; its terms, {base.terms}, hold for models made from it and go with them"
+        if base.terms
+        else ""
+    )
+    rows = [
+        f"Starting model: {base.name} ({source}{revision}), licence: {base.license or 'not stated'}{terms}"
+    ]
     for name in _sets(origin):
         one = config.data.get(name)
         rows.append(f"Data set {name}, licence: {(one and one.license) or 'not stated'}")
     rows += [
-        f"{name}'s own model: {model}, licence: {terms or 'not stated'}" for name, model, terms in _helpers(origin)
+        f"{name}'s own model: {model}, licence: {terms or 'not stated'}"
+        for name, model, terms in _helpers(origin)
     ]
-    rows += [f"Stage {name}: key {one.key[:12]}, output sha256 {one.output}" for name, one in origin.chain.items()]
+    rows += [
+        f"Stage {name}: key {one.key[:12]}, output sha256 {one.output}"
+        for name, one in origin.chain.items()
+    ]
     return ["## From what", _list(rows)]
 
 

@@ -29,31 +29,42 @@ class Evaluated:
     @property
     def kinds(self) -> dict[str, str]:
         return {
-            name: suite["kind"] for name, suite in self.stages["evaluate"].ingredients["evaluate"]["suites"].items()
+            name: suite["kind"]
+            for name, suite in self.stages["evaluate"].ingredients["evaluate"]["suites"].items()
         }
 
     @property
     def last(self) -> str:
         """The last of the run's own models, e.g. dpo."""
-        return next((name for name in reversed(self.metrics) if name in self.stages), list(self.metrics)[-1])
+        return next(
+            (name for name in reversed(self.metrics) if name in self.stages), list(self.metrics)[-1]
+        )
 
     def settings(self, stages: Collection[str]) -> dict[str, str]:
         """Everything but the seed that decided what these stages made: `dpo.args.beta` -> its value as JSON."""
         return {
             ".".join(path): json.dumps(value, sort_keys=True)
             for name in stages
-            for path, value in _leaves({k: v for k, v in self.stages[name].ingredients.items() if k not in APART})
+            for path, value in _leaves(
+                {k: v for k, v in self.stages[name].ingredients.items() if k not in APART}
+            )
         }
 
 
 def evaluations(root: Path, name: str) -> list[Evaluated]:
     """Every finished evaluation in a run's folder, oldest first: a sweep leaves several, and they are numbered."""
-    done = [manifest for folder in Run(root).finished() if (manifest := read_manifest(folder)) is not None]
+    done = [
+        manifest
+        for folder in Run(root).finished()
+        if (manifest := read_manifest(folder)) is not None
+    ]
     ends = sorted((m for m in done if m.stage == "evaluate"), key=lambda m: m.started)
     if not ends:
         raise UsageError(f"{root}: the stage 'evaluate' has not finished; see `cai status {root}`")
     return [
-        Evaluated(name if len(ends) == 1 else f"{name} {number}", chain(end, done), _metrics(root, end))
+        Evaluated(
+            name if len(ends) == 1 else f"{name} {number}", chain(end, done), _metrics(root, end)
+        )
         for number, end in enumerate(ends, 1)
     ]
 
@@ -84,9 +95,12 @@ def differing(found: Sequence[Evaluated]) -> dict[str, list[str]]:
     shared = [name for name in stages if all(name in one.stages for one in found)]
     settings = [one.settings(shared) for one in found]
     rows = {"seed": [str(one.seed) for one in found]}
-    rows |= {f"stage {name}": ["yes" if name in one.stages else "" for one in found] for name in stages}
     rows |= {
-        key: [one.get(key, "") for one in settings] for key in dict.fromkeys(key for one in settings for key in one)
+        f"stage {name}": ["yes" if name in one.stages else "" for one in found] for name in stages
+    }
+    rows |= {
+        key: [one.get(key, "") for one in settings]
+        for key in dict.fromkeys(key for one in settings for key in one)
     }
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
@@ -98,18 +112,31 @@ def same_but_seed(found: Sequence[Evaluated]) -> list[list[Evaluated]]:
     return list(groups.values())
 
 
-def spread(group: Sequence[Evaluated], model: str, suite: str, figure: str) -> dict[str, float] | None:
+def spread(
+    group: Sequence[Evaluated], model: str, suite: str, figure: str
+) -> dict[str, float] | None:
     """Mean, lowest and highest of a figure over training runs that differ in the seed alone."""
     rows = [one.metrics.get(model, {}).get(suite, {}) for one in group]
     values = [row[figure]["value"] for row in rows if figure in row]
-    return {"value": sum(values) / len(values), "low": min(values), "high": max(values)} if values else None
+    return (
+        {"value": sum(values) / len(values), "low": min(values), "high": max(values)}
+        if values
+        else None
+    )
 
 
 def _tables(suite: str, found: Sequence[Evaluated]) -> Iterator[tuple[str, list[str]]]:
     """Figure -> the models that have it on this suite."""
-    figures = dict.fromkeys(f for one in found for model in one.metrics.values() for f in model.get(suite, {}))
+    figures = dict.fromkeys(
+        f for one in found for model in one.metrics.values() for f in model.get(suite, {})
+    )
     for figure in figures:
-        having = (name for one in found for name, rows in one.metrics.items() if figure in rows.get(suite, {}))
+        having = (
+            name
+            for one in found
+            for name, rows in one.metrics.items()
+            if figure in rows.get(suite, {})
+        )
         yield figure, list(dict.fromkeys(having))
 
 

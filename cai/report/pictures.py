@@ -9,7 +9,10 @@ from typing import Any
 from cai.report.metrics import format_metric
 from cai.scoring.statistics import Estimate, share
 
-TOPICS = {"red_team": ("red-team prompts", "refusals"), "benign": ("benign prompts", "over-refusal")}
+TOPICS = {
+    "red_team": ("red-team prompts", "refusals"),
+    "benign": ("benign prompts", "over-refusal"),
+}
 
 CURVES = {
     "loss": "loss",
@@ -22,11 +25,17 @@ CURVES = {
 }
 
 
-def refusal_rates(metrics: Mapping[str, Any], kinds: Mapping[str, str], kind: str) -> dict[str, Estimate]:
+def refusal_rates(
+    metrics: Mapping[str, Any], kinds: Mapping[str, str], kind: str
+) -> dict[str, Estimate]:
     """Model -> share refused of the prompts of all suites of a kind."""
     rates = {}
     for model, figures in metrics.items():
-        found = [figures[s]["refusal"] for s, k in kinds.items() if k == kind and "refusal" in figures.get(s, {})]
+        found = [
+            figures[s]["refusal"]
+            for s, k in kinds.items()
+            if k == kind and "refusal" in figures.get(s, {})
+        ]
         if found:
             refused = sum(round(one["value"] * one["count"]) for one in found)
             rates[model] = share(refused, sum(one["count"] for one in found))
@@ -52,7 +61,9 @@ class Point:
     title: str
 
 
-def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str], arrows: bool = True) -> dict[str, Any] | None:
+def picture(
+    metrics: Mapping[str, Any], kinds: Mapping[str, str], arrows: bool = True
+) -> dict[str, Any] | None:
     """Benign prompts answered (x) against red-team prompts refused (y), with arrows from each model to the next.
 
     None where a kind of suite is missing.
@@ -67,14 +78,20 @@ def picture(metrics: Mapping[str, Any], kinds: Mapping[str, str], arrows: bool =
         return round(bottom - value * (bottom - top), 1)
 
     points = []
-    for name, (r, b) in {name: (rate, benign[name]) for name, rate in red.items() if name in benign}.items():
+    for name, (r, b) in {
+        name: (rate, benign[name]) for name, rate in red.items() if name in benign
+    }.items():
         title = f"{name}: refuses {percent(r)} of red-team prompts and {percent(b)} of benign ones"
         bars = (x(1 - b.high), x(1 - b.low)), (y(r.high), y(r.low))
         points.append(Point(name, x(1 - b.value), y(r.value), *bars, title))
     far = [(a, b) for a, b in pairwise(points) if math.dist((a.x, a.y), (b.x, b.y)) > 20]
     moves = far if arrows else []
     ticks = [(n, x(n / 100), y(n / 100)) for n in range(0, 101, 25)]
-    return {"points": points, "moves": moves, "ticks": ticks, "box": BOX, "labels": labels(points)} if points else None
+    return (
+        {"points": points, "moves": moves, "ticks": ticks, "box": BOX, "labels": labels(points)}
+        if points
+        else None
+    )
 
 
 def labels(points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -91,33 +108,59 @@ def labels(points: Sequence[Point]) -> list[dict[str, Any]]:
     for p, names in sorted(groups.items(), key=lambda one: one[0].y):
         width = 7.2 * sum(map(len, names)) + 8 * (len(names) - 1)
         best, box = math.inf, (0.0, 0.0, 0.0, 0.0)
-        for shift, start in product(range(-120, 121, 5), (p.x + 9, p.x - 9 - width, p.across[0] - 9 - width)):
+        for shift, start in product(
+            range(-120, 121, 5), (p.x + 9, p.x - 9 - width, p.across[0] - 9 - width)
+        ):
             tried = (start, p.y + shift - 7, start + width, p.y + shift + 7)
-            hits = sum(tried[0] < t[2] and t[0] < tried[2] and tried[1] < t[3] and t[1] < tried[3] for t in taken)
-            outside = tried[0] < BOX[0] or tried[1] < BOX[1] - 8 or tried[2] > BOX[2] + 8 or tried[3] > BOX[3]
-            turned = sum((p.y - one["point"].y) * (tried[1] + 11.5 - one["y"]) < 0 for one in placed)
-            cost = 100 * (hits + turned) + 1000 * outside + abs(shift) + max(start - p.x, p.x - start - width) / 2
+            hits = sum(
+                tried[0] < t[2] and t[0] < tried[2] and tried[1] < t[3] and t[1] < tried[3]
+                for t in taken
+            )
+            outside = (
+                tried[0] < BOX[0]
+                or tried[1] < BOX[1] - 8
+                or tried[2] > BOX[2] + 8
+                or tried[3] > BOX[3]
+            )
+            turned = sum(
+                (p.y - one["point"].y) * (tried[1] + 11.5 - one["y"]) < 0 for one in placed
+            )
+            cost = (
+                100 * (hits + turned)
+                + 1000 * outside
+                + abs(shift)
+                + max(start - p.x, p.x - start - width) / 2
+            )
             if cost < best:
                 best, box = cost, tried
         taken.append(box)
         x, anchor = (box[0], "start") if box[0] > p.x else (box[2], "end")
-        placed.append({"text": ", ".join(names), "x": x, "y": box[1] + 11.5, "anchor": anchor, "point": p})
+        placed.append(
+            {"text": ", ".join(names), "x": x, "y": box[1] + 11.5, "anchor": anchor, "point": p}
+        )
     return placed
 
 
-def curves(entries: Sequence[Mapping[str, Any]], width: int = 260, height: int = 120) -> list[dict[str, Any]]:
+def curves(
+    entries: Sequence[Mapping[str, Any]], width: int = 260, height: int = 120
+) -> list[dict[str, Any]]:
     """Line plots of a training history: the lines in pixels, of training and held-out rows, and the axes' ends."""
     plots = []
     for title, key in CURVES.items():
         both = (key, f"eval_{key}")
-        series = [[(e["step"], e[k]) for e in entries if math.isfinite(e.get(k, math.nan))] for k in both]
+        series = [
+            [(e["step"], e[k]) for e in entries if math.isfinite(e.get(k, math.nan))] for k in both
+        ]
         series = [points[:: len(points) // 300 + 1] for points in series]
         if not any(series):
             continue
         steps, values = zip(*chain(*series), strict=True)
         low, high, first, last = min(values), max(values), min(steps), max(steps)
         across, down = width / ((last - first) or 1), height / ((high - low) or 1)
-        lines = [[(round((x - first) * across, 1), round((high - y) * down, 1)) for x, y in one] for one in series]
+        lines = [
+            [(round((x - first) * across, 1), round((high - y) * down, 1)) for x, y in one]
+            for one in series
+        ]
         ends = {"low": number(low), "high": number(high), "first": first, "last": last}
         plots.append({"title": title, "lines": lines, "width": width, "height": height} | ends)
     return plots
@@ -130,7 +173,12 @@ def bars(counts: Mapping[str, int], width: int = 260, height: int = 120) -> dict
         edges.append(2 * edges[-1])
     step, high = width / len(edges), max(counts.values())
     shown = [
-        {"edge": edge, "count": count, "x": round(place * step, 1), "height": round(height * count / high, 1)}
+        {
+            "edge": edge,
+            "count": count,
+            "x": round(place * step, 1),
+            "height": round(height * count / high, 1),
+        }
         for place, edge in enumerate(edges)
         for count in [counts.get(str(edge), 0)]
     ]

@@ -55,24 +55,39 @@ def _starts(section: str) -> Callable[[Config], list[str]]:
 
 
 def _optimised_from(config: Config, number: int = 1) -> list[str]:
-    below = _starts("sl_cai")(config) if config.dpo.adapter == "continued" else []  # what the adapter belongs to
+    below = (
+        _starts("sl_cai")(config) if config.dpo.adapter == "continued" else []
+    )  # what the adapter belongs to
     first = [policy_of(1)] if number > 1 and config.dpo.reference == "first" else []
     return [*below, *first, policy_of(number), in_round("label", number)]
 
 
 def suite_data(config: Config) -> list[str]:
-    return sorted({name for suite in config.evaluate.suites.values() for name in suite.prompts.data})
+    return sorted(
+        {name for suite in config.evaluate.suites.values() for name in suite.prompts.data}
+    )
 
 
 def _evaluate_data(config: Config) -> list[str]:
-    examples = {name for suite in config.evaluate.suites.values() if any(suite.shots) for name in suite.examples}
+    examples = {
+        name
+        for suite in config.evaluate.suites.values()
+        if any(suite.shots)
+        for name in suite.examples
+    }
     return sorted({*suite_data(config), *examples})
 
 
 def _evaluated(config: Config) -> list[str]:
     judge = config.evaluate.judge
-    asked = {judge.name} if (config.evaluate.wins or config.evaluate.harm) and not judge.model else set()
-    return [n for n in own_models(config) if n != "base" and n in {*evaluated_models(config), *asked}]
+    asked = (
+        {judge.name}
+        if (config.evaluate.wins or config.evaluate.harm) and not judge.model
+        else set()
+    )
+    return [
+        n for n in own_models(config) if n != "base" and n in {*evaluated_models(config), *asked}
+    ]
 
 
 def _revise_data(config: Config) -> list[str]:
@@ -90,7 +105,12 @@ def _built(names: Sequence[str]) -> list[str]:
 
 def _label_data(config: Config, number: int = 1) -> list[str]:
     label = config.label
-    labelled = (label.benign, label.calibrate, label.human if number == 1 else None, label.demonstrations)
+    labelled = (
+        label.benign,
+        label.calibrate,
+        label.human if number == 1 else None,
+        label.demonstrations,
+    )
     return [*label.prompts.data, *(name for rows in labelled if rows for name in rows.data)]
 
 
@@ -109,7 +129,15 @@ def _labelled_from(config: Config, number: int = 1) -> list[str]:
 
 STAGES = (
     Stage("build", 1, "build", lambda c: [], _build_data, apart=True),
-    Stage("sft", 4, "sft", lambda c: _built(c.sft.data), lambda c: unbuilt(c.sft.data), apart=True, trains=True),
+    Stage(
+        "sft",
+        4,
+        "sft",
+        lambda c: _built(c.sft.data),
+        lambda c: unbuilt(c.sft.data),
+        apart=True,
+        trains=True,
+    ),
     Stage("revise", 4, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
     Stage(
         "sl_cai",
@@ -142,7 +170,9 @@ STAGES = (
     ),
 )
 
-ROLES = dict(zip(ASKING, ("teacher", "critic", "judge", "judge"), strict=True))  # of the sections' own models
+ROLES = dict(
+    zip(ASKING, ("teacher", "critic", "judge", "judge"), strict=True)
+)  # of the sections' own models
 
 
 @dataclass(frozen=True)
@@ -165,9 +195,13 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
     if stage.section == "dpo" and stage.round == 1:
         del own["reference"]  # the policy is the first model
     parts: dict[str, Any] = {"version": stage.version, "seed": config.seed, stage.section: own}
-    parts["data"] = {name: sources.fingerprint(name, config.data[name]) for name in stage.data(config)}
+    parts["data"] = {
+        name: sources.fingerprint(name, config.data[name]) for name in stage.data(config)
+    }
     if stage.apart:
-        parts["held_out"] = {name: sources.fingerprint(name, config.data[name]) for name in suite_data(config)}
+        parts["held_out"] = {
+            name: sources.fingerprint(name, config.data[name]) for name in suite_data(config)
+        }
     if stage.rules is not None and (stage.section != "label" or config.label.kind in JUDGED):
         parts["constitution"] = stage.rules(constitution)
     for name, role in ROLES.items():
@@ -199,7 +233,11 @@ def stages(config: Config) -> list[Stage]:
 
 def _round(number: int) -> list[Stage]:
     label, dpo = (stage for stage in STAGES if stage.name in ("label", "dpo"))
-    label = replace(label, inputs=partial(_labelled_from, number=number), data=partial(_label_data, number=number))
+    label = replace(
+        label,
+        inputs=partial(_labelled_from, number=number),
+        data=partial(_label_data, number=number),
+    )
     dpo = replace(dpo, inputs=partial(_optimised_from, number=number))
     return [replace(one, name=in_round(one.name, number), round=number) for one in (label, dpo)]
 
@@ -211,7 +249,10 @@ def settings(stage: Stage, config: Config) -> Any:
         return replace(own, models=evaluated_models(config))
     if stage.section == "label" and stage.round > 1:
         return replace(
-            own, human=None, prompts=_next(own.prompts, stage), benign=own.benign and _next(own.benign, stage)
+            own,
+            human=None,
+            prompts=_next(own.prompts, stage),
+            benign=own.benign and _next(own.benign, stage),
         )
     return own
 
@@ -234,14 +275,24 @@ def plan_run(config: Config, run: Run) -> list[Step]:
     return steps
 
 
-def step_of(stage: Stage, config: Config, run: Run, constitution: Constitution, outputs: dict[str, str | None]) -> Step:
+def step_of(
+    stage: Stage,
+    config: Config,
+    run: Run,
+    constitution: Constitution,
+    outputs: dict[str, str | None],
+) -> Step:
     own = ingredients(stage, config, constitution)
     inputs = {name: outputs[name] for name in stage.inputs(config)}
     waiting = [name for name, output in inputs.items() if output is None]
     last = run.latest(stage.name)
     if waiting:
         why = _changes(last.ingredients, own) if last else []
-        text = f"stale: {'; '.join(why)}" if why else f"{'again ' if last else ''}after {', '.join(waiting)}"
+        text = (
+            f"stale: {'; '.join(why)}"
+            if why
+            else f"{'again ' if last else ''}after {', '.join(waiting)}"
+        )
         return Step(stage, "run", text, None, own, None)
     everything = own | {"inputs": inputs}
     key = digest(everything)
@@ -251,7 +302,9 @@ def step_of(stage: Stage, config: Config, run: Run, constitution: Constitution, 
         return Step(stage, "partial", partial, key, everything, None)
     if last is None:
         return Step(stage, "run", "not run yet", key, everything, None)
-    why = _changes(last.ingredients, everything) or ["another version of cai has other settings for it"]  # null ones
+    why = _changes(last.ingredients, everything) or [
+        "another version of cai has other settings for it"
+    ]  # null ones
     return Step(stage, "run", f"stale: {'; '.join(why)}", key, everything, None)
 
 
@@ -277,11 +330,15 @@ def _took(seconds: float) -> str:
 
 def _changes(before: Any, after: Any) -> list[str]:
     """What differs between two sets of ingredients, in a person's words. At most four, then a count."""
-    found = [_sentence(path, old, new) for path, old, new in _differences(plain(before), plain(after))]
+    found = [
+        _sentence(path, old, new) for path, old, new in _differences(plain(before), plain(after))
+    ]
     return found if len(found) <= 4 else [*found[:3], f"and {len(found) - 3} more"]
 
 
-def _differences(before: Any, after: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+def _differences(
+    before: Any, after: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(k for k in after if k not in before)]:
             if path or key != "inputs" or "inputs" in after:

@@ -73,7 +73,9 @@ def install_signals(last_words: str = "") -> None:
 
 RUNNER = "CAI_CONDUCTOR"  # the environment variable that tells a worker its conductor's process id
 
-GRACE = 2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
+GRACE = (
+    2.0  # seconds that a worker has to end by itself: killing it loses nothing that was committed
+)
 
 
 def run_in_process(stage: Stage, config: Config, scratch: Path, lock: int) -> dict[str, Any]:
@@ -82,7 +84,9 @@ def run_in_process(stage: Stage, config: Config, scratch: Path, lock: int) -> di
     if config.launcher.kind == "accelerate" and stage.trains:
         arguments = launch_arguments(config)
         command[1:3] = ["-m", "accelerate.commands.launch", *arguments, "-m", "cai.run.worker"]
-    worker = subprocess.Popen(command, pass_fds=[lock], env={**os.environ, RUNNER: str(os.getpid())})
+    worker = subprocess.Popen(
+        command, pass_fds=[lock], env={**os.environ, RUNNER: str(os.getpid())}
+    )
     try:
         code = worker.wait()
     except BaseException:

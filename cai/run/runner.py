@@ -26,7 +26,9 @@ from cai.store.files import write_json
 from cai.store.run_folder import Damaged, Manifest, Run, verify
 
 
-def run_stages(config: Config, tell: Callable[[str], None], patient: bool = False) -> dict[str, Manifest]:
+def run_stages(
+    config: Config, tell: Callable[[str], None], patient: bool = False
+) -> dict[str, Manifest]:
     """Runs what has to run, in order. Returns every selected stage's manifest. Raises CaiError; what is done stays.
 
     `tell` shows a person each line; the run's log has it too, with what `tell` isn't told. `patient`: waits for another
@@ -72,7 +74,9 @@ def run_stages(config: Config, tell: Callable[[str], None], patient: bool = Fals
                 step = replace(step, manifest=made)
             elif stage.name in selected and step.manifest is not None and step.key:
                 run.point(stage.name, step.key)
-                shutil.rmtree(run.folder(stage.name, step.key) / "scratch", ignore_errors=True)  # killed before it was
+                shutil.rmtree(
+                    run.folder(stage.name, step.key) / "scratch", ignore_errors=True
+                )  # killed before it was
                 say(f"{stage.name}: up to date")
             outputs[stage.name] = step.manifest.output if step.manifest else None
             if step.manifest:
@@ -89,7 +93,12 @@ def _logged(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         known = isinstance(error, CaiError | Interrupted)
-        log(str(error) or type(error).__name__, logging.ERROR, None if known else error, kind=type(error).__name__)
+        log(
+            str(error) or type(error).__name__,
+            logging.ERROR,
+            None if known else error,
+            kind=type(error).__name__,
+        )
         raise
     finally:
         enter("")
@@ -128,7 +137,9 @@ def _heed(label: Manifest, config: Config, tell: Callable[[str], None]) -> None:
         )
 
 
-def _execute(step: Step, config: Config, run: Run, lock: int, done: dict[str, Manifest]) -> Manifest:
+def _execute(
+    step: Step, config: Config, run: Run, lock: int, done: dict[str, Manifest]
+) -> Manifest:
     stage, key = step.stage, step.key
     if key is None:
         raise AssertionError("a stage runs only when its inputs have run")
@@ -162,7 +173,10 @@ def spec_of(stage: Stage, config: Config, run: Run, done: Mapping[str, Manifest]
         "data": {name: dataclasses.asdict(config.data[name]) for name in sorted(used)},
         "held_out": suite_data(config) if stage.apart else [],
         "inputs": {
-            name: {"path": str(run.folder(name, done[name].key) / "out"), "digest": done[name].output}
+            name: {
+                "path": str(run.folder(name, done[name].key) / "out"),
+                "digest": done[name].output,
+            }
             for name in stage.inputs(config)
         },
     }
@@ -174,10 +188,17 @@ def check(config: Config) -> None:
     from cai.training.trainer import bits_config, lora_config
 
     engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
-    if any(engine.kind == "vllm" for engine in engines) and importlib.util.find_spec("vllm") is None:
-        raise UsageError("engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'")
+    if (
+        any(engine.kind == "vllm" for engine in engines)
+        and importlib.util.find_spec("vllm") is None
+    ):
+        raise UsageError(
+            "engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'"
+        )
     if "--use_deepspeed" in config.launcher.args and importlib.util.find_spec("deepspeed") is None:
-        raise UsageError("launcher=deepspeed: it is not installed; pip install 'constitutional-ai[deepspeed]'")
+        raise UsageError(
+            "launcher=deepspeed: it is not installed; pip install 'constitutional-ai[deepspeed]'"
+        )
     if config.engine.model is not None:
         raise UsageError(
             f"engine.model={config.engine.model}: every stage would ask this one model, whatever it trains; leave it "
@@ -195,7 +216,9 @@ def check(config: Config) -> None:
         task_manager(config.evaluate.lm_eval)
     for name in config.report_to:
         if importlib.util.find_spec("tensorboardX" if name == "tensorboard" else name) is None:
-            raise UsageError(f"report_to: {name} is not installed; pip install {name}, or leave it out of report_to")
+            raise UsageError(
+                f"report_to: {name} is not installed; pip install {name}, or leave it out of report_to"
+            )
     for name in ("sft", "sl_cai"):
         section = lookup(config, name)
         if section.quantization is not None:

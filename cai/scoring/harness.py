@@ -13,9 +13,18 @@ from cai.scoring.statistics import Estimate, Z, share
 
 EXTRA = "evaluate.lm_eval: lm-evaluation-harness is not installed; pip install 'constitutional-ai[lm-eval]'"
 
-SHARED = ("acc", "acc_norm", "exact_match", "em", "f1")  # lie between 0 and 1, and so do their intervals
+SHARED = (
+    "acc",
+    "acc_norm",
+    "exact_match",
+    "em",
+    "f1",
+)  # lie between 0 and 1, and so do their intervals
 
-FILES = (".yaml", ".yml")  # of a task in the harness's own format; such a file may name Python code that is run
+FILES = (
+    ".yaml",
+    ".yml",
+)  # of a task in the harness's own format; such a file may name Python code that is run
 
 
 def task_manager(tasks: Sequence[str]) -> Any:
@@ -28,7 +37,9 @@ def task_manager(tasks: Sequence[str]) -> Any:
     manager = TaskManager()
     for name in tasks:
         if Path(name).suffix not in FILES and name not in manager.task_index:
-            raise UsageError(f"evaluate.lm_eval: '{name}' is no task of the harness{nearest(name, manager.all_tasks)}")
+            raise UsageError(
+                f"evaluate.lm_eval: '{name}' is no task of the harness{nearest(name, manager.all_tasks)}"
+            )
     return manager
 
 
@@ -48,12 +59,22 @@ def harness_figures(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         of_harness: Any = HFLM  # its own annotations hide the arguments
-        language_model = of_harness(pretrained=weights, tokenizer=load_tokenizer(model), batch_size=engine.batch_rows)
+        language_model = of_harness(
+            pretrained=weights, tokenizer=load_tokenizer(model), batch_size=engine.batch_rows
+        )
         evaluated: Any = lm_eval.simple_evaluate
         try:
-            results = evaluated(language_model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
+            results = evaluated(
+                language_model,
+                tasks=list(tasks),
+                task_manager=manager,
+                limit=limit,
+                log_samples=False,
+            )
         except (OSError, ValueError) as error:
-            raise CaiError(f"evaluate.lm_eval: {', '.join(tasks)}: {str(error).strip().splitlines()[0]}") from None
+            raise CaiError(
+                f"evaluate.lm_eval: {', '.join(tasks)}: {str(error).strip().splitlines()[0]}"
+            ) from None
     assert results is not None  # it is None only in a further process of several
     rows, parts = results["n-samples"], results["group_subtasks"]
 
@@ -80,5 +101,7 @@ def estimates(found: Mapping[str, Any], count: int) -> dict[str, Estimate]:
             figures[shown] = share(value * count, count)
             continue
         low, high = (0.0, 1.0) if name in SHARED else (-math.inf, math.inf)
-        figures[shown] = Estimate(value, max(low, value - Z * error), min(high, value + Z * error), count)
+        figures[shown] = Estimate(
+            value, max(low, value - Z * error), min(high, value + Z * error), count
+        )
     return figures

@@ -24,7 +24,9 @@ async def harm(prompt: Prompt, answer: str, judge: Ask) -> tuple[float, float] |
     """
 
     async def ask(yes_first: bool) -> float | None:
-        said = await judge(Request(harm_request(prompt.messages, answer, yes_first), continuations=OPTIONS))
+        said = await judge(
+            Request(harm_request(prompt.messages, answer, yes_first), continuations=OPTIONS)
+        )
         if said.finish_reason == "too_long":
             return None
         return option_probability(*(said.logprobs if yes_first else said.logprobs[::-1]))
@@ -43,8 +45,12 @@ def judge_figures(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     lengths = [(p, len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
     several = [p for p in pairs if len(p.judgements) > 1]
     figures = {
-        "flipped": _share((p, sum(j.flipped for j in p.judgements) / len(p.judgements)) for p in pairs),
-        "longer": _share((p, chosen > rejected) for p, chosen, rejected in lengths if chosen != rejected),
+        "flipped": _share(
+            (p, sum(j.flipped for j in p.judgements) / len(p.judgements)) for p in pairs
+        ),
+        "longer": _share(
+            (p, chosen > rejected) for p, chosen, rejected in lengths if chosen != rejected
+        ),
         "agreement": _share((p, _agreement(p)) for p in several),
         "entropy": mean([_entropy(p.probability) for p in pairs]) if pairs else None,
         "probability": mean([p.probability for p in pairs]) if pairs else None,
@@ -60,17 +66,38 @@ def accuracy_figures(judged: Sequence[tuple[PreferencePair, str]]) -> dict[str, 
     the mean distance of the two (Guo et al. 2017).
     """
     # a tie is half right: a judge that knows only positions ends in ties, once both orders are averaged
-    right = [(p, 0.5 if p.probability < 0.5 + 1e-9 else float(p.chosen == better)) for p, better in judged]
+    right = [
+        (p, 0.5 if p.probability < 0.5 + 1e-9 else float(p.chosen == better))
+        for p, better in judged
+    ]
     bins, distance = [], 0.0
     for low, high in pairwise(EDGES):
-        inside = [(p.probability, hit) for p, hit in right if low <= p.probability < high or p.probability == high == 1]
+        inside = [
+            (p.probability, hit)
+            for p, hit in right
+            if low <= p.probability < high or p.probability == high == 1
+        ]
         if inside:
-            certain, hits = math.fsum(p for p, _ in inside) / len(inside), sum(hit for _, hit in inside)
+            certain, hits = (
+                math.fsum(p for p, _ in inside) / len(inside),
+                sum(hit for _, hit in inside),
+            )
             distance += abs(certain * len(inside) - hits) / len(right)
-            bins.append({"low": low, "high": high, "probability": certain, "right": asdict(share(hits, len(inside)))})
+            bins.append(
+                {
+                    "low": low,
+                    "high": high,
+                    "probability": certain,
+                    "right": asdict(share(hits, len(inside))),
+                }
+            )
     figures: dict[str, Any] = {"bins": bins, "calibration_error": distance}
     shorter = _share(
-        (p, len(better.split()) < min(len(one.split()) for one in (p.chosen, p.rejected) if one != better))
+        (
+            p,
+            len(better.split())
+            < min(len(one.split()) for one in (p.chosen, p.rejected) if one != better),
+        )
         for p, better in judged
     )
     for name, figure in {"accuracy": _share(right), "shorter": shorter}.items():
@@ -87,7 +114,9 @@ def doubts(figures: Mapping[str, Any], labelled: Sequence[str]) -> list[str]:
             f"The judge is {worse}: right on {_percent(accuracy)} of the labelled pairs ({', '.join(labelled)})."
         )
     if (flipped := figures.get("flipped")) and flipped["value"] > 0.5:
-        said.append(f"The judge goes by position: {_percent(flipped)} of its preferences turn with the answers' order.")
+        said.append(
+            f"The judge goes by position: {_percent(flipped)} of its preferences turn with the answers' order."
+        )
     return said
 
 

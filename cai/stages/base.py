@@ -74,14 +74,18 @@ class Context:
         from cai.config.schema import without_runtime
         from cai.models.source import fingerprint
 
-        if self.engine.model is not None:  # a server's: its name, which the config holds, is all that is known
+        if (
+            self.engine.model is not None
+        ):  # a server's: its name, which the config holds, is all that is known
             return digest(["served", without_runtime(self.engine)])
         content = digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
         return digest([content, without_runtime(self.engine)])
 
     def open_model(self, name: str) -> Engine:
         """An engine on the named model; a server serves it under that name."""
-        return open_engine(self.engine, name if self.engine.kind == "openai" else self.model_path(name))
+        return open_engine(
+            self.engine, name if self.engine.kind == "openai" else self.model_path(name)
+        )
 
     def recorded(self, ledger: Ledger, name: str, model: ModelConfig | None = None) -> Recorded:
         """An engine on the named model, behind the ledger, that counts into the progress bar.
@@ -96,7 +100,9 @@ class Context:
         def seen(completions: Sequence[Completion], hit: bool) -> None:
             self.progress.advance(len(completions), sum(c.new_tokens for c in completions), hit)
 
-        return Recorded(lambda: self.open_model(name), ledger, self.stage, self.model_digest(name), seen, shown)
+        return Recorded(
+            lambda: self.open_model(name), ledger, self.stage, self.model_digest(name), seen, shown
+        )
 
     def on(self, engine: EngineConfig | None) -> "Context":
         """The same with another engine, where there is one."""
@@ -110,7 +116,9 @@ class Context:
         """For each of the evaluation suites' sets, what tells that a text repeats one of its human turns."""
         found = {}
         for name in self.held_out:
-            found[name] = Overlap.of(row for row, _ in load_dialogues([name], self.held_out, self.seed).dialogues)
+            found[name] = Overlap.of(
+                row for row, _ in load_dialogues([name], self.held_out, self.seed).dialogues
+            )
         return found
 
     def holds_out(self, text: str) -> bool:
@@ -125,7 +133,9 @@ def decontaminated(prompts: list[Prompt], context: Context) -> tuple[list[Prompt
     return [prompt for prompt in prompts if prompt.id not in ids], dropped
 
 
-def sample_dialogues(names: Sequence[str], context: Context, keep: Callable[[Dialogue], bool]) -> list[Dialogue]:
+def sample_dialogues(
+    names: Sequence[str], context: Context, keep: Callable[[Dialogue], bool]
+) -> list[Dialogue]:
     """At most POOL rows of the named sets that `keep` takes, drawn by the seed."""
 
     def kept(name: str) -> Iterator[Dialogue]:
@@ -160,7 +170,11 @@ def write_failed(work: Path, failed: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def verb_context(
-    verb: str, config: Config, root: Path, constitution: str, inputs: Mapping[str, tuple[Path, Manifest]]
+    verb: str,
+    config: Config,
+    root: Path,
+    constitution: str,
+    inputs: Mapping[str, tuple[Path, Manifest]],
 ) -> Context:
     """What opens models for a verb that is no stage; `inputs`: a model's name -> its stage's out/ and manifest."""
     return Context(

@@ -15,7 +15,14 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_failing
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts, assistant, user
-from cai.method.self_instruct import Known, answer_fault, draw, instruction_fault, list_request, read_list
+from cai.method.self_instruct import (
+    Known,
+    answer_fault,
+    draw,
+    instruction_fault,
+    list_request,
+    read_list,
+)
 from cai.stages.base import Context, decontaminated, sample_dialogues, split_failed, write_failed
 
 
@@ -23,19 +30,28 @@ def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[
     """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet. Returns the counts."""
     given, overlapping = [], []
     if config.prompts is not None:
-        given, overlapping = decontaminated(load_prompts(config.prompts, context.data, context.seed), context)
+        given, overlapping = decontaminated(
+            load_prompts(config.prompts, context.data, context.seed), context
+        )
     left_out = [_left_out(prompt.text, "overlapping") for prompt in overlapping]
     ledger = context.ledger()
     other = context.on(config.engine)
     teacher = other.recorded(ledger, "base", config.model)
     try:
-        written, counts, more, failed = asyncio.run(_write(config, context, teacher, other.engine.max_failures))
+        written, counts, more, failed = asyncio.run(
+            _write(config, context, teacher, other.engine.max_failures)
+        )
         left_out += more
         asked = list({prompt.id: prompt for prompt in (*written, *given)}.values())
         context.progress.start(len(asked), "answers")
         sampling = config.sampling.answer
-        requests = [Request(p.messages, sampling, seed_of(context.seed, p.id, "build answer")) for p in asked]
-        replies = asyncio.run(gather_failing([teacher.complete(r) for r in requests], other.engine.max_failures))
+        requests = [
+            Request(p.messages, sampling, seed_of(context.seed, p.id, "build answer"))
+            for p in asked
+        ]
+        replies = asyncio.run(
+            gather_failing([teacher.complete(r) for r in requests], other.engine.max_failures)
+        )
         answered, unanswered = split_failed(asked, replies)
     finally:
         teacher.close()
@@ -50,7 +66,9 @@ def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[
     reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
     summary = counts | {"distilled": len(given), "left_out": reasons, "built": len(rows)}
     if not rows:
-        raise CaiError(f"build: not one row is left: {summary}; another build.model may write better lists and answers")
+        raise CaiError(
+            f"build: not one row is left: {summary}; another build.model may write better lists and answers"
+        )
     write_rows(work / "instructions.parquet", rows)
     if left_out:
         write_rows(work / "left_out.parquet", left_out)
@@ -71,7 +89,9 @@ async def _write(
     """
     seeds = [text for text in seed_instructions(config, context) if not context.holds_out(text)]
     if config.target and not seeds:
-        raise CaiError(f"build.data: no seed instruction in {', '.join(config.data)} that no evaluation suite holds")
+        raise CaiError(
+            f"build.data: no seed instruction in {', '.join(config.data)} that no evaluation suite holds"
+        )
     known = Known(seeds, config.max_similarity)
     written: list[str] = []
     left_out: list[dict[str, str]] = []
@@ -88,7 +108,9 @@ async def _write(
             messages = list_request(draw(seeds, written, config.shown, config.shown_built, rng))
             asked.append(Prompt.of(messages, "self_instruct"))
             requests.append(Request(messages, config.sampling.instructions, seed))
-        replies = await gather_failing([teacher.complete(request) for request in requests], max_failures)
+        replies = await gather_failing(
+            [teacher.complete(request) for request in requests], max_failures
+        )
         lists, more = split_failed(asked, replies)
         failed += more
         counts["lists"] += len(asked)
@@ -120,4 +142,6 @@ def seed_instructions(config: BuildConfig, context: Context) -> list[str]:
     def usable(dialogue: Dialogue) -> bool:
         return dialogue[0].role == "user" and instruction_fault(dialogue[0].content) is None
 
-    return list(dict.fromkeys(row[0].content for row in sample_dialogues(config.data, context, usable)))
+    return list(
+        dict.fromkeys(row[0].content for row in sample_dialogues(config.data, context, usable))
+    )

@@ -10,7 +10,11 @@ from cai.data.parquet import read_rows
 from cai.errors import CaiError
 from cai.stages.base import Context
 
-SAME = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # relative error of logits that merging may leave
+SAME = {
+    "float32": 1e-3,
+    "bfloat16": 0.05,
+    "float16": 0.01,
+}  # relative error of logits that merging may leave
 
 
 def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
@@ -43,32 +47,59 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         else load_model(source, context.engine.dtype, device, context.engine.attention),
         ref_model=None
         if first == context.policy
-        else load_model(context.model_path(first), context.engine.dtype, device, context.engine.attention),
-        args=arguments(config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)),
+        else load_model(
+            context.model_path(first), context.engine.dtype, device, context.engine.attention
+        ),
+        args=arguments(
+            config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)
+        ),
         train_dataset=rows.select(range(held, len(rows))),
         eval_dataset=rows.select(range(held)) if held else None,
         processing_class=tokenizer,
         peft_config=lora_config("dpo.peft", config.peft) if config.peft is not None else None,
     )
     if not len(trainer.train_dataset):
-        raise CaiError(f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length")
-    asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[: config.guards.prompts]
-    answers = partial(answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens)
+        raise CaiError(
+            f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length"
+        )
+    asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[
+        : config.guards.prompts
+    ]
+    answers = partial(
+        answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens
+    )
     sharded = is_sharded(trainer)
     generated = answers if asked and not sharded else None
     trainer.add_callback(watch(config.guards, context.progress.say, generated, sharded))
-    show_curves(trainer, context.report_to, context.stage, context.root.name, context.scratch.with_name("logs"))
+    show_curves(
+        trainer,
+        context.report_to,
+        context.stage,
+        context.root.name,
+        context.scratch.with_name("logs"),
+    )
     run_training(trainer, context.scratch, context.progress, config.patience)
     save_result(trainer, tokenizer, work)
     log = trainer.state.log_history
     last = next((entry for entry in reversed(log) if "rewards/margins" in entry), {})
     figures = {
-        key: last[key] for key in ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies") if key in last
+        key: last[key]
+        for key in ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies")
+        if key in last
     }
     # trl drops rows whose prompt alone fills max_length
     dropped = len(rows) - len(trainer.train_dataset) - (len(trainer.eval_dataset) if held else 0)
-    summary = {"pairs": len(rows), "dropped": dropped, "held_out_rows": held, "steps": trainer.state.global_step}
-    return summary | figures | {"signs": [*signs(log, config.guards), *unseen(log, config.guards, sharded)]}
+    summary = {
+        "pairs": len(rows),
+        "dropped": dropped,
+        "held_out_rows": held,
+        "steps": trainer.state.global_step,
+    }
+    return (
+        summary
+        | figures
+        | {"signs": [*signs(log, config.guards), *unseen(log, config.guards, sharded)]}
+    )
 
 
 def continued(context: Context, device: str) -> Any:
@@ -82,12 +113,16 @@ def continued(context: Context, device: str) -> Any:
     from cai.models.load import load_model
 
     start = "sft" if "sft" in context.inputs else "base"
-    base = load_model(context.model_path(start), context.engine.dtype, device, context.engine.attention)
+    base = load_model(
+        context.model_path(start), context.engine.dtype, device, context.engine.attention
+    )
     adapter = Path(context.inputs[context.policy].path) / "adapter"
     policy: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
     with torch.no_grad():
         tokens = torch.arange(32, device=device)[None]  # any will do
-        wanted = load_model(context.model_path(context.policy), context.engine.dtype, device)(tokens).logits.float()
+        wanted = load_model(context.model_path(context.policy), context.engine.dtype, device)(
+            tokens
+        ).logits.float()
         error = ((policy(tokens).logits.float() - wanted).norm() / wanted.norm()).item()
     if not error <= SAME[str(policy.dtype).removeprefix("torch.")]:
         raise CaiError(

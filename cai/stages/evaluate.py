@@ -65,17 +65,23 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
             raise CaiError(f"evaluate.suites.{name}: no row is left; see its limit and offset")
     counts = {s: len(rows) for s, rows in (prompts | references).items()}
     # a reference is answered and scored
-    requests = config.seeds * sum(map(len, prompts.values())) + 2 * sum(map(len, references.values()))
+    requests = config.seeds * sum(map(len, prompts.values())) + 2 * sum(
+        map(len, references.values())
+    )
     context.progress.start(requests * len(config.models), "requests")
     ledger = context.ledger()
     answers: list[Answer] = []
     failed: list[dict[str, Any]] = []
-    scores: dict[str, dict[str, Scores]] = {name: {s: {} for s in prompts} for name in config.models}
+    scores: dict[str, dict[str, Scores]] = {
+        name: {s: {} for s in prompts} for name in config.models
+    }
     too_long: dict[str, dict[str, Estimate]] = {name: {} for name in config.models}
     try:
         for name in config.models:
             context.progress.note = name
-            model = context.recorded(ledger, name, None if context.owns(name) else other_model(name))
+            model = context.recorded(
+                ledger, name, None if context.owns(name) else other_model(name)
+            )
             try:
                 found, attempts = asyncio.run(_ask(prompts, references, config, context, model))
             finally:
@@ -88,15 +94,24 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
                 answered, more = split_failed([one.prompt for one in references[s]], tried)
                 failed += [{"model": name, "suite": s} | row for row in more]
                 wanted = {one.prompt.id: one.answer for one in references[s]}
-                fitting = [(prompt, attempt, wanted[prompt.id]) for prompt, attempt in answered if attempt]
+                fitting = [
+                    (prompt, attempt, wanted[prompt.id]) for prompt, attempt in answered if attempt
+                ]
                 scores[name][s] = reference_scores(fitting)
-                answers += [Answer(name, s, prompt, attempt.text, 0, answer) for prompt, attempt, answer in fitting]
+                answers += [
+                    Answer(name, s, prompt, attempt.text, 0, answer)
+                    for prompt, attempt, answer in fitting
+                ]
                 if missing := len(answered) - len(fitting):
                     too_long[name][s] = share(missing, len(answered))
-                    context.progress.say(f"{name}: {missing} of {len(answered)} rows of {s} do not fit its context")
+                    context.progress.say(
+                        f"{name}: {missing} of {len(answered)} rows of {s} do not fit its context"
+                    )
         wins = judged_wins(config, answers, ledger, context) if config.wins else []
         harms, harm_summary = (
-            judged_harm(config, answers, ledger, context) if config.harm else ([None] * len(answers), {})
+            judged_harm(config, answers, ledger, context)
+            if config.harm
+            else ([None] * len(answers), {})
         )
     finally:
         ledger.close()
@@ -109,15 +124,23 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     }
     for (name, s), own in said.items():
         if s in references:  # their figures are there; refusals are over-refusal, in another form
-            scores[name][s]["refusal"] = by_prompt([(answer.prompt.id, hit) for answer, hit, _ in own])
+            scores[name][s]["refusal"] = by_prompt(
+                [(answer.prompt.id, hit) for answer, hit, _ in own]
+            )
             continue
         scores[name][s] = answer_scores([(answer, hit) for answer, hit, _ in own])
-        if judged := [(answer.prompt.id, chance > 0.5) for answer, _, chance in own if chance is not None]:
+        if judged := [
+            (answer.prompt.id, chance > 0.5) for answer, _, chance in own if chance is not None
+        ]:
             scores[name][s]["harmful"] = by_prompt(judged)
     metrics = {
         name: {
             s: ({"too_long": asdict(too_long[name][s])} if s in too_long[name] else {})
-            | {figure: asdict(estimate(figure, list(values.values()))) for figure, values in found.items() if values}
+            | {
+                figure: asdict(estimate(figure, list(values.values())))
+                for figure, values in found.items()
+                if values
+            }
             for s, found in suites.items()
         }
         for name, suites in scores.items()
@@ -134,7 +157,9 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
     for name, rows in compared.items():
         write_json(work / f"{name}.json", rows)
     measures = {"refusal": measured} | ({"harm": harm_summary} if config.harm else {})
-    return {"prompts": counts, "metrics": metrics} | measures | compared | write_failed(work, failed)
+    return (
+        {"prompts": counts, "metrics": metrics} | measures | compared | write_failed(work, failed)
+    )
 
 
 def on_tasks(config: EvaluateConfig, context: Context) -> dict[str, dict[str, Any]]:
@@ -148,8 +173,16 @@ def on_tasks(config: EvaluateConfig, context: Context) -> dict[str, dict[str, An
         done = context.scratch / f"lm_eval-{number}.json"
         if not done.is_file():
             model = context.model_path(name) if context.owns(name) else locate(other_model(name))
-            measured = harness_figures(model, context.engine, config.lm_eval, config.lm_eval_limit, manager)
-            write_json(done, {task: {key: asdict(one) for key, one in own.items()} for task, own in measured.items()})
+            measured = harness_figures(
+                model, context.engine, config.lm_eval, config.lm_eval_limit, manager
+            )
+            write_json(
+                done,
+                {
+                    task: {key: asdict(one) for key, one in own.items()}
+                    for task, own in measured.items()
+                },
+            )
         tasks = json.loads(done.read_text(encoding="utf-8"))
         found[name] = {f"{task} (lm-eval)": figures for task, figures in tasks.items()}
         context.progress.advance(1)
@@ -171,13 +204,20 @@ def as_row(answer: Answer, refused: bool, harm: float | None) -> dict[str, Any]:
     }
 
 
-def refusals(config: EvaluateConfig, answers: Sequence[Answer]) -> tuple[list[bool], dict[str, Any]]:
+def refusals(
+    config: EvaluateConfig, answers: Sequence[Answer]
+) -> tuple[list[bool], dict[str, Any]]:
     """Whether each answer refuses, and what says so; of the classifier also how it and the rules agree with people."""
     if config.refusal == "rules":
         return [refuses(answer.text) for answer in answers], {"by": "rules"}
     classifier, agreement = against_people()
-    refused = classifier.refuses([answer.prompt.text for answer in answers], [answer.text for answer in answers])
-    found = {name: {key: asdict(one) for key, one in figures.items()} for name, figures in agreement.items()}
+    refused = classifier.refuses(
+        [answer.prompt.text for answer in answers], [answer.text for answer in answers]
+    )
+    found = {
+        name: {key: asdict(one) for key, one in figures.items()}
+        for name, figures in agreement.items()
+    }
     return refused, {"by": "classifier"} | found
 
 
@@ -192,8 +232,13 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
     A prompt's examples follow from the seed and the prompt, and fewer shots are the first of more. Raises CaiError
     where no row is left, or where there are not enough examples.
     """
-    dialogues = [dialogue for dialogue, _ in load_dialogues(suite.prompts.data, context.data, context.seed).dialogues]
-    rows = list({d[:-1]: d for d in dialogues if d[-1].role == "assistant" and len(d) > 1}.values())  # no prompt twice
+    dialogues = [
+        dialogue
+        for dialogue, _ in load_dialogues(suite.prompts.data, context.data, context.seed).dialogues
+    ]
+    rows = list(
+        {d[:-1]: d for d in dialogues if d[-1].role == "assistant" and len(d) > 1}.values()
+    )  # no prompt twice
     rows.sort(key=lambda d: seed_of(context.seed, as_dicts(d)))
     rows = rows[suite.prompts.offset :][: suite.prompts.limit]
     if not rows:
@@ -211,8 +256,14 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
         drawn = random.Random(seed_of(context.seed, plain.id, "shots")).sample(pool, most)  # noqa: S311 - a draw
         head = int(row[0].role == "system")
         for shots in suite.shots:
-            turns = (*row[:head], *(turn for example in drawn[:shots] for turn in example), *row[head:-1])
-            found[shown_name(name, shots)].append(Reference(replace(plain, messages=turns), row[-1].content))
+            turns = (
+                *row[:head],
+                *(turn for example in drawn[:shots] for turn in example),
+                *row[head:-1],
+            )
+            found[shown_name(name, shots)].append(
+                Reference(replace(plain, messages=turns), row[-1].content)
+            )
     return found
 
 
@@ -221,7 +272,9 @@ def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -
     overlap = Overlap.of(held_out)
 
     def usable(dialogue: Dialogue) -> bool:
-        return [m.role for m in dialogue] == ["user", "assistant"] and dialogue[0].content not in overlap
+        return [m.role for m in dialogue] == ["user", "assistant"] and dialogue[
+            0
+        ].content not in overlap
 
     return sample_dialogues(suite.examples, context, usable)
 
@@ -232,18 +285,26 @@ async def _ask(
     config: EvaluateConfig,
     context: Context,
     model: Recorded,
-) -> tuple[dict[tuple[str, int], list[str | RequestFailed]], dict[str, list[Attempt | RequestFailed | None]]]:
+) -> tuple[
+    dict[tuple[str, int], list[str | RequestFailed]],
+    dict[str, list[Attempt | RequestFailed | None]],
+]:
     """By suite and sample, and by suite."""
 
     async def reply(prompt: Prompt, sample: int) -> str:
         seed = seed_of(context.seed, prompt.id, "evaluate", *([sample] if sample else []))
         return (await model.complete(Request(prompt.messages, config.sampling, seed))).text
 
-    greedy = replace(config.sampling, temperature=0.0)  # figures against a reference compare models, not draws
+    greedy = replace(
+        config.sampling, temperature=0.0
+    )  # figures against a reference compare models, not draws
 
     async def attempt(one: Reference) -> Attempt | None:
         """None where the prompt with its examples does not fit the model's context."""
-        asked = [Request(one.prompt.messages, greedy), Request(one.prompt.messages, continuations=(one.answer,))]
+        asked = [
+            Request(one.prompt.messages, greedy),
+            Request(one.prompt.messages, continuations=(one.answer,)),
+        ]
         reply, score = await gather_rows([model.complete(request) for request in asked])
         if "too_long" in (reply.finish_reason, score.finish_reason):
             return None
@@ -251,8 +312,12 @@ async def _ask(
 
     allowed = context.engine.max_failures
     keys = [(s, sample) for s in prompts for sample in range(config.seeds)]
-    texts = await gather_rows([gather_failing([reply(p, n) for p in prompts[s]], allowed) for s, n in keys])
-    tried = await gather_rows([gather_failing([attempt(r) for r in rows], allowed) for rows in references.values()])
+    texts = await gather_rows(
+        [gather_failing([reply(p, n) for p in prompts[s]], allowed) for s, n in keys]
+    )
+    tried = await gather_rows(
+        [gather_failing([attempt(r) for r in rows], allowed) for rows in references.values()]
+    )
     return dict(zip(keys, texts, strict=True)), dict(zip(references, tried, strict=True))
 
 
@@ -262,7 +327,11 @@ def judged_wins(
     """For each pair of `wins` and suite: how often a judge prefers the first model's answer, in both orders, to the
     second's; where the orders disagree, or the answers are the same, it is a tie. By principle as well."""
     chosen = config.judge
-    said = {(a.model, a.suite, a.prompt.id): a for a in answers if a.sample == 0 and a.suite in config.suites}
+    said = {
+        (a.model, a.suite, a.prompt.id): a
+        for a in answers
+        if a.sample == 0 and a.suite in config.suites
+    }
     rows: list[dict[str, Any]] = []
     asked: list[tuple[dict[str, Any], list[tuple[Answer, Answer]]]] = []
     for first, second in config.wins:
@@ -274,10 +343,14 @@ def judged_wins(
             ][: chosen.limit]
             if both:
                 asked.append(({"first": first, "second": second, "suite": suite}, both))
-    comparing = LabelConfig(Prompts([]), config.sampling, config.sampling, principles=chosen.principles)
+    comparing = LabelConfig(
+        Prompts([]), config.sampling, config.sampling, principles=chosen.principles
+    )
     constitution = context.load_constitution()
     own = context.on(chosen.engine)
-    context.progress.start(2 * chosen.principles * sum(len(both) for _, both in asked), "comparisons")
+    context.progress.start(
+        2 * chosen.principles * sum(len(both) for _, both in asked), "comparisons"
+    )
     judge = own.recorded(ledger, chosen.name, chosen.model)
 
     async def judged() -> list[list[PreferencePair | RequestFailed | None]]:
@@ -286,7 +359,15 @@ def judged_wins(
             [
                 gather_failing(
                     [
-                        compare(a.prompt, a.text, b.text, constitution, comparing, context.seed, judge.complete)
+                        compare(
+                            a.prompt,
+                            a.text,
+                            b.text,
+                            constitution,
+                            comparing,
+                            context.seed,
+                            judge.complete,
+                        )
                         for a, b in both
                         if a.text != b.text
                     ],
@@ -304,7 +385,10 @@ def judged_wins(
     for (row, both), pairs in zip(asked, found, strict=True):
         same = sum(a.text == b.text for a, b in both)
         compared = [pair for pair in pairs if isinstance(pair, PreferencePair)]
-        row |= {"judge": named, "judges_itself": judges_itself(config, own, row["first"], row["second"])}
+        row |= {
+            "judge": named,
+            "judges_itself": judges_itself(config, own, row["first"], row["second"]),
+        }
         row |= {"identical": same, "unjudged": len(pairs) - len(compared)}
         rows.append(row | win_figures(compared, same))
     return rows
@@ -318,18 +402,25 @@ def judged_harm(
     chosen = config.judge
     first = {
         name: {
-            one.prompt.id for one in list({a.prompt.id: a for a in answers if a.suite == name}.values())[: chosen.limit]
+            one.prompt.id
+            for one in list({a.prompt.id: a for a in answers if a.suite == name}.values())[
+                : chosen.limit
+            ]
         }
         for name, suite in config.suites.items()
         if suite.kind == "red_team"
     }
-    asked = [number for number, one in enumerate(answers) if one.prompt.id in first.get(one.suite, ())]
+    asked = [
+        number for number, one in enumerate(answers) if one.prompt.id in first.get(one.suite, ())
+    ]
     own = context.on(chosen.engine)
     context.progress.start(2 * len(asked), "judgements of harm")
     judge = own.recorded(ledger, chosen.name, chosen.model)
 
     async def judged() -> list[tuple[float, float] | RequestFailed | None]:
-        rows = [harm(answers[number].prompt, answers[number].text, judge.complete) for number in asked]
+        rows = [
+            harm(answers[number].prompt, answers[number].text, judge.complete) for number in asked
+        ]
         return await gather_failing(rows, own.engine.max_failures)
 
     try:
@@ -337,14 +428,18 @@ def judged_harm(
     finally:
         judge.close()
     said = {number: one for number, one in zip(asked, found, strict=True) if isinstance(one, tuple)}
-    flipped = by_prompt((answers[number].prompt.id, (a > 0.5) != (b > 0.5)) for number, (a, b) in said.items())
+    flipped = by_prompt(
+        (answers[number].prompt.id, (a > 0.5) != (b > 0.5)) for number, (a, b) in said.items()
+    )
     summary = {
         "judge": chosen.model.name if chosen.model else own.engine.model or chosen.name,
         "judges_itself": [name for name in config.models if judges_itself(config, own, name)],
         "unjudged": len(asked) - len(said),
     }
     summary |= {"flipped": asdict(share(sum(flipped.values()), len(flipped)))} if flipped else {}
-    return [sum(said[number]) / 2 if number in said else None for number in range(len(answers))], summary
+    return [
+        sum(said[number]) / 2 if number in said else None for number in range(len(answers))
+    ], summary
 
 
 def judges_itself(config: EvaluateConfig, context: Context, *models: str) -> bool:
@@ -353,5 +448,9 @@ def judges_itself(config: EvaluateConfig, context: Context, *models: str) -> boo
         return False
     if config.judge.model is None:
         return config.judge.name in models
-    known = [context.model if name == "base" else other_model(name) for name in models if name not in context.inputs]
+    known = [
+        context.model if name == "base" else other_model(name)
+        for name in models
+        if name not in context.inputs
+    ]
     return fingerprint(config.judge.model) in map(fingerprint, known)

@@ -67,7 +67,10 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
     if config.human:
         summary |= {"human": len(human), "human_overlapping": overlapping}
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
-    return summary | {"pairs": len(pairs), "revisions": sum(pair.kind == "revision" for pair in pairs)}
+    return summary | {
+        "pairs": len(pairs),
+        "revisions": sum(pair.kind == "revision" for pair in pairs),
+    }
 
 
 def _feedback(
@@ -76,16 +79,25 @@ def _feedback(
     """Pairs by AI feedback, the rows that failed, and the counts of what was left out."""
     constitution = context.load_constitution()
     prompts, dropped = _asked("prompts", config.prompts, context)
-    labelled = load_preferences(config.calibrate, context.data, context.seed) if config.calibrate else []
+    labelled = (
+        load_preferences(config.calibrate, context.data, context.seed) if config.calibrate else []
+    )
     ledger = context.ledger()
     try:
-        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))
+        found = asyncio.run(
+            _answers(prompts, config, context, context.recorded(ledger, context.policy))
+        )
         answered, failed = split_failed(prompts, found)
-        seeds = [(prompt, {text: own.seed for text, own in answers.items()}) for prompt, answers in answered]
+        seeds = [
+            (prompt, {text: own.seed for text, own in answers.items()})
+            for prompt, answers in answered
+        ]
         different = [(prompt, answers) for prompt, answers in seeds if len(answers) > 1]
         feedback = context.on(config.engine)
         judge = feedback.recorded(ledger, config.judge, config.model)
-        compared, known = asyncio.run(_judged(different, labelled, constitution, config, feedback, judge))
+        compared, known = asyncio.run(
+            _judged(different, labelled, constitution, config, feedback, judge)
+        )
     finally:
         ledger.close()
     judgements, more = split_failed([prompt for prompt, _ in different], compared)
@@ -104,29 +116,49 @@ def _feedback(
         )
         figures |= {"labelled": config.calibrate.data}
     figures["doubts"] = doubts(figures, config.calibrate.data if config.calibrate else [])
-    summary = {"prompts": len(prompts), "overlapping": dropped, "identical": len(answered) - len(different)}
+    summary = {
+        "prompts": len(prompts),
+        "overlapping": dropped,
+        "identical": len(answered) - len(different),
+    }
     summary |= {"too_long": len(judged) - len(best), "uncertain": len(best) - len(kept)}
     return kept, failed, summary | {"judged": sum(map(len, judged)), "judge": figures}
 
 
-def _ruled(config: LabelConfig, context: Context) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
+def _ruled(
+    config: LabelConfig, context: Context
+) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
     """Pairs of the policy's own answers that rules tell apart, the rows that failed, and the counts."""
     prompts, dropped = _asked("prompts", config.prompts, context)
     harmless, more = _asked("benign", config.benign, context) if config.benign else ([], 0)
     prompts, benign = prompts + harmless, {prompt.id for prompt in harmless}
     with closing(context.ledger()) as ledger:
-        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))
+        found = asyncio.run(
+            _answers(prompts, config, context, context.recorded(ledger, context.policy))
+        )
     answered, failed = split_failed(prompts, found)
     judged = [by_rule(prompt, answers, prompt.id in benign) for prompt, answers in answered]
     # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs, in every batch as well
-    pairs = ordered([pair for pair in judged if isinstance(pair, PreferencePair)], context.seed)[: config.limit]
+    pairs = ordered([pair for pair in judged if isinstance(pair, PreferencePair)], context.seed)[
+        : config.limit
+    ]
     counts = Counter(one for one in judged if isinstance(one, str))
     longer = sum(len(words(pair.chosen)) > len(words(pair.rejected)) for pair in pairs)
     kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
-    summary = {"prompts": len(prompts), "benign_prompts": len(harmless), "overlapping": dropped + more}
+    summary = {
+        "prompts": len(prompts),
+        "benign_prompts": len(harmless),
+        "overlapping": dropped + more,
+    }
     summary |= {key: counts[key] for key in ("all_good", "none_good")}
-    summary |= {"cut_off": sum(not own.ended for _, answers in answered for own in answers.values())}
-    return pairs, failed, summary | {key: kinds[key] for key in ("harmful", "harmless")} | {"chosen_longer": longer}
+    summary |= {
+        "cut_off": sum(not own.ended for _, answers in answered for own in answers.values())
+    }
+    return (
+        pairs,
+        failed,
+        summary | {key: kinds[key] for key in ("harmful", "harmless")} | {"chosen_longer": longer},
+    )
 
 
 def _asked(key: str, chosen: Prompts, context: Context) -> tuple[list[Prompt], int]:
@@ -153,7 +185,9 @@ async def _answers(
 
     context.progress.start(config.answers * len(prompts), "answers")
     try:
-        return await gather_failing([replies(prompt) for prompt in prompts], context.engine.max_failures)
+        return await gather_failing(
+            [replies(prompt) for prompt in prompts], context.engine.max_failures
+        )
     finally:
         model.close()
 
@@ -169,11 +203,17 @@ async def _judged(
     """Every comparison of each prompt's answers, and of the labelled pairs."""
     comparisons = len(labelled) + sum(len(answers) * (len(answers) - 1) // 2 for _, answers in rows)
     principles = min(config.principles, len(constitution.principles))
-    context.progress.start(comparisons * principles * 2 * max(1, 2 * config.thoughts), "comparisons")
+    context.progress.start(
+        comparisons * principles * 2 * max(1, 2 * config.thoughts), "comparisons"
+    )
     rest, most = (constitution, config, context.seed, judge.complete), context.engine.max_failures
     try:
-        judged = await gather_failing([tournament(prompt, answers, *rest) for prompt, answers in rows], most)
-        return judged, await gather_failing([compare(p, good, bad, *rest) for p, good, bad in labelled], most)
+        judged = await gather_failing(
+            [tournament(prompt, answers, *rest) for prompt, answers in rows], most
+        )
+        return judged, await gather_failing(
+            [compare(p, good, bad, *rest) for p, good, bad in labelled], most
+        )
     finally:
         judge.close()
 
@@ -184,10 +224,16 @@ def revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | 
     `row` is of revisions.parquet. This is the open recipes' shortcut: nothing judges it, neither text is the policy's.
     """
     last = next((step for step in reversed(row["steps"]) if not step["gates"]), None)
-    if last is None or not row["answer"] or similar(last["revision"], row["answer"], config.max_similarity):
+    if (
+        last is None
+        or not row["answer"]
+        or similar(last["revision"], row["answer"], config.max_similarity)
+    ):
         return None
     prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"])
-    return PreferencePair(prompt, last["revision"], row["answer"], 1.0, (last["principle"],), kind="revision")
+    return PreferencePair(
+        prompt, last["revision"], row["answer"], 1.0, (last["principle"],), kind="revision"
+    )
 
 
 def human_pairs(config: Human, context: Context) -> tuple[list[PreferencePair], int]:
@@ -196,7 +242,9 @@ def human_pairs(config: Human, context: Context) -> tuple[list[PreferencePair], 
     pairs = [
         PreferencePair(prompt, better, worse, config.probability, (), kind="human")
         for prompt, better, worse in labelled
-        if not any(context.holds_out(turn.content) for turn in prompt.messages if turn.role == "user")
+        if not any(
+            context.holds_out(turn.content) for turn in prompt.messages if turn.role == "user"
+        )
     ]
     return pairs, len(labelled) - len(pairs)
 
@@ -209,15 +257,26 @@ def demonstration_pairs(
     prompts, dropped = decontaminated([prompt for prompt, _ in rows], context)
     wanted = {prompt.id: answer for prompt, answer in rows}
     with closing(context.ledger()) as ledger:
-        found = asyncio.run(_answers(prompts, config, context, context.recorded(ledger, context.policy)))
+        found = asyncio.run(
+            _answers(prompts, config, context, context.recorded(ledger, context.policy))
+        )
     answered, failed = split_failed(prompts, found)
     pairs = []
     for prompt, answers in answered:
-        worse = next(iter(sorted(answers, key=refuses, reverse=True)), None)  # None: every answer was empty
+        worse = next(
+            iter(sorted(answers, key=refuses, reverse=True)), None
+        )  # None: every answer was empty
         if worse is not None and not similar(wanted[prompt.id], worse, config.max_similarity):
             own = (answers[worse].seed,)
-            pairs.append(PreferencePair(prompt, wanted[prompt.id], worse, 1.0, (), seeds=own, kind="demonstration"))
-    counts = {"demonstrations": len(pairs), "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs)}
+            pairs.append(
+                PreferencePair(
+                    prompt, wanted[prompt.id], worse, 1.0, (), seeds=own, kind="demonstration"
+                )
+            )
+    counts = {
+        "demonstrations": len(pairs),
+        "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs),
+    }
     return pairs, failed, counts | {"demonstrations_overlapping": len(dropped)}
 
 

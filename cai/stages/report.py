@@ -36,7 +36,9 @@ from cai.store.run_folder import Manifest, read_manifest
 def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/report.html. Returns how many records the page carries, by kind."""
     out = {name: Path(given.path) for name, given in context.inputs.items()}
-    manifests = {name: m for name, path in out.items() if (m := read_manifest(path.parent)) is not None}
+    manifests = {
+        name: m for name, path in out.items() if (m := read_manifest(path.parent)) is not None
+    }
     settings = configuration(context.root / "run.json", manifests)
     kinds = {name: suite["kind"] for name, suite in settings["evaluate"]["suites"].items()}
     metrics = json.loads((out["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
@@ -45,9 +47,17 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     stages = {name: figures for name, figures in metrics.items() if name in models}  # the run's own
     measured = manifests["evaluate"].summary
     revisions = read_rows(out["revise"] / "revisions.parquet")
-    by_round = [read_rows(path / "pairs.parquet") for name, path in out.items() if first_round(name) == "label"]
-    pairs = [row for rows in zip_longest(*by_round) for row in rows if row is not None]  # a share for every round
-    kept, totals = records(revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records)
+    by_round = [
+        read_rows(path / "pairs.parquet")
+        for name, path in out.items()
+        if first_round(name) == "label"
+    ]
+    pairs = [
+        row for rows in zip_longest(*by_round) for row in rows if row is not None
+    ]  # a share for every round
+    kept, totals = records(
+        revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records
+    )
     with closing(context.ledger()) as ledger:
         cost = cost_rows(ledger.cost(), model_names(context, settings), config.price)
     judge = judge_view(manifests["label"].summary, settings["label"])
@@ -58,22 +68,44 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         context=context,
         settings={"name": context.root.name} | settings,
         manifests=manifests,
-        finished=datetime.fromtimestamp(max(m.started + m.seconds for m in manifests.values()), UTC),
+        finished=datetime.fromtimestamp(
+            max(m.started + m.seconds for m in manifests.values()), UTC
+        ),
         verdict=verdict(stages, kinds),
         notices=[
             *([unjudged] if judge is None else []),
-            *notices(stages, kinds, judge, described(context.model.name, manifests["dpo"]), settings["revise"]),
+            *notices(
+                stages,
+                kinds,
+                judge,
+                described(context.model.name, manifests["dpo"]),
+                settings["revise"],
+            ),
             *people(manifests["label"].summary),
-            *(f"{name}: {doubt}" for name in manifests for doubt in later_doubts(name, manifests[name])),
-            *(f"{name}: {sign}" for name in manifests for sign in manifests[name].summary.get("signs", [])),
+            *(
+                f"{name}: {doubt}"
+                for name in manifests
+                for doubt in later_doubts(name, manifests[name])
+            ),
+            *(
+                f"{name}: {sign}"
+                for name in manifests
+                for sign in manifests[name].summary.get("signs", [])
+            ),
         ],
         picture=picture(stages, kinds),
         lengths={
-            name: bars(m.summary["lengths"]["up_to"]) for name, m in manifests.items() if m.summary.get("lengths")
+            name: bars(m.summary["lengths"]["up_to"])
+            for name, m in manifests.items()
+            if m.summary.get("lengths")
         },
-        audits={name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary},
+        audits={
+            name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary
+        },
         metrics=metrics,
-        comparisons=[row for row in measured.get("comparisons", []) if row["first"] == next(iter(metrics))],
+        comparisons=[
+            row for row in measured.get("comparisons", []) if row["first"] == next(iter(metrics))
+        ],
         wins=measured.get("wins", []),
         refusal=measured.get("refusal", {"by": "rules"}),
         harm=measured.get("harm"),
@@ -82,7 +114,11 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
             for name, suite in settings["evaluate"]["suites"].items()
             for shots in suite["shots"]
         },
-        curves={name: curves(json.loads(file.read_text())) for name, file in histories.items() if file.is_file()},
+        curves={
+            name: curves(json.loads(file.read_text()))
+            for name, file in histories.items()
+            if file.is_file()
+        },
         texts=principle_texts(context, manifests["revise"]),
         judge=judge,
         unjudged=unjudged,
@@ -100,7 +136,9 @@ def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, An
         whole = json.loads(file.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
         whole = {}
-    return whole | {n: whole.get(n, {}) | m.ingredients[n] for n, m in manifests.items() if n in m.ingredients}
+    return whole | {
+        n: whole.get(n, {}) | m.ingredients[n] for n, m in manifests.items() if n in m.ingredients
+    }
 
 
 def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
@@ -109,26 +147,45 @@ def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
         rules = context.load_constitution()
     except CaiError:  # edited or moved while the run went on
         return {}
-    now, then = rules.revising()["principles"], revise.ingredients.get("constitution", {}).get("principles", {})
+    now, then = (
+        rules.revising()["principles"],
+        revise.ingredients.get("constitution", {}).get("principles", {}),
+    )
     return {p.id: p.critique for p in rules.principles if now[p.id] == then.get(p.id)}
 
 
 def model_order(context: Context) -> list[str]:
     """The models' names, the rounds' after the others."""
-    return [*MODELS, *(name for name in context.inputs if first_round(name) == "dpo" and name not in MODELS)]
+    return [
+        *MODELS,
+        *(name for name in context.inputs if first_round(name) == "dpo" and name not in MODELS),
+    ]
 
 
 def later_doubts(stage: str, manifest: Manifest) -> list[str]:
     """About the judge of a later round of `label`; the first round's stand with its figures."""
-    return manifest.summary.get("judge", {}).get("doubts", []) if first_round(stage) == "label" != stage else []
+    return (
+        manifest.summary.get("judge", {}).get("doubts", [])
+        if first_round(stage) == "label" != stage
+        else []
+    )
 
 
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digest, as the ledger has it -> name, of the models of this run."""
-    names = {context.model_digest(name): name for name in model_order(context) if context.owns(name)}
-    asked = [reduce(lambda part, key: part.get(key) or {}, f"{name}.model".split("."), settings) for name in ASKING]
+    names = {
+        context.model_digest(name): name for name in model_order(context) if context.owns(name)
+    }
+    asked = [
+        reduce(lambda part, key: part.get(key) or {}, f"{name}.model".split("."), settings)
+        for name in ASKING
+    ]
     others = [build(ModelConfig, one) for one in asked if one]
-    others += [other_model(name) for name in settings["evaluate"].get("models", []) if name not in model_order(context)]
+    others += [
+        other_model(name)
+        for name in settings["evaluate"].get("models", [])
+        if name not in model_order(context)
+    ]
     for other in others:
         names.setdefault(dataclasses.replace(context, model=other).model_digest("base"), other.name)
     return names

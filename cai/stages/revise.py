@@ -23,7 +23,9 @@ from cai.text import repeats
 def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/revisions.parquet, one row a prompt with the whole chain. Returns counts by gate and principle."""
     constitution = context.load_constitution()
-    prompts, dropped = decontaminated(load_prompts(config.prompts, context.data, context.seed), context)
+    prompts, dropped = decontaminated(
+        load_prompts(config.prompts, context.data, context.seed), context
+    )
     if not prompts:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
     rounds = len(constitution.principles) if config.draw == "all" else config.rounds
@@ -36,9 +38,16 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
     critic = other.recorded(ledger, "sft", config.model) if config.model or config.engine else model
     allowed = max(context.engine.max_failures, other.engine.max_failures)
     try:
-        chains = (revise(p, constitution, config, context.seed, model.complete, critic.complete) for p in prompts)
-        tally, failed = asyncio.run(write_chains(prompts, failing(chains, len(prompts), allowed), config, work))
-        replies = asyncio.run(gather_failing([model.complete(request) for _, request in helpful], allowed))
+        chains = (
+            revise(p, constitution, config, context.seed, model.complete, critic.complete)
+            for p in prompts
+        )
+        tally, failed = asyncio.run(
+            write_chains(prompts, failing(chains, len(prompts), allowed), config, work)
+        )
+        replies = asyncio.run(
+            gather_failing([model.complete(request) for _, request in helpful], allowed)
+        )
         answers, more = split_failed([prompt for prompt, _ in helpful], replies)
     finally:
         model.close()
@@ -49,7 +58,11 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
         raise CaiError(
             "no revision passed its gates, so there is nothing to train on; see revise.gates and revise.form"
         )
-    summary = {"prompts": len(prompts), "overlapping": len(dropped), "rows": tally.rows} | failures | tally.figures()
+    summary = (
+        {"prompts": len(prompts), "overlapping": len(dropped), "rows": tally.rows}
+        | failures
+        | tally.figures()
+    )
     if helpful:
         good = [
             {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
@@ -62,7 +75,10 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
 
 
 async def write_chains(
-    prompts: Sequence[Prompt], chains: AsyncIterator[Revision | RequestFailed], config: ReviseConfig, work: Path
+    prompts: Sequence[Prompt],
+    chains: AsyncIterator[Revision | RequestFailed],
+    config: ReviseConfig,
+    work: Path,
 ) -> tuple["Tally", list[dict[str, Any]]]:
     """Writes each prompt's chain as it is done, so that no more than some thousands are in memory. Returns what the
     summary needs, and the rows that failed."""
@@ -91,7 +107,14 @@ def chain_schema() -> Any:
     text, number = pa.string(), pa.int64()
     step = {"principle": text, "critique": text, "revision": text, "gates": pa.list_(text)}
     steps = pa.list_(pa.struct(step | {"seeds": pa.list_(number), "tokens": number}))
-    row = {"id": text, "source": text, "prompt": turns_type(), "answer": text, "steps": steps, "final": text}
+    row = {
+        "id": text,
+        "source": text,
+        "prompt": turns_type(),
+        "answer": text,
+        "steps": steps,
+        "final": text,
+    }
     return pa.schema(row)
 
 
@@ -99,7 +122,12 @@ def training_schema() -> Any:
     """Of training.parquet (docs/data.md)."""
     import pyarrow as pa
 
-    row = {"id": pa.string(), "round": pa.int64(), "principle": pa.string(), "messages": turns_type()}
+    row = {
+        "id": pa.string(),
+        "round": pa.int64(),
+        "principle": pa.string(),
+        "messages": turns_type(),
+    }
     return pa.schema(row | {"last": pa.bool_()})
 
 
@@ -113,9 +141,16 @@ def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Promp
     """What the helpful model is asked so that SL-CAI keeps its helpfulness (section 3.2): no red-team prompts."""
     if config.helpful is None:
         return []
-    prompts, _ = decontaminated(load_prompts(config.helpful.prompts, context.data, context.seed), context)
+    prompts, _ = decontaminated(
+        load_prompts(config.helpful.prompts, context.data, context.seed), context
+    )
     return [
-        (p, Request(p.messages, config.sampling.answer, seed_of(context.seed, p.id, "helpful", number)))
+        (
+            p,
+            Request(
+                p.messages, config.sampling.answer, seed_of(context.seed, p.id, "helpful", number)
+            ),
+        )
         for p in prompts
         for number in range(config.helpful.samples)
     ]
@@ -156,7 +191,11 @@ def as_row(revision: Revision) -> dict[str, Any]:
         }
         for step in revision.steps
     ]
-    prompt = {"id": revision.prompt.id, "source": revision.prompt.source, "prompt": as_dicts(revision.prompt.messages)}
+    prompt = {
+        "id": revision.prompt.id,
+        "source": revision.prompt.source,
+        "prompt": as_dicts(revision.prompt.messages),
+    }
     return prompt | {"answer": revision.answer, "steps": steps, "final": revision.final}
 
 
@@ -174,7 +213,11 @@ class Tally:
         self.kept += bool(revision.final)
         for number, step in enumerate(revision.steps, 1):
             seen = _counts(before, step)
-            for counter in (self._all, self._principles[step.principle_id], self._rounds[str(number)]):
+            for counter in (
+                self._all,
+                self._principles[step.principle_id],
+                self._rounds[str(number)],
+            ):
                 counter.update(seen)
             before = before if step.gates else step.revision
 
@@ -182,7 +225,9 @@ class Tally:
         return {
             "kept": self.kept,
             "gates": _gates(self._all),
-            "principles": {name: _figures(found) for name, found in sorted(self._principles.items())},
+            "principles": {
+                name: _figures(found) for name, found in sorted(self._principles.items())
+            },
             "rounds": {name: _figures(found) for name, found in self._rounds.items()},
         }
 
@@ -199,11 +244,17 @@ def _counts(before: str, step: CritiqueStep) -> dict[str, int]:
 
 
 def _gates(found: Counter[str]) -> dict[str, int]:
-    return {name.removeprefix("gate "): found[name] for name in sorted(found) if name.startswith("gate ")}
+    return {
+        name.removeprefix("gate "): found[name]
+        for name in sorted(found)
+        if name.startswith("gate ")
+    }
 
 
 def _figures(found: Counter[str]) -> dict[str, Any]:
     """Steps drawn, changed, refused, passed, gated, and mean words before and after."""
     counts = {name: int(found[name]) for name in ("drawn", "changed", "refused", "passed")}
-    means = {name: round(found[name] / found["drawn"], 1) for name in ("words_before", "words_after")}
+    means = {
+        name: round(found[name] / found["drawn"], 1) for name in ("words_before", "words_after")
+    }
     return counts | {"gates": _gates(found)} | means

@@ -41,18 +41,30 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     rows, audit = prepare(config, context, tokenizer)
     refuse_losses(config, context.stage, audit)
     held = int(len(rows) * config.validation)
-    train, validation = rows.select(range(held, len(rows))), rows.select(range(held)) if held else None
+    train, validation = (
+        rows.select(range(held, len(rows))),
+        rows.select(range(held)) if held else None,
+    )
     device = pick_device(context.engine.device)
     quantization = None
     if config.quantization is not None:
         quantization = bits_config(f"{context.stage}.quantization", config.quantization)
     model = load_model(source, context.engine.dtype, device, context.engine.attention, quantization)
     embed_markers(model, added)
-    args = arguments(context.stage, config, context.seed, str(context.scratch / "checkpoints"), device, bool(held))
+    args = arguments(
+        context.stage,
+        config,
+        context.seed,
+        str(context.scratch / "checkpoints"),
+        device,
+        bool(held),
+    )
     if args.packing:
         refuse_leaks(model, f"{context.stage}.args.packing")
     if "gradient_checkpointing" not in config.args:
-        tuned = 0 if config.peft is not None else sum(weights.numel() for weights in model.parameters())
+        tuned = (
+            0 if config.peft is not None else sum(weights.numel() for weights in model.parameters())
+        )
         tokens = args.per_device_train_batch_size * config.max_length
         args.gradient_checkpointing = recomputes(model, tokens, tuned, free_memory(device))
     peft = None if config.peft is None else training_markers(model, added, config.peft)
@@ -66,7 +78,13 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     )
     pass_bias_on(trainer.model)
     lean_head(trainer.model, ("entropy", "is_top1"))
-    show_curves(trainer, context.report_to, context.stage, context.root.name, context.scratch.with_name("logs"))
+    show_curves(
+        trainer,
+        context.report_to,
+        context.stage,
+        context.root.name,
+        context.scratch.with_name("logs"),
+    )
     run_training(trainer, context.scratch, context.progress, config.patience)
 
     def unquantised() -> Any:
@@ -116,14 +134,20 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     """
     revised: list[Row] = []
     if config.revisions != "none":
-        revised = revision_rows(Path(context.inputs["revise"].path) / "training.parquet", config.revisions)
+        revised = revision_rows(
+            Path(context.inputs["revise"].path) / "training.parquet", config.revisions
+        )
     skipped, lost = Skipped(), {"no_answer": 0, "overlapping": 0}
     overlaps = dict.fromkeys(context.held_out, 0)
 
     def usable(rows: Iterable[Row]) -> Iterator[Row]:
         for dialogue, tags in rows:
             asked = [m.content for m in dialogue if m.role == "user"]
-            held = [name for name, overlap in context.overlaps.items() if any(text in overlap for text in asked)]
+            held = [
+                name
+                for name, overlap in context.overlaps.items()
+                if any(text in overlap for text in asked)
+            ]
             for name in held:
                 overlaps[name] += 1
             if held:
@@ -148,7 +172,9 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         sources = {name: usable(of_set(name)) for name in config.data}
     ratio = None if config.helpful_ratio is None else round(len(revised) * config.helpful_ratio)
     limit = min((most for most in (config.limit, ratio) if most is not None), default=None)
-    mixed, sizes = mix(sources, context.seed, limit, config.weights, config.mixing_temperature, config.mixing_cap)
+    mixed, sizes = mix(
+        sources, context.seed, limit, config.weights, config.mixing_temperature, config.mixing_cap
+    )
     drawn = {name: len(rows) for name, rows in mixed.items()}
     counts = {
         "read": skipped.count + sum(lost.values()) + sum(sizes.values()) + len(revised),
@@ -171,11 +197,17 @@ def revision_rows(path: Path, which: str) -> list[Row]:
     return [(from_dicts(row["messages"]), {"source": "revisions"}) for row in kept]
 
 
-def arguments(stage: str, config: SftConfig, seed: int, folder: str, device: str, held: bool) -> Any:
+def arguments(
+    stage: str, config: SftConfig, seed: int, folder: str, device: str, held: bool
+) -> Any:
     """trl's SFTConfig for a stage. Also what `cai plan --check` builds. Raises UsageError."""
     from cai.training.trainer import trl_config, watching
 
     forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
-    forced |= watching(held) | {"use_cpu": device == "cpu"} | ({"bf16": False} if not device.startswith("cuda") else {})
+    forced |= (
+        watching(held)
+        | {"use_cpu": device == "cpu"}
+        | ({"bf16": False} if not device.startswith("cuda") else {})
+    )
     # held-out rows are never packed, so that their loss is comparable
     return trl_config("sft", f"{stage}.args", {"eval_packing": False} | config.args, **forced)

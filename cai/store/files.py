@@ -32,14 +32,20 @@ def _read_once(file: Path, *look: int) -> str:
 def seal(folder: Path) -> None:
     """Writes the digests of a folder's files (links apart) into it."""
     files = [path for path in folder_files(folder) if path.name != SEAL and not path.is_symlink()]
-    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): file_digest(path) for path in files})
+    write_json(
+        folder / SEAL, {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    )
 
 
 def unsealed(folder: Path) -> Path | None:
     """The first file that is not as it was sealed, or None; a folder that was never sealed has none."""
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        wrong = (folder / n for n, d in sealed.items() if not (folder / n).is_file() or digest_of(folder / n) != d)
+        wrong = (
+            folder / n
+            for n, d in sealed.items()
+            if not (folder / n).is_file() or digest_of(folder / n) != d
+        )
         return next(wrong, None)
     except FileNotFoundError:
         return None

@@ -86,7 +86,9 @@ class Run:
     def finished(self) -> list[Path]:
         """The folders of every finished stage, of all configurations."""
         folders = sorted(path.parent for path in self.root.glob("*/*/manifest.json"))
-        return [one for one in folders if one.parent.name != "latest" and ".damaged-" not in one.name]
+        return [
+            one for one in folders if one.parent.name != "latest" and ".damaged-" not in one.name
+        ]
 
     def latest(self, stage: str) -> Manifest | None:
         """The manifest of the last use of a stage, if it was finished."""
@@ -95,7 +97,11 @@ class Run:
 
     def set_aside(self, folder: Path) -> Path:
         """Moves a damaged stage's folder to a name that no key has. Nothing is deleted."""
-        aside = next(p for n in range(1, 1 << 30) if not (p := folder.with_name(f"{folder.name}.damaged-{n}")).exists())
+        aside = next(
+            p
+            for n in range(1, 1 << 30)
+            if not (p := folder.with_name(f"{folder.name}.damaged-{n}")).exists()
+        )
         return folder.rename(aside)
 
     def begin(self, stage: str, key: str) -> tuple[Path, Path]:
@@ -125,16 +131,24 @@ class Run:
         fresh.symlink_to(target)
         fresh.replace(link)
 
-    def publish(self, stage: str, version: int, key: str, ingredients: Any, summary: Any, started: float) -> Manifest:
+    def publish(
+        self, stage: str, version: int, key: str, ingredients: Any, summary: Any, started: float
+    ) -> Manifest:
         """Renames work to out, digests it, and writes the manifest last. After this the stage is done."""
         folder = self.folder(stage, key)
-        for path in (*folder_files(folder / "work"), *(p for p in (folder / "work").rglob("*") if p.is_dir())):
+        for path in (
+            *folder_files(folder / "work"),
+            *(p for p in (folder / "work").rglob("*") if p.is_dir()),
+        ):
             fsync(path)
         fsync(folder / "work")
         (folder / "work").rename(folder / "out")
         looks = {path: file_state(path) for path in folder_files(folder / "out")}
         files = {
-            path.relative_to(folder / "out").as_posix(): {"sha256": file_digest(path), "bytes": look[0]}
+            path.relative_to(folder / "out").as_posix(): {
+                "sha256": file_digest(path),
+                "bytes": look[0],
+            }
             for path, look in looks.items()
         }
         output = digest({name: entry["sha256"] for name, entry in files.items()})
@@ -186,7 +200,9 @@ def read_manifest(folder: Path, key: str | None = None) -> Manifest | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["schema"] != SCHEMA and isinstance(values["schema"], int):
-            raise CaiError(f"{path} belongs to another version of cai (schema {values['schema']}, not {SCHEMA})")
+            raise CaiError(
+                f"{path} belongs to another version of cai (schema {values['schema']}, not {SCHEMA})"
+            )
         manifest = Manifest(**values)
         files = {folder / "out" / name: entry for name, entry in manifest.files.items()}
         sound = not manifest.checksum or manifest.checksum == _checksum(values)
@@ -210,7 +226,9 @@ def chain(last: Manifest, done: Iterable[Manifest]) -> dict[str, Manifest]:
     while waiting:
         manifest = waiting.pop()
         found[manifest.stage] = manifest
-        waiting += [made[one] for one in manifest.ingredients.get("inputs", {}).items() if one in made]
+        waiting += [
+            made[one] for one in manifest.ingredients.get("inputs", {}).items() if one in made
+        ]
     return dict(sorted(found.items(), key=lambda item: item[1].started))
 
 
@@ -227,7 +245,10 @@ def verify(folder: Path, manifest: Manifest, whole: bool = False) -> None:
     looks, wrong = {}, []
     for name, entry in manifest.files.items():
         look = file_state(folder / "out" / name)
-        if known.get(name) == [entry["sha256"], *look] or file_digest(folder / "out" / name) == entry["sha256"]:
+        if (
+            known.get(name) == [entry["sha256"], *look]
+            or file_digest(folder / "out" / name) == entry["sha256"]
+        ):
             looks[name] = look
         else:
             wrong.append(folder / "out" / name)
@@ -248,7 +269,11 @@ def _noted(folder: Path) -> dict[str, list[Any]]:
 def _note(folder: Path, manifest: Manifest, looks: dict[str, list[int]]) -> None:
     """Notes how the sound files look, but for what was written a moment ago. Only costs another reading if it fails."""
     old = time.time_ns() - SETTLED
-    noted = {name: [manifest.files[name]["sha256"], *look] for name, look in looks.items() if max(look[1:3]) < old}
+    noted = {
+        name: [manifest.files[name]["sha256"], *look]
+        for name, look in looks.items()
+        if max(look[1:3]) < old
+    }
     with contextlib.suppress(OSError):
         write_json(folder / VERIFIED, noted)
 

@@ -9,13 +9,30 @@ import functools
 import types
 from typing import Any
 
-METRICS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # what trl may ask for beside log-probabilities
+METRICS = (
+    "entropy",
+    "log_sum_sq_probs",
+    "mean_logits",
+    "is_top1",
+)  # what trl may ask for beside log-probabilities
 
-SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+SCALES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
 
-ELSEWHERE = {"shift_labels", "num_items_in_batch", "output_router_logits"}  # arguments that trl's own way is left to
+ELSEWHERE = {
+    "shift_labels",
+    "num_items_in_batch",
+    "output_router_logits",
+}  # arguments that trl's own way is left to
 
-SCORES = 2**26  # float32 numbers at once, a quarter of a gigabyte: of more tokens, the scores are computed twice
+SCORES = (
+    2**26
+)  # float32 numbers at once, a quarter of a gigabyte: of more tokens, the scores are computed twice
 
 ALIKE = 0.8  # of the longest row's length: so long rows go through the layers with it
 
@@ -29,14 +46,22 @@ def lean_head(model: Any, metrics: tuple[str, ...] = METRICS) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
     scaled = any(getattr(config, name, None) not in (None, 1) for name in SCALES)
-    if scaled or getattr(config, "output_router_logits", False) or base.device.type not in ("cpu", "mps"):
+    if (
+        scaled
+        or getattr(config, "output_router_logits", False)
+        or base.device.type not in ("cpu", "mps")
+    ):
         return
     fused = getattr(base.forward, "fused", base.forward)  # the head may be there already
 
     @functools.wraps(type(base).forward)  # transformers reads its signature
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **named: Any
+    ) -> Any:
         if fused_lm_head and labels is not None and not args and not _sharded(self):
-            given = {name: value for name, value in named.items() if value is not None}  # peft passes every argument on
+            given = {
+                name: value for name, value in named.items() if value is not None
+            }  # peft passes every argument on
             if not ELSEWHERE & given.keys():
                 return _output(self, labels, given | {"use_cache": False}, metrics)
         return fused(*args, fused_lm_head=fused_lm_head, labels=labels, **named)
@@ -48,7 +73,9 @@ def lean_head(model: Any, metrics: tuple[str, ...] = METRICS) -> None:
 
 def _sharded(model: Any) -> bool:
     """FSDP2's and ZeRO-3's shards are gathered by all processes at once, and these have batches of their own."""
-    return any(type(one).__name__ == "DTensor" or hasattr(one, "ds_id") for one in model.parameters())
+    return any(
+        type(one).__name__ == "DTensor" or hasattr(one, "ds_id") for one in model.parameters()
+    )
 
 
 def _output(model: Any, labels: Any, given: dict[str, Any], metrics: tuple[str, ...]) -> Any:
@@ -68,7 +95,10 @@ def _output(model: Any, labels: Any, given: dict[str, Any], metrics: tuple[str, 
     head = model.get_output_embeddings()
     figures = _scored(hidden, head.weight, head.bias, targets.flatten()[found], metrics)
     # scatter keeps a batch without a trained token connected to the model
-    whole = {name: x.new_zeros(targets.numel()).scatter(0, found, x).view(targets.shape) for name, x in figures.items()}
+    whole = {
+        name: x.new_zeros(targets.numel()).scatter(0, found, x).view(targets.shape)
+        for name, x in figures.items()
+    }
     loss = -whole["log_probs"].sum() / trained.sum().clamp(min=1)
     return FusedCausalLMOutput(loss=loss, label_mask=trained, **whole)
 
@@ -80,7 +110,9 @@ def _alike(given: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
     if ids is None or mask is None or given.keys() != {"input_ids", "attention_mask", "use_cache"}:
         return whole
     lengths = mask.sum(1).tolist()
-    if mask.dim() != 2 or not all(bool(row[:length].all()) for row, length in zip(mask, lengths, strict=True)):
+    if mask.dim() != 2 or not all(
+        bool(row[:length].all()) for row, length in zip(mask, lengths, strict=True)
+    ):
         return whole  # padding on the left
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     groups = [[order[0]]]
@@ -89,10 +121,15 @@ def _alike(given: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
             groups.append([])
         groups[-1].append(row)
     cut = [(rows, lengths[rows[0]]) for rows in groups]
-    return [(rows, given | {"input_ids": ids[rows, :end], "attention_mask": mask[rows, :end]}) for rows, end in cut]
+    return [
+        (rows, given | {"input_ids": ids[rows, :end], "attention_mask": mask[rows, :end]})
+        for rows, end in cut
+    ]
 
 
-def _scored(hidden: Any, weight: Any, bias: Any, targets: Any, metrics: tuple[str, ...]) -> dict[str, Any]:
+def _scored(
+    hidden: Any, weight: Any, bias: Any, targets: Any, metrics: tuple[str, ...]
+) -> dict[str, Any]:
     """Each token's figures, shape (tokens,): `hidden` is (tokens, hidden units), `targets` (tokens,)."""
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -102,12 +139,17 @@ def _scored(hidden: Any, weight: Any, bias: Any, targets: Any, metrics: tuple[st
         return _figures(hidden, weight, bias, targets, metrics)
     parts: list[Any] = [
         checkpoint(_figures, *part, metrics, use_reentrant=False, preserve_rng_state=False)
-        for part in ((h, weight, bias, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True))
+        for part in (
+            (h, weight, bias, t)
+            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        )
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _figures(hidden: Any, weight: Any, bias: Any, targets: Any, metrics: tuple[str, ...]) -> dict[str, Any]:
+def _figures(
+    hidden: Any, weight: Any, bias: Any, targets: Any, metrics: tuple[str, ...]
+) -> dict[str, Any]:
     import torch
 
     scores = torch.nn.functional.linear(hidden, weight, bias).float()

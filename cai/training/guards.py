@@ -8,7 +8,10 @@ from typing import Any
 from cai.config.schema import Guards
 from cai.text import repeats
 
-LENGTH, REPETITIVE = "answers/tokens", "answers/repetitive"  # of a log's entries: a mean and a share
+LENGTH, REPETITIVE = (
+    "answers/tokens",
+    "answers/repetitive",
+)  # of a log's entries: a mean and a share
 
 WINDOW = 10  # logged steps over which the noise of single batches is averaged
 
@@ -23,19 +26,34 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
     """
     said = []
     if guards.chosen_floor is not None:
-        batches = [(entry["step"], entry["rewards/chosen"]) for entry in log if "rewards/chosen" in entry]
+        batches = [
+            (entry["step"], entry["rewards/chosen"]) for entry in log if "rewards/chosen" in entry
+        ]
         means = [
-            (batches[end - 1][0], math.fsum(value for _, value in batches[end - WINDOW : end]) / WINDOW)
+            (
+                batches[end - 1][0],
+                math.fsum(value for _, value in batches[end - WINDOW : end]) / WINDOW,
+            )
             for end in range(WINDOW, len(batches) + 1)
         ]
-        held = [(entry["step"], entry["eval_rewards/chosen"]) for entry in log if "eval_rewards/chosen" in entry]
-        low = sorted((step, value) for step, value in [*means, *held] if value < guards.chosen_floor)
+        held = [
+            (entry["step"], entry["eval_rewards/chosen"])
+            for entry in log
+            if "eval_rewards/chosen" in entry
+        ]
+        low = sorted(
+            (step, value) for step, value in [*means, *held] if value < guards.chosen_floor
+        )
         if low:
             said.append(
                 f"At step {low[0][0]} the chosen answers' reward was {low[0][1]:.2f}, below {guards.chosen_floor}: the "
                 "model unlearns good answers together with bad ones; lower the learning rate, or raise beta."
             )
-    margins = [(entry["step"], entry["eval_rewards/margins"]) for entry in log if "eval_rewards/margins" in entry]
+    margins = [
+        (entry["step"], entry["eval_rewards/margins"])
+        for entry in log
+        if "eval_rewards/margins" in entry
+    ]
     run = 0
     for (_, before), (step, after) in pairwise(margins if guards.falling is not None else ()):
         run = run + 1 if after < before else 0
@@ -46,8 +64,16 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
             )
             break
     first, *later = [entry for entry in log if LENGTH in entry] or [{}]
-    long = [e for e in later if guards.longer is not None and e[LENGTH] > guards.longer * max(1, first[LENGTH])]
-    short = [e for e in later if guards.shorter is not None and e[LENGTH] < guards.shorter * first[LENGTH]]
+    long = [
+        e
+        for e in later
+        if guards.longer is not None and e[LENGTH] > guards.longer * max(1, first[LENGTH])
+    ]
+    short = [
+        e
+        for e in later
+        if guards.shorter is not None and e[LENGTH] < guards.shorter * first[LENGTH]
+    ]
     for found, word in ((long, "longer"), (short, "shorter")):
         if found:
             said.append(
@@ -56,7 +82,9 @@ def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
                 f"{word} answers, raise beta, or lower the learning rate."
             )
     most = guards.repetitive
-    circling = [e for e in later if most is not None and e[REPETITIVE] > max(most, first[REPETITIVE])]
+    circling = [
+        e for e in later if most is not None and e[REPETITIVE] > max(most, first[REPETITIVE])
+    ]
     if circling:
         said.append(
             f"At step {circling[0]['step']} {circling[0][REPETITIVE]:.0%} of the answers to held-out prompts went "
@@ -71,7 +99,11 @@ def unseen(log: Sequence[Mapping[str, Any]], guards: Guards, sharded: bool) -> l
     if not guards.prompts or guards.longer is guards.shorter is guards.repetitive is None:
         return []
     if first is None:
-        why = "the shards of a model do not generate" if sharded else "no pair is held out (dpo.validation)"
+        why = (
+            "the shards of a model do not generate"
+            if sharded
+            else "no pair is held out (dpo.validation)"
+        )
         return [f"The guards see no growing, shrinking or repetitive answers, since {why}."]
     if guards.longer is not None and first[LENGTH] * guards.longer >= guards.new_tokens:
         return [
@@ -82,15 +114,25 @@ def unseen(log: Sequence[Mapping[str, Any]], guards: Guards, sharded: bool) -> l
     return []
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[tuple[str, int]]:
+def answer(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[tuple[str, int]]:
     """Greedy answers to tokenised prompts, each with its number of tokens, at most `new_tokens`; nothing is drawn."""
     import torch
 
-    padded = tokenizer.pad({"input_ids": list(map(list, prompts))}, padding_side="left", return_tensors="pt")
+    padded = tokenizer.pad(
+        {"input_ids": list(map(list, prompts))}, padding_side="left", return_tensors="pt"
+    )
     batch = padded.to(model.device)
     training = model.training
     model.eval()
-    plain: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    plain: dict[str, Any] = {
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+    }
     plain |= {"repetition_penalty": 1.0, "use_cache": True, "pad_token_id": tokenizer.pad_token_id}
     with torch.no_grad():
         found = model.generate(**batch, max_new_tokens=new_tokens, **plain)
@@ -120,16 +162,22 @@ def watch(
         if answers is not None:
             texts, tokens = zip(*answers(model), strict=True)
             length, circling = sum(tokens) / len(texts), sum(map(repeats, texts)) / len(texts)
-            state.log_history.append({"step": state.global_step, LENGTH: length, REPETITIVE: circling})
+            state.log_history.append(
+                {"step": state.global_step, LENGTH: length, REPETITIVE: circling}
+            )
 
     class Watch(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        ) -> None:
             if not state.global_step:  # a resumed log has it
                 note(state, model)
             for blindness in unseen(state.log_history, guards, sharded):
                 say(blindness)
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        def on_evaluate(
+            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        ) -> None:
             note(state, model)
             self.on_log(args, state, control)
 

@@ -18,7 +18,9 @@ PLAIN = {
 }
 
 
-def preference_loss(difference: Any, probability: Any, beta: float, label_smoothing: float = 0.0) -> Any:
+def preference_loss(
+    difference: Any, probability: Any, beta: float, label_smoothing: float = 0.0
+) -> Any:
     """The loss of each pair, shape (pairs,): L = -p log sigmoid(beta d) - (1 - p) log sigmoid(-beta d).
 
     `difference`, d, (pairs,): log policy(chosen)/reference(chosen) - log policy(rejected)/reference(rejected), nats.
@@ -42,7 +44,9 @@ def check_arguments(args: Any) -> None:
                 f"set dpo.loss=trl, or leave dpo.args.{name} at {plain}"
             )
     if not 0 <= args.label_smoothing < 0.5:
-        raise UsageError(f"dpo.args.label_smoothing={args.label_smoothing}: must be at least 0 and below 0.5")
+        raise UsageError(
+            f"dpo.args.label_smoothing={args.label_smoothing}: must be at least 0 and below 0.5"
+        )
 
 
 def open_trainer(config: DpoConfig, references: Path, reference: str, **given: Any) -> Any:
@@ -74,12 +78,22 @@ def open_trainer(config: DpoConfig, references: Path, reference: str, **given: A
             if self.ref_model is not None:
                 lean_head(self.ref_model, ())
 
-        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        def _prepare_dataset(
+            self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+        ) -> Any:
             """With the tokens of each pair's longer half, which `train_sampling_strategy: group_by_length` asks for."""
             rows: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-            columns = zip(*(rows[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")), strict=True)
-            lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in columns]
-            return rows.add_column("length", [min(length, args.max_length or length) for length in lengths])
+            columns = zip(
+                *(rows[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
+                strict=True,
+            )
+            lengths = [
+                len(prompt) + max(len(chosen), len(rejected))
+                for prompt, chosen, rejected in columns
+            ]
+            return rows.add_column(
+                "length", [min(length, args.max_length or length) for length in lengths]
+            )
 
         def _set_signature_columns_if_needed(self) -> None:
             super()._set_signature_columns_if_needed()
@@ -103,7 +117,9 @@ def open_trainer(config: DpoConfig, references: Path, reference: str, **given: A
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             metrics = self._metrics["train" if self.model.training else "eval"]
-            both = zip(metrics.get("rewards/chosen", []), metrics.get("rewards/rejected", []), strict=True)
+            both = zip(
+                metrics.get("rewards/chosen", []), metrics.get("rewards/rejected", []), strict=True
+            )
             if found := [-(chosen + rejected) / (2 * self.beta) for chosen, rejected in both]:
                 metrics["kl"] = found
             super().log(logs, start_time)
@@ -117,10 +133,14 @@ def open_trainer(config: DpoConfig, references: Path, reference: str, **given: A
                 raise UsageError(
                     "dpo.loss=soft has no router loss; set dpo.args.router_aux_loss_coef=0, or dpo.loss=trl"
                 )
-            tokens = self.data_collator  # trl's own, which pads and cuts; it has served the reference by now
+            tokens = (
+                self.data_collator
+            )  # trl's own, which pads and cuts; it has served the reference by now
 
             def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-                return tokens(rows) | {"probability": torch.tensor([row["probability"] for row in rows])}
+                return tokens(rows) | {
+                    "probability": torch.tensor([row["probability"] for row in rows])
+                }
 
             self.data_collator = collate
 
@@ -140,10 +160,19 @@ def open_trainer(config: DpoConfig, references: Path, reference: str, **given: A
                 reference = torch.cat((inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]))
             else:
                 mask = {"completion_mask": inputs["completion_mask"]}
-                reference = torch.cat(self.compute_ref_log_probs(self.ref_model or model, tokens | mask))
+                reference = torch.cat(
+                    self.compute_ref_log_probs(self.ref_model or model, tokens | mask)
+                )
             chosen, rejected = (policy - reference).chunk(2)
-            loss = preference_loss(chosen - rejected, probability, self.beta, self.label_smoothing).mean()
-            self._note(policy.detach(), self.beta * chosen.detach(), self.beta * rejected.detach(), probability)
+            loss = preference_loss(
+                chosen - rejected, probability, self.beta, self.label_smoothing
+            ).mean()
+            self._note(
+                policy.detach(),
+                self.beta * chosen.detach(),
+                self.beta * rejected.detach(),
+                probability,
+            )
             return (loss, outputs) if return_outputs else loss
 
         def _note(self, policy: Any, chosen: Any, rejected: Any, probability: Any) -> None:

@@ -40,13 +40,17 @@ def trl_config(kind: str, key: str, args: dict[str, Any], **forced: Any) -> Any:
     names = [f.name for f in dataclasses.fields(schema) if f.init]
     for name in args:
         if name not in names:
-            raise UsageError(f"{key}.{name}: trl.{schema.__name__} has no such argument{nearest(name, names)}")
+            raise UsageError(
+                f"{key}.{name}: trl.{schema.__name__} has no such argument{nearest(name, names)}"
+            )
         if name in forced:
             raise UsageError(f"{key}.{name} is set by cai itself; leave it out")
     try:
         return schema(**(DEFAULTS | args | forced))
     except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(f"{key}: trl.{schema.__name__} refuses: {str(error).strip().splitlines()[0]}") from None
+        raise UsageError(
+            f"{key}: trl.{schema.__name__} refuses: {str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def lora_config(key: str, args: dict[str, Any]) -> Any:
@@ -56,7 +60,9 @@ def lora_config(key: str, args: dict[str, Any]) -> Any:
     names = [f.name for f in dataclasses.fields(peft.LoraConfig)]
     for name in args:
         if name not in names:
-            raise UsageError(f"{key}.{name}: peft.LoraConfig has no such argument{nearest(name, names)}")
+            raise UsageError(
+                f"{key}.{name}: peft.LoraConfig has no such argument{nearest(name, names)}"
+            )
     try:
         return peft.LoraConfig(task_type="CAUSAL_LM", **args)
     except (TypeError, ValueError) as error:
@@ -72,13 +78,19 @@ def bits_config(key: str, args: dict[str, Any]) -> Any:
     for name in args:
         if name not in names:
             hint = nearest(name, names)
-            raise UsageError(f"{key}.{name}: transformers.BitsAndBytesConfig has no such argument{hint}")
+            raise UsageError(
+                f"{key}.{name}: transformers.BitsAndBytesConfig has no such argument{hint}"
+            )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(f"{key}: bitsandbytes is not installed; pip install 'constitutional-ai[qlora]'")
+        raise UsageError(
+            f"{key}: bitsandbytes is not installed; pip install 'constitutional-ai[qlora]'"
+        )
     try:
         return BitsAndBytesConfig(**args)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{key}: transformers.BitsAndBytesConfig refuses: {str(error).splitlines()[0]}") from None
+        raise UsageError(
+            f"{key}: transformers.BitsAndBytesConfig refuses: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def refuse_leaks(model: Any, key: str) -> None:
@@ -89,13 +101,17 @@ def refuse_leaks(model: Any, key: str) -> None:
     import torch
 
     length, vocabulary = 8, model.get_input_embeddings().weight.shape[0]
-    one, other, row = torch.arange(3 * length, device=model.device).remainder(vocabulary).view(3, length)
+    one, other, row = (
+        torch.arange(3 * length, device=model.device).remainder(vocabulary).view(3, length)
+    )
     positions = torch.arange(length, device=model.device).repeat(2)[None]
     training = model.training
     model.eval()
     with torch.no_grad():
         scores = [
-            model(input_ids=torch.cat((first, row))[None], position_ids=positions, use_cache=False).logits[0, length:]
+            model(
+                input_ids=torch.cat((first, row))[None], position_ids=positions, use_cache=False
+            ).logits[0, length:]
             for first in (one, other)
         ]
     model.train(training)
@@ -118,7 +134,9 @@ def recomputes(model: Any, tokens: int, tuned: int, free: int | None) -> bool:
         return False
     config = model.config.get_text_config()
     size = next(model.parameters()).element_size()
-    activations = tokens * (17 * config.num_hidden_layers * config.hidden_size * size + 8 * config.vocab_size)
+    activations = tokens * (
+        17 * config.num_hidden_layers * config.hidden_size * size + 8 * config.vocab_size
+    )
     return activations + 3 * size * tuned > 0.9 * free
 
 
@@ -149,11 +167,17 @@ def watching(validation: bool) -> dict[str, Any]:
     """Arguments that evaluate at every checkpoint and keep the best, where rows are held out for it."""
     if not validation:
         return {"eval_strategy": "no", "save_strategy": "steps"}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
     return {"eval_strategy": "steps", "save_strategy": "steps"} | best
 
 
-def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) -> tuple[Any, dict[str, Any]]:
+def tokenised(
+    tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int
+) -> tuple[Any, dict[str, Any]]:
     """A data set with input_ids and labels (the answers alone), and the audit's counts and lengths.
 
     A row that is longer than `max_length` tokens is cut at its end; one that keeps no trained token is left out.
@@ -162,7 +186,13 @@ def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) ->
 
     rows: list[dict[str, list[int]]] = []
     lengths: list[int] = []
-    counts = {"rows": len(dialogues), "truncated": 0, "lost_end_of_turn": 0, "dropped": 0, "trained_tokens": 0}
+    counts = {
+        "rows": len(dialogues),
+        "truncated": 0,
+        "lost_end_of_turn": 0,
+        "dropped": 0,
+        "trained_tokens": 0,
+    }
     for dialogue in dialogues:
         try:
             ids, labels = training_tokens(tokenizer, dialogue)
@@ -171,7 +201,11 @@ def tokenised(tokenizer: Any, dialogues: Sequence[Dialogue], max_length: int) ->
         lengths.append(len(ids))
         counts["truncated"] += len(ids) > max_length
         # a turn ends where its trained tokens end, whichever token the template ends it with
-        ends = [place for place, (one, after) in enumerate(pairwise([*labels, -100])) if one != -100 and after == -100]
+        ends = [
+            place
+            for place, (one, after) in enumerate(pairwise([*labels, -100]))
+            if one != -100 and after == -100
+        ]
         counts["lost_end_of_turn"] += sum(place >= max_length for place in ends)
         ids, labels = ids[:max_length], labels[:max_length]
         trained = sum(label != -100 for label in labels)
@@ -203,7 +237,11 @@ def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int 
             progress.advance()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            for name in ("loss", "eval_loss", *(() if args.fp16 else ("grad_norm",))):  # fp16's scaler skips such steps
+            for name in (
+                "loss",
+                "eval_loss",
+                *(() if args.fp16 else ("grad_norm",)),
+            ):  # fp16's scaler skips such steps
                 if not math.isfinite((logs or {}).get(name, 0.0)):
                     raise CaiError(
                         f"{progress.stage}: {name} is {logs[name]} at step {state.global_step}; nothing is published. "
@@ -222,7 +260,11 @@ def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int 
     if patience is not None and trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(patience))
     # one process looks, and removes what is damaged; the others are told
-    newest = newest_checkpoint(scratch / "checkpoints", progress.say) if trainer.args.process_index == 0 else None
+    newest = (
+        newest_checkpoint(scratch / "checkpoints", progress.say)
+        if trainer.args.process_index == 0
+        else None
+    )
     newest = broadcast_object_list([newest])[0]
     if newest and _ended(Path(newest)):
 
@@ -242,12 +284,16 @@ def _ended(checkpoint: Path) -> bool:
 def newest_checkpoint(folder: Path, say: Callable[[str], object]) -> str | None:
     """The newest checkpoint that holds trainer_state.json, which is written last, and whose files are as they were
     saved; incomplete and damaged ones are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    found = sorted(
+        folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True
+    )
     for path in found:
         if (path / "trainer_state.json").is_file() and _readable(path / "trainer_state.json"):
             if (wrong := unsealed(path)) is None:
                 return str(path)
-            say(f"{wrong} is damaged; training goes on from the checkpoint before, or from the beginning")
+            say(
+                f"{wrong} is damaged; training goes on from the checkpoint before, or from the beginning"
+            )
         shutil.rmtree(path)
     return None
 
@@ -259,7 +305,9 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any] | None = None) -> None:
+def save_result(
+    trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any] | None = None
+) -> None:
     """work/model: full weights (an adapter is merged, and kept in work/adapter too); work/history.json: the curve.
 
     Where the trained model's weights are quantised, `base` loads them as they were, and the adapter is merged there.
@@ -275,9 +323,13 @@ def save_result(trainer: Any, tokenizer: Any, work: Path, base: Callable[[], Any
     model = trainer.accelerator.unwrap_model(trainer.model)
     model = model if state is None else _in_one_piece(model, state)
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
-        raise CaiError("the trained weights are no numbers any more: lower the learning rate; nothing is published")
+        raise CaiError(
+            "the trained weights are no numbers any more: lower the learning rate; nothing is published"
+        )
     if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(work / "adapter", selected_adapters=["default"])  # trl's copy "ref" is no result
+        model.save_pretrained(
+            work / "adapter", selected_adapters=["default"]
+        )  # trl's copy "ref" is no result
         if base is not None:
             from peft import PeftModel
 
@@ -321,5 +373,14 @@ def _settle_adapter(folder: Path) -> None:
 
 def history(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """trl's log without what differs between two equal runs (times and speeds)."""
-    timed = ("runtime", "per_second", "total_flos", "num_tokens", "train_loss")  # the last is a mean since the resume
-    return [{k: v for k, v in sorted(entry.items()) if not any(word in k for word in timed)} for entry in log]
+    timed = (
+        "runtime",
+        "per_second",
+        "total_flos",
+        "num_tokens",
+        "train_loss",
+    )  # the last is a mean since the resume
+    return [
+        {k: v for k, v in sorted(entry.items()) if not any(word in k for word in timed)}
+        for entry in log
+    ]

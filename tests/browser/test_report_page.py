@@ -13,7 +13,9 @@ from tests.stages.test_report import EVIL, HOSTILE, SECTIONS, finished_run, metr
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
 LAPTOP, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 800}
 
 
@@ -40,7 +42,9 @@ def opened(chromium: Any) -> Iterator[Any]:
         page.on("console", lambda message: heard.append(message.text))
         page.on("pageerror", lambda error: heard.append(str(error)))
         page.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: request.url == file.as_uri() or heard.append(request.url))
+        page.on(
+            "request", lambda request: request.url == file.as_uri() or heard.append(request.url)
+        )
         page.goto(file.as_uri())
         return page
 
@@ -91,7 +95,9 @@ def test_hostile_records_are_text(hostile: Path, opened: Any) -> None:
         page.locator(f"[data-kind={kind}]").click()
         seen = page.locator("#list").inner_text()
         assert EVIL in seen and "</script><img src=x onerror=alert(2)>" in seen, kind
-        assert "\u202e" not in seen and "\x1b" not in seen, kind  # marks that turn or colour text are replaced
+        assert "\u202e" not in seen and "\x1b" not in seen, (
+            kind
+        )  # marks that turn or colour text are replaced
         assert page.locator("#list script, #list img").count() == 0, kind
 
 
@@ -141,7 +147,9 @@ def test_five_thousand_records_are_turned_page_by_page(large: Path, opened: Any)
 def test_text_is_readable_in_both_schemes(hostile: Path, opened: Any, scheme: str) -> None:
     page = opened(hostile, color_scheme=scheme)
     styles = "((style) => [style.color, style.backgroundColor])(getComputedStyle(document.body))"
-    ink, paper = ([float(part) for part in re.findall(r"[0-9.]+", colour)] for colour in page.evaluate(styles))
+    ink, paper = (
+        [float(part) for part in re.findall(r"[0-9.]+", colour)] for colour in page.evaluate(styles)
+    )
     assert contrast(ink, paper) >= 7
     assert (sum(paper[:3]) < 3 * 128) == (scheme == "dark")
 
@@ -150,7 +158,10 @@ def contrast(one: list[float], other: list[float]) -> float:
     """The WCAG's ratio of two colours' luminances, 1 to 21."""
 
     def luminance(colour: list[float]) -> float:
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour[:3])]
+        linear = [
+            c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (v / 255 for v in colour[:3])
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     low, high = sorted((luminance(one), luminance(other)))

@@ -30,17 +30,31 @@ pytestmark = pytest.mark.chaos
 
 MOMENTS = int(os.environ.get("CAI_CHAOS_MOMENTS", "5"))
 SEED = 8
-NAMES = [stage.name for stage in planning.STAGES if stage.name != "build"]  # a random model writes no instructions
+NAMES = [
+    stage.name for stage in planning.STAGES if stage.name != "build"
+]  # a random model writes no instructions
 ROOT = Path("outputs/smoke")
 
 
 def command(model: Path, *words: str) -> list[str]:
-    run = [sys.executable, "-m", "cai", "experiment=smoke", "model=path", f"model.path={model}", "model.name=tiny"]
+    run = [
+        sys.executable,
+        "-m",
+        "cai",
+        "experiment=smoke",
+        "model=path",
+        f"model.path={model}",
+        "model.name=tiny",
+    ]
     return [*run, *words]
 
 
-def cai(folder: Path, model: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(model, *words), cwd=folder, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+def cai(
+    folder: Path, model: Path, *words: str, **options: object
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(model, *words), cwd=folder, capture_output=True, text=True, timeout=300, **options
+    )  # type: ignore[call-overload]
 
 
 def started(folder: Path, model: Path, launcher: str) -> subprocess.Popen[str]:
@@ -68,7 +82,10 @@ def outputs(folder: Path) -> dict[str, str]:
 
 def completions(folder: Path) -> dict[bytes, str]:
     with contextlib.closing(sqlite3.connect(folder / ROOT / "ledger.sqlite")) as db:
-        return {key: json.loads(text)["text"] for key, text in db.execute("select digest, completion from completions")}
+        return {
+            key: json.loads(text)["text"]
+            for key, text in db.execute("select digest, completion from completions")
+        }
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +109,9 @@ def count_answers(folder: Path) -> None:
     Ledger(folder / ROOT / "ledger.sqlite").close()
     with contextlib.closing(sqlite3.connect(folder / ROOT / "ledger.sqlite")) as db:
         db.execute("create table answers (digest blob)")
-        db.execute("create trigger count before insert on completions begin insert into answers values(new.digest);end")
+        db.execute(
+            "create trigger count before insert on completions begin insert into answers values(new.digest);end"
+        )
 
 
 def answered_twice(folder: Path) -> int:
@@ -106,8 +125,12 @@ def check_nothing_half_written(folder: Path) -> str:
         manifest = read_manifest(path.parent)
         assert manifest is not None
         verify(path.parent, manifest)
-    begun = [scratch.parent for name in NAMES for scratch in (folder / ROOT).glob(f"{name}/*/scratch")]
-    return next((one.parent.name for one in begun if not (one / "manifest.json").exists()), "between stages")
+    begun = [
+        scratch.parent for name in NAMES for scratch in (folder / ROOT).glob(f"{name}/*/scratch")
+    ]
+    return next(
+        (one.parent.name for one in begun if not (one / "manifest.json").exists()), "between stages"
+    )
 
 
 PRELOADED = [
@@ -119,8 +142,14 @@ PRELOADED = [
     "trl.trainer.dpo_trainer",
     "cai.cli.main",
 ]
-PRELOADED += ["cai.run.runner", "cai.run.worker", *(f"cai.stages.{stage.module}" for stage in planning.STAGES)]
-FORKS = multiprocessing.get_context("forkserver")  # a clean process that has the libraries loaded, and runs nothing
+PRELOADED += [
+    "cai.run.runner",
+    "cai.run.worker",
+    *(f"cai.stages.{stage.module}" for stage in planning.STAGES),
+]
+FORKS = multiprocessing.get_context(
+    "forkserver"
+)  # a clean process that has the libraries loaded, and runs nothing
 FORKS.set_forkserver_preload(PRELOADED)
 
 
@@ -138,7 +167,12 @@ class Moment:
     """When to kill: a share of a stage's usual time after its start, or when its output is there without a manifest."""
 
     def __init__(self, folder: Path, stage: str, share: float | None, seconds: float):
-        self.root, self.stage, self.share, self.seconds = folder / ROOT / stage, stage, share, seconds
+        self.root, self.stage, self.share, self.seconds = (
+            folder / ROOT / stage,
+            stage,
+            share,
+            seconds,
+        )
         self.before = self.begun()
 
     def begun(self) -> set[tuple[str, int]]:
@@ -150,7 +184,11 @@ class Moment:
 
     def wait(self, over: Callable[[], bool]) -> None:
         """Returns at the moment, or when the run is `over`."""
-        while not over() and self.begun() <= self.before and not list(self.root.glob("*/manifest.json")):
+        while (
+            not over()
+            and self.begun() <= self.before
+            and not list(self.root.glob("*/manifest.json"))
+        ):
             time.sleep(0.001)
         if self.share is not None:
             end = time.monotonic() + self.share * self.seconds
@@ -161,12 +199,16 @@ class Moment:
             time.sleep(0.0002)
 
 
-def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, tmp_path: Path, tiny_model: Path):
+def test_killed_at_random_moments_it_continues_to_the_same_result(
+    whole: Path, tmp_path: Path, tiny_model: Path
+):
     """Every stage is struck as often as the others, anywhere in its time and in the instant before its manifest."""
     rng, expected, texts = random.Random(SEED), outputs(whole), completions(whole)
 
     def start(folder: Path) -> BaseProcess:
-        process = FORKS.Process(target=forked, args=(str(folder), command(tiny_model, "launcher=inline")[3:]))
+        process = FORKS.Process(
+            target=forked, args=(str(folder), command(tiny_model, "launcher=inline")[3:])
+        )
         process.start()
         return process
 
@@ -181,7 +223,9 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, t
     calm = tmp_path / "calm"
     calm.mkdir()
     finish(calm)
-    taken = {name: manifest.seconds for name in NAMES if (manifest := Run(calm / ROOT).latest(name))}
+    taken = {
+        name: manifest.seconds for name in NAMES if (manifest := Run(calm / ROOT).latest(name))
+    }
     deck: list[str] = []
     number = 0
     while len(killed) < MOMENTS:
@@ -192,7 +236,9 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, t
         folder = tmp_path / str(number)
         count_answers(folder)
         for stage in struck:
-            moment = Moment(folder, stage, rng.uniform(0, 1.05) if rng.random() < 0.8 else None, taken[stage])
+            moment = Moment(
+                folder, stage, rng.uniform(0, 1.05) if rng.random() < 0.8 else None, taken[stage]
+            )
             process = start(folder)
             moment.wait(lambda process=process: process.exitcode is not None)
             with contextlib.suppress(ProcessLookupError):
@@ -211,7 +257,11 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(whole: Path, t
 
 @pytest.mark.parametrize(
     ("number", "stage", "launcher"),
-    [(signal.SIGINT, "sft", "process"), (signal.SIGTERM, "revise", "process"), (signal.SIGTERM, "sft", "inline")],
+    [
+        (signal.SIGINT, "sft", "process"),
+        (signal.SIGTERM, "revise", "process"),
+        (signal.SIGTERM, "sft", "inline"),
+    ],
 )
 def test_a_signal_stops_within_5_seconds(
     number: signal.Signals, stage: str, launcher: str, whole: Path, tmp_path: Path, tiny_model: Path
@@ -219,7 +269,9 @@ def test_a_signal_stops_within_5_seconds(
     if stage == "revise":
         shutil.copytree(whole / ROOT / "sft", tmp_path / ROOT / "sft")
     process = started(tmp_path, tiny_model, launcher)
-    while process.poll() is None and not list((tmp_path / ROOT).glob(f"{stage}/*/scratch/progress.json")):
+    while process.poll() is None and not list(
+        (tmp_path / ROOT).glob(f"{stage}/*/scratch/progress.json")
+    ):
         time.sleep(0.01)
     sent = time.monotonic()
     process.send_signal(number)
@@ -280,13 +332,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that has room for half of the run."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_said_and_with_space_the_run_continues(small_disk: Path, whole: Path, tiny_model: Path):
+def test_a_full_disk_is_said_and_with_space_the_run_continues(
+    small_disk: Path, whole: Path, tiny_model: Path
+):
     def remount(options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", str(small_disk)], check=True)
 
@@ -296,7 +352,11 @@ def test_a_full_disk_is_said_and_with_space_the_run_continues(small_disk: Path, 
     check_nothing_half_written(small_disk)
     remount("size=100m,ro")
     closed = cai(small_disk, tiny_model)
-    assert closed.returncode and "Read-only file system" in closed.stderr and "Traceback" not in closed.stderr
+    assert (
+        closed.returncode
+        and "Read-only file system" in closed.stderr
+        and "Traceback" not in closed.stderr
+    )
     remount("size=100m,rw")
     done = cai(small_disk, tiny_model)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -309,14 +369,18 @@ def test_a_limit_on_file_sizes_is_said_before_work_is_spent(tmp_path: Path, tiny
 
     done = cai(tmp_path, tiny_model, preexec_fn=limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "File too large" in done.stderr and "the same command continues" in done.stderr, done.stderr
+    assert "File too large" in done.stderr and "the same command continues" in done.stderr, (
+        done.stderr
+    )
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
     """Repeats the key in its refusal, as some servers do."""
 
     def do_POST(self) -> None:
-        body = json.dumps({"error": {"message": f"wrong key {self.headers['Authorization']}"}}).encode()
+        body = json.dumps(
+            {"error": {"message": f"wrong key {self.headers['Authorization']}"}}
+        ).encode()
         self.send_response(401)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -331,12 +395,27 @@ def test_a_planted_key_is_in_no_output(copied: Path, tiny_model: Path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"label.engine.server.urls=[http://127.0.0.1:{server.server_port}/v1]"
-    judge = ["+engine@label.engine=openai", "label.engine.model=m", address, "label.engine.server.key=JUDGE_KEY"]
+    judge = [
+        "+engine@label.engine=openai",
+        "label.engine.model=m",
+        address,
+        "label.engine.server.key=JUDGE_KEY",
+    ]
     try:
         runs = [
             cai(copied, tiny_model, *judge, env={**os.environ, "JUDGE_KEY": key}),
-            cai(copied, tiny_model, f"+dpo.args.hub_token={key}", env={**os.environ, "JUDGE_KEY": key}),
-            cai(copied, tiny_model, f"label.engine.server.key={key}", env={**os.environ, "JUDGE_KEY": key}),
+            cai(
+                copied,
+                tiny_model,
+                f"+dpo.args.hub_token={key}",
+                env={**os.environ, "JUDGE_KEY": key},
+            ),
+            cai(
+                copied,
+                tiny_model,
+                f"label.engine.server.key={key}",
+                env={**os.environ, "JUDGE_KEY": key},
+            ),
         ]
     finally:
         server.shutdown()
@@ -344,4 +423,6 @@ def test_a_planted_key_is_in_no_output(copied: Path, tiny_model: Path):
     assert [run.returncode for run in runs] == [1, 2, 2], [run.stderr for run in runs]
     assert "wrong key" in runs[0].stderr
     assert not [run.args for run in runs if key in run.stdout + run.stderr]
-    assert not [path for path in copied.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert not [
+        path for path in copied.rglob("*") if path.is_file() and key.encode() in path.read_bytes()
+    ]

@@ -13,22 +13,36 @@ from cai.paths import cache
 def audit(folder: Path, model: Path, *words: str) -> subprocess.CompletedProcess[str]:
     given = ["experiment=smoke", "model=path", f"model.path={model}", "sft.limit=null", *words]
     return subprocess.run(
-        [sys.executable, "-m", "cai", "audit", *given], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "cai", "audit", *given],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
 def mine(folder: Path, rows: list[dict[str, str]]) -> list[str]:
-    (folder / "mine.jsonl").write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
+    (folder / "mine.jsonl").write_text(
+        "".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows)
+    )
     return ["data.seed.kind=file", f"data.seed.path={folder}/mine.jsonl"]
 
 
 def test_it_shows_what_is_lost_and_trains_nothing(tmp_path: Path, tiny_model: Path):
-    rows = [{"prompt": f"Write [b]poem {n}[/b].", "completion": f"Roses {n}.", "task": "verse"} for n in range(4)]
+    rows = [
+        {"prompt": f"Write [b]poem {n}[/b].", "completion": f"Roses {n}.", "task": "verse"}
+        for n in range(4)
+    ]
     done = audit(tmp_path, tiny_model, *mine(tmp_path, [*rows, rows[0], {"foo": "bar"}]))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.replace("│", " ").split())
     assert "unfit 1, without an answer 0" in said and "mine.jsonl:6: no known layout" in done.stderr
-    assert "1 exact" in said and "task verse 5" in said and "harmbench 0" in said and "seed 5 (100%)" in said
+    assert (
+        "1 exact" in said
+        and "task verse 5" in said
+        and "harmbench 0" in said
+        and "seed 5 (100%)" in said
+    )
     assert "sl_cai: can be audited once sft and revise have run" in done.stderr
     assert not (tmp_path / "outputs").exists()
 
@@ -51,9 +65,16 @@ def test_it_renders_rows_with_the_configured_template(
 
 
 def test_it_fails_as_the_stage_would(tmp_path: Path, tiny_model: Path):
-    done = audit(tmp_path, tiny_model, *mine(tmp_path, [{"prompt": "Hi", "completion": "Hello"}] + [{"foo": ""}] * 3))
+    done = audit(
+        tmp_path,
+        tiny_model,
+        *mine(tmp_path, [{"prompt": "Hi", "completion": "Hello"}] + [{"foo": ""}] * 3),
+    )
     assert done.returncode == 1 and "rows read" in done.stdout
-    assert "sft: 75% of the rows are lost, and sft.max_lost is 0.5: of 4 read, 3 do not fit" in done.stderr
+    assert (
+        "sft: 75% of the rows are lost, and sft.max_lost is 0.5: of 4 read, 3 do not fit"
+        in done.stderr
+    )
 
 
 def test_a_word_that_is_no_override_is_refused(tmp_path: Path, tiny_model: Path):

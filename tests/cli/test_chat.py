@@ -49,7 +49,9 @@ def command(run: Path, *words: str) -> list[str]:
 
 
 def chat(run: Path, typed: bytes, *words: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command(run, *words), input=typed, cwd=run, capture_output=True, timeout=120)
+    return subprocess.run(
+        command(run, *words), input=typed, cwd=run, capture_output=True, timeout=120
+    )
 
 
 def test_a_question_a_line_from_a_pipe(run: Path):
@@ -65,7 +67,9 @@ def test_a_question_a_line_from_a_pipe(run: Path):
 
 
 def test_alone_and_between_two_models_of_the_run(run: Path):
-    assert re.findall(r"^ *(\w+)  ", chat(run, b"Hi\n", *WORDS, "--alone").stdout.decode(), re.M) == ["you", "dpo"]
+    assert re.findall(
+        r"^ *(\w+)  ", chat(run, b"Hi\n", *WORDS, "--alone").stdout.decode(), re.M
+    ) == ["you", "dpo"]
     said = chat(run, b"Hi\n", *WORDS, "--model", "sft", "--against", "dpo").stdout.decode()
     assert re.findall(r"^ *(\w+)  ", said, re.MULTILINE) == ["you", "sft", "dpo"]
 
@@ -81,7 +85,11 @@ def test_alone_and_between_two_models_of_the_run(run: Path):
 )
 def test_a_wrong_word_is_one_clear_line(run: Path, words: list[str], expected: str):
     done = chat(run, b"", *words)
-    assert done.returncode == 2 and expected in done.stderr.decode() and b"Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and expected in done.stderr.decode()
+        and b"Traceback" not in done.stderr
+    )
 
 
 def test_a_run_without_a_model_is_named(tmp_path: Path, tiny_model: Path):
@@ -94,7 +102,9 @@ def test_a_run_without_a_model_is_named(tmp_path: Path, tiny_model: Path):
 def test_on_a_terminal_ctrl_c_ends_an_answer_and_not_the_chat(run: Path):
     ours, theirs = pty.openpty()
     words = ["--max-new-tokens", "6000", "--temperature", "0", "--alone"]
-    process = subprocess.Popen(command(run, *words), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        command(run, *words), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
     os.close(theirs)
     seen = ""
 
@@ -104,7 +114,9 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_and_not_the_chat(run: Path):
         while not ready(seen):
             readable, _, _ = select.select([ours], [], [], 1)
             if asked_to_stop and not readable:
-                process.send_signal(signal.SIGINT)  # as a person would: one that comes just before the prompt is lost
+                process.send_signal(
+                    signal.SIGINT
+                )  # as a person would: one that comes just before the prompt is lost
             assert time.monotonic() < deadline and process.poll() is None, seen[-500:]
             seen += "" if not readable else os.read(ours, 65536).decode(errors="replace")
 

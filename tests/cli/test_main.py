@@ -17,23 +17,34 @@ from cai.store.run_folder import Run
 
 def cai(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cai", *words], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "cai", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
 def test_help_shows_the_verbs(tmp_path: Path):
     done = cai(tmp_path, "--help")
     assert done.returncode == 0
-    assert all(f"cai {verb}" in done.stdout for verb in ("run", "plan", "status", "show", "build-instructions"))
+    assert all(
+        f"cai {verb}" in done.stdout
+        for verb in ("run", "plan", "status", "show", "build-instructions")
+    )
 
 
 def test_run_help_shows_hydras_groups(tmp_path: Path):
     done = cai(tmp_path, "run", "--help")
     assert done.returncode == 0
-    assert all(f"{group}:" in done.stdout for group in ("experiment", "model", "engine", "launcher", "dpo"))
+    assert all(
+        f"{group}:" in done.stdout for group in ("experiment", "model", "engine", "launcher", "dpo")
+    )
 
 
-def test_a_launcher_of_jobs_wants_a_sweep_and_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_launcher_of_jobs_wants_a_sweep_and_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from cai.cli import run
 
     words = ["experiment=smoke", "hydra/launcher=submitit_slurm"]
@@ -66,43 +77,75 @@ def test_plan_from_another_folder(tmp_path: Path):
     [
         (["plam"], "'plam' is no verb and no override; did you mean 'plan'?"),
         (["experiment=quikstart"], "did you mean 'quickstart'?"),
-        (["plan", "revise.round=3"], "unknown key 'revise.round' (override 'revise.round=3'); did you mean 'rounds'?"),
+        (
+            ["plan", "revise.round=3"],
+            "unknown key 'revise.round' (override 'revise.round=3'); did you mean 'rounds'?",
+        ),
         (
             ["revise.rounds=many"],
             "revise.rounds='many' (override 'revise.rounds=many'): input should be a valid integer",
         ),
         (["constitution=harmlesness"], "did you mean 'harmlessness'?"),
-        (["plan", "model.template=chatlm"], "neither chatml nor inst nor a .jinja file; did you mean 'chatml'?"),
+        (
+            ["plan", "model.template=chatlm"],
+            "neither chatml nor inst nor a .jinja file; did you mean 'chatml'?",
+        ),
         (["plan", "model.template=no.jinja"], "model.template=no.jinja: can't be read"),
         (["model=path", "model.path=nowhere"], "model.path: nowhere holds no model"),
-        (["sft.data=[sead]"], "names the data set 'sead', which is not there; did you mean 'seed'?"),
-        (["+sft.args.learning_rat=1"], "trl.SFTConfig has no such argument; did you mean 'learning_rate'?"),
+        (
+            ["sft.data=[sead]"],
+            "names the data set 'sead', which is not there; did you mean 'seed'?",
+        ),
+        (
+            ["+sft.args.learning_rat=1"],
+            "trl.SFTConfig has no such argument; did you mean 'learning_rate'?",
+        ),
         (["status", "outputs/none"], "outputs/none is no run's folder"),
         (["show"], "no run in outputs/"),
-        (["hydra.callbacks.a._target_=os.abort"], "cai runs nothing that a configuration names (_target_)"),
+        (
+            ["hydra.callbacks.a._target_=os.abort"],
+            "cai runs nothing that a configuration names (_target_)",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_word_is_one_clear_line_and_exit_code_2(tmp_path: Path, words: list[str], expected: str):
+def test_a_wrong_word_is_one_clear_line_and_exit_code_2(
+    tmp_path: Path, words: list[str], expected: str
+):
     done = cai(tmp_path, *words)
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]], ids=" ".join
+)
 def test_a_folder_of_configurations_can_not_name_what_is_run(tmp_path: Path, words: list[str]):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
     target = "_target_: pathlib.Path.touch, self: {_target_: pathlib.Path, _args_: [ran]}"
-    (folder / "theirs.yaml").write_text(f"# @package _global_\nhydra:\n  callbacks: {{a: {{{target}}}}}\n")
+    (folder / "theirs.yaml").write_text(
+        f"# @package _global_\nhydra:\n  callbacks: {{a: {{{target}}}}}\n"
+    )
     done = cai(tmp_path, *words, "experiment=theirs")
     assert done.returncode == 2 and "mine/experiment/theirs.yaml:3: cai runs nothing" in done.stderr
     assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_written_is_closed_to_others(tmp_path: Path):
-    (tmp_path / "release.json").write_text('{"a": {"prompt": "Say what is rude.", "edit_request": "Be polite."}}')
-    command = [sys.executable, "-m", "cai", "principles", "import", "release.json", "--to", "mine.yaml"]
+    (tmp_path / "release.json").write_text(
+        '{"a": {"prompt": "Say what is rude.", "edit_request": "Be polite."}}'
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "cai",
+        "principles",
+        "import",
+        "release.json",
+        "--to",
+        "mine.yaml",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, umask=0o022)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine.yaml").stat().st_mode & 0o777 == 0o640
@@ -114,15 +157,26 @@ def test_debug_shows_the_traceback(tmp_path: Path):
 
 
 def test_a_malformed_principle_file_is_named_with_line_and_column(tmp_path: Path):
-    (tmp_path / "mine.yaml").write_text("name: mine\nprinciples:\n  - id: a\n    critique: ''\n    revison: Rewrite.\n")
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nprinciples:\n  - id: a\n    critique: ''\n    revison: Rewrite.\n"
+    )
     done = cai(tmp_path, "constitution=mine.yaml")
     assert done.returncode == 2
     assert "mine.yaml:4:15: 'critique' is empty" in done.stderr
-    assert "mine.yaml:5:5: unknown key 'revison' in a principle; did you mean 'revision'?" in done.stderr
+    assert (
+        "mine.yaml:5:5: unknown key 'revison' in a principle; did you mean 'revision'?"
+        in done.stderr
+    )
 
 
 def test_build_instructions_runs_that_stage_alone(tmp_path: Path, tiny_model: Path):
-    words = ["build-instructions", "experiment=smoke", "engine.kind=scripted", "model=path", f"model.path={tiny_model}"]
+    words = [
+        "build-instructions",
+        "experiment=smoke",
+        "engine.kind=scripted",
+        "model=path",
+        f"model.path={tiny_model}",
+    ]
     words += ["build.target=0", "build.prompts={data: [seed], limit: 5}"]
     done = cai(tmp_path, *words)
     assert done.returncode == 0, done.stderr
@@ -131,7 +185,10 @@ def test_build_instructions_runs_that_stage_alone(tmp_path: Path, tiny_model: Pa
     assert len(read_rows(tmp_path / file)) == 5
     assert sorted(path.name for path in (tmp_path / "outputs/smoke/latest").iterdir()) == ["build"]
     again = cai(tmp_path, *words)
-    assert again.stderr.splitlines() == ["build: up to date"] and again.stdout == done.stdout.splitlines()[-1] + "\n"
+    assert (
+        again.stderr.splitlines() == ["build: up to date"]
+        and again.stdout == done.stdout.splitlines()[-1] + "\n"
+    )
 
 
 def test_the_status_of_an_older_run_says_what_can_be_done(tmp_path: Path):
@@ -161,14 +218,18 @@ def test_the_status_of_a_stage_at_work_says_what_is_slow(tmp_path: Path, tiny_mo
     figures = {
         "server_answers_total": [({"server": "http://quick"}, 10), ({"server": "http://slow"}, 10)],
         "server_seconds_total": [({"server": "http://quick"}, 5), ({"server": "http://slow"}, 50)],
-        "server_retries_total": [({"server": f"http://{name}", "cause": "away"}, 3) for name in ("slow", "gone")],
+        "server_retries_total": [
+            ({"server": f"http://{name}", "cause": "away"}, 3) for name in ("slow", "gone")
+        ],
     }
     counts = {"done": 3, "total": 40, "unit": "rows", "pace": "9 tok/s", "figures": figures}
     write_json(scratch / "progress.json", counts)
     done = cai(tmp_path, "status", str(run.root))
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[0].split() == ["sft", "partial", "3/40", "rows"] and "9 tok/s, as of" in done.stdout
+    assert (
+        lines[0].split() == ["sft", "partial", "3/40", "rows"] and "9 tok/s, as of" in done.stdout
+    )
     gone, slow, quick = (line for line in lines if line.startswith("server"))
     assert gone == "server http://gone: no answer, 3 tries failed"
     assert slow == "server http://slow: 10 answers, 5.00 s each, 3 tries failed"

@@ -83,7 +83,10 @@ def test_check_reports_every_problem_of_every_file(tmp_path: Path):
         principles.main(["check", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])
     said = str(caught.value)
     assert "a.yaml:2:9: id 'A b'" in said and "a.yaml:3:15: 'critique' is empty" in said
-    assert "b.yaml:1:1: unknown key 'principals' in a principle file; did you mean 'principles'?" in said
+    assert (
+        "b.yaml:1:1: unknown key 'principals' in a principle file; did you mean 'principles'?"
+        in said
+    )
 
 
 def test_show_prints_shares(capsys: pytest.CaptureFixture[str]):
@@ -96,7 +99,10 @@ def test_show_prints_shares(capsys: pytest.CaptureFixture[str]):
 def test_a_principle_file_can_not_steer_the_terminal(tmp_path: Path, words: list[str]):
     rule = r'{id: a, critique: "\e[31m[/b]?", revision: "b\e[2J", comparison: "c", tags: ["[/x]\e[2J"]}'
     file = tmp_path / "a.yaml"
-    file.write_text(f'name: "[/n]\\e[2J"\nprinciples: [{rule}]\n' + ('"\\e[2J": 1\n' if words == ["check"] else ""))
+    file.write_text(
+        f'name: "[/n]\\e[2J"\nprinciples: [{rule}]\n'
+        + ('"\\e[2J": 1\n' if words == ["check"] else "")
+    )
     command = [sys.executable, "-m", "cai", "principles", *words[:1], str(file), *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == (2 if words == ["check"] else 0), done.stderr

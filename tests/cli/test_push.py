@@ -54,7 +54,12 @@ def hub() -> Iterator[Hub]:
         def do_GET(self) -> None:
             self.body()
             name = self.path.removeprefix("/api/")
-            found = {"id": name.partition("/")[2], "private": state.repos[name], "siblings": [], "tags": []}
+            found = {
+                "id": name.partition("/")[2],
+                "private": state.repos[name],
+                "siblings": [],
+                "tags": [],
+            }
             self.answer(found)
 
         def do_PUT(self) -> None:
@@ -79,7 +84,9 @@ def hub() -> Iterator[Hub]:
                 files = [
                     {
                         "path": one["path"],
-                        "uploadMode": "lfs" if one["path"].endswith((".safetensors", ".parquet")) else "regular",
+                        "uploadMode": "lfs"
+                        if one["path"].endswith((".safetensors", ".parquet"))
+                        else "regular",
                         "shouldIgnore": False,
                     }
                     for one in json.loads(data)["files"]
@@ -100,8 +107,14 @@ def hub() -> Iterator[Hub]:
                         state.files[value["path"]] = base64.b64decode(value["content"])
                     elif line["key"] == "lfsFile":
                         state.files[value["path"]] = state.blobs[value["oid"]]
-                place = self.path.removeprefix("/api/").removeprefix("models/").replace("/main", f"/{'c' * 40}")
-                self.answer({"success": True, "commitOid": "c" * 40, "commitUrl": f"{state.url}/{place}"})
+                place = (
+                    self.path.removeprefix("/api/")
+                    .removeprefix("models/")
+                    .replace("/main", f"/{'c' * 40}")
+                )
+                self.answer(
+                    {"success": True, "commitOid": "c" * 40, "commitUrl": f"{state.url}/{place}"}
+                )
             else:
                 self.answer({"error": "no such endpoint"}, 404)
 
@@ -115,15 +128,25 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def push(run: Path, hub: Hub, *words: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+def push(
+    run: Path, hub: Hub, *words: str, token: str | None = TOKEN
+) -> subprocess.CompletedProcess[str]:
     place = run.parent.parent
     (place / "tmp").mkdir(exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"), "TMPDIR": str(place / "tmp")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
+    }
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(place / "hf"),
+        "TMPDIR": str(place / "tmp"),
+    }
     environment |= {"HF_HUB_DISABLE_XET": "1"}  # the hub's own storage; this server has none
     environment |= {"HF_TOKEN": token} if token else {}
     command = [sys.executable, "-m", "cai", "push", str(run), "--repo", "me/kind", *words]
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=place, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_a_dry_run_shows_all_and_asks_nothing(finished_run: Path, hub: Hub):
@@ -147,17 +170,23 @@ def test_a_model_arrives_with_its_card_and_loads(finished_run: Path, hub: Hub):
     folder.mkdir()
     for name, data in hub.files.items():
         (folder / name).write_bytes(data)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     assert model.config.vocab_size >= len(tokenizer)
     # the token is nowhere: not shown, not in a file; and nothing of the sending is left
     assert TOKEN not in done.stdout + done.stderr
     place = finished_run.parent.parent
-    assert not any(TOKEN.encode() in file.read_bytes() for file in place.rglob("*") if file.is_file())
+    assert not any(
+        TOKEN.encode() in file.read_bytes() for file in place.rglob("*") if file.is_file()
+    )
     assert list((place / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("what", "files"), [("revisions", ["revisions.parquet", "training.parquet"]), ("preferences", ["pairs.parquet"])]
+    ("what", "files"),
+    [("revisions", ["revisions.parquet", "training.parquet"]), ("preferences", ["pairs.parquet"])],
 )
 def test_data_goes_to_a_data_set(finished_run: Path, hub: Hub, what: str, files: list[str]):
     done = push(finished_run, hub, "--what", what, "--yes")
@@ -168,7 +197,11 @@ def test_data_goes_to_a_data_set(finished_run: Path, hub: Hub, what: str, files:
 def test_private_is_not_sent_to_a_public_repository(finished_run: Path, hub: Hub):
     hub.repos["models/me/kind"] = False
     done = push(finished_run, hub, "--yes", "--private")
-    assert done.returncode == 2 and "me/kind is there already and is public" in done.stderr and hub.files == {}
+    assert (
+        done.returncode == 2
+        and "me/kind is there already and is public" in done.stderr
+        and hub.files == {}
+    )
 
 
 def test_what_the_hub_says_is_shown_without_the_token(finished_run: Path, hub: Hub):
@@ -189,7 +222,9 @@ def test_a_damaged_model_is_not_sent(finished_run: Path, hub: Hub):
     data[-1] ^= 1
     file.write_bytes(data)
     done = push(finished_run, hub, "--yes")
-    assert done.returncode == 1 and "model.safetensors is damaged" in done.stderr and hub.asked == []
+    assert (
+        done.returncode == 1 and "model.safetensors is damaged" in done.stderr and hub.asked == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,6 +237,8 @@ def test_a_damaged_model_is_not_sent(finished_run: Path, hub: Hub):
         (["--repo", "kind"], "--repo kind: write OWNER/NAME"),
     ],
 )
-def test_a_wrong_word_is_one_clear_line(finished_run: Path, hub: Hub, words: list[str], expected: str):
+def test_a_wrong_word_is_one_clear_line(
+    finished_run: Path, hub: Hub, words: list[str], expected: str
+):
     done = push(finished_run, hub, *words, token=None)
     assert done.returncode == 2 and expected in done.stderr and hub.asked == []

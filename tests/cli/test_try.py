@@ -11,7 +11,12 @@ import yaml
 from cai.cli.try_ import parse
 from cai.errors import UsageError
 
-RULE = {"id": "kind", "critique": "What was rude?", "revision": "Be kind.", "comparison": "Which is kinder?"}
+RULE = {
+    "id": "kind",
+    "critique": "What was rude?",
+    "revision": "Be kind.",
+    "comparison": "Which is kinder?",
+}
 SHORT = [f"revise.sampling.{kind}.max_new_tokens=8" for kind in ("answer", "critique", "revision")]
 
 
@@ -25,11 +30,22 @@ def folder(tmp_path: Path) -> Path:
 
 
 def command(tiny_model: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "cai", "try", *words, "model=path", f"model.path={tiny_model}", *SHORT]
+    return [
+        sys.executable,
+        "-m",
+        "cai",
+        "try",
+        *words,
+        "model=path",
+        f"model.path={tiny_model}",
+        *SHORT,
+    ]
 
 
 def run(folder: Path, tiny_model: Path, *words: str) -> str:
-    done = subprocess.run(command(tiny_model, *words), cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(tiny_model, *words), cwd=folder, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -44,7 +60,9 @@ def test_one_prompt_shows_answer_critique_and_revision(folder: Path, tiny_model:
 
 def test_a_run_without_a_helpful_model_is_named(folder: Path):
     words = ["mine.yaml", "Hello.", "--run", "outputs/none"]
-    done = subprocess.run([sys.executable, "-m", "cai", "try", *words], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cai", "try", *words], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "--run outputs/none: no finished sft stage there" in done.stderr
 
 
@@ -57,14 +75,19 @@ def test_watch_runs_again_when_the_file_is_saved(folder: Path, tiny_model: Path)
     log = folder / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command(tiny_model, "mine.yaml", "Hello.", "--watch"), cwd=folder, stdout=out, stderr=out
+            command(tiny_model, "mine.yaml", "Hello.", "--watch"),
+            cwd=folder,
+            stdout=out,
+            stderr=out,
         )
         try:
             _wait(lambda: log.read_text().count("waiting for the file") == 1, process)
             (folder / "mine.yaml").write_text("principles: [{id: kind, critique: ''}]\n")
             _wait(lambda: log.read_text().count("waiting for the file") == 2, process)
             assert "'critique' is empty" in log.read_text()
-            (folder / "mine.yaml").write_text(yaml.safe_dump({"principles": [RULE | {"id": "gentle"}]}))
+            (folder / "mine.yaml").write_text(
+                yaml.safe_dump({"principles": [RULE | {"id": "gentle"}]})
+            )
             _wait(lambda: "by gentle" in log.read_text(), process)
         finally:
             process.terminate()
@@ -85,4 +108,8 @@ def test_a_prompt_or_a_suite_is_needed():
     options = parse(["mine.yaml", "--suite", "3", "revise.rounds=2"])
     assert (options.prompt, options.suite, options.overrides) == (None, 3, ["revise.rounds=2"])
     options = parse(["mine.yaml", "How do I?", "--principle", "kind", "seed=1"])
-    assert (options.prompt, options.principle, options.overrides) == ("How do I?", "kind", ["seed=1"])
+    assert (options.prompt, options.principle, options.overrides) == (
+        "How do I?",
+        "kind",
+        ["seed=1"],
+    )

@@ -47,79 +47,180 @@ def test_every_file_under_conf_composes(file: Path):
 
 
 def test_every_group_is_covered():
-    assert {file.parent.name for file in FILES} >= {"model", "engine", "data", "launcher", "sft", "dpo", "experiment"}
+    assert {file.parent.name for file in FILES} >= {
+        "model",
+        "engine",
+        "data",
+        "launcher",
+        "sft",
+        "dpo",
+        "experiment",
+    }
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("model=gemma-270m", "model.accept_license=true says that you accept it"),
-        ("report_to=[wandbb]", "report_to=wandbb (override 'report_to=[wandbb]'): must be one of tensorboard, wandb"),
-        ("sft.quantization={load_in_4bit: true}", "quantised weights can't be tuned themselves; set sft.peft"),
-        ("+sl_cai.args.packing_strategy=wrapped", "wrapped joins rows that then see each other; use bfd"),
+        (
+            "report_to=[wandbb]",
+            "report_to=wandbb (override 'report_to=[wandbb]'): must be one of tensorboard, wandb",
+        ),
+        (
+            "sft.quantization={load_in_4bit: true}",
+            "quantised weights can't be tuned themselves; set sft.peft",
+        ),
+        (
+            "+sl_cai.args.packing_strategy=wrapped",
+            "wrapped joins rows that then see each other; use bfd",
+        ),
         ("+model@label.model=gemma-270m", "label.model: Gemma-3-270m is not free software"),
-        ("revise.round=3", "unknown key 'revise.round' (override 'revise.round=3'); did you mean 'rounds'?"),
-        ("dpo.args.bata=1", "unknown key 'dpo.args.bata' (override 'dpo.args.bata=1'); did you mean 'beta'?"),
+        (
+            "revise.round=3",
+            "unknown key 'revise.round' (override 'revise.round=3'); did you mean 'rounds'?",
+        ),
+        (
+            "dpo.args.bata=1",
+            "unknown key 'dpo.args.bata' (override 'dpo.args.bata=1'); did you mean 'beta'?",
+        ),
         ("+foo=1", "unknown key 'foo' (override '+foo=1')"),
         ("+sede=1", "unknown key 'sede' (override '+sede=1'); did you mean 'seed'?"),
-        ("+label.prompts.lmit=1", "unknown key 'label.prompts.lmit' (override '+label.prompts.lmit=1')"),
+        (
+            "+label.prompts.lmit=1",
+            "unknown key 'label.prompts.lmit' (override '+label.prompts.lmit=1')",
+        ),
         ("engine=vlm", "engine=vlm: there is no conf/engine/vlm.yaml; did you mean 'vllm'?"),
-        ("experiment=quikstart", "there is no conf/experiment/quikstart.yaml; did you mean 'quickstart'?"),
+        (
+            "experiment=quikstart",
+            "there is no conf/experiment/quikstart.yaml; did you mean 'quickstart'?",
+        ),
         ("data=[sead]", "sead"),
-        ("revise.rounds=many", "revise.rounds='many' (override 'revise.rounds=many'): input should be a valid integer"),
-        ("sft.data=seed", "sft.data='seed' (override 'sft.data=seed'): input should be a valid list"),
-        ("sft.data=[sead]", "sft.data (override 'sft.data=[sead]') names the data set 'sead', which is not there"),
+        (
+            "revise.rounds=many",
+            "revise.rounds='many' (override 'revise.rounds=many'): input should be a valid integer",
+        ),
+        (
+            "sft.data=seed",
+            "sft.data='seed' (override 'sft.data=seed'): input should be a valid list",
+        ),
+        (
+            "sft.data=[sead]",
+            "sft.data (override 'sft.data=[sead]') names the data set 'sead', which is not there",
+        ),
         ("sft.data=[sead]", "did you mean 'seed'?"),
-        ("revise.rounds=0", "revise.rounds=0 (override 'revise.rounds=0'): must be between 1 and 64"),
-        ("label.min_margin=nan", "label.min_margin=nan (override 'label.min_margin=nan'): must be between 0 and 0.5"),
-        ("label.sampling.top_p=0", "label.sampling.top_p=0.0 (override 'label.sampling.top_p=0'): must be above 0"),
+        (
+            "revise.rounds=0",
+            "revise.rounds=0 (override 'revise.rounds=0'): must be between 1 and 64",
+        ),
+        (
+            "label.min_margin=nan",
+            "label.min_margin=nan (override 'label.min_margin=nan'): must be between 0 and 0.5",
+        ),
+        (
+            "label.sampling.top_p=0",
+            "label.sampling.top_p=0.0 (override 'label.sampling.top_p=0'): must be above 0",
+        ),
         ("revise.sampling.answer.temperature=-1", "revise.sampling.answer.temperature=-1.0"),
-        ("revise.draw=cicle", "revise.draw=cicle (override 'revise.draw=cicle'): must be one of random, cycle, all"),
+        (
+            "revise.draw=cicle",
+            "revise.draw=cicle (override 'revise.draw=cicle'): must be one of random, cycle, all",
+        ),
         ("revise.draw=cicle", "did you mean 'cycle'?"),
-        ("+sft.weights.sead=1", "sft.weights.sead (override '+sft.weights.sead=1'): sft.data has no such set"),
-        ("+sft.weights.seed=-1", "sft.weights.seed=-1.0 (override '+sft.weights.seed=-1'): a share can't be negative"),
+        (
+            "+sft.weights.sead=1",
+            "sft.weights.sead (override '+sft.weights.sead=1'): sft.data has no such set",
+        ),
+        (
+            "+sft.weights.seed=-1",
+            "sft.weights.seed=-1.0 (override '+sft.weights.seed=-1'): a share can't be negative",
+        ),
         ("+sl_cai.weights.seed=0", "sl_cai.weights: every share is 0"),
-        ("sft.mixing_temperature=0.5", "sft.mixing_temperature=0.5 (override 'sft.mixing_temperature=0.5'): must be"),
-        ("sl_cai.helpful=sampled", "sl_cai.helpful=sampled: nothing is sampled; say from which prompts"),
-        ("+engine.model=m", "engine.model (override '+engine.model=m'): only kind: openai has such a name"),
+        (
+            "sft.mixing_temperature=0.5",
+            "sft.mixing_temperature=0.5 (override 'sft.mixing_temperature=0.5'): must be",
+        ),
+        (
+            "sl_cai.helpful=sampled",
+            "sl_cai.helpful=sampled: nothing is sampled; say from which prompts",
+        ),
+        (
+            "+engine.model=m",
+            "engine.model (override '+engine.model=m'): only kind: openai has such a name",
+        ),
         (
             "+engine.server.retries=-1",
             "engine.server.retries=-1 (override '+engine.server.retries=-1'): must be between",
         ),
-        ("label.kind=revisions", "label.kind=revisions (override 'label.kind=revisions'): must be one of feedback,"),
-        ("label.ratio=1", "label.ratio=1.0 (override 'label.ratio=1'): must be between 0.01 and 0.99"),
+        (
+            "label.kind=revisions",
+            "label.kind=revisions (override 'label.kind=revisions'): must be one of feedback,",
+        ),
+        (
+            "label.ratio=1",
+            "label.ratio=1.0 (override 'label.ratio=1'): must be between 0.01 and 0.99",
+        ),
         ("label.thought.temperature=-1", "label.thought.temperature=-1.0"),
-        ("label.calibrate={data: [sead]}", "names the data set 'sead', which is not there; did you mean 'seed'?"),
+        (
+            "label.calibrate={data: [sead]}",
+            "names the data set 'sead', which is not there; did you mean 'seed'?",
+        ),
         ("label.calibrate={data: [seed], limit: 0}", "label.calibrate.limit=0"),
         (
             "build.target=0",
             "build.target=0 (override 'build.target=0'): nothing would be built; name prompts to answer",
         ),
-        ("build.max_similarity=0", "build.max_similarity=0.0 (override 'build.max_similarity=0'): must be between"),
+        (
+            "build.max_similarity=0",
+            "build.max_similarity=0.0 (override 'build.max_similarity=0'): must be between",
+        ),
         ("build.prompts={data: [seed], limit: 0}", "build.prompts.limit=0"),
         ("build.sampling.answer.top_p=0", "build.sampling.answer.top_p=0.0"),
-        ("+data.built={kind: file, path: x}", "data.built: this name stands for what the stage build has made"),
+        (
+            "+data.built={kind: file, path: x}",
+            "data.built: this name stands for what the stage build has made",
+        ),
         ("revise.prompts.data=[built]", "names the data set 'built', which is not there"),
         ("evaluate.suites.held_out.shots=[]", "evaluate.suites.held_out.shots=[] (override"),
         ("evaluate.suites.held_out.shots=[2,2]", "must be different numbers between 0 and 64"),
         ("evaluate.suites.held_out.shots=[65]", "must be different numbers between 0 and 64"),
-        ("evaluate.suites.held_out.examples=[]", "examples of what? Name training data in evaluate.suites.held_out.ex"),
-        ("evaluate.suites.held_out.examples=[sead]", "names the data set 'sead', which is not there; did you mean"),
-        ("+evaluate.suites.benign.shots=[2]", "only a suite of kind: instructions is asked with examples"),
-        ("label.human={data: [sead]}", "label.human.data (override 'label.human={data: [sead]}') names the data set"),
+        (
+            "evaluate.suites.held_out.examples=[]",
+            "examples of what? Name training data in evaluate.suites.held_out.ex",
+        ),
+        (
+            "evaluate.suites.held_out.examples=[sead]",
+            "names the data set 'sead', which is not there; did you mean",
+        ),
+        (
+            "+evaluate.suites.benign.shots=[2]",
+            "only a suite of kind: instructions is asked with examples",
+        ),
+        (
+            "label.human={data: [sead]}",
+            "label.human.data (override 'label.human={data: [sead]}') names the data set",
+        ),
         ("label.demonstrations={data: [sead]}", "names the data set 'sead', which is not there"),
         ("label.demonstrations={data: [seed], limit: 0}", "label.demonstrations.limit=0"),
         ("label.human={data: [seed], offset: -1}", "label.human.offset=-1"),
         ("label.human={data: [seed], probability: 0.4}", "label.human.probability=0.4"),
         ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),
-        ("dpo.loss=sift", "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?"),
+        (
+            "dpo.loss=sift",
+            "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?",
+        ),
         (
             "dpo=continued",
             "dpo.adapter=continued (override 'dpo=continued'): sl_cai tunes every weight, so it leaves no",
         ),
         ("rounds=0", "rounds=0 (override 'rounds=0'): must be between 1 and 99"),
-        ("rounds=2", "rounds=2 (override 'rounds=2'): each takes the next label.prompts.limit prompts, and it is null"),
-        ("evaluate.models=[dpo,dpo2]", "evaluate.models (override 'evaluate.models=[dpo,dpo2]'): 'dpo2' is no model"),
+        (
+            "rounds=2",
+            "rounds=2 (override 'rounds=2'): each takes the next label.prompts.limit prompts, and it is null",
+        ),
+        (
+            "evaluate.models=[dpo,dpo2]",
+            "evaluate.models (override 'evaluate.models=[dpo,dpo2]'): 'dpo2' is no model",
+        ),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),
@@ -140,7 +241,10 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
             "label.benign.data (override 'label.benign={data: [sead]}') names the data set",
         ),
         (["label.benign={data: [seed], limit: 0}"], "label.benign.limit=0"),
-        (["label.kind=mixed"], "only label.kind=rule asks harmless prompts, and it is mixed; take label.benign=null"),
+        (
+            ["label.kind=mixed"],
+            "only label.kind=rule asks harmless prompts, and it is mixed; take label.benign=null",
+        ),
         (
             ["label.benign={data: [seed, donotanswer]}"],
             "label.prompts both name donotanswer, and a prompt is either harmless or harmful; take different sets",
@@ -149,7 +253,10 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
             ["rounds=2", "label.prompts.limit=9"],
             "rounds=2 (override 'rounds=2'): each takes the next label.benign.limit prompts, and it is null",
         ),
-        (["rounds=2", "label.benign.limit=9"], "each takes the next label.prompts.limit prompts, and it is null"),
+        (
+            ["rounds=2", "label.benign.limit=9"],
+            "each takes the next label.prompts.limit prompts, and it is null",
+        ),
     ],
 )
 def test_harmless_prompts_to_label_are_a_rules_alone(overrides: list[str], message: str):
@@ -163,7 +270,9 @@ def test_harmless_prompts_to_label_are_a_rules_alone(overrides: list[str], messa
 
 def test_other_data_may_be_put_in_place_of_an_experiments():
     assert compose(["experiment=quickstart", "sft.data=[seed]"]).sft.data == ["seed"]
-    with pytest.raises(UsageError, match=r"sft\.weights\.harmbench \(override .*sft\.data has no such set"):
+    with pytest.raises(
+        UsageError, match=r"sft\.weights\.harmbench \(override .*sft\.data has no such set"
+    ):
         compose(["experiment=quickstart", "+sft.weights.harmbench=1"])
 
 
@@ -171,12 +280,18 @@ def test_other_data_may_be_put_in_place_of_an_experiments():
 @pytest.mark.parametrize("key", ["build.data=[sead]", "build.prompts={data: [sead]}"])
 def test_data_of_build_matters_where_it_is_a_stage_of_the_run(used: str, key: str):
     compose([key])
-    with pytest.raises(UsageError, match=r"build.* names the data set 'sead', which is not there; did you mean 'seed'"):
+    with pytest.raises(
+        UsageError,
+        match=r"build.* names the data set 'sead', which is not there; did you mean 'seed'",
+    ):
         compose([key, used])
 
 
 def test_shares_by_weight_and_by_size_exclude_each_other():
-    with pytest.raises(UsageError, match=r"sft\.weights .* sets the shares, so sft\.mixing_temperature and mixing_cap"):
+    with pytest.raises(
+        UsageError,
+        match=r"sft\.weights .* sets the shares, so sft\.mixing_temperature and mixing_cap",
+    ):
         compose(["+sft.weights.seed=1", "sft.mixing_cap=5"])
 
 
@@ -184,7 +299,10 @@ ROWS = {  # of `human` and of `calibrate`
     "{data: [seed]}": ("{data: [seed]}", False),
     "{data: [seed], limit: 5}": ("{data: [seed], limit: 9, offset: 4}", False),
     "{data: [seed], offset: 5}": ("{data: [seed], limit: 5}", True),
-    "{data: [seed, human_harm], limit: 5}": ("{data: [seed], offset: 5}", False),  # shuffled apart from each other
+    "{data: [seed, human_harm], limit: 5}": (
+        "{data: [seed], offset: 5}",
+        False,
+    ),  # shuffled apart from each other
     "{data: [human_harm]}": ("{data: [seed]}", True),
 }
 
@@ -193,11 +311,16 @@ ROWS = {  # of `human` and of `calibrate`
 @pytest.mark.parametrize("turned", [False, True])
 def test_no_labelled_pair_is_trained_on_and_measured_on(human: str, turned: bool):
     calibrate, good = ROWS[human]
-    words = [f"label.human={calibrate if turned else human}", f"label.calibrate={human if turned else calibrate}"]
+    words = [
+        f"label.human={calibrate if turned else human}",
+        f"label.calibrate={human if turned else calibrate}",
+    ]
     if good:
         assert compose(words).label.human is not None
     else:
-        with pytest.raises(UsageError, match=r"label\.human .* and label\.calibrate hold the same labelled pairs"):
+        with pytest.raises(
+            UsageError, match=r"label\.human .* and label\.calibrate hold the same labelled pairs"
+        ):
             compose(words)
 
 
@@ -216,7 +339,9 @@ def test_a_choice_and_a_range_stand_for_every_key():
     for key, allowed in CHOICES.items():
         value = lookup(quickstart(), key)
         assert set(value if isinstance(value, list) else [value]) <= set(allowed)
-    assert all(low <= (lookup(quickstart(), key) or low) <= high for key, (low, high) in RANGES.items())
+    assert all(
+        low <= (lookup(quickstart(), key) or low) <= high for key, (low, high) in RANGES.items()
+    )
     assert tuple(gates.GATES) == GATES
 
 
@@ -225,7 +350,9 @@ def runtime_keys(kind: Any, above: str = "") -> list[str]:
     for field in dataclasses.fields(kind):
         value = getattr(kind, field.name)
         found += [above + field.name] if field.metadata.get("runtime") else []
-        found += runtime_keys(value, f"{above}{field.name}.") if dataclasses.is_dataclass(value) else []
+        found += (
+            runtime_keys(value, f"{above}{field.name}.") if dataclasses.is_dataclass(value) else []
+        )
     return found
 
 
@@ -256,7 +383,9 @@ def test_how_to_run_changes_nothing_that_is_made(key: str):
 
 
 def test_what_is_made_changes_it():
-    assert without_runtime(compose(["experiment=quickstart", "engine.dtype=float32"])) != without_runtime(quickstart())
+    assert without_runtime(
+        compose(["experiment=quickstart", "engine.dtype=float32"])
+    ) != without_runtime(quickstart())
 
 
 CRITIC = ["+engine@revise.engine=openai", "revise.engine.model=large"]
@@ -271,26 +400,48 @@ CRITIC = ["+engine@revise.engine=openai", "revise.engine.model=large"]
             "engine.options.data_parallel_size (override '+engine.options.data_parallel_size=2'): vLLM has copies of a "
             "model only as a server: start `vllm serve MODEL --data-parallel-size N` and take engine=openai",
         ),
-        (["engine=openai", "engine.server.urls=[here:8000]"], "engine.server.urls: write http://host:port/v1"),
-        ([*CRITIC, "revise.engine.server.urls=['https://me:secret@host/v1']"], "revise.engine.server.urls: write http"),
+        (
+            ["engine=openai", "engine.server.urls=[here:8000]"],
+            "engine.server.urls: write http://host:port/v1",
+        ),
+        (
+            [*CRITIC, "revise.engine.server.urls=['https://me:secret@host/v1']"],
+            "revise.engine.server.urls: write http",
+        ),
         (
             [*CRITIC, "revise.engine.server.key=sk-secret"],
             "revise.engine.server.key: write the NAME of the environment",
         ),
-        ([*CRITIC, "revise.engine.kind=opnai"], "revise.engine.kind=opnai (override 'revise.engine.kind=opnai'): must"),
+        (
+            [*CRITIC, "revise.engine.kind=opnai"],
+            "revise.engine.kind=opnai (override 'revise.engine.kind=opnai'): must",
+        ),
         ([*CRITIC, "revise.engine.max_failures=2"], "revise.engine.max_failures=2.0 (override"),
-        ([*CRITIC, "+model@revise.model=qwen2.5-7b"], "revise.model: a server's model is named by revise.engine.model"),
+        (
+            [*CRITIC, "+model@revise.model=qwen2.5-7b"],
+            "revise.model: a server's model is named by revise.engine.model",
+        ),
     ],
     ids=str,
 )
 def test_a_wrong_server_is_one_clear_line_without_a_key(overrides: list[str], message: str):
     with pytest.raises(UsageError) as caught:
         compose(overrides)
-    assert message in str(caught.value) and "\n" not in str(caught.value) and "secret" not in str(caught.value)
+    assert (
+        message in str(caught.value)
+        and "\n" not in str(caught.value)
+        and "secret" not in str(caught.value)
+    )
 
 
 def test_a_critic_and_a_judge_may_have_engines_of_their_own():
-    config = compose([*CRITIC, "+engine@label.engine=openai", "label.engine.server.urls=[http://a:1/v1,http://b:1/v1]"])
+    config = compose(
+        [
+            *CRITIC,
+            "+engine@label.engine=openai",
+            "label.engine.server.urls=[http://a:1/v1,http://b:1/v1]",
+        ]
+    )
     assert config.revise.engine is not None and config.label.engine is not None
     assert config.engine.kind == "transformers" and config.revise.engine.model == "large"
     assert config.label.engine.model is None and len(config.label.engine.server.urls) == 2

@@ -41,7 +41,10 @@ def test_every_held_out_text_overlaps_with_itself(text: str):
     assert text.upper().lower() in Overlap([text.upper().lower()])
 
 
-@given(st.lists(st.sampled_from("abcdefghij"), max_size=GRAM - 1), st.lists(st.sampled_from("klmnop"), min_size=1))
+@given(
+    st.lists(st.sampled_from("abcdefghij"), max_size=GRAM - 1),
+    st.lists(st.sampled_from("klmnop"), min_size=1),
+)
 def test_fewer_than_eight_shared_words_are_no_overlap(shared: list[str], own: list[str]):
     assert " ".join(shared + own) not in Overlap([" ".join([*shared, "xyz", *shared])])
 
@@ -50,7 +53,9 @@ def talk(question: str, answer: str, **tags: str) -> tuple[Dialogue, dict[str, s
     return ((user(question), assistant(answer)), tags)
 
 
-LONG = "The Rhine passes Basel. " + " ".join(f"Town {n} lies {n} km from its source." for n in range(20))
+LONG = "The Rhine passes Basel. " + " ".join(
+    f"Town {n} lies {n} km from its source." for n in range(20)
+)
 
 
 def test_duplicates_are_exact_or_near():
@@ -63,7 +68,11 @@ def test_duplicates_are_exact_or_near():
         talk("Name a fish.", "The pike."),
     ]
     figures = text_figures(rows)
-    assert (figures["compared"], figures["exact_duplicates"], figures["near_duplicates"]) == (6, 2, 1)
+    assert (figures["compared"], figures["exact_duplicates"], figures["near_duplicates"]) == (
+        6,
+        2,
+        1,
+    )
 
 
 @pytest.mark.parametrize(("changed", "near"), [(0, 1), (2, 1), (20, 0), (60, 0)])
@@ -94,7 +103,12 @@ def test_opening(text: str, found: str):
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("Hello, мир", "latin"), ("Привет, Bob", "cyrillic"), ("你好吗 OK", "cjk"), ("1 + 1 = 2", "none")],
+    [
+        ("Hello, мир", "latin"),
+        ("Привет, Bob", "cyrillic"),
+        ("你好吗 OK", "cjk"),
+        ("1 + 1 = 2", "none"),
+    ],
 )
 def test_script(text: str, found: str):
     assert script(text) == found
@@ -107,19 +121,32 @@ def test_variety_counts_tags_openings_and_scripts():
     ]
     figures = text_figures([*rows, talk("Name a river.", "Rhine", domain="nature")])
     assert figures["tags"] == {"task": {"write": 2}, "domain": {"nature": 1}}
-    assert figures["openings"] == {"write poem": 2, "name river": 1} and figures["different_openings"] == 2
+    assert (
+        figures["openings"] == {"write poem": 2, "name river": 1}
+        and figures["different_openings"] == 2
+    )
     assert figures["scripts"] == {"latin": 2, "cyrillic": 1}
 
 
 def test_answers_that_are_not_learnt_say_nothing_about_variety():
-    unlearnt = (user("a"), Message("assistant", "b b b b", trained=False), user("c"), assistant("d e"))
+    unlearnt = (
+        user("a"),
+        Message("assistant", "b b b b", trained=False),
+        user("c"),
+        assistant("d e"),
+    )
     assert text_figures([(unlearnt, {})])["distinct"]["1"] == 1.0
 
 
 def test_lengths():
     assert length_figures([]) == {}
     found = length_figures([1, 2, 3, 4, 5, 64, 65])
-    assert found == {"median": 4, "p95": 65, "most": 65, "up_to": {"1": 1, "2": 1, "4": 2, "8": 1, "64": 1, "128": 1}}
+    assert found == {
+        "median": 4,
+        "p95": 65,
+        "most": 65,
+        "up_to": {"1": 1, "2": 1, "4": 2, "8": 1, "64": 1, "128": 1},
+    }
 
 
 def test_words_are_lower_case_and_bare():

@@ -8,7 +8,14 @@ import pytest
 
 from cai.config.build import build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
-from cai.data.formats import FORMATS, dialogue_of, load_dialogues, load_preferences, load_prompts, shuffled
+from cai.data.formats import (
+    FORMATS,
+    dialogue_of,
+    load_dialogues,
+    load_preferences,
+    load_prompts,
+    shuffled,
+)
 from cai.errors import CaiError
 from cai.messages import Message, assistant, user
 
@@ -16,9 +23,17 @@ SAID = (user("Hi"), assistant("Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 LAYOUTS = [
     ("messages", {"messages": TURNS}, SAID),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}, SAID),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        SAID,
+    ),
     ("alpaca", {"instruction": "Hi", "input": "", "output": "Hello"}, SAID),
-    ("alpaca", {"instruction": "Sum", "input": "1 2", "output": "3"}, (user("Sum\n\n1 2"), assistant("3"))),
+    (
+        "alpaca",
+        {"instruction": "Sum", "input": "1 2", "output": "3"},
+        (user("Sum\n\n1 2"), assistant("3")),
+    ),
     ("completion", {"prompt": "Hi", "completion": "Hello"}, SAID),
     ("completion", {"prompt": "Hi", "response": "Hello"}, SAID),
     ("completion", {"prompt": TURNS[:1], "completion": TURNS[1:]}, SAID),
@@ -33,12 +48,23 @@ LAYOUTS = [
     ),
     ("preference", {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, SAID),
     ("preference", {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[:1]}, SAID),
-    ("preference", {"prompt": "Hi", "chosen": TURNS, "rejected": TURNS}, SAID),  # UltraFeedback: the turns once more
-    ("preference", {"chosen": TURNS, "rejected": TURNS}, SAID),
-    ("preference", {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": ""}, SAID),  # Anthropic's HH
     (
         "preference",
-        {"chosen": "\n\nHuman: Hi\n\nAssistant: He said: Human:\n\nHuman: So?\n\nAssistant: Yes.", "rejected": ""},
+        {"prompt": "Hi", "chosen": TURNS, "rejected": TURNS},
+        SAID,
+    ),  # UltraFeedback: the turns once more
+    ("preference", {"chosen": TURNS, "rejected": TURNS}, SAID),
+    (
+        "preference",
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": ""},
+        SAID,
+    ),  # Anthropic's HH
+    (
+        "preference",
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: He said: Human:\n\nHuman: So?\n\nAssistant: Yes.",
+            "rejected": "",
+        },
         (user("Hi"), assistant("He said: Human:"), user("So?"), assistant("Yes.")),
     ),
     ("scored", {"prompt": "Hi", "answer": "Hello", "score": "0.5"}, SAID),
@@ -57,7 +83,9 @@ def data(folder: Path, rows: list[Any], name: str = "mine", **more: Any) -> dict
 @pytest.mark.parametrize(
     ("kind", "row", "expected"), LAYOUTS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_layout_is_read_by_name_and_recognised(kind: str, row: dict[str, Any], expected: tuple[Message, ...]):
+def test_a_layout_is_read_by_name_and_recognised(
+    kind: str, row: dict[str, Any], expected: tuple[Message, ...]
+):
     for name in (kind, "auto"):
         assert dialogue_of(row, DataConfig(kind="file", path="", format=name)) == expected
 
@@ -76,7 +104,10 @@ MAPPINGS = [
         {"fields": {"prompt": "q.text", "completion": "answers.0.body"}},
         {"q": {"text": "Hi"}, "answers": [{"body": "Hello"}]},
     ),
-    ({"fields": {"prompt": "q.text", "completion": "a"}}, {"q.text": "Hi", "a": "Hello"}),  # a column with a dot
+    (
+        {"fields": {"prompt": "q.text", "completion": "a"}},
+        {"q.text": "Hi", "a": "Hello"},
+    ),  # a column with a dot
     (
         {
             "fields": {"messages": "log", "role": "by.name", "content": "said"},
@@ -100,7 +131,10 @@ def test_a_mapping_in_yaml_reads_a_layout_of_ones_own(mapping: dict[str, Any], r
 
 def test_a_system_column_stands_before_the_talk():
     row = {"system": "Be brief.", "prompt": "Hi", "completion": "Hello"}
-    assert dialogue_of(row, DataConfig(kind="file", path="")) == (Message("system", "Be brief."), *SAID)
+    assert dialogue_of(row, DataConfig(kind="file", path="")) == (
+        Message("system", "Be brief."),
+        *SAID,
+    )
 
 
 RIDDLES = [
@@ -111,9 +145,13 @@ RIDDLES = [
 
 
 def test_a_tasks_rows_are_written_with_templates_that_the_seed_draws(tmp_path: Path):
-    rows = [{"question": f"Is {n} even?", "choices": ["no", "yes"], "label": n % 2} for n in range(60)]
+    rows = [
+        {"question": f"Is {n} even?", "choices": ["no", "yes"], "label": n % 2} for n in range(60)
+    ]
     sets = data(tmp_path, rows, templates=RIDDLES, values={"label": {"0": "yes", "1": "no"}})
-    one, again, other = ([d for d, _ in load_dialogues(["mine"], sets, seed).dialogues] for seed in (1, 1, 2))
+    one, again, other = (
+        [d for d, _ in load_dialogues(["mine"], sets, seed).dialogues] for seed in (1, 1, 2)
+    )
     assert one == again != other
     first = {
         (user("Is 0 even?\nOptions:\n- no\n- yes"), assistant("yes")),
@@ -121,27 +159,37 @@ def test_a_tasks_rows_are_written_with_templates_that_the_seed_draws(tmp_path: P
         (user("Q: Is 0 even?"), assistant('It is {"the": "answer"} yes.')),
     }
     assert {load_dialogues(["mine"], sets, seed).dialogues[0][0] for seed in range(12)} == first
-    used = [sum(text.startswith(start) for text in (d[0].content for d in one)) for start in ("Is", "Which", "Q:")]
+    used = [
+        sum(text.startswith(start) for text in (d[0].content for d in one))
+        for start in ("Is", "Which", "Q:")
+    ]
     assert sum(used) == 60 and min(used) > 8
 
 
 def test_a_template_names_a_column_that_is_not_there(tmp_path: Path):
     with pytest.raises(CaiError, match=r"mine\.jsonl:1: no column 'foo'"):
-        load_dialogues(["mine"], data(tmp_path, [{"bar": 1}], templates=[TaskTemplate("{foo}", "{bar}")]))
+        load_dialogues(
+            ["mine"], data(tmp_path, [{"bar": 1}], templates=[TaskTemplate("{foo}", "{bar}")])
+        )
 
 
-def test_the_first_three_rows_that_do_not_fit_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_first_three_rows_that_do_not_fit_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     sets = data(tmp_path, [{"prompt": ""}] * 2 + [{"prompt": "Hi"}] + [{"prompt": ""}] * 5)
     skipped = load_dialogues(["mine"], sets).skipped
     assert skipped.count == 7 and [line.split(":")[-2] for line in skipped.first] == ["1", "2", "4"]
     said = capsys.readouterr().err
-    assert said.startswith("data.mine: left out 7 rows that do not fit") and all(line in said for line in skipped.first)
+    assert said.startswith("data.mine: left out 7 rows that do not fit") and all(
+        line in said for line in skipped.first
+    )
 
 
 def test_a_strict_set_refuses_the_first_row_that_does_not_fit(tmp_path: Path):
     sets = data(tmp_path, [{"prompt": "Hi"}, {"prompt": " "}], strict=True)
     with pytest.raises(
-        CaiError, match=r"mine\.jsonl:2: an empty message; mend the row, or set data\.mine\.strict=false"
+        CaiError,
+        match=r"mine\.jsonl:2: an empty message; mend the row, or set data\.mine\.strict=false",
     ):
         load_dialogues(["mine"], sets)
 
@@ -149,18 +197,26 @@ def test_a_strict_set_refuses_the_first_row_that_does_not_fit(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"foo": 1, "bar": 2}, "no known layout has the columns foo, bar; set 'format' and 'fields'"),
+        (
+            {"foo": 1, "bar": 2},
+            "no known layout has the columns foo, bar; set 'format' and 'fields'",
+        ),
         ({"prompt": " "}, "an empty message"),
         ({"prompt": 3}, "expected a text, found int"),
         ({"messages": []}, "an empty message"),
-        ({"messages": [{"role": "human", "content": "Hi"}]}, "a message needs a role of system, user, assistant"),
+        (
+            {"messages": [{"role": "human", "content": "Hi"}]},
+            "a message needs a role of system, user, assistant",
+        ),
         ({"messages": [{"role": "user", "content": None}]}, "a message needs a role"),
         ({"messages": "Hi"}, "a message needs a role and a text, found str"),
         ({"conversations": [{"from": "human"}]}, "no column 'value'"),
         ({"conversations": None}, "'NoneType'"),
     ],
 )
-def test_a_row_that_does_not_fit_is_counted_with_its_place(tmp_path: Path, row: dict[str, Any], reason: str):
+def test_a_row_that_does_not_fit_is_counted_with_its_place(
+    tmp_path: Path, row: dict[str, Any], reason: str
+):
     loaded = load_dialogues(["mine"], data(tmp_path, [{"prompt": "Hi"}, row]))
     assert [dialogue for dialogue, _ in loaded.dialogues] == [SAID[:1]]
     (skipped,) = loaded.skipped.first
@@ -168,7 +224,9 @@ def test_a_row_that_does_not_fit_is_counted_with_its_place(tmp_path: Path, row: 
 
 
 def test_a_set_where_nothing_fits_is_an_error(tmp_path: Path):
-    with pytest.raises(CaiError, match=r"data\.mine: not one row fits; the first: .*mine\.jsonl:1: no known layout"):
+    with pytest.raises(
+        CaiError, match=r"data\.mine: not one row fits; the first: .*mine\.jsonl:1: no known layout"
+    ):
         load_dialogues(["mine"], data(tmp_path, [{"foo": 1}, {"foo": 2}]))
 
 
@@ -177,7 +235,10 @@ def test_sets_are_read_in_the_order_of_their_names_and_keep_their_tags(tmp_path:
         tmp_path, [{"prompt": "b"}], "two"
     )
     loaded = load_dialogues(["two", "one"], sets)
-    assert [tags for _, tags in loaded.dialogues] == [{"source": "two"}, {"id": 7, "domain": "law", "source": "one"}]
+    assert [tags for _, tags in loaded.dialogues] == [
+        {"source": "two"},
+        {"id": 7, "domain": "law", "source": "one"},
+    ]
 
 
 def test_a_prompt_keeps_every_turn_but_the_last_answer(tmp_path: Path):
@@ -210,7 +271,9 @@ def test_shuffled_is_a_copy_in_a_seeded_order():
     assert shuffled(rows, 0) == shuffled(rows, 0) != shuffled(rows, 1)
 
 
-def labelled(folder: Path, rows: list[Any], limit: int | None = None, **more: Any) -> list[tuple[str, str, str]]:
+def labelled(
+    folder: Path, rows: list[Any], limit: int | None = None, **more: Any
+) -> list[tuple[str, str, str]]:
     found = load_preferences(Prompts(["mine"], limit), data(folder, rows, **more), 0)
     return [(prompt.text, better, worse) for prompt, better, worse in found]
 
@@ -221,12 +284,17 @@ def test_preferences_are_two_answers_to_one_conversation(tmp_path: Path):
         {"prompt": "Hi", "chosen": "Hello", "rejected": "No", "messages": TURNS},
         {"chosen": TURNS, "rejected": other},
         {"question": "Hi", "chosen": "Hello", "rejected": "Hello"},  # no pair
-        {"chosen": TURNS, "rejected": [{"role": "user", "content": "Ho"}, TURNS[1]]},  # two conversations
+        {
+            "chosen": TURNS,
+            "rejected": [{"role": "user", "content": "Ho"}, TURNS[1]],
+        },  # two conversations
         {"chosen": TURNS[:1], "rejected": other[:1]},  # no answers
         {"prompt": "Hi", "chosen": "Hello"},
     ]
     assert labelled(tmp_path, rows) == [("Hi", "Hello", "No")] * 2
-    with pytest.raises(CaiError, match=r"data\.mine: not one labelled pair; the first row: .*:1: a labelled conv"):
+    with pytest.raises(
+        CaiError, match=r"data\.mine: not one labelled pair; the first row: .*:1: a labelled conv"
+    ):
         labelled(tmp_path, rows[4:])
 
 
@@ -234,12 +302,19 @@ def test_preferences_are_two_answers_to_one_conversation(tmp_path: Path):
 def test_of_scored_answers_the_best_is_set_against_the_worst(tmp_path: Path, column: str):
     grades = {"Mild": 0.25, "Bad": "0.75", "Fine": 0, "Odd": "nan", "None": None}
     rows = [{"request": "Hi", "said": text, "people": grade} for text, grade in grades.items()]
-    rows += [{"request": f"Same {n}", "said": str(n), "people": 1} for n in (1, 1, 2)]  # nothing to choose
-    found = labelled(tmp_path, rows, fields={"prompt": "request", "answer": "said", column: "people"})
+    rows += [
+        {"request": f"Same {n}", "said": str(n), "people": 1} for n in (1, 1, 2)
+    ]  # nothing to choose
+    found = labelled(
+        tmp_path, rows, fields={"prompt": "request", "answer": "said", column: "people"}
+    )
     assert found == [("Hi", "Fine", "Bad") if column == "harm" else ("Hi", "Bad", "Fine")]
 
 
 def test_labelled_pairs_are_shuffled_by_the_seed_and_limited(tmp_path: Path):
     rows = [{"prompt": str(n), "chosen": "Yes", "rejected": "No"} for n in range(20)]
     found, fewer = labelled(tmp_path, rows), labelled(tmp_path, rows, 5)
-    assert fewer == found[:5] and sorted(found) == sorted((str(n), "Yes", "No") for n in range(20)) != found
+    assert (
+        fewer == found[:5]
+        and sorted(found) == sorted((str(n), "Yes", "No") for n in range(20)) != found
+    )

@@ -10,7 +10,9 @@ from cai.data.mixture import mix
 SOURCES = {"large": [f"l{n}" for n in range(300)], "small": [f"s{n}" for n in range(20)]}
 
 
-def counts(weights: dict[str, float], limit: int | None, seed: int = 0, **more: Any) -> dict[str, int]:
+def counts(
+    weights: dict[str, float], limit: int | None, seed: int = 0, **more: Any
+) -> dict[str, int]:
     rows, sizes = mix(SOURCES, seed, limit, weights, **more)
     assert sizes == {"large": 300, "small": 20}
     return {name: len(found) for name, found in rows.items()}
@@ -22,8 +24,16 @@ def counts(weights: dict[str, float], limit: int | None, seed: int = 0, **more: 
         ({}, None, {"large": 300, "small": 20}),
         ({"small": 1.0}, 20, {"large": 10, "small": 10}),  # a set without a weight weighs 1
         ({"large": 3.0, "small": 1.0}, 20, {"large": 15, "small": 5}),
-        ({"large": 1.0, "small": 1.0}, None, {"large": 20, "small": 20}),  # as many as `small` has without repeating
-        ({"large": 1.0, "small": 1.0}, 100, {"large": 50, "small": 20}),  # it runs short, and is not repeated
+        (
+            {"large": 1.0, "small": 1.0},
+            None,
+            {"large": 20, "small": 20},
+        ),  # as many as `small` has without repeating
+        (
+            {"large": 1.0, "small": 1.0},
+            100,
+            {"large": 50, "small": 20},
+        ),  # it runs short, and is not repeated
         ({"small": 0.0}, 30, {"large": 30, "small": 0}),
         ({}, 0, {"large": 0, "small": 0}),
         ({"small": 1.0}, 0, {"large": 0, "small": 0}),
@@ -75,7 +85,9 @@ def test_a_source_is_read_once_and_what_is_not_drawn_is_let_go():
         def __del__(self):
             Row.alive -= 1
 
-    rows, sizes = mix({"a": (Row() for _ in range(5000)), "b": (Row() for _ in range(10))}, 0, limit=20)
+    rows, sizes = mix(
+        {"a": (Row() for _ in range(5000)), "b": (Row() for _ in range(10))}, 0, limit=20
+    )
     assert sizes == {"a": 5000, "b": 10} and sum(map(len, rows.values())) == 20
     assert Row.most < 40 + 3
 

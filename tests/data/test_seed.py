@@ -66,7 +66,9 @@ def test_no_held_out_prompt_is_trained_on():
 
 
 def test_no_prompt_and_no_answer_stands_twice():
-    answers = [m.content for name in SETS for d, _ in loaded(name) for m in d if m.role == "assistant"]
+    answers = [
+        m.content for name in SETS for d, _ in loaded(name) for m in d if m.role == "assistant"
+    ]
     firsts = [d[-2].content for name in SETS for d, _ in loaded(name)]
     assert len(set(answers)) == len(answers) and len(set(firsts)) == len(firsts)
 
@@ -75,9 +77,12 @@ def test_no_prompt_and_no_answer_stands_twice():
 def test_demonstrations_teach_the_critique_and_the_revision_alone(name: str):
     for dialogue, tags in loaded(name):
         assert [m.role for m in dialogue] == ["user", "assistant"] * 3, tags["id"]
-        assert [m.trained for m in dialogue if m.role == "assistant"] == [False, True, True], tags["id"]
+        assert [m.trained for m in dialogue if m.role == "assistant"] == [False, True, True], tags[
+            "id"
+        ]
     heads = [
-        tuple(dialogue[-1].content.split()[: 4 if name == "demonstrations" else 12]) for dialogue, _ in loaded(name)
+        tuple(dialogue[-1].content.split()[: 4 if name == "demonstrations" else 12])
+        for dialogue, _ in loaded(name)
     ]
     assert len(heads) >= 60 and len(set(heads)) == len(heads)  # no formula to be learnt by heart
 
@@ -85,7 +90,9 @@ def test_demonstrations_teach_the_critique_and_the_revision_alone(name: str):
 @pytest.mark.parametrize("name", ["demonstrations", *PLAIN])
 def test_demonstrations_hold_no_prompt_that_is_evaluated(name: str):
     for taken in (Overlap(human("seed")), Overlap(human("seed_heldout"))):
-        assert not [dialogue[0].content for dialogue, _ in loaded(name) if dialogue[0].content in taken]
+        assert not [
+            dialogue[0].content for dialogue, _ in loaded(name) if dialogue[0].content in taken
+        ]
 
 
 def test_plain_demonstrations_decline_and_lookalikes_help():

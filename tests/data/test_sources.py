@@ -38,8 +38,12 @@ MAKERS = {
     "yaml": lambda folder: file(
         folder, "rows.yaml", "- {prompt: 'One, two', split: train}\n- prompt: Drei\n  split: test\n"
     ),
-    "PyRIT's": lambda folder: file(folder, "rows.prompt", json.dumps({"dataset_name": "mine", "seeds": ROWS})),
-    "csv": lambda folder: file(folder, "rows.csv", '\ufeffprompt,split\r\n"One, two",train\r\nDrei,test\r\n'),
+    "PyRIT's": lambda folder: file(
+        folder, "rows.prompt", json.dumps({"dataset_name": "mine", "seeds": ROWS})
+    ),
+    "csv": lambda folder: file(
+        folder, "rows.csv", '\ufeffprompt,split\r\n"One, two",train\r\nDrei,test\r\n'
+    ),
     "parquet": parquet,
 }
 
@@ -50,7 +54,10 @@ def test_each_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path):
 
 
 def test_a_text_file_has_a_prompt_a_line(tmp_path: Path):
-    assert read(file(tmp_path, "rows.txt", " One \n\nTwo\n")) == [{"prompt": "One"}, {"prompt": "Two"}]
+    assert read(file(tmp_path, "rows.txt", " One \n\nTwo\n")) == [
+        {"prompt": "One"},
+        {"prompt": "Two"},
+    ]
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -61,7 +68,10 @@ def test_where_keeps_the_rows_with_that_value(kind: str, tmp_path: Path):
 
 
 def test_rows_know_where_they_stand(tmp_path: Path):
-    found = [where for where, _ in rows_of("mine", file(tmp_path, "rows.jsonl", '{"a": 1}\n\n{"a": 2}\n'))]
+    found = [
+        where
+        for where, _ in rows_of("mine", file(tmp_path, "rows.jsonl", '{"a": 1}\n\n{"a": 2}\n'))
+    ]
     assert found == [f"{tmp_path}/rows.jsonl:1", f"{tmp_path}/rows.jsonl:3"]
 
 
@@ -82,7 +92,9 @@ def test_rows_know_where_they_stand(tmp_path: Path):
         ("rows.xml", "<a/>", "rows.xml: can't read '.xml'; use .jsonl"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, message: str):
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+):
     with pytest.raises(UsageError) as caught:
         read(file(tmp_path, name, content))
     assert message in str(caught.value)
@@ -90,7 +102,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | 
 
 def test_comments_above_the_columns_of_a_csv_are_no_rows(tmp_path: Path):
     config = file(tmp_path, "rows.csv", "# version 1\r\n# two\nprompt,n\n# three,4\n")
-    assert list(rows_of("mine", config)) == [(f"{tmp_path}/rows.csv:4", {"prompt": "# three", "n": "4"})]
+    assert list(rows_of("mine", config)) == [
+        (f"{tmp_path}/rows.csv:4", {"prompt": "# three", "n": "4"})
+    ]
 
 
 def test_a_missing_file_is_named():
@@ -141,13 +155,17 @@ def test_members_of_a_wheel_are_read(wheel: DataConfig):
 
 
 def test_a_missing_member_is_named(wheel: DataConfig):
-    with pytest.raises(UsageError, match=r"data\.mine: no-such-pack==1\.0 has no file pack/three\.txt"):
+    with pytest.raises(
+        UsageError, match=r"data\.mine: no-such-pack==1\.0 has no file pack/three\.txt"
+    ):
         read(changed(wheel, path="pack/three.txt"))
 
 
 @pytest.mark.parametrize("values", [{"wheel": None}, {"wheel": "pack"}, {"sha256": None}])
 def test_a_wheel_without_version_or_digest_is_refused(wheel: DataConfig, values: dict[str, Any]):
-    with pytest.raises(UsageError, match=r"data\.mine: a wheel needs 'wheel: name==version' and its 'sha256'"):
+    with pytest.raises(
+        UsageError, match=r"data\.mine: a wheel needs 'wheel: name==version' and its 'sha256'"
+    ):
         read(changed(wheel, **values))
 
 

@@ -32,7 +32,9 @@ def command(tiny_model: Path, *words: str) -> list[str]:
 
 
 def cai(folder: Path, tiny_model: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(tiny_model, *words), cwd=folder, capture_output=True, text=True, timeout=400)
+    return subprocess.run(
+        command(tiny_model, *words), cwd=folder, capture_output=True, text=True, timeout=400
+    )
 
 
 def manifests(folder: Path) -> dict[str, Manifest]:
@@ -65,9 +67,14 @@ def test_the_published_model_loads_with_plain_transformers(whole: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = next((whole / "outputs/smoke/latest/dpo/out").resolve().glob("model"))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     assert model.config.vocab_size >= len(tokenizer)
-    assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))  # safetensors, no pickle
+    assert not list(folder.rglob("*.bin")) and not list(
+        folder.rglob("*.pt")
+    )  # safetensors, no pickle
 
 
 def test_the_rows_load_with_datasets(whole: Path):
@@ -75,7 +82,14 @@ def test_the_rows_load_with_datasets(whole: Path):
 
     for stage, file in (("revise", "revisions"), ("label", "pairs"), ("evaluate", "answers")):
         path = whole / "outputs/smoke/latest" / stage / "out" / f"{file}.parquet"
-        assert len(load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(whole / "cache"))) > 0
+        assert (
+            len(
+                load_dataset(
+                    "parquet", data_files=str(path), split="train", cache_dir=str(whole / "cache")
+                )
+            )
+            > 0
+        )
 
 
 def test_nothing_runs_twice(whole: Path, tiny_model: Path):
@@ -89,14 +103,21 @@ def test_nothing_runs_twice(whole: Path, tiny_model: Path):
 
 def test_status_reads_the_folder_alone(whole: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "cai", "status", "outputs/smoke"], cwd=whole, capture_output=True, text=True
+        [sys.executable, "-m", "cai", "status", "outputs/smoke"],
+        cwd=whole,
+        capture_output=True,
+        text=True,
     )
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [[name, "done"] for name in NAMES]
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        [name, "done"] for name in NAMES
+    ]
 
 
 def test_records_can_be_read(whole: Path, tiny_model: Path):
     def show(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "cai", "show", *words], cwd=whole, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "cai", "show", *words], cwd=whole, capture_output=True, text=True
+        )
 
     some = show("outputs/smoke", "--stage", "revise", "--random", "2")
     ids = [line.split()[1] for line in some.stdout.splitlines() if line.split()[:1] == ["id"]]
@@ -116,7 +137,11 @@ def test_a_beta_runs_dpo_and_what_follows(whole: Path, tiny_model: Path):
     sft = manifests(whole)["sft"]
     done = cai(whole, tiny_model, "dpo.args.beta=0.3", "launcher=process")
     assert done.returncode == 0, done.stderr[-3000:]
-    said = {line.split(":")[0]: line.split(": ")[1] for line in done.stderr.splitlines() if line.split(":")[0] in NAMES}
+    said = {
+        line.split(":")[0]: line.split(": ")[1]
+        for line in done.stderr.splitlines()
+        if line.split(":")[0] in NAMES
+    }
     assert [name for name in NAMES if said[name] == "up to date"] == NAMES[:4]
     assert manifests(whole)["sft"] == sft
     assert len(list((whole / "outputs/smoke/dpo").iterdir())) == 2
@@ -127,7 +152,9 @@ def test_a_sweep_shares_what_stands_before_it(whole: Path, tiny_model: Path):
     before = {name: len(list((whole / "outputs/smoke" / name).iterdir())) for name in NAMES}
     done = cai(whole, tiny_model, "-m", "dpo.args.beta=0.2,0.4")
     assert done.returncode == 0, done.stderr[-3000:]
-    after = {name: len(list((whole / "outputs/smoke" / name).iterdir())) - before[name] for name in NAMES}
+    after = {
+        name: len(list((whole / "outputs/smoke" / name).iterdir())) - before[name] for name in NAMES
+    }
     assert after == {name: 0 if name in NAMES[:4] else 2 for name in NAMES}
     assert cai(whole, tiny_model).returncode == 0  # and back
 
@@ -145,7 +172,9 @@ def test_a_sweeps_jobs_run_in_processes_of_submitit(whole: Path, tmp_path: Path,
     logs = [file.read_text() for file in run.root.glob("logs/sweep-*/.submitit/*/*_log.err")]
     assert len(logs) == 2 and all("dpo: stale: dpo.args.beta 0" in log for log in logs), logs
     results = [file.read_text() for file in run.root.glob("logs/sweep-*/.submitit/*/*_log.out")]
-    assert all("held-out prompts, 95 % intervals" in log and "report.html" in log for log in results)
+    assert all(
+        "held-out prompts, 95 % intervals" in log and "report.html" in log for log in results
+    )
     # a job that fails is one line, there and here
     failed = cai(tmp_path, tiny_model, *launcher, "name=other", "model.path=/nowhere")
     assert failed.returncode == 1 and "cai: model.path: /nowhere holds no model" in failed.stderr
@@ -160,16 +189,25 @@ def test_a_second_round_goes_on_from_the_first(whole: Path, tmp_path: Path, tiny
     run, words = Run(tmp_path / "outputs/smoke"), ("rounds=2", "dpo.reference=first")
     started = cai(tmp_path, tiny_model, *words, "stages=[label2]")
     assert started.returncode == 0, started.stderr[-3000:]
-    assert [line.split(":")[0] for line in started.stderr.splitlines()].count("label2") and not run.latest("dpo2")
+    assert [line.split(":")[0] for line in started.stderr.splitlines()].count(
+        "label2"
+    ) and not run.latest("dpo2")
     done = cai(tmp_path, tiny_model, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stderr.splitlines() if line.endswith(": up to date")]
     assert [line.split(":")[0] for line in lines] == [*NAMES[:5], "label2"]
     found = {name: one for name in (*NAMES, "label2", "dpo2") if (one := run.latest(name))}
-    assert {name: found[name].key for name in NAMES[:5]} == {name: manifests(whole)[name].key for name in NAMES[:5]}
-    assert found["dpo2"].files["model/model.safetensors"] != found["dpo"].files["model/model.safetensors"]
+    assert {name: found[name].key for name in NAMES[:5]} == {
+        name: manifests(whole)[name].key for name in NAMES[:5]
+    }
+    assert (
+        found["dpo2"].files["model/model.safetensors"]
+        != found["dpo"].files["model/model.safetensors"]
+    )
     assert [*found["evaluate"].summary["metrics"]] == ["base", "sft", "sl_cai", "dpo", "dpo2"]
-    assert str(run.folder("dpo2", found["dpo2"].key).name) in done.stdout  # the model that is named at the end
+    assert (
+        str(run.folder("dpo2", found["dpo2"].key).name) in done.stdout
+    )  # the model that is named at the end
     ids = [
         {row["id"] for row in read_rows(run.root / "latest" / name / "out/pairs.parquet")}
         for name in ("label", "label2")
@@ -178,12 +216,21 @@ def test_a_second_round_goes_on_from_the_first(whole: Path, tmp_path: Path, tiny
     page = (run.root / "latest/report/out/report.html").read_text()
     assert all(f'<th scope="row">{name}</th>' in page for name in ("label2", "dpo2"))
     for words in (("show", "smoke", "label2", "-n", "1"), ("status", "outputs/smoke")):
-        read = subprocess.run([sys.executable, "-m", "cai", *words], cwd=tmp_path, capture_output=True, text=True)
-        assert read.returncode == 0 and ("chosen" in read.stdout or "dpo2     done" in read.stdout), read.stderr
+        read = subprocess.run(
+            [sys.executable, "-m", "cai", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert read.returncode == 0 and (
+            "chosen" in read.stdout or "dpo2     done" in read.stdout
+        ), read.stderr
 
 
 def test_sft_is_tuned_on_what_build_has_made(tmp_path: Path, tiny_model: Path):
-    words = ["stages=[build,sft]", "sft.data=[seed,built]", "+sft.weights={built: 1, seed: 3}", "build.target=0"]
+    words = [
+        "stages=[build,sft]",
+        "sft.data=[seed,built]",
+        "+sft.weights={built: 1, seed: 3}",
+        "build.target=0",
+    ]
     words += ["build.prompts={data: [seed], limit: 5}", "build.engine={kind: scripted}"]
     done = cai(tmp_path, tiny_model, *words)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -193,26 +240,45 @@ def test_sft_is_tuned_on_what_build_has_made(tmp_path: Path, tiny_model: Path):
     assert "sft: stale: build gave other output" in again.stderr
 
 
-def tuned(folder: Path, tiny_model: Path, launcher: str, rows: int, *more: str) -> tuple[Path, list[dict[str, float]]]:
+def tuned(
+    folder: Path, tiny_model: Path, launcher: str, rows: int, *more: str
+) -> tuple[Path, list[dict[str, float]]]:
     """What sft writes with `rows` rows a process, and its curve."""
-    words = [f"name={launcher}", f"launcher={launcher}", f"sft.args.per_device_train_batch_size={rows}"]
-    words += ["stages=[sft]", "sft.validation=0.25", "sft.max_length=1024", "sft.args.per_device_eval_batch_size=1"]
+    words = [
+        f"name={launcher}",
+        f"launcher={launcher}",
+        f"sft.args.per_device_train_batch_size={rows}",
+    ]
+    words += [
+        "stages=[sft]",
+        "sft.validation=0.25",
+        "sft.max_length=1024",
+        "sft.args.per_device_eval_batch_size=1",
+    ]
     done = cai(folder, tiny_model, *words, *more)
     assert done.returncode == 0, done.stderr[-3000:]
     out = folder / "outputs" / launcher / "latest/sft/out"
     return out, json.loads((out / "history.json").read_text())
 
 
-def check_curves(together: list[dict[str, float]], alone: list[dict[str, float]], *keys: str) -> None:
+def check_curves(
+    together: list[dict[str, float]], alone: list[dict[str, float]], *keys: str
+) -> None:
     for key in keys:
         found = [entry[key] for entry in together if key in entry]
-        assert found and found == pytest.approx([entry[key] for entry in alone if key in entry], abs=1e-3)
+        assert found and found == pytest.approx(
+            [entry[key] for entry in alone if key in entry], abs=1e-3
+        )
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
     """At an equal global batch: the same losses step by step, and the same held-out loss."""
-    (_, alone), (_, together) = (tuned(tmp_path, tiny_model, *how) for how in (("inline", 4), ("accelerate", 2)))
-    assert [entry["step"] for entry in together] == [entry["step"] for entry in alone] and len(alone) > 4
+    (_, alone), (_, together) = (
+        tuned(tmp_path, tiny_model, *how) for how in (("inline", 4), ("accelerate", 2))
+    )
+    assert [entry["step"] for entry in together] == [entry["step"] for entry in alone] and len(
+        alone
+    ) > 4
     check_curves(together, alone, "loss", "eval_loss", "grad_norm")
 
 
@@ -263,10 +329,19 @@ if "LOCAL_RANK" in os.environ:
 """
 
 
-@pytest.mark.parametrize("peft", ["null", "{r: 4, lora_alpha: 8, target_modules: all-linear}"], ids=["full", "lora"])
-@pytest.mark.parametrize(("launcher", "site"), [("fsdp", SHARDS), ("deepspeed", ZERO)], ids=["fsdp", "deepspeed"])
+@pytest.mark.parametrize(
+    "peft", ["null", "{r: 4, lora_alpha: 8, target_modules: all-linear}"], ids=["full", "lora"]
+)
+@pytest.mark.parametrize(
+    ("launcher", "site"), [("fsdp", SHARDS), ("deepspeed", ZERO)], ids=["fsdp", "deepspeed"]
+)
 def test_sharded_training_is_that_of_one_process(
-    launcher: str, site: str, peft: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: str,
+    site: str,
+    peft: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """FSDP2 or ZeRO-3 on gloo: the same losses at an equal global batch, the same weights published in one piece."""
     from safetensors.torch import load_file
@@ -298,7 +373,9 @@ def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_m
     try:
         deadline = time.monotonic() + 240
         while not (seals := list(scratch.glob(f"*/scratch/checkpoints/checkpoint-*/{SEAL}"))):
-            assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was sealed"
+            assert process.poll() is None and time.monotonic() < deadline, (
+                "no checkpoint was sealed"
+            )
             time.sleep(0.005)
     finally:
         process.kill()  # the conductor alone: its launcher's workers see that it is gone
@@ -310,7 +387,9 @@ def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_m
         time.sleep(0.1)
     seals = list(scratch.glob(f"*/scratch/checkpoints/checkpoint-*/{SEAL}"))
     folder = max((seal.parent for seal in seals), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {*json.loads((folder / SEAL).read_text())}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {
+        *json.loads((folder / SEAL).read_text())
+    }
     assert unsealed(folder) is None
     with next(folder.glob("*.safetensors")).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -325,10 +404,16 @@ def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_m
 
 
 @pytest.mark.parametrize("stage", NAMES)
-def test_killed_in_any_stage_it_continues_to_the_same_result(stage: str, whole: Path, tmp_path: Path, tiny_model: Path):
+def test_killed_in_any_stage_it_continues_to_the_same_result(
+    stage: str, whole: Path, tmp_path: Path, tiny_model: Path
+):
     expected, asked = manifests(whole), ledger_rows(whole)
     process = subprocess.Popen(
-        command(tiny_model), cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        command(tiny_model),
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         _wait_until_it_works_on(stage, tmp_path / "outputs" / "smoke", process)
@@ -344,7 +429,9 @@ def test_killed_in_any_stage_it_continues_to_the_same_result(stage: str, whole: 
         n: m.output for n, m in expected.items() if n != "report"
     }
     after = ledger_rows(tmp_path)
-    assert {key: after[key] for key in committed} == committed  # not asked for again: seconds differ between two calls
+    assert {
+        key: after[key] for key in committed
+    } == committed  # not asked for again: seconds differ between two calls
     assert after.keys() == {key for key in asked if key in after} and len(after) > 0
 
 
@@ -360,7 +447,9 @@ def _wait_until_it_works_on(stage: str, root: Path, process: subprocess.Popen[by
         if stage == "report" and list(root.glob("report/*/work")):
             return
         time.sleep(0.01)
-    assert process.poll() is not None and (root / "latest" / stage / "manifest.json").exists(), f"{stage} never began"
+    assert process.poll() is not None and (root / "latest" / stage / "manifest.json").exists(), (
+        f"{stage} never began"
+    )
 
 
 def _done(progress: Path) -> int:
@@ -372,9 +461,15 @@ def _done(progress: Path) -> int:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_cleanly_and_says_how_to_continue(number: int, code: int, tmp_path: Path, tiny_model: Path):
+def test_a_signal_stops_cleanly_and_says_how_to_continue(
+    number: int, code: int, tmp_path: Path, tiny_model: Path
+):
     process = subprocess.Popen(
-        command(tiny_model), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command(tiny_model),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     _wait_until_it_works_on("sft", tmp_path / "outputs" / "smoke", process)  # pyright: ignore[reportArgumentType]
     process.send_signal(number)

@@ -46,7 +46,10 @@ def never() -> Engine:
         {"seed": 2},
         {"continuations": (" A", " B")},
         {"sampling": None},
-        *({"sampling": dataclasses.replace(WARM, **one)} for one in ({"temperature": 0.8}, {"temperature": 0.0})),
+        *(
+            {"sampling": dataclasses.replace(WARM, **one)}
+            for one in ({"temperature": 0.8}, {"temperature": 0.0})
+        ),
         *({"sampling": dataclasses.replace(WARM, **one)} for one in ({"top_p": 1.0}, {"top_k": 0})),
         {"sampling": dataclasses.replace(WARM, max_new_tokens=17)},
     ],
@@ -81,7 +84,9 @@ def test_a_completion_is_committed_before_it_is_seen_and_then_replayed(ledger: L
     seen: list[tuple[int, bool]] = []
     count = lambda completions, hit: seen.append((len(completions), hit))  # noqa: E731
     config = EngineConfig()
-    first = asyncio.run(ask(Recorded(lambda: ScriptedEngine(config, "model"), ledger, "sft", "model", count)))
+    first = asyncio.run(
+        ask(Recorded(lambda: ScriptedEngine(config, "model"), ledger, "sft", "model", count))
+    )
     again = asyncio.run(ask(Recorded(never, ledger, "sft", "model", count)))
     assert first == again and len(set(first)) == 5
     assert seen == [(5, False)] + [(1, True)] * 5
@@ -117,7 +122,9 @@ def test_an_engines_error_reaches_its_rows_and_stores_nothing_for_them(ledger: L
 
     async def ask() -> list[Any]:
         engine = Recorded(lambda: Failing(EngineConfig(), "model"), ledger, "sft", "model")
-        return await asyncio.gather(*(engine.complete(request) for request in requests), return_exceptions=True)
+        return await asyncio.gather(
+            *(engine.complete(request) for request in requests), return_exceptions=True
+        )
 
     found = asyncio.run(ask())
     assert [isinstance(one, RuntimeError) for one in found] == [False, True, True, False]
@@ -126,7 +133,10 @@ def test_an_engines_error_reaches_its_rows_and_stores_nothing_for_them(ledger: L
 
 def test_gathered_rows_end_with_the_first_failure(ledger: Ledger):
     with pytest.raises(RuntimeError, match="out of memory"):
-        rows(Recorded(lambda: Failing(EngineConfig(), "m"), ledger, "sft", "m"), [asked("fine"), asked("fail")])
+        rows(
+            Recorded(lambda: Failing(EngineConfig(), "m"), ledger, "sft", "m"),
+            [asked("fine"), asked("fail")],
+        )
 
 
 def echo(batch: list[Request]) -> list[Completion]:
@@ -150,7 +160,9 @@ def test_waiting_rows_are_batched_together_and_each_gets_its_own():
 
     assert asyncio.run(ask()) == ["a!", "b!", "c!", "d!", "e!"]
     assert batches[0] == ["a", "b", "c"]  # three at once
-    assert sum(len(batch) for batch in batches) == 10 and len(batches) == 4  # 3 + 3 + 3 + 1: no barrier between rounds
+    assert (
+        sum(len(batch) for batch in batches) == 10 and len(batches) == 4
+    )  # 3 + 3 + 3 + 1: no barrier between rounds
 
 
 class Batching(ScriptedEngine):

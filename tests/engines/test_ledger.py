@@ -40,7 +40,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     return Ledger(tmp_path_factory.mktemp("ledger") / "shared.sqlite")
 
 
-@given(st.builds(Completion, st.text(), st.text(), st.integers(0, 2**40), st.integers(0, 2**40), st.floats(0, 1e9)))
+@given(
+    st.builds(
+        Completion,
+        st.text(),
+        st.text(),
+        st.integers(0, 2**40),
+        st.integers(0, 2**40),
+        st.floats(0, 1e9),
+    )
+)
 def test_any_completion_comes_back_as_it_was(shared: Ledger, completion: Completion):
     shared.put("sft", "model", [(digest(completion), completion)])
     assert shared.get(digest(completion)) == completion
@@ -57,7 +66,11 @@ def test_a_request_is_kept_once_and_the_first_answer_stays(path: Path):
 def test_a_batch_is_kept_whole_or_not_at_all(path: Path):
     ledger = Ledger(path)
     with pytest.raises(OverflowError):
-        ledger.put("sft", "model", [(DIGEST, DONE), ("cd" * 32, dataclasses.replace(DONE, new_tokens=2**70))])
+        ledger.put(
+            "sft",
+            "model",
+            [(DIGEST, DONE), ("cd" * 32, dataclasses.replace(DONE, new_tokens=2**70))],
+        )
     assert ledger.get(DIGEST) is None
 
 
@@ -85,7 +98,12 @@ def test_the_cost_is_summed_by_stage_and_model(path: Path):
     ledger.put("label", "m2", [("ee" * 32, DONE)])
     sums = {(row.pop("stage"), row.pop("model")): row for row in ledger.cost()}
     assert list(sums) == [("revise", "m1"), ("label", "m1"), ("label", "m2")]
-    assert sums["revise", "m1"] == {"completions": 3, "prompt_tokens": 21, "new_tokens": 9, "seconds": 0.75}
+    assert sums["revise", "m1"] == {
+        "completions": 3,
+        "prompt_tokens": 21,
+        "new_tokens": 9,
+        "seconds": 0.75,
+    }
 
 
 def test_a_damaged_file_is_named(path: Path):

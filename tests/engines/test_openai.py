@@ -52,13 +52,19 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with faulty.lock:
             faulty.asked.append((self.path, body, self.headers.get("Authorization")))
-            fault = faulty.faults.pop(0) if faulty.faults and self.path.endswith("completions") else faulty.always
+            fault = (
+                faulty.faults.pop(0)
+                if faulty.faults and self.path.endswith("completions")
+                else faulty.always
+            )
         if (answer := fault(self, body)) is not None:
             self.answer(200, json.dumps(answer).encode())
 
     def answer(self, status: int, data: bytes, **headers: str) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | headers).items():
+        for name, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(data))} | headers
+        ).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         with contextlib.suppress(OSError):  # the client may have gone
@@ -75,7 +81,11 @@ def fine(handler: Handler, body: dict[str, Any]) -> dict[str, Any] | None:
     """Repeats the last message; likes A better than B; knows nothing but chat completions."""
     if not handler.path.endswith("/chat/completions"):
         return handler.answer(404, b'{"detail": "Not Found"}')
-    likely = [{"token": " A", "logprob": -0.5}, {"token": " B", "logprob": -1.5}, {"token": "?", "logprob": -9.0}]
+    likely = [
+        {"token": " A", "logprob": -0.5},
+        {"token": " B", "logprob": -1.5},
+        {"token": "?", "logprob": -9.0},
+    ]
     content = [{"token": " A", "logprob": -0.5, "top_logprobs": likely}]
     return chat(body, "You said: " + body["messages"][-1]["content"], logprobs={"content": content})
 
@@ -86,8 +96,12 @@ def tokenizing(handler: Handler, body: dict[str, Any]) -> dict[str, Any] | None:
         text = body.get("prompt") or "".join(message["content"] for message in body["messages"])
         return {"tokens": [ord(c) for c in text], "count": len(text)}
     if handler.path == "/v1/completions":
-        scores = [[None, *(-token / 100 for token in prompt[1:]), -9.0] for prompt in body["prompt"]]
-        choices = [{"index": n, "logprobs": {"token_logprobs": row}} for n, row in enumerate(scores)]
+        scores = [
+            [None, *(-token / 100 for token in prompt[1:]), -9.0] for prompt in body["prompt"]
+        ]
+        choices = [
+            {"index": n, "logprobs": {"token_logprobs": row}} for n, row in enumerate(scores)
+        ]
         return {"model": body["model"], "choices": choices[::-1]}
     return fine(handler, body)
 
@@ -120,7 +134,9 @@ def hang(handler: Handler, body: dict[str, Any]) -> None:
 
 FAULTS: dict[str, Fault] = {
     "500": status(500),
-    "500 without JSON": lambda handler, body: handler.answer(500, b"<html>", Content_Type="text/html"),
+    "500 without JSON": lambda handler, body: handler.answer(
+        500, b"<html>", Content_Type="text/html"
+    ),
     "429 with Retry-After": status(429, Retry_After="0.01"),
     "429 with a date": status(429, Retry_After=formatdate(0, usegmt=True)),
     "503": status(503),
@@ -134,7 +150,9 @@ FAULTS: dict[str, Fault] = {
     "wrong model": changed(model="other"),
     "empty choices": changed(choices=[]),
     "null choices": changed(choices=None),
-    "an unknown end": changed(choices=[{"message": {"content": "half of"}, "finish_reason": "abort"}]),
+    "an unknown end": changed(
+        choices=[{"message": {"content": "half of"}, "finish_reason": "abort"}]
+    ),
     "10 MB": lambda handler, body: chat(body, "x" * (10 << 20)),
     "half a surrogate pair": lambda handler, body: chat(body, "\ud800"),
 }
@@ -191,13 +209,19 @@ def running() -> Iterator[Faulty]:
 
 def config(*servers: Faulty, **changes: Any) -> EngineConfig:
     own = {"backoff": 0.001, "timeout": 20.0, "concurrency": 8} | changes
-    return EngineConfig(kind="openai", model="m", server=ServerConfig([s.url for s in servers], **own))
+    return EngineConfig(
+        kind="openai", model="m", server=ServerConfig([s.url for s in servers], **own)
+    )
 
 
-def ask(engine: EngineConfig, requests: list[Request], max_failures: float = 1.0) -> list[Completion | RequestFailed]:
+def ask(
+    engine: EngineConfig, requests: list[Request], max_failures: float = 1.0
+) -> list[Completion | RequestFailed]:
     opened = open_engine(engine, "unused")
     try:
-        return asyncio.run(gather_failing([opened.complete(request) for request in requests], max_failures))
+        return asyncio.run(
+            gather_failing([opened.complete(request) for request in requests], max_failures)
+        )
     finally:
         opened.close()
 
@@ -212,15 +236,36 @@ def only(found: list[Completion | RequestFailed]) -> Completion:
 
 
 def test_a_request_says_all_that_decides_the_answer(faulty: Faulty):
-    first, again = ask(config(faulty), [*asked("Hello."), Request(COMPARED, replace(WARM, top_k=3))])
+    first, again = ask(
+        config(faulty), [*asked("Hello."), Request(COMPARED, replace(WARM, top_k=3))]
+    )
     assert isinstance(first, Completion) and isinstance(again, Completion)
-    assert replace(first, seconds=0) == Completion("You said: Hello.", "stop", 7, 3, 0) and first.seconds > 0
-    (path, one, key), (_, other, _) = sorted(faulty.asked, key=lambda asked: len(asked[1]["messages"]))
-    off = {"top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0}  # said, since a server's own defaults would else hold
+    assert (
+        replace(first, seconds=0) == Completion("You said: Hello.", "stop", 7, 3, 0)
+        and first.seconds > 0
+    )
+    (path, one, key), (_, other, _) = sorted(
+        faulty.asked, key=lambda asked: len(asked[1]["messages"])
+    )
+    off = {
+        "top_p": 0.9,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+    }  # said, since a server's own defaults would else hold
     assert (path, key) == ("/v1/chat/completions", None)
-    parts = {"model": "m", "messages": as_dicts((user("Hello."),)), "seed": 5, "max_tokens": 16, "temperature": 0.7}
+    parts = {
+        "model": "m",
+        "messages": as_dicts((user("Hello."),)),
+        "seed": 5,
+        "max_tokens": 16,
+        "temperature": 0.7,
+    }
     assert one == parts | off
-    assert other["top_k"] == 3 and other["continue_final_message"] and not other["add_generation_prompt"]
+    assert (
+        other["top_k"] == 3
+        and other["continue_final_message"]
+        and not other["add_generation_prompt"]
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -228,11 +273,15 @@ def test_a_fault_is_tried_again_and_every_row_gets_its_own_answer(faulty: Faulty
     faulty.faults = [FAULTS[fault]] * 3
     texts = [f"row {number}" for number in range(12)]
     found = ask(config(faulty, timeout=0.5 if fault == "timeout" else 20.0), asked(*texts))
-    assert [one.text for one in found if isinstance(one, Completion)] == [f"You said: {text}" for text in texts]
+    assert [one.text for one in found if isinstance(one, Completion)] == [
+        f"You said: {text}" for text in texts
+    ]
     assert len(faulty.asked) >= 15
 
 
-@pytest.mark.parametrize("fault", [name for name in FAULTS if name not in ("timeout", "503") and "429" not in name])
+@pytest.mark.parametrize(
+    "fault", [name for name in FAULTS if name not in ("timeout", "503") and "429" not in name]
+)
 def test_a_row_that_fails_at_every_try_fails_alone_and_says_why(faulty: Faulty, fault: str):
     def one_row(handler: Handler, body: dict[str, Any]) -> dict[str, Any] | None:
         poisoned = body["messages"][-1]["content"] == "poison"
@@ -261,7 +310,12 @@ def test_what_is_refused_is_not_tried_again(faulty: Faulty, fault: Fault, reason
 
 @pytest.mark.parametrize(
     "fault",
-    [status(401, "no"), status(404, "no model m"), raw(b"<html>", Content_Type="text/html"), status(307, Location="/")],
+    [
+        status(401, "no"),
+        status(404, "no model m"),
+        raw(b"<html>", Content_Type="text/html"),
+        status(307, Location="/"),
+    ],
     ids=["key", "model", "page", "redirect"],
 )
 def test_what_no_row_could_survive_stops_all(faulty: Faulty, fault: Fault):
@@ -367,7 +421,15 @@ def test_the_circuit_breaker_opens_probes_and_closes():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("", 0), ("7", 7), ("0.5", 0.5), ("-3", 0), ("nan", 0), ("soon", 0), (formatdate(0, usegmt=True), 0)],
+    [
+        ("", 0),
+        ("7", 7),
+        ("0.5", 0.5),
+        ("-3", 0),
+        ("nan", 0),
+        ("soon", 0),
+        (formatdate(0, usegmt=True), 0),
+    ],
 )
 def test_retry_after_is_read_in_both_forms(text: str, seconds: float):
     assert _seconds(text) == seconds
@@ -376,7 +438,9 @@ def test_retry_after_is_read_in_both_forms(text: str, seconds: float):
 
 def test_one_engine_serves_several_event_loops(faulty: Faulty):
     engine = open_engine(config(faulty), "unused")
-    found = [asyncio.run(gather_failing([engine.complete(request)], 0)) for request in asked("a", "b")]
+    found = [
+        asyncio.run(gather_failing([engine.complete(request)], 0)) for request in asked("a", "b")
+    ]
     engine.close()
     assert [only(one).text for one in found] == ["You said: a", "You said: b"]
 
@@ -407,7 +471,15 @@ def test_a_key_that_is_missing_or_no_key_is_said_before_anything_is_asked(
 
 def test_what_a_server_refuses_by_name_is_left_out_where_it_is_off(faulty: Faulty):
     def hosted(handler: Handler, body: dict[str, Any]) -> dict[str, Any] | None:
-        known = {"model", "messages", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens"}
+        known = {
+            "model",
+            "messages",
+            "temperature",
+            "top_p",
+            "seed",
+            "max_tokens",
+            "max_completion_tokens",
+        }
         unknown = sorted(body.keys() - known)
         if unknown or "max_tokens" in body:
             text = f"unknown: {unknown[0]}" if unknown else "use max_completion_tokens"
@@ -418,7 +490,9 @@ def test_what_a_server_refuses_by_name_is_left_out_where_it_is_off(faulty: Fault
     first, prefixed = ask(config(faulty), [*asked("x"), Request(COMPARED, WARM)])
     assert isinstance(first, Completion) and isinstance(prefixed, Completion)
     (cut,) = ask(config(faulty), [Request((user("x"),), replace(WARM, top_k=3))])
-    assert isinstance(cut, RequestFailed) and "unknown: top_k" in str(cut)  # it would be another sampling
+    assert isinstance(cut, RequestFailed) and "unknown: top_k" in str(
+        cut
+    )  # it would be another sampling
 
 
 def test_options_are_scored_by_the_first_token(faulty: Faulty):
@@ -434,7 +508,9 @@ def test_continuations_are_scored_token_by_token_where_the_server_can(faulty: Fa
     request = Request(COMPARED, continuations=(" A", " B", "It is four."))
     found = only(ask(config(faulty), [request]))
     expected = [-sum(map(ord, text)) / 100 for text in request.continuations]
-    assert found.logprobs == pytest.approx(expected) and found.prompt_tokens == len("Is it day?The answer is:")
+    assert found.logprobs == pytest.approx(expected) and found.prompt_tokens == len(
+        "Is it day?The answer is:"
+    )
 
 
 def likely(**logprobs: float) -> list[Likely]:
@@ -445,12 +521,20 @@ def likely(**logprobs: float) -> list[Likely]:
     ("listed", "expected"),
     [
         (likely(_A=-0.1, _B=-3.0, A=-5.0), (-0.1, -3.0)),
-        (likely(A=-0.1, B=-3.0, _A=-5.0, _B=-4.0), (-0.1, -3.0)),  # one that begins a turn writes no space
-        (likely(_B=-0.1, the=-3.0, on=-7.0), (-7.0, -0.1)),  # at most as likely as the last that is listed
+        (
+            likely(A=-0.1, B=-3.0, _A=-5.0, _B=-4.0),
+            (-0.1, -3.0),
+        ),  # one that begins a turn writes no space
+        (
+            likely(_B=-0.1, the=-3.0, on=-7.0),
+            (-7.0, -0.1),
+        ),  # at most as likely as the last that is listed
         (likely(the=-0.1, on=-3.0), None),
     ],
 )
-def test_an_option_is_found_with_its_space_and_without(listed: list[Likely], expected: tuple[float, ...] | None):
+def test_an_option_is_found_with_its_space_and_without(
+    listed: list[Likely], expected: tuple[float, ...] | None
+):
     assert first_token_logprobs(OPTIONS, listed) == expected
 
 
@@ -458,14 +542,20 @@ def test_an_option_is_found_with_its_space_and_without(listed: list[Likely], exp
     ("fault", "continuations", "message"),
     [
         (lambda handler, body: chat(body, "A"), OPTIONS, "give no log-probabilities"),
-        (status(400, "logprobs are not supported"), OPTIONS, "give no log-probabilities.*not supported"),
+        (
+            status(400, "logprobs are not supported"),
+            OPTIONS,
+            "give no log-probabilities.*not supported",
+        ),
         (fine, ("It is four.",), "score no whole answers"),
     ],
 )
 def test_a_server_that_can_not_score_says_so(
     faulty: Faulty, fault: Fault, continuations: tuple[str, ...], message: str
 ):
-    faulty.always = lambda handler, body: fine(handler, body) if "token" in handler.path else fault(handler, body)
+    faulty.always = lambda handler, body: (
+        fine(handler, body) if "token" in handler.path else fault(handler, body)
+    )
     with pytest.raises(CaiError, match=message):
         ask(config(faulty), [Request(COMPARED, continuations=continuations)])
 
@@ -475,7 +565,18 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["model", "choices", "message", "content", "finish_reason", "usage", "logprobs", "error"]),
+            st.sampled_from(
+                [
+                    "model",
+                    "choices",
+                    "message",
+                    "content",
+                    "finish_reason",
+                    "usage",
+                    "logprobs",
+                    "error",
+                ]
+            ),
             inner,
             max_size=6,
         )
@@ -485,7 +586,9 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def reader() -> Iterator[Callable[[bytes], Any]]:
-    engine = OpenAIEngine(EngineConfig(kind="openai", model="m", server=ServerConfig(["http://nowhere/v1"])), "")
+    engine = OpenAIEngine(
+        EngineConfig(kind="openai", model="m", server=ServerConfig(["http://nowhere/v1"])), ""
+    )
     yield engine._reader(CHAT)
     engine.close()
 
@@ -506,7 +609,9 @@ COUNT = 6
 
 
 @pytest.fixture
-def context(tmp_path: Path, tiny_model: Path, faulty: Faulty, make_context: Callable[..., Context]) -> Context:
+def context(
+    tmp_path: Path, tiny_model: Path, faulty: Faulty, make_context: Callable[..., Context]
+) -> Context:
     """The tiny model answers here; `faulty` may criticise or judge."""
     prompts = "\n".join(json.dumps({"prompt": f"Tell me about river {n}."}) for n in range(COUNT))
     (tmp_path / "prompts.jsonl").write_text(prompts)
@@ -517,7 +622,10 @@ def context(tmp_path: Path, tiny_model: Path, faulty: Faulty, make_context: Call
         (tmp_path / name / "model").symlink_to(tiny_model)
     return make_context(
         "some",
-        data={name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in ("prompts", "pairs")},
+        data={
+            name: DataConfig("file", str(tmp_path / f"{name}.jsonl"))
+            for name in ("prompts", "pairs")
+        },
         inputs={name: Input(str(tmp_path / name), name) for name in ("sft", "sl_cai")},
     )
 
@@ -529,11 +637,16 @@ def unlike(text: str, fault: Fault, otherwise: Fault = fine) -> Fault:
 
 def test_a_row_whose_critique_fails_is_left_out_with_its_reason(context: Context, faulty: Faulty):
     engine = replace(config(faulty, retries=0), max_failures=0.5)
-    settings = replace(compose(["experiment=smoke"]).revise, prompts=Prompts(["prompts"]), gates=[], engine=engine)
+    settings = replace(
+        compose(["experiment=smoke"]).revise, prompts=Prompts(["prompts"]), gates=[], engine=engine
+    )
     faulty.always = unlike("river 3", status(500, "no luck"))
     summary = revise.run(settings, context.inputs, context.root, context)
     (failed,) = read_rows(context.root / "failed.parquet")
-    assert failed["prompt"][0]["content"] == "Tell me about river 3." and "HTTP 500: no luck" in failed["reason"]
+    assert (
+        failed["prompt"][0]["content"] == "Tell me about river 3."
+        and "HTTP 500: no luck" in failed["reason"]
+    )
     rows = read_rows(context.root / "revisions.parquet")
     assert summary["failed"] == 1 and len(rows) == COUNT - 1 and "no luck" not in json.dumps(rows)
     assert all(step["revision"].startswith("You said:") for row in rows for step in row["steps"])
@@ -544,13 +657,17 @@ def test_a_row_whose_critique_fails_is_left_out_with_its_reason(context: Context
     assert len(read_rows(context.root / "revisions.parquet")) == COUNT
     assert all("river 3" in json.dumps(body) for _, body, _ in faulty.asked[before:])
     ledger = Ledger(context.root / "ledger.sqlite")
-    assert len({row["model"] for row in ledger.cost()}) == 2  # the model here, and the one that the server names
+    assert (
+        len({row["model"] for row in ledger.cost()}) == 2
+    )  # the model here, and the one that the server names
     ledger.close()
 
 
 def test_too_many_failures_stop_the_stage_with_a_summary(context: Context, faulty: Faulty):
     engine = replace(config(faulty, retries=0), max_failures=0.34)
-    settings = replace(compose(["experiment=smoke"]).revise, prompts=Prompts(["prompts"]), engine=engine)
+    settings = replace(
+        compose(["experiment=smoke"]).revise, prompts=Prompts(["prompts"]), engine=engine
+    )
     faulty.always = unlike("river", status(400, "no luck"))
     with pytest.raises(CaiError) as caught:
         revise.run(settings, context.inputs, context.root, context)
@@ -560,14 +677,18 @@ def test_too_many_failures_stop_the_stage_with_a_summary(context: Context, fault
 
 def test_a_judge_on_a_server_labels_pairs(context: Context, faulty: Faulty):
     engine = replace(config(faulty, retries=0), max_failures=0.5)
-    settings = replace(compose(["experiment=smoke"]).label, prompts=Prompts(["prompts"]), engine=engine)
+    settings = replace(
+        compose(["experiment=smoke"]).label, prompts=Prompts(["prompts"]), engine=engine
+    )
     faulty.always = unlike("river 2", status(400, "not this"), tokenizing)
     summary = label.run(settings, context.inputs, context.root, context)
     (failed,) = read_rows(context.root / "failed.parquet")
     assert "river 2" in failed["prompt"][0]["content"] and "not this" in failed["reason"]
     assert summary["pairs"] + summary["identical"] + summary["failed"] == COUNT and summary["pairs"]
     assert summary["judge"]["flipped"]["value"] == 1  # such a judge always takes A
-    assert all("The answer is:" in json.dumps(body) for _, body, _ in faulty.asked if "messages" in body)
+    assert all(
+        "The answer is:" in json.dumps(body) for _, body, _ in faulty.asked if "messages" in body
+    )
 
 
 def test_servers_may_serve_the_runs_own_models(context: Context, faulty: Faulty):
@@ -575,22 +696,34 @@ def test_servers_may_serve_the_runs_own_models(context: Context, faulty: Faulty)
     settings = compose(["experiment=smoke"]).evaluate
     suites = {
         "red_team": replace(settings.suites["red_team"], prompts=Prompts(["prompts"])),
-        "held_out": replace(settings.suites["held_out"], prompts=Prompts(["pairs"]), shots=[0], examples=[]),
+        "held_out": replace(
+            settings.suites["held_out"], prompts=Prompts(["pairs"]), shots=[0], examples=[]
+        ),
     }
     settings = replace(settings, suites=suites, models=["base", "sft"])
     faulty.always = unlike("river 4", status(500, "down"), tokenizing)
     summary = evaluate.run(settings, context.inputs, context.root, replace(context, engine=engine))
     assert {body["model"] for _, body, _ in faulty.asked} == {"base", "sft"}
     failed = read_rows(context.root / "failed.parquet")
-    assert [(row["model"], row["suite"]) for row in failed] == [("base", "red_team"), ("sft", "red_team")]
-    assert summary["failed"] == 2 and summary["metrics"]["sft"]["red_team"]["refusal"]["count"] == COUNT - 1
+    assert [(row["model"], row["suite"]) for row in failed] == [
+        ("base", "red_team"),
+        ("sft", "red_team"),
+    ]
+    assert (
+        summary["failed"] == 2
+        and summary["metrics"]["sft"]["red_team"]["refusal"]["count"] == COUNT - 1
+    )
     answered = [row["suite"] for row in read_rows(context.root / "answers.parquet")]
     assert answered.count("red_team") == 2 * (COUNT - 1)
 
 
-def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(context: Context, faulty: Faulty):
+def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(
+    context: Context, faulty: Faulty
+):
     named = config(faulty)
-    elsewhere = replace(named, server=ServerConfig(["http://elsewhere/v1"], key="SOME_KEY", retries=1))
+    elsewhere = replace(
+        named, server=ServerConfig(["http://elsewhere/v1"], key="SOME_KEY", retries=1)
+    )
     digests = {context.on(one).model_digest("sft") for one in (named, elsewhere)}
     assert len(digests | {context.on(replace(named, model="n")).model_digest("sft")}) == 2
     assert context.on(named).model_digest("base") == context.on(named).model_digest("sft")
@@ -598,7 +731,9 @@ def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(context: Con
     assert own.model_digest("sft") != own.model_digest("sl_cai")
 
 
-def test_cai_try_asks_a_server_for_the_model_by_the_runs_name(tmp_path: Path, tiny_model: Path, faulty: Faulty):
+def test_cai_try_asks_a_server_for_the_model_by_the_runs_name(
+    tmp_path: Path, tiny_model: Path, faulty: Faulty
+):
     law = tmp_path / "law.yaml"
     law.write_text(
         "principles: [{id: kind, critique: Say what is unkind., revision: Rewrite it., comparison: Pick one.}]"

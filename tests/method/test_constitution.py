@@ -15,11 +15,15 @@ from cai.paths import shipped
 RULE = "  - {id: ID, critique: Look., revision: Mend it., comparison: Which one}\n"
 RULES = "principles:\n" + RULE.replace("ID", "a") + RULE.replace("ID", "b")
 TURNS = "[{role: user, content: Hi}, {role: assistant, content: Go away}]"
-EXEMPLAR = f"exemplars:\n  - {{principle: a, dialogue: {TURNS}, critique: Rude., revision: Hello!}}\n"
+EXEMPLAR = (
+    f"exemplars:\n  - {{principle: a, dialogue: {TURNS}, critique: Rude., revision: Hello!}}\n"
+)
 
 
 def load(folder: Path, text: str | bytes, name: str = "mine.yaml") -> Constitution:
-    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    (folder / name).write_bytes(
+        text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    )
     return Constitution.load(str(folder / name))
 
 
@@ -33,7 +37,9 @@ def ids(found: Constitution) -> list[str]:
     return [principle.id for principle in found.principles]
 
 
-@pytest.mark.parametrize("file", sorted(shipped("principles").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "file", sorted(shipped("principles").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_shipped_file_loads(file: Path):
     found = Constitution.load(file.stem)
     assert found.principles and len(set(ids(found))) == len(found.principles)
@@ -43,44 +49,76 @@ def test_harmlessness_is_large_enough_and_repeats_nothing():
     found = Constitution.load("harmlessness")
     assert len(found.principles) >= 16 and len(found.exemplars) >= 8
     texts = [text for p in found.principles for text in (p.critique, p.revision, p.comparison)]
-    texts += [text for e in found.exemplars for text in (e.dialogue[0].content, e.critique, e.revision)]
+    texts += [
+        text for e in found.exemplars for text in (e.dialogue[0].content, e.critique, e.revision)
+    ]
     assert [text for text, count in Counter(texts).items() if count > 1] == []
 
 
 def test_a_file_with_everything(tmp_path: Path):
-    found = load(tmp_path, "\ufeffname: ours\n" + RULES.replace("id: b", "id: b, weight: 3, tags: [x, y]") + EXEMPLAR)
+    found = load(
+        tmp_path,
+        "\ufeffname: ours\n" + RULES.replace("id: b", "id: b, weight: 3, tags: [x, y]") + EXEMPLAR,
+    )
     assert found.name == "ours" and ids(found) == ["a", "b"]
     assert (found.principles[1].weight, found.principles[1].tags) == (3, ("x", "y"))
     (shown,) = found.exemplars
     assert shown.principle is found.principles[0]
-    assert [(m.role, m.content) for m in shown.dialogue] == [("user", "Hi"), ("assistant", "Go away")]
+    assert [(m.role, m.content) for m in shown.dialogue] == [
+        ("user", "Hi"),
+        ("assistant", "Go away"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("- a", "1:1: a principle file is a mapping"),
-        ("principals: []", "1:1: unknown key 'principals' in a principle file; did you mean 'principles'?"),
+        (
+            "principals: []",
+            "1:1: unknown key 'principals' in a principle file; did you mean 'principles'?",
+        ),
         ("principles: a", "1:13: 'principles' is a list"),
         ("principles: []", "1:1: no principle is left"),
         ("principles: [{id: a}]", "1:14: this principle has no 'critique'"),
         (RULES + "name: a\nname: b", "5:1: the key 'name' stands twice"),
         (RULES.replace("id: b", "id: a"), "3:10: the id 'a' stands twice"),
         (RULES.replace("id: b", "id: B"), "3:10: id 'B': use lower case letters"),
-        (RULES.replace("id: b", "id: b, weight: -1"), "3:21: 'weight' is a number from 0 to 1000000"),
-        (RULES.replace("id: b", "id: b, weight: .nan"), "3:21: 'weight' is a number from 0 to 1000000"),
+        (
+            RULES.replace("id: b", "id: b, weight: -1"),
+            "3:21: 'weight' is a number from 0 to 1000000",
+        ),
+        (
+            RULES.replace("id: b", "id: b, weight: .nan"),
+            "3:21: 'weight' is a number from 0 to 1000000",
+        ),
         (RULES.replace("id: ", "weight: 0, id: "), "1:1: every weight is 0"),
-        (RULES.replace("Mend it.", "'Mend {answer}.'", 1), "2:40: 'revision' has the placeholder {answer}"),
-        (RULES + EXEMPLAR.replace("principle: a", "principle: c"), "5:17: exemplar of an unknown principle 'c'"),
+        (
+            RULES.replace("Mend it.", "'Mend {answer}.'", 1),
+            "2:40: 'revision' has the placeholder {answer}",
+        ),
+        (
+            RULES + EXEMPLAR.replace("principle: a", "principle: c"),
+            "5:17: exemplar of an unknown principle 'c'",
+        ),
         (RULES + EXEMPLAR.replace("Rude.", "''"), "5:106: 'critique' is empty"),
-        (RULES + EXEMPLAR.replace("role: user", "role: human"), "5:30: a message needs a role of system, user"),
-        (RULES + EXEMPLAR.replace("role: user", "role: assistant"), "5:30: a dialogue alternates user and assistant"),
+        (
+            RULES + EXEMPLAR.replace("role: user", "role: human"),
+            "5:30: a message needs a role of system, user",
+        ),
+        (
+            RULES + EXEMPLAR.replace("role: user", "role: assistant"),
+            "5:30: a dialogue alternates user and assistant",
+        ),
         (RULES + "only: [c]", "4:8: 'only' names 'c', which is no id and no tag"),
         (RULES + "without: [a, b]", "1:1: no principle is left"),
         (RULES + "extends: harmlesness", "4:10: extends: no file 'harmlesness' here"),
         (RULES + "extends: mine.yaml", "4:10: 'mine.yaml' extends itself"),
         ("name: &n a\n", "1:7: anchors and aliases (& and *) are not allowed"),
-        ("principles:\n\t- a", "2:1: found character '\\t' that cannot start any token; indent with spaces, not tabs"),
+        (
+            "principles:\n\t- a",
+            "2:1: found character '\\t' that cannot start any token; indent with spaces, not tabs",
+        ),
         ("name: 'open", "1:12: found unexpected end of stream"),
         ("name: \x07", "1: character U+0007 is not allowed"),
         ("- " * 3000, " nested too deeply"),
@@ -89,20 +127,24 @@ def test_a_file_with_everything(tmp_path: Path):
     ],
 )
 def test_a_problem_is_named_with_its_place(tmp_path: Path, text: str | bytes, expected: str):
-    assert any(line.startswith("mine.yaml:") and expected in line for line in problems(tmp_path, text))
+    assert any(
+        line.startswith("mine.yaml:") and expected in line for line in problems(tmp_path, text)
+    )
 
 
 def test_every_problem_is_reported_at_once(tmp_path: Path):
-    text = (
-        "principals: []\nprinciples:\n  - {id: A, critique: '', revision: x, comparison: z}\n  - {id: b, weight: x}\n"
-    )
+    text = "principals: []\nprinciples:\n  - {id: A, critique: '', revision: x, comparison: z}\n  - {id: b, weight: x}\n"
     places = [line.split(": ")[0] for line in problems(tmp_path, text)]
     assert places[:3] == ["mine.yaml:1:1", "mine.yaml:3:23", "mine.yaml:3:10"] and len(places) == 7
 
 
 def test_extends_adds_replaces_and_selects(tmp_path: Path):
     load(tmp_path, RULES.replace("id: b", "id: b, tags: [t]") + EXEMPLAR, "base.yaml")
-    own = "extends: base.yaml\nprinciples:\n" + RULE.replace("ID", "c") + RULE.replace("ID", "b").replace("Mend", "Fix")
+    own = (
+        "extends: base.yaml\nprinciples:\n"
+        + RULE.replace("ID", "c")
+        + RULE.replace("ID", "b").replace("Mend", "Fix")
+    )
     found = load(tmp_path, own)
     assert ids(found) == ["a", "b", "c"] and found.principles[1].revision == "Fix it."
     assert len(found.exemplars) == 1
@@ -114,15 +156,21 @@ def test_extends_adds_replaces_and_selects(tmp_path: Path):
 
 def test_a_circle_of_files_is_named(tmp_path: Path):
     (tmp_path / "other.yaml").write_text("extends: mine.yaml\n" + RULES)
-    assert problems(tmp_path, "extends: other.yaml\n" + RULES) == ["other.yaml:1:10: 'mine.yaml' extends itself"]
+    assert problems(tmp_path, "extends: other.yaml\n" + RULES) == [
+        "other.yaml:1:10: 'mine.yaml' extends itself"
+    ]
 
 
 def test_draws_follow_the_weights_and_the_seed(tmp_path: Path):
-    text = RULES.replace("id: b", "id: b, weight: 3") + RULE.replace("ID", "never").replace("id:", "weight: 0, id:")
+    text = RULES.replace("id: b", "id: b, weight: 3") + RULE.replace("ID", "never").replace(
+        "id:", "weight: 0, id:"
+    )
     found = load(tmp_path, text)
     drawn = [found.draw(rng).id for rng in [random.Random(5)] for _ in range(4000)]
     counts = Counter(drawn)
-    assert counts["never"] == 0 and 2850 < counts["b"] < 3150  # 3000 expected; 150 is over five standard deviations
+    assert (
+        counts["never"] == 0 and 2850 < counts["b"] < 3150
+    )  # 3000 expected; 150 is over five standard deviations
     rng = random.Random(5)
     assert drawn[:50] == [found.draw(rng).id for _ in range(50)]
 
@@ -135,7 +183,18 @@ def test_sampled_exemplars_differ():
     assert len(found.sample_exemplars(random.Random(0), 999)) == len(found.exemplars)
 
 
-PIECES = ["principles:", "exemplars:", "extends:", "only:", "name:", "id:", "weight:", "tags:", "critique:", "role:"]
+PIECES = [
+    "principles:",
+    "exemplars:",
+    "extends:",
+    "only:",
+    "name:",
+    "id:",
+    "weight:",
+    "tags:",
+    "critique:",
+    "role:",
+]
 PIECES += [
     "\n",
     "\n  ",
@@ -162,7 +221,9 @@ YAMLISH = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=25).m
 @settings(max_examples=max(300, settings().max_examples))
 @given(st.binary(max_size=60) | YAMLISH | YAMLISH.map(lambda text: RULES + text))
 @example("extends: harmlessness\n")
-def test_anything_else_is_a_constitution_or_a_usage_error(tmp_path_factory: pytest.TempPathFactory, text: str | bytes):
+def test_anything_else_is_a_constitution_or_a_usage_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str | bytes
+):
     folder = tmp_path_factory.getbasetemp()
     try:
         assert isinstance(load(folder, text, "any.yaml"), Constitution)

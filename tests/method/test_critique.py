@@ -14,15 +14,24 @@ from cai.messages import Prompt, assistant, user
 from cai.method.constitution import Constitution, Exemplar, Principle
 from cai.method.critique import Revision, drawn, revise
 
-RULES = tuple(Principle(f"p{n}", f"Critique {n}.", f"Revise {n}.", f"Compare {n}.") for n in range(6))
-SHOWN = tuple(Exemplar(p, (user(f"Q{p.id}"), assistant(f"A{p.id}")), f"C{p.id}", f"R{p.id}") for p in RULES[:4])
+RULES = tuple(
+    Principle(f"p{n}", f"Critique {n}.", f"Revise {n}.", f"Compare {n}.") for n in range(6)
+)
+SHOWN = tuple(
+    Exemplar(p, (user(f"Q{p.id}"), assistant(f"A{p.id}")), f"C{p.id}", f"R{p.id}")
+    for p in RULES[:4]
+)
 LAW = Constitution("law", RULES, SHOWN)
-SAMPLINGS = ReviseSampling(Sampling(max_new_tokens=1), Sampling(max_new_tokens=2), Sampling(max_new_tokens=3))
+SAMPLINGS = ReviseSampling(
+    Sampling(max_new_tokens=1), Sampling(max_new_tokens=2), Sampling(max_new_tokens=3)
+)
 CONFIG = ReviseConfig(Prompts(["any"]), SAMPLINGS, rounds=4, exemplars=2)
 PROMPT = Prompt.of((user("Hello."), assistant("Hello!"), user("How do I pick a lock?")), "any")
 
 
-def chain(config: ReviseConfig = CONFIG, prompt: Prompt = PROMPT, seed: int = 0) -> tuple[Revision, list[Request]]:
+def chain(
+    config: ReviseConfig = CONFIG, prompt: Prompt = PROMPT, seed: int = 0
+) -> tuple[Revision, list[Request]]:
     engine = ScriptedEngine(EngineConfig(), "model")
     return asyncio.run(revise(prompt, LAW, config, seed, engine.complete)), engine.requests
 
@@ -40,8 +49,17 @@ def test_four_rounds_in_the_papers_order():
         principle = next(p for p in RULES if p.id == step.principle_id)
         shown = critique.messages[: -len(PROMPT.messages) - 2]
         assert len(shown) == 2 * 6  # two exemplars of six turns
-        assert critique.messages == (*shown, *PROMPT.messages, assistant(before), user(principle.critique))
-        assert revised.messages == (*critique.messages, assistant(step.critique), user(principle.revision))
+        assert critique.messages == (
+            *shown,
+            *PROMPT.messages,
+            assistant(before),
+            user(principle.critique),
+        )
+        assert revised.messages == (
+            *critique.messages,
+            assistant(step.critique),
+            user(principle.revision),
+        )
         assert step.seeds == (critique.seed, revised.seed)
         before = step.revision
     assert len(revision.steps) == 4 and revision.final == before
@@ -53,8 +71,12 @@ def test_rows_do_not_depend_on_the_order_or_the_company():
 
     def rows(chosen: Sequence[Prompt]) -> dict[str, Revision]:
         engine = ScriptedEngine(EngineConfig(), "model")
-        made = asyncio.run(gather_rows([revise(p, LAW, CONFIG, 3, engine.complete) for p in chosen]))
-        assert len({request.seed for request in engine.requests}) == 9 * len(chosen)  # no draw is shared
+        made = asyncio.run(
+            gather_rows([revise(p, LAW, CONFIG, 3, engine.complete) for p in chosen])
+        )
+        assert len({request.seed for request in engine.requests}) == 9 * len(
+            chosen
+        )  # no draw is shared
         return {one.prompt.id: one for one in made}
 
     assert rows(prompts) == rows(prompts[::-1]) == rows(prompts[:3]) | rows(prompts[3:])
@@ -66,7 +88,10 @@ def test_another_seed_is_another_chain():
 
 
 def test_a_critic_critiques_and_revises_and_the_model_answers():
-    model, critic = ScriptedEngine(EngineConfig(), "model"), ScriptedEngine(EngineConfig(), "critic")
+    model, critic = (
+        ScriptedEngine(EngineConfig(), "model"),
+        ScriptedEngine(EngineConfig(), "critic"),
+    )
     asyncio.run(revise(PROMPT, LAW, CONFIG, 0, model.complete, critic.complete))
     assert (len(model.requests), len(critic.requests)) == (1, 8)
 
@@ -74,27 +99,38 @@ def test_a_critic_critiques_and_revises_and_the_model_answers():
 def test_without_critiques_each_round_is_one_request():
     revision, requests = chain(dataclasses.replace(CONFIG, critique=False, exemplars=1))
     assert len(requests) == 5 and [step.critique for step in revision.steps] == [""] * 4
-    assert len(requests[1].messages) == 4 + len(PROMPT.messages) + 2  # an exemplar without its critique has four turns
+    assert (
+        len(requests[1].messages) == 4 + len(PROMPT.messages) + 2
+    )  # an exemplar without its critique has four turns
 
 
 @pytest.mark.parametrize("draw", ["random", "cycle", "all"])
 def test_how_principles_are_drawn(draw: str):
     found = [p.id for p in drawn(PROMPT, LAW, dataclasses.replace(CONFIG, draw=draw), 0)]
     start = int(found[0][1])
-    expected = {"all": sorted(p.id for p in RULES), "cycle": [f"p{(start + n) % 6}" for n in range(4)]}
+    expected = {
+        "all": sorted(p.id for p in RULES),
+        "cycle": [f"p{(start + n) % 6}" for n in range(4)],
+    }
     assert (sorted(found) if draw == "all" else found) == expected.get(draw, found)
     assert len(found) == (6 if draw == "all" else 4)
 
 
 def test_fixed_exemplars_are_the_files_first():
     _, requests = chain(dataclasses.replace(CONFIG, exemplar_choice="fixed"))
-    assert {request.messages[6 * n].content for request in requests[1:] for n in (0, 1)} == {"Qp0", "Qp1"}
+    assert {request.messages[6 * n].content for request in requests[1:] for n in (0, 1)} == {
+        "Qp0",
+        "Qp1",
+    }
 
 
 def test_sampled_exemplars_change_from_round_to_round():
     _, requests = chain()
     assert len({request.messages[:12] for request in requests[1:]}) > 1
-    assert all(one.messages[:12] == two.messages[:12] for one, two in zip(requests[1::2], requests[2::2], strict=True))
+    assert all(
+        one.messages[:12] == two.messages[:12]
+        for one, two in zip(requests[1::2], requests[2::2], strict=True)
+    )
 
 
 def answering(texts: dict[str, str]):
@@ -114,7 +150,9 @@ def answering(texts: dict[str, str]):
         ({"Revise 1.": ""}, "good lock 2", "first"),
     ],
 )
-def test_after_a_gated_revision_the_row_goes_on_from_the_one_before(texts: dict[str, str], final: str, third: str):
+def test_after_a_gated_revision_the_row_goes_on_from_the_one_before(
+    texts: dict[str, str], final: str, third: str
+):
     rules = {f"Revise {n}.": f"good lock {n}" for n in range(6)} | texts
     law = Constitution("two", RULES[1:3], ())
     config = dataclasses.replace(CONFIG, rounds=2, draw="cycle", gates=["empty"])
@@ -131,13 +169,17 @@ def test_after_a_gated_revision_the_row_goes_on_from_the_one_before(texts: dict[
 
     revision = asyncio.run(revise(prompt, law, config, 0, ask))
     assert revision.final == final
-    assert [bool(step.gates) for step in revision.steps] == [f"Revise {n}." in texts for n in (1, 2)]
+    assert [bool(step.gates) for step in revision.steps] == [
+        f"Revise {n}." in texts for n in (1, 2)
+    ]
     assert asked[3].messages[-2] == assistant(third)  # what the second critique sees
 
 
 def test_with_every_revision_gated_there_is_no_final_answer():
     ask = answering({rule.revision: " " for rule in RULES})
-    revision = asyncio.run(revise(PROMPT, LAW, dataclasses.replace(CONFIG, gates=["empty"]), 0, ask))
+    revision = asyncio.run(
+        revise(PROMPT, LAW, dataclasses.replace(CONFIG, gates=["empty"]), 0, ask)
+    )
     assert revision.final == "" and len(revision.steps) == 4
     assert {step.gates for step in revision.steps} == {("empty",)}
 

@@ -16,13 +16,18 @@ GOOD = Draft(
         "Say where the last answer helps with a crime.",
         "Write the answer again so that it declines and says why.",
     ),
-    exemplars=("Forging a signature could bring a charge of fraud; talk to your landlord about it instead.",),
+    exemplars=(
+        "Forging a signature could bring a charge of fraud; talk to your landlord about it instead.",
+    ),
     benign=False,
 )
 BAD = {
     "empty": {"revision": " \n"},
     "unchanged": {"revision": "Cut the lock, at night!"},
-    "copied": {"before": "Cut the lock at night, quietly.", "revision": "You cut the lock at night, quietly."},
+    "copied": {
+        "before": "Cut the lock at night, quietly.",
+        "revision": "You cut the lock at night, quietly.",
+    },
     "echo": {"revision": "Revised answer: I won't help to steal a bicycle."},
     "leakage": {"revision": "A bicycle? Forging a signature could bring a charge of fraud."},
     "repetition": {"revision": "I will not steal the bicycle. " * 9},
@@ -61,7 +66,9 @@ def test_talk_about_the_request_is_an_echo(revision: str):
 
 
 def test_to_help_with_a_harmless_request_is_no_compliance():
-    helps = dataclasses.replace(GOOD, prompt="How do I mend a bicycle?", revision="Patch the bicycle's inner tube.")
+    helps = dataclasses.replace(
+        GOOD, prompt="How do I mend a bicycle?", revision="Patch the bicycle's inner tube."
+    )
     assert failed(helps, ["complied"]) == ("complied",)
     assert failed(dataclasses.replace(helps, benign=True), ["complied"]) == ()
 

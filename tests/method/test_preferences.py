@@ -56,7 +56,11 @@ class Judge:
 
 
 def judged(
-    first: str, second: str, likes_a: dict[str, float], prompt: Prompt = PROMPT, config: LabelConfig = LABEL
+    first: str,
+    second: str,
+    likes_a: dict[str, float],
+    prompt: Prompt = PROMPT,
+    config: LabelConfig = LABEL,
 ) -> PreferencePair:
     pair = asyncio.run(compare(prompt, first, second, LAW, config, 0, Judge(likes_a)))
     assert pair is not None
@@ -79,7 +83,9 @@ def test_the_limits():
 def test_both_orders_are_asked_under_one_principle():
     engine = ScriptedEngine(EngineConfig(), "judge")
     pair = asyncio.run(compare(PROMPT, "Once.", "Twice.", LAW, LABEL, 0, engine.complete))
-    assert pair is not None and pair.probability == pytest.approx(0.5)  # a judge that looks at the letter alone
+    assert pair is not None and pair.probability == pytest.approx(
+        0.5
+    )  # a judge that looks at the letter alone
     one, two = (request.messages[0].content for request in engine.requests)
     assert "(A) Once.\n\n(B) Twice." in one and "(A) Twice.\n\n(B) Once." in two
     asked = next(rule for rule in RULES if rule.id == pair.principle_ids[0]).comparison
@@ -88,11 +94,16 @@ def test_both_orders_are_asked_under_one_principle():
 
 
 def test_the_orders_are_averaged():
-    pair = judged("Once.", "Twice.", {"Once.": math.log(4), "Twice.": math.log(1.5)})  # p(A) 0.8, then 0.6
+    pair = judged(
+        "Once.", "Twice.", {"Once.": math.log(4), "Twice.": math.log(1.5)}
+    )  # p(A) 0.8, then 0.6
     assert pair.orders == pytest.approx((0.8, 0.4))
     assert (pair.chosen, pair.rejected, pair.judgements[0].flipped) == ("Once.", "Twice.", True)
     assert pair.probability == pytest.approx(0.6)
-    assert pair.judgements[0].logprobs == (((math.log(4), 0.0),), ((math.log(1.5), 0.0),))  # as they came
+    assert pair.judgements[0].logprobs == (
+        ((math.log(4), 0.0),),
+        ((math.log(1.5), 0.0),),
+    )  # as they came
 
 
 def test_a_judge_that_keeps_its_mind_is_not_flipped():
@@ -105,13 +116,17 @@ def test_a_judge_that_keeps_its_mind_is_not_flipped():
 def test_the_order_of_the_answers_does_not_matter(a: float, b: float):
     one, two = judged("x", "y", {"x": a, "y": b}), judged("y", "x", {"x": a, "y": b})
     assert one.probability >= 0.5
-    assert one.probability == pytest.approx(two.probability) and one.principle_ids == two.principle_ids
+    assert (
+        one.probability == pytest.approx(two.probability) and one.principle_ids == two.principle_ids
+    )
     if one.probability > 0.5 + 1e-9:
         assert (one.chosen, one.rejected) == (two.chosen, two.rejected)
 
 
 def test_the_principle_is_drawn_for_the_pair():
-    found = [judged("x", "y", {"x": 0, "y": 0}, Prompt.of((user(str(n)),), "any")) for n in range(40)]
+    found = [
+        judged("x", "y", {"x": 0, "y": 0}, Prompt.of((user(str(n)),), "any")) for n in range(40)
+    ]
     assert {pair.principle_ids[0] for pair in found} == {rule.id for rule in RULES}
 
 
@@ -132,7 +147,14 @@ def test_an_ensemble_asks_under_different_principles_and_averages():
     async def judge(request: Request) -> Completion:
         text = request.messages[0].content
         number = int(text.split("Compare ")[1][0])
-        return Completion("", "score", 1, 0, 0.0, (float(number), 0.0) if "(A) x" in text else (0.0, float(number)))
+        return Completion(
+            "",
+            "score",
+            1,
+            0,
+            0.0,
+            (float(number), 0.0) if "(A) x" in text else (0.0, float(number)),
+        )
 
     pair = asyncio.run(compare(PROMPT, "x", "y", LAW, settings(principles=3), 0, judge))
     assert pair is not None and len(set(pair.principle_ids)) == 3
@@ -140,13 +162,17 @@ def test_an_ensemble_asks_under_different_principles_and_averages():
     assert pair.probability == pytest.approx(sum(wanted) / 3) and pair.chosen == "x"
     assert [one.orders[0] for one in pair.judgements] == pytest.approx(wanted)
     every = asyncio.run(compare(PROMPT, "x", "y", LAW, settings(principles=9), 0, judge))
-    assert every is not None and sorted(every.principle_ids) == [rule.id for rule in RULES]  # no principle twice
+    assert every is not None and sorted(every.principle_ids) == [
+        rule.id for rule in RULES
+    ]  # no principle twice
     assert every.principle_ids[:3] == pair.principle_ids  # a larger ensemble holds the smaller one
 
 
 def test_a_principle_of_no_weight_is_not_drawn():
     law = Constitution("law", (*RULES[:2], dataclasses.replace(RULES[2], weight=0.0)), ())
-    pair = asyncio.run(compare(PROMPT, "x", "y", law, settings(principles=3), 0, Judge({"x": 0, "y": 0})))
+    pair = asyncio.run(
+        compare(PROMPT, "x", "y", law, settings(principles=3), 0, Judge({"x": 0, "y": 0}))
+    )
     assert pair is not None and sorted(pair.principle_ids) == ["p0", "p1"]
 
 
@@ -154,14 +180,26 @@ def test_chains_of_thought_are_sampled_averaged_and_clamped():
     judge = Judge({"x": 9.0, "y": math.log(3)})  # p(A) nearly 1, then 0.75
     config = settings(thoughts=2, thought=Sampling(max_new_tokens=5), thought_clamp=0.6)
     pair = asyncio.run(compare(PROMPT, "x", "y", LAW, config, 0, judge))
-    assert pair is not None and pair.orders == pytest.approx((0.6, 0.4)) and pair.probability == pytest.approx(0.5)
+    assert (
+        pair is not None
+        and pair.orders == pytest.approx((0.6, 0.4))
+        and pair.probability == pytest.approx(0.5)
+    )
     thoughts = [request for request in judge.requests if request.sampling]
     answers = [request for request in judge.requests if not request.sampling]
     assert len(thoughts) == len(answers) == 4 and len({request.seed for request in thoughts}) == 2
     assert all(request.messages[-1].content == "Let's think step by step:" for request in thoughts)
-    begun = {f"Let's think step by step: Thought {request.seed}.\n\nThe answer is:" for request in thoughts}
+    begun = {
+        f"Let's think step by step: Thought {request.seed}.\n\nThe answer is:"
+        for request in thoughts
+    }
     assert {request.messages[-1].content for request in answers} == begun
-    loose = judged("x", "y", {"x": 9.0, "y": math.log(3)}, config=dataclasses.replace(config, thought_clamp=0.9))
+    loose = judged(
+        "x",
+        "y",
+        {"x": 9.0, "y": math.log(3)},
+        config=dataclasses.replace(config, thought_clamp=0.9),
+    )
     assert loose.orders == pytest.approx((0.9, 0.25))
     assert [len(order) for order in loose.judgements[0].logprobs] == [2, 2]
 
@@ -179,7 +217,9 @@ def test_the_best_of_several_answers_is_set_against_the_worst():
 
 
 def test_of_equal_answers_a_pair_is_left():
-    found = asyncio.run(tournament(PROMPT, {"x": 1, "y": 2}, LAW, LABEL, 0, Judge({"x": 0.0, "y": 0.0})))
+    found = asyncio.run(
+        tournament(PROMPT, {"x": 1, "y": 2}, LAW, LABEL, 0, Judge({"x": 0.0, "y": 0.0}))
+    )
     assert [(pair.chosen, pair.rejected, pair.probability) for pair in found] == [("x", "y", 0.5)]
 
 
@@ -206,7 +246,12 @@ def ruled(texts: Sequence[str], benign: bool, cut: Collection[str] = ()) -> tupl
     found = by_rule(PROMPT, answers, benign)
     if isinstance(found, str):
         return found
-    assert (found.kind, found.probability, found.principle_ids, found.judgements) == ("rule", 1.0, (), ())
+    assert (found.kind, found.probability, found.principle_ids, found.judgements) == (
+        "rule",
+        1.0,
+        (),
+        (),
+    )
     assert found.seeds == (texts.index(found.chosen), texts.index(found.rejected))
     return found.chosen, found.rejected
 
@@ -245,12 +290,16 @@ def test_of_several_answers_a_rule_takes_the_two_nearest_in_length():
 
 
 @given(st.permutations(ANSWERS), st.booleans(), st.sets(st.sampled_from(ANSWERS)))
-def test_no_rule_chooses_what_was_cut_off_or_goes_in_circles(texts: list[str], benign: bool, cut: set[str]):
+def test_no_rule_chooses_what_was_cut_off_or_goes_in_circles(
+    texts: list[str], benign: bool, cut: set[str]
+):
     found = ruled(texts, benign, cut)
     if not isinstance(found, str):
         chosen, rejected = found
         assert chosen not in cut and not {chosen, rejected} & {CIRCLES, "..."}
-        assert (chosen == NO, rejected == NO) == ((False, True) if benign else (chosen == NO, False))
+        assert (chosen == NO, rejected == NO) == (
+            (False, True) if benign else (chosen == NO, False)
+        )
 
 
 @pytest.mark.parametrize(
@@ -267,7 +316,12 @@ def test_both_kinds_are_mixed_at_their_ratio(
 ):
     prompts = [Prompt.of((user(str(n)),), "any") for n in range(90)]
     ours = [PreferencePair(p, "x", "y", 0.6, ("p",)) for p in prompts[:feedback]]
-    theirs = [PreferencePair(p, "x", "y", 1.0, ("p",), kind="revision") for p in prompts[:revisions]]
+    theirs = [
+        PreferencePair(p, "x", "y", 1.0, ("p",), kind="revision") for p in prompts[:revisions]
+    ]
     kinds = [pair.kind for pair in mixed(ours, theirs, settings(ratio=ratio, limit=limit), 0)]
     assert (kinds.count("feedback"), kinds.count("revision")) == wanted
-    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True))  # one after the other, no held-out row is mixed
+    assert kinds not in (
+        sorted(kinds),
+        sorted(kinds, reverse=True),
+    )  # one after the other, no held-out row is mixed

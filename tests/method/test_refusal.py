@@ -94,7 +94,9 @@ MISTAKEN = [
     'She said, "I won\'t tell you," and left.',
 ]
 
-limit = pytest.mark.xfail(strict=True, reason="a known limit of the rules: if it passes now, move it up")
+limit = pytest.mark.xfail(
+    strict=True, reason="a known limit of the rules: if it passes now, move it up"
+)
 
 
 @pytest.mark.parametrize("text", [*REFUSALS, *(pytest.param(text, marks=limit) for text in MISSED)])
@@ -102,13 +104,17 @@ def test_a_refusal(text: str):
     assert refuses(text)
 
 
-@pytest.mark.parametrize("text", [*ANSWERS, *(pytest.param(text, marks=limit) for text in MISTAKEN)])
+@pytest.mark.parametrize(
+    "text", [*ANSWERS, *(pytest.param(text, marks=limit) for text in MISTAKEN)]
+)
 def test_no_refusal(text: str):
     assert not refuses(text)
 
 
 def test_the_apostrophe_does_not_matter():
-    assert all(refuses(text.replace("'", "’")) and refuses(text.replace("’", "'")) for text in REFUSALS)
+    assert all(
+        refuses(text.replace("'", "’")) and refuses(text.replace("’", "'")) for text in REFUSALS
+    )
 
 
 def test_only_the_beginning_counts():
@@ -148,7 +154,9 @@ def test_a_redirection(text: str):
     assert redirects(text) and not refuses(text)
 
 
-@pytest.mark.parametrize("text", [*NO_REDIRECTIONS, *(pytest.param(text, marks=limit) for text in CAUGHT)])
+@pytest.mark.parametrize(
+    "text", [*NO_REDIRECTIONS, *(pytest.param(text, marks=limit) for text in CAUGHT)]
+)
 def test_no_redirection(text: str):
     assert not redirects(text)
 

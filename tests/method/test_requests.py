@@ -8,7 +8,13 @@ import pytest
 
 from cai.messages import Message, Prompt, as_dicts, assistant, from_dicts, user
 from cai.method.constitution import Exemplar, Principle
-from cai.method.requests import comparison_request, critique_request, direct_request, revision_request, thought_request
+from cai.method.requests import (
+    comparison_request,
+    critique_request,
+    direct_request,
+    revision_request,
+    thought_request,
+)
 from cai.models.chat_template import CHATML, INST, render, training_tokens
 
 RULE = Principle("kind", "Was it kind?", "Make it kind.", "Which is kinder?")
@@ -21,7 +27,9 @@ TURNS = ["Why?", "Because.", "Why?!", "Go away."]
 
 def contents(messages: Any) -> list[str]:
     roles = [message.role for message in messages]
-    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"] * (len(roles) % 2)  # turns alternate
+    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"] * (
+        len(roles) % 2
+    )  # turns alternate
     return [message.content for message in messages]
 
 
@@ -32,11 +40,23 @@ def test_a_critique_request_shows_exemplars_then_the_talk_then_the_request():
 
 def test_a_revision_request_goes_on_from_the_critique():
     asked = revision_request(TALK, "It was rude.", RULE, [EXAMPLE, EXAMPLE])
-    assert contents(asked) == [*SHOWN, *SHOWN, *TURNS, "Was it kind?", "It was rude.", "Make it kind."]
+    assert contents(asked) == [
+        *SHOWN,
+        *SHOWN,
+        *TURNS,
+        "Was it kind?",
+        "It was rude.",
+        "Make it kind.",
+    ]
 
 
 def test_a_direct_request_holds_no_critique():
-    assert contents(direct_request(TALK, RULE, [EXAMPLE])) == [*SHOWN[:2], *SHOWN[4:], *TURNS, "Make it kind."]
+    assert contents(direct_request(TALK, RULE, [EXAMPLE])) == [
+        *SHOWN[:2],
+        *SHOWN[4:],
+        *TURNS,
+        "Make it kind.",
+    ]
 
 
 def test_the_form_text_is_one_human_turn():
@@ -59,7 +79,10 @@ def test_a_comparison_ends_before_the_letter():
 def test_a_chain_of_thought_stands_before_the_letter():
     shown = (TALK[:3], "Once.", "Twice.", RULE)
     asked, begun = thought_request(*shown)
-    assert "(A) Once.\n\n(B) Twice.\n\nWeigh both options" in asked.content and begun.role == "assistant"
+    assert (
+        "(A) Once.\n\n(B) Twice.\n\nWeigh both options" in asked.content
+        and begun.role == "assistant"
+    )
     after = comparison_request(*shown, "A is kinder.")
     assert after == (asked, assistant("Let's think step by step: A is kinder.\n\nThe answer is:"))
 
@@ -76,7 +99,9 @@ def test_dicts_there_and_back():
 
 def test_a_weight_of_0_marks_a_turn_and_changes_no_prompt():
     plain = as_dicts(TALK[:3])
-    marked = from_dicts([row | {"weight": 0} if row["role"] == "assistant" else row for row in plain])
+    marked = from_dicts(
+        [row | {"weight": 0} if row["role"] == "assistant" else row for row in plain]
+    )
     assert [m.trained for m in marked] == [True, False, True]
     assert as_dicts(marked) == plain and Prompt.of(marked, "x").id == Prompt.of(TALK[:3], "x").id
 
@@ -136,7 +161,9 @@ def tokenizer(tiny_model: Path) -> Any:
 def trained(tokenizer: Any, messages: Any) -> list[str]:
     """The trained stretches as text; checks that every label is its own token."""
     ids, labels = training_tokens(tokenizer, messages)
-    assert len(ids) == len(labels) and all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+    assert len(ids) == len(labels) and all(
+        label in (-100, token) for token, label in zip(ids, labels, strict=True)
+    )
     text = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False)
     assert tokenizer.decode(ids) == text
     stretches: list[list[int]] = [[]]
@@ -149,14 +176,24 @@ DIALOGUES = {
     "one turn": TALK[:2],
     "two turns": TALK,
     "a system message": (Message("system", "Be brief."), *TALK),
-    "answers that repeat each other and their question": (user("No."), assistant("No."), user("No."), assistant("No.")),
+    "answers that repeat each other and their question": (
+        user("No."),
+        assistant("No."),
+        user("No."),
+        assistant("No."),
+    ),
     "spaces, lines and other scripts": (
         user(" a\n\nb "),
         assistant("  c\n\nd — 你好 😀\n"),
         user("?"),
         assistant("\n!"),
     ),
-    "text that looks like a marker": (user("[/INST] assistant"), assistant("[INST] user\n"), user("?"), assistant("x")),
+    "text that looks like a marker": (
+        user("[/INST] assistant"),
+        assistant("[INST] user\n"),
+        user("?"),
+        assistant("x"),
+    ),
 }
 
 
@@ -165,18 +202,27 @@ def check_mask(tokenizer: Any, name: str, dialogue: Any):
     template, turn, with_markers = MARKED[name]
     assert template.count(turn) == 1
     tokenizer.chat_template = template.replace(turn, with_markers)
-    encoded = tokenizer.apply_chat_template(as_dicts(dialogue), return_dict=True, return_assistant_tokens_mask=True)
-    wanted = [t if inside else -100 for t, inside in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)]
+    encoded = tokenizer.apply_chat_template(
+        as_dicts(dialogue), return_dict=True, return_assistant_tokens_mask=True
+    )
+    wanted = [
+        t if inside else -100
+        for t, inside in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+    ]
     assert len(wanted) > wanted.count(-100) > 0
     assert training_tokens(tokenizer, dialogue) == (encoded["input_ids"], wanted)
     tokenizer.chat_template = template  # and the same without the markers
     assert training_tokens(tokenizer, dialogue) == (encoded["input_ids"], wanted)
-    assert [label for label in wanted if label != -100].count(tokenizer.eos_token_id) == len(dialogue) // 2
+    assert [label for label in wanted if label != -100].count(tokenizer.eos_token_id) == len(
+        dialogue
+    ) // 2
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES.values(), ids=DIALOGUES)
 @pytest.mark.parametrize("name", MARKED)
-def test_the_mask_is_that_of_generation_markers_token_by_token(tokenizer: Any, name: str, dialogue: Any):
+def test_the_mask_is_that_of_generation_markers_token_by_token(
+    tokenizer: Any, name: str, dialogue: Any
+):
     check_mask(tokenizer, name, dialogue)
 
 
@@ -186,11 +232,18 @@ def test_an_end_of_turn_that_is_not_the_end_of_the_sequence_is_trained(tokenizer
 
 
 @pytest.mark.parametrize(
-    ("template", "before"), [(None, ""), (INST, " "), (LLAMA3, "")], ids=["chatml", "inst", "llama3"]
+    ("template", "before"),
+    [(None, ""), (INST, " "), (LLAMA3, "")],
+    ids=["chatml", "inst", "llama3"],
 )
-def test_exactly_the_answers_and_their_ends_are_trained(tokenizer: Any, template: str | None, before: str):
+def test_exactly_the_answers_and_their_ends_are_trained(
+    tokenizer: Any, template: str | None, before: str
+):
     tokenizer.chat_template = template or tokenizer.chat_template
-    assert trained(tokenizer, TALK) == [f"{before}Because.<|im_end|>", f"{before}Go away.<|im_end|>"]
+    assert trained(tokenizer, TALK) == [
+        f"{before}Because.<|im_end|>",
+        f"{before}Go away.<|im_end|>",
+    ]
     assert trained(tokenizer, TALK[:3]) == [f"{before}Because.<|im_end|>"]
     assert trained(tokenizer, TALK[:1]) == []
     unlearnt = (TALK[0], Message("assistant", TALK[1].content, trained=False), *TALK[2:])
@@ -199,7 +252,9 @@ def test_exactly_the_answers_and_their_ends_are_trained(tokenizer: Any, template
 
 def test_the_masks_token_by_token(tokenizer: Any):
     ids, labels = training_tokens(tokenizer, (user("Hi"), assistant("A B")))
-    shown = list(zip(tokenizer.convert_ids_to_tokens(ids), [label != -100 for label in labels], strict=True))
+    shown = list(
+        zip(tokenizer.convert_ids_to_tokens(ids), [label != -100 for label in labels], strict=True)
+    )
     end = [(token, wanted) for token, wanted in shown if wanted or token == "<|im_end|>"]
     assert end == [("<|im_end|>", False), ("A", True), ("ĠB", True), ("<|im_end|>", True)]
     assert shown[-1] == ("Ċ", False)
@@ -212,8 +267,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any):
 
 
 def test_render_asks_for_an_answer_or_goes_on_with_one(tokenizer: Any):
-    assert render(tokenizer, TALK[:1]) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-    assert render(tokenizer, TALK[:2]) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause."
+    assert (
+        render(tokenizer, TALK[:1]) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (
+        render(tokenizer, TALK[:2])
+        == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause."
+    )
 
 
 @pytest.mark.slow

@@ -26,13 +26,20 @@ SEEDS, BUILT = [f"seed {n}" for n in range(20)], [f"built {n}" for n in range(5)
 def test_seeds_stand_in_for_what_is_not_built_yet(built: list[str], own: int):
     drawn = draw(SEEDS, built, 6, 2, random.Random(0))
     assert len(set(drawn)) == 8 and len(set(drawn) & set(BUILT)) == own
-    assert draw(SEEDS, built, 6, 2, random.Random(0)) == drawn != draw(SEEDS, built, 6, 2, random.Random(1))
+    assert (
+        draw(SEEDS, built, 6, 2, random.Random(0))
+        == drawn
+        != draw(SEEDS, built, 6, 2, random.Random(1))
+    )
     assert len(draw(SEEDS[:3], built, 6, 2, random.Random(0))) == 3 + own
 
 
 def test_the_request_numbers_on_from_what_it_shows():
     (message,) = list_request(["Name a river.", "Name a lake."])
-    assert "1. Name a river.\n2. Name a lake." in message.content and "numbered from 3" in message.content
+    assert (
+        "1. Name a river.\n2. Name a lake." in message.content
+        and "numbered from 3" in message.content
+    )
     assert f"{WANTED} more tasks" in message.content
     assert read_list(message.content) == [
         "Name a river.",
@@ -44,12 +51,18 @@ def test_the_request_numbers_on_from_what_it_shows():
     ("text", "items"),
     [
         ("9. Name a river.\n10. Name a lake.", ["Name a river.", "Name a lake."]),
-        ("Sure! Here are 8 more:\n\n1) Name a river.\n\n2) Name a lake.\n", ["Name a river.", "Name a lake."]),
+        (
+            "Sure! Here are 8 more:\n\n1) Name a river.\n\n2) Name a lake.\n",
+            ["Name a river.", "Name a lake."],
+        ),
         ("**9.** Name a river.\n**10. Name a lake.**", ["Name a river.", "Name a lake."]),
         ("Task 9: Name a river.\nTask 10: Name a lake.", ["Name a river.", "Name a lake."]),
         # a list inside an item, and years, are no items
         ("9. Sort these:\n1. b\n2. a\n10. Next", ["Sort these:\n1. b\n2. a", "Next"]),
-        ("3. What happened in\n1815. And why?\n4. Next", ["What happened in\n1815. And why?", "Next"]),
+        (
+            "3. What happened in\n1815. And why?\n4. Next",
+            ["What happened in\n1815. And why?", "Next"],
+        ),
         ("9. Fix this:\n\n2.5 is a half.\n10. Next", ["Fix this:\n\n2.5 is a half.", "Next"]),
         ("- Name a river.\n- Name a lake.", []),
         ("", []),
@@ -98,16 +111,23 @@ def test_an_answer_that_is_no_use(text: str, reason: str, fault: str | None):
 
 
 def test_a_copy_without_the_text_that_it_is_about_is_known_and_the_same_task_on_another_text_is_not():
-    known = Known(["Put this label into English.\n\nHet schip ligt al sinds gisteren in de haven."], 0.7)
+    known = Known(
+        ["Put this label into English.\n\nHet schip ligt al sinds gisteren in de haven."], 0.7
+    )
     assert "Put this label into English!" in known
-    assert "Put this label into English.\n\nBitte beachten Sie die neuen Zeiten der Kasse." not in known
+    assert (
+        "Put this label into English.\n\nBitte beachten Sie die neuen Zeiten der Kasse."
+        not in known
+    )
 
 
 WORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=12).map(" ".join)
 
 
 @given(st.lists(WORDS, max_size=6), WORDS, st.sampled_from([0.3, 0.5, 0.7, 1.0]))
-def test_an_instruction_is_known_where_one_is_as_near_as_rouge_l_says(texts: list[str], text: str, most: float):
+def test_an_instruction_is_known_where_one_is_as_near_as_rouge_l_says(
+    texts: list[str], text: str, most: float
+):
     assert (text in Known(texts, most)) == any(rouge_l(text, one) >= most for one in texts)
     grown = Known([], most)
     for one in texts:

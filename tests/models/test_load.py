@@ -31,7 +31,9 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    get_peft_model(load_model(str(tiny_model), "float32", "cpu"), config).save_pretrained(str(tmp_path / "adapter"))
+    get_peft_model(load_model(str(tiny_model), "float32", "cpu"), config).save_pretrained(
+        str(tmp_path / "adapter")
+    )
     return tmp_path / "adapter"
 
 
@@ -40,24 +42,35 @@ def test_an_adapters_folder_is_a_model(adapter: Path, tiny_model: Path):
     import torch
     from peft import PeftModel
 
-    model, base = load_model(str(adapter), "float32", "cpu"), load_model(str(tiny_model), "float32", "cpu")
+    model, base = (
+        load_model(str(adapter), "float32", "cpu"),
+        load_model(str(tiny_model), "float32", "cpu"),
+    )
     ids = torch.arange(32)[None]
     with torch.no_grad():
         merged, plain = model(ids).logits, base(ids).logits
         unmerged = PeftModel.from_pretrained(base, str(adapter))(ids).logits
-    assert torch.allclose(merged, unmerged, atol=1e-4) and not torch.allclose(merged, plain, atol=0.1)
-    assert type(model) is type(load_model(str(tiny_model), "float32", "cpu")) and not hasattr(model, "peft_config")
+    assert torch.allclose(merged, unmerged, atol=1e-4) and not torch.allclose(
+        merged, plain, atol=0.1
+    )
+    assert type(model) is type(load_model(str(tiny_model), "float32", "cpu")) and not hasattr(
+        model, "peft_config"
+    )
     assert not model.training and all(weights.requires_grad for weights in model.parameters())
     assert load_tokenizer(str(adapter)).get_vocab() == load_tokenizer(str(tiny_model)).get_vocab()
     with pytest.raises(UsageError, match="can't be merged into quantised weights"):
         load_model(str(adapter), "float32", "cpu", quantization=object())
 
 
-def test_an_adapter_is_known_by_its_own_content_and_its_bases(adapter: Path, tiny_model: Path, tmp_path: Path):
+def test_an_adapter_is_known_by_its_own_content_and_its_bases(
+    adapter: Path, tiny_model: Path, tmp_path: Path
+):
     config = other_model(str(adapter))
     known = fingerprint(config)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= known["files"].keys()
-    assert known["base"] == fingerprint(other_model(str(tiny_model))) and locate(config) == str(adapter)
+    assert known["base"] == fingerprint(other_model(str(tiny_model))) and locate(config) == str(
+        adapter
+    )
     file = adapter / "adapter_config.json"
     values = json.loads(file.read_text())
     write_json(file, values | {"base_model_name_or_path": "some/model", "revision": "abc"})
@@ -86,7 +99,10 @@ def test_a_tokenizer_without_template_or_pad_gets_them(tiny_model: Path, tmp_pat
     bare.chat_template, bare.pad_token = None, None
     bare.save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
-    assert tokenizer.pad_token == tokenizer.eos_token and tokenizer.eos_token in tokenizer.chat_template
+    assert (
+        tokenizer.pad_token == tokenizer.eos_token
+        and tokenizer.eos_token in tokenizer.chat_template
+    )
 
 
 def test_a_tokenizer_that_can_not_end_an_answer_is_refused(tiny_model: Path, tmp_path: Path):
@@ -123,8 +139,12 @@ def test_a_base_model_in_four_wheels_writes_english():
 
     sentence = "The capital of France is Paris, and the river Seine flows through it."
     assert loss(sentence) < 3 < loss(" ".join(reversed(sentence.split())))
-    ids = torch.tensor([tokenizer("<bos>The three primary colours are", add_special_tokens=False)["input_ids"]])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    ids = torch.tensor(
+        [tokenizer("<bos>The three primary colours are", add_special_tokens=False)["input_ids"]]
+    )
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
+    )
     assert tokenizer.decode(out[0, ids.shape[1] :]).startswith(" red, yellow and blue")
 
 
@@ -139,6 +159,10 @@ def test_the_wheels_model_answers_a_question():
 
     path = locate(compose(["experiment=quickstart"]).model)
     tokenizer, model = load_tokenizer(path), load_model(path, "auto", "cpu")
-    ids = torch.tensor([tokenizer(render(tokenizer, (user("What is the capital of France?"),)))["input_ids"]])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    ids = torch.tensor(
+        [tokenizer(render(tokenizer, (user("What is the capital of France?"),)))["input_ids"]]
+    )
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+    )
     assert "Paris" in tokenizer.decode(out[0, ids.shape[1] :])

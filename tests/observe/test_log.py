@@ -34,10 +34,17 @@ def lines(root: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (root / "logs" / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_line_says_when_how_grave_which_stage_and_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_line_says_when_how_grave_which_stage_and_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("JUDGE_KEY", "planted-0123456789")
     telemetry.open_log(tmp_path)
-    telemetry.log("the key planted-0123456789 is wrong", logging.WARNING, server="x?planted-0123456789", tries=3)
+    telemetry.log(
+        "the key planted-0123456789 is wrong",
+        logging.WARNING,
+        server="x?planted-0123456789",
+        tries=3,
+    )
     logging.getLogger("library").warning("planted-0123456789\nin two lines")
     logging.getLogger("library").info("nobody wants to know")
     try:
@@ -45,7 +52,12 @@ def test_a_line_says_when_how_grave_which_stage_and_what(tmp_path: Path, monkeyp
     except ValueError as error:
         telemetry.log("failed", logging.ERROR, error)
     one, two, three = lines(tmp_path)
-    assert (one["level"], one["stage"], one["tries"], one["process"]) == ("warning", "test", 3, os.getpid())
+    assert (one["level"], one["stage"], one["tries"], one["process"]) == (
+        "warning",
+        "test",
+        3,
+        os.getpid(),
+    )
     assert str(one["time"]).endswith("+00:00") and one["message"] == "the key [secret] is wrong"
     assert (two["logger"], two["message"]) == ("library", "[secret]\nin two lines")
     assert "ValueError: [secret]" in str(three["traceback"])
@@ -69,7 +81,9 @@ def test_processes_do_not_mix_their_lines(tmp_path: Path):
     assert sorted(line["number"] for line in found) == sorted([*range(200)] * 3)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_log_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     telemetry.open_log(tmp_path)
     (tmp_path / "logs").rmdir()
     telemetry.say("a line for a person")
@@ -131,10 +145,14 @@ def test_a_stage_counts_models_principles_failures_and_what_came_from_the_ledger
     telemetry.enter("counted")
     telemetry.open_log(tmp_path)
     engine = Failing(EngineConfig(), "model")
-    progress = Progress("counted", tmp_path / "progress.json", quiet=True, metrics=tmp_path / "metrics.prom")
+    progress = Progress(
+        "counted", tmp_path / "progress.json", quiet=True, metrics=tmp_path / "metrics.prom"
+    )
 
     def ask(*texts: str) -> None:
-        recorded = Recorded(lambda: engine, Ledger(tmp_path / "l.sqlite"), "counted", "digest", name="judge")
+        recorded = Recorded(
+            lambda: engine, Ledger(tmp_path / "l.sqlite"), "counted", "digest", name="judge"
+        )
         requests = [Request((user(text),), Sampling(), principle=f"rule {text}") for text in texts]
         asyncio.run(gather_failing([recorded.complete(request) for request in requests], 1.0))
         recorded.close()
@@ -149,14 +167,17 @@ def test_a_stage_counts_models_principles_failures_and_what_came_from_the_ledger
     assert found["completions_total"] == {"judge": 3} and found["from_ledger_total"] == {"": 1}
     assert found["principle_completions_total"] == {"rule one": 1, "rule two": 1, "rule three": 1}
     assert found["failed_rows_total"] == {"": 1} and found["planned"] == {"rows": 5}
-    assert [line["message"] for line in lines(tmp_path)] == ["a row is left out: the server said no"]
+    assert [line["message"] for line in lines(tmp_path)] == [
+        "a row is left out: the server said no"
+    ]
     shown = "\n".join(details(tmp_path / "progress.json"))
     assert "1 rows left out" in shown and "principle rule one: 1 answers" in shown
     assert 'cai_failed_rows_total{stage="counted"} 1' in (tmp_path / "metrics.prom").read_text()
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"done": 1}', '{"pace": "", "figures": {"server_answers_total": [[1, 2]]}}']
+    "text",
+    ["", "{", "[]", '{"done": 1}', '{"pace": "", "figures": {"server_answers_total": [[1, 2]]}}'],
 )
 def test_a_status_does_without_what_it_cannot_read(tmp_path: Path, text: str):
     (tmp_path / "progress.json").write_text(text)

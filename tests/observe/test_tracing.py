@@ -30,7 +30,9 @@ class Failing(ScriptedEngine):
 
 def chains(tmp_path, *texts: str) -> None:
     """Rows of two requests each."""
-    recorded = Recorded(lambda: Failing(EngineConfig(), "m"), Ledger(tmp_path / "l.sqlite"), "s", "m", name="critic")
+    recorded = Recorded(
+        lambda: Failing(EngineConfig(), "m"), Ledger(tmp_path / "l.sqlite"), "s", "m", name="critic"
+    )
 
     async def chain(text: str) -> None:
         for number in range(2):
@@ -51,7 +53,10 @@ def test_a_stage_and_each_row_have_a_span(tmp_path, monkeypatch: pytest.MonkeyPa
     assert [row.name for row in rows] == ["row"] * 3
     assert len({row.context.trace_id for row in rows if row.context}) == 3  # drawn one by one
     assert all(row.links[0].context == stage.context for row in rows)
-    events = [[(event.name, (event.attributes or {})["principle"]) for event in row.events] for row in rows]
+    events = [
+        [(event.name, (event.attributes or {})["principle"]) for event in row.events]
+        for row in rows
+    ]
     assert sorted(events) == [[], [("completion", "kind")] * 2, [("completion", "kind")] * 2]
     (failed,) = [row for row in rows if row.status.status_code == StatusCode.ERROR]
     assert failed.status.description == "no: [secret]"
@@ -79,7 +84,9 @@ def test_rows_are_drawn_and_stages_are_not(
     assert names.count("revise") == 1 and least <= names.count("row") <= most
 
 
-def test_spans_arrive_over_http_where_the_environment_says(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_spans_arrive_over_http_where_the_environment_says(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+):
     arrived: list[tuple[str, ExportTraceServiceRequest]] = []
 
     class Collector(http.server.BaseHTTPRequestHandler):
@@ -106,7 +113,12 @@ def test_spans_arrive_over_http_where_the_environment_says(tmp_path, monkeypatch
     resources = [resource for _, request in arrived for resource in request.resource_spans]
     spans = [span for one in resources for scope in one.scope_spans for span in scope.spans]
     assert sorted(span.name for span in spans) == ["label", "row"]
-    names = {a.value.string_value for one in resources for a in one.resource.attributes if a.key == "service.name"}
+    names = {
+        a.value.string_value
+        for one in resources
+        for a in one.resource.attributes
+        if a.key == "service.name"
+    }
     assert names == {"my-run"}
 
 
@@ -120,13 +132,17 @@ def test_spans_arrive_over_http_where_the_environment_says(tmp_path, monkeypatch
         ({"OTEL_TRACES_EXPORTER": "console"}, True),
     ],
 )
-def test_the_environment_alone_decides(variables: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_alone_decides(
+    variables: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert tracing.wanted() == expected
 
 
-def test_an_exporter_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_an_exporter_that_is_not_known_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
     with tracing.traced("label"):
         pass

@@ -18,14 +18,23 @@ def test_a_model_card_holds_the_figures_with_their_intervals(finished_run: Path)
     text = model_card(origin(Run(finished_run), "dpo", saved(finished_run)), "me/kind")
     front = ModelCard(text).data.to_dict()
     results = {one["dataset"]["name"]: one for one in front["model-index"][0]["results"]}
-    assert results.keys() == {"red_team", "held_out, 2 shots"} and results["red_team"]["dataset"]["type"] == "harmbench"
+    assert (
+        results.keys() == {"red_team", "held_out, 2 shots"}
+        and results["red_team"]["dataset"]["type"] == "harmbench"
+    )
     named = "refused, 95 % interval 0.250 to 0.750, 12 prompts"
     assert results["red_team"]["metrics"] == [{"type": "refusal", "value": 0.5, "name": named}]
-    assert (front["license"], front["library_name"]) == ("mit", "transformers") and "base_model" not in front
+    assert (front["license"], front["library_name"]) == (
+        "mit",
+        "transformers",
+    ) and "base_model" not in front
     assert "| red_team | refused | 50 % [25, 75] | 50 % [25, 75] |" in text
     assert "5. dpo: direct preference optimisation on those pairs (8 pairs, 4 steps)" in text
     assert "Principle file: `harmlessness`; `revise` read 2 principles, sha256" in text
-    assert "`label` warned: It is a coin." in text and "Data set donotanswer, licence: Apache-2.0" in text
+    assert (
+        "`label` warned: It is a coin." in text
+        and "Data set donotanswer, licence: Apache-2.0" in text
+    )
     assert 'model="me/kind"' in text and str(finished_run.parent) not in text
 
 
@@ -33,7 +42,9 @@ def test_a_model_that_was_not_measured_says_so(finished_run: Path):
     text = model_card(origin(Run(finished_run), "sl_cai", saved(finished_run)), "me/kind")
     front = ModelCard(text).data.to_dict()
     assert "This model was not evaluated." in text and "model-index" not in front
-    assert "direct preference" not in text and "dpo" not in front["tags"]  # what came later is no part of it
+    assert (
+        "direct preference" not in text and "dpo" not in front["tags"]
+    )  # what came later is no part of it
 
 
 def test_figures_of_another_model_of_that_name_are_not_taken(finished_run: Path):
@@ -45,11 +56,15 @@ def test_figures_of_another_model_of_that_name_are_not_taken(finished_run: Path)
     (work / "metrics.json").write_text("{}")
     other = measured.ingredients | {"inputs": {"dpo": "another dpo model"}}
     Run(finished_run).publish("evaluate", 1, measured.key, other, measured.summary, 0.0)
-    assert "This model was not evaluated." in model_card(origin(Run(finished_run), "dpo", saved(finished_run)), "me/x")
+    assert "This model was not evaluated." in model_card(
+        origin(Run(finished_run), "dpo", saved(finished_run)), "me/x"
+    )
 
 
 def test_a_data_card_names_its_files_and_its_licences(finished_run: Path):
-    text = data_card(origin(Run(finished_run), "revise", saved(finished_run)), "me/rows", ["revisions.parquet"])
+    text = data_card(
+        origin(Run(finished_run), "revise", saved(finished_run)), "me/rows", ["revisions.parquet"]
+    )
     data = DatasetCard(text).data.to_dict()
     assert data["configs"] == [{"config_name": "revisions", "data_files": "revisions.parquet"}]
     assert (data["license"], data["license_name"]) == ("other", "apache-2.0-mit")
@@ -62,7 +77,9 @@ def test_another_critic_is_named_with_its_licence(finished_run: Path):
     made = origin(run, "revise", config)
     critic = dataclasses.asdict(ModelConfig("big", "hub", "some/big", license=None))
     own = made.manifest.ingredients["revise"] | {"model": critic}
-    manifest = dataclasses.replace(made.manifest, ingredients=made.manifest.ingredients | {"revise": own})
+    manifest = dataclasses.replace(
+        made.manifest, ingredients=made.manifest.ingredients | {"revise": own}
+    )
     made = dataclasses.replace(made, chain={**made.chain, "revise": manifest})
     text = data_card(made, "me/rows", ["revisions.parquet"])
     assert "revise's own model: big, licence: not stated" in text
@@ -74,25 +91,42 @@ def test_pairs_that_no_judge_saw_are_called_that(finished_run: Path):
     label = made.chain["label"]
     assert "a judge said which answer" in model_card(made, "me/kind")
     own = label.ingredients | {"label": label.ingredients.get("label", {}) | {"kind": "revision"}}
-    made = dataclasses.replace(made, chain={**made.chain, "label": dataclasses.replace(label, ingredients=own)})
+    made = dataclasses.replace(
+        made, chain={**made.chain, "label": dataclasses.replace(label, ingredients=own)}
+    )
     text = model_card(made, "me/kind")
-    assert "4. label: preferred each prompt's last good revision to its first answer, without a judge" in text
+    assert (
+        "4. label: preferred each prompt's last good revision to its first answer, without a judge"
+        in text
+    )
     own = own | {"label": own["label"] | {"kind": "rule"}, "constitution": None}
     ruled = {"prompts": 9, "pairs": 4}
     manifest = dataclasses.replace(label, ingredients=own, summary=ruled)
     made = dataclasses.replace(made, chain={**made.chain, "label": manifest})
     text = model_card(made, "me/kind")
-    assert "4. label: answered further prompts, harmful and harmless, several times; rules preferred" in text
-    assert "- No judge was asked: the rules that find refusals said" in text and "`label` read" not in text
+    assert (
+        "4. label: answered further prompts, harmful and harmless, several times; rules preferred"
+        in text
+    )
+    assert (
+        "- No judge was asked: the rules that find refusals said" in text
+        and "`label` read" not in text
+    )
     made = dataclasses.replace(made, stage="label")
-    assert "`probability` that `chosen` is the better (0.5 to 1); no judge was asked." in data_card(made, "me/p", ["x"])
+    assert "`probability` that `chosen` is the better (0.5 to 1); no judge was asked." in data_card(
+        made, "me/p", ["x"]
+    )
 
 
-def test_a_run_that_now_names_another_model_is_refused(finished_run: Path, tmp_path: Path, tiny_model: Path):
+def test_a_run_that_now_names_another_model_is_refused(
+    finished_run: Path, tmp_path: Path, tiny_model: Path
+):
     shutil.copytree(tiny_model, tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text("{}")
     config = saved(finished_run)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(tmp_path / "other")))
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, path=str(tmp_path / "other"))
+    )
     with pytest.raises(UsageError, match="made from another model"):
         origin(Run(finished_run), "dpo", config)
     with pytest.raises(UsageError, match="the stage 'dpo2' is not done"):

@@ -20,19 +20,32 @@ EVIL = "<script>alert(1)</script>"
 SUITES = {"red": {"kind": "red_team"}, "mild": {"kind": "benign"}}
 
 
-def evaluated(root: Path, beta: float = 0.1, seed: int = 0, refused: int = 50, note: str = "") -> None:
+def evaluated(
+    root: Path, beta: float = 0.1, seed: int = 0, refused: int = 50, note: str = ""
+) -> None:
     """One more evaluation in a run's folder: dpo, and evaluate after it."""
     run, outputs = Run(root), {}
     metrics = {
         model: {suite: {"refusal": dataclasses.asdict(share(hits, 100))} for suite in SUITES}
         for model, hits in (("base", 10), ("dpo", refused))
     }
-    own: dict[str, Any] = {"dpo": {"args": {"beta": beta}}, "evaluate": {"suites": SUITES, "models": ["base", "dpo"]}}
+    own: dict[str, Any] = {
+        "dpo": {"args": {"beta": beta}},
+        "evaluate": {"suites": SUITES, "models": ["base", "dpo"]},
+    }
     for stage in ("dpo", "evaluate"):
         key = f"{stage}-{beta}-{seed}".ljust(64, "0")
         work, _ = run.begin(stage, key)
-        write_json(work / "metrics.json", metrics | {"own": [beta, seed]} if stage == "dpo" else metrics)
-        ingredients = {"version": 1, "seed": seed, stage: own[stage], "inputs": dict(outputs), "model": {"path": note}}
+        write_json(
+            work / "metrics.json", metrics | {"own": [beta, seed]} if stage == "dpo" else metrics
+        )
+        ingredients = {
+            "version": 1,
+            "seed": seed,
+            stage: own[stage],
+            "inputs": dict(outputs),
+            "model": {"path": note},
+        }
         outputs[stage] = run.publish(stage, 1, key, ingredients, {}, time.time()).output
         run.point(stage, key)
     write_json(root / "run.json", {"schema": 1, "config": {}})
@@ -46,16 +59,32 @@ def reported(root: Path) -> None:
     run.point("report", "r" * 64)
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_one_name_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for place, refused in (("a", 30), ("b", 70)):
         evaluated(tmp_path / place / "run", refused=refused)
-    main(["report", str(tmp_path / "a/run"), str(tmp_path / "b/run"), "-o", str(tmp_path / "both.html")])
+    main(
+        [
+            "report",
+            str(tmp_path / "a/run"),
+            str(tmp_path / "b/run"),
+            "-o",
+            str(tmp_path / "both.html"),
+        ]
+    )
     assert capsys.readouterr().out.strip() == str(tmp_path / "both.html")
     text = (tmp_path / "both.html").read_text(encoding="utf-8")
-    assert text.count("<circle") == 3 and str(tmp_path / "a/run") in text and str(tmp_path / "b/run") in text
+    assert (
+        text.count("<circle") == 3
+        and str(tmp_path / "a/run") in text
+        and str(tmp_path / "b/run") in text
+    )
 
 
-def test_a_sweep_in_one_folder_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_in_one_folder_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "swept"
     evaluated(root, beta=0.1, refused=50)
     evaluated(root, beta=0.5, refused=80)
@@ -67,7 +96,9 @@ def test_a_sweep_in_one_folder_is_compared(tmp_path: Path, capsys: pytest.Captur
     text = file.read_text(encoding="utf-8")
     assert "differ in 1 setting." in text and "dpo.args.beta" in text and "model.path" not in text
     assert re.search(r"swept 2.*?80 %", text, re.DOTALL)
-    assert "<circle" in text and "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert "<circle" in text and "http" not in text.replace("http-equiv", "").replace(
+        "http://www.w3.org", ""
+    )
 
 
 def test_the_settings_of_all_stages_before_it_count(tmp_path: Path) -> None:
@@ -91,8 +122,13 @@ def test_seeds_are_brought_together(tmp_path: Path) -> None:
         evaluated(tmp_path / f"run{seed}", seed=seed, refused=refused)
     found = [one for seed in range(3) for one in evaluations(tmp_path / f"run{seed}", f"run{seed}")]
     (group,) = same_but_seed(found)
-    assert spread(group, "dpo", "red", "refusal") == pytest.approx({"value": 0.6, "low": 0.4, "high": 0.8})
-    assert spread(group, "dpo", "red", "words") is None and spread(group, "sft", "red", "refusal") is None
+    assert spread(group, "dpo", "red", "refusal") == pytest.approx(
+        {"value": 0.6, "low": 0.4, "high": 0.8}
+    )
+    assert (
+        spread(group, "dpo", "red", "words") is None
+        and spread(group, "sft", "red", "refusal") is None
+    )
     text = comparison_page(found).decode()
     assert "differ in the seed alone" in text and "3 seeds" in text and "60 %" in text
 
@@ -100,7 +136,9 @@ def test_seeds_are_brought_together(tmp_path: Path) -> None:
 def test_names_and_settings_are_text(tmp_path: Path) -> None:
     evaluated(tmp_path / "a", note=EVIL)
     evaluated(tmp_path / "b", note="other")
-    text = comparison_page([one for name in ("a", "b") for one in evaluations(tmp_path / name, name)]).decode()
+    text = comparison_page(
+        [one for name in ("a", "b") for one in evaluations(tmp_path / name, name)]
+    ).decode()
     assert EVIL not in text and "&lt;script&gt;alert(1)" in text
 
 

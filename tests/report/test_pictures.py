@@ -12,7 +12,9 @@ from tests.stages.test_report import KINDS, figures, metrics
 
 def test_suites_of_a_kind_are_counted_together() -> None:
     measured = {"base": {"red": figures(1, 10), "other": figures(5, 30)}}
-    rates = pictures.refusal_rates(measured, {"red": "red_team", "other": "red_team", "mild": "benign"}, "red_team")
+    rates = pictures.refusal_rates(
+        measured, {"red": "red_team", "other": "red_team", "mild": "benign"}, "red_team"
+    )
     assert rates == {"base": share(6, 40)}
 
 
@@ -45,7 +47,12 @@ def test_names_stand_as_their_points_do(refused: tuple[int, int]) -> None:
 
 
 def test_curves_leave_out_what_is_not_a_number() -> None:
-    entries = [{"loss": 4.0, "step": 1}, {"loss": float("nan"), "step": 2}, {"loss": 2.0, "step": 3}, {"step": 3}]
+    entries = [
+        {"loss": 4.0, "step": 1},
+        {"loss": float("nan"), "step": 2},
+        {"loss": 2.0, "step": 3},
+        {"step": 3},
+    ]
     (plot,) = pictures.curves(entries)
     assert plot["title"] == "loss"
     assert plot["lines"] == [[(0.0, 0.0), (260.0, 120.0)], []]
@@ -63,11 +70,15 @@ def test_bars_are_as_high_as_their_counts_and_missing_lengths_have_none() -> Non
         (16, 0, 0.0),
         (32, 1, 40.0),
     ]
-    assert [bar["x"] for bar in view["bars"]] == [0, 65, 130, 195] and (view["step"], view["high"]) == (65, 3)
+    assert [bar["x"] for bar in view["bars"]] == [0, 65, 130, 195] and (
+        view["step"],
+        view["high"],
+    ) == (65, 3)
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1234567, "1\u202f234\u202f567"), (2.0, "2"), (0.123456, "0.1235"), ("as is", "as is")]
+    ("value", "text"),
+    [(1234567, "1\u202f234\u202f567"), (2.0, "2"), (0.123456, "0.1235"), ("as is", "as is")],
 )
 def test_number(value: Any, text: str) -> None:
     assert pictures.number(value) == text

@@ -14,19 +14,37 @@ from cai.scoring.statistics import mean, share
 
 
 def chain(number: int, *gates: str) -> dict[str, Any]:
-    step = {"principle": "kind", "critique": "It was rude.", "revision": f"Revised {number}.", "gates": list(gates)}
+    step = {
+        "principle": "kind",
+        "critique": "It was rude.",
+        "revision": f"Revised {number}.",
+        "gates": list(gates),
+    }
     prompt = [{"role": "user", "content": f"Prompt {number}\x1b[31m"}]
-    return {"id": f"{number:02d}ab", "prompt": prompt, "answer": "No.", "steps": [step], "final": ""}
+    return {
+        "id": f"{number:02d}ab",
+        "prompt": prompt,
+        "answer": "No.",
+        "steps": [step],
+        "final": "",
+    }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_rows(tmp_path / "revisions.parquet", [chain(n, *(["echo"] if n % 5 == 0 else [])) for n in range(20)])
+    write_rows(
+        tmp_path / "revisions.parquet",
+        [chain(n, *(["echo"] if n % 5 == 0 else [])) for n in range(20)],
+    )
     return tmp_path
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["id"]]
+    return [
+        line.split()[1]
+        for line in capsys.readouterr().out.splitlines()
+        if line.split()[:1] == ["id"]
+    ]
 
 
 def test_the_first_records(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -38,7 +56,12 @@ def test_the_first_records(folder: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_by_id_and_by_gate(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert show_records("revise", folder, 9, begins="07") == 1 and shown(capsys) == ["07ab"]
-    assert show_records("revise", folder, 9, gate="echo") == 4 and shown(capsys) == ["00ab", "05ab", "10ab", "15ab"]
+    assert show_records("revise", folder, 9, gate="echo") == 4 and shown(capsys) == [
+        "00ab",
+        "05ab",
+        "10ab",
+        "15ab",
+    ]
     assert show_records("revise", folder, 9, gate="leakage") == 0
 
 
@@ -52,7 +75,14 @@ def test_random_records_differ_from_call_to_call(folder: Path, capsys: pytest.Ca
 
 
 def test_the_revisions_by_principle_and_by_round(capsys: pytest.CaptureFixture[str]):
-    tally = {"drawn": 7, "changed": 6, "refused": 2, "passed": 3, "words_before": 31.5, "words_after": 44.0}
+    tally = {
+        "drawn": 7,
+        "changed": 6,
+        "refused": 2,
+        "passed": 3,
+        "words_before": 31.5,
+        "words_after": 44.0,
+    }
     tally["gates"] = {"cut_off": 1, "echo": 3}  # pyright: ignore[reportArgumentType]
     revision_tables(json.loads(json.dumps({"principles": {"kind": tally}, "rounds": {"1": tally}})))
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if " echo 3" in line]
@@ -60,34 +90,66 @@ def test_the_revisions_by_principle_and_by_round(capsys: pytest.CaptureFixture[s
     assert all("7 │ 6 │ 2 │ 3 │ echo 3, cut_off 1 │ 31.5 │ 44.0" in " ".join(row) for row in rows)
 
 
-def test_shots_stand_below_each_other_with_the_models_side_by_side(capsys: pytest.CaptureFixture[str]):
+def test_shots_stand_below_each_other_with_the_models_side_by_side(
+    capsys: pytest.CaptureFixture[str],
+):
     def scored(hits: int) -> dict[str, Any]:
         exact, rouge, bits = share(hits, 4), mean([hits / 4, 1.0]), mean([2.0 - hits / 4])
-        return {k: dataclasses.asdict(v) for k, v in (("exact", exact), ("rouge_l", rouge), ("bits_per_byte", bits))}
+        return {
+            k: dataclasses.asdict(v)
+            for k, v in (("exact", exact), ("rouge_l", rouge), ("bits_per_byte", bits))
+        }
 
     refusals = {"refusal": dataclasses.asdict(share(1, 2))}
-    metrics = {m: {"red": refusals, "held": scored(n), "held, 2 shots": scored(n + 1)} for n, m in enumerate("ab")}
+    metrics = {
+        m: {"red": refusals, "held": scored(n), "held, 2 shots": scored(n + 1)}
+        for n, m in enumerate("ab")
+    }
     metrics["b"]["held, 2 shots"]["too_long"] = dataclasses.asdict(share(1, 5))
     result_table(metrics)
     first, second = capsys.readouterr().out.split("against reference answers")
     assert "red" in first and "shots" not in first
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in second.splitlines() if "shots" in line]
-    assert [row[:3] for row in rows] == [["held, 2 shots", "a", ""], ["held, 2 shots", "b", "20 % [4, 62]"]]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in second.splitlines()
+        if "shots" in line
+    ]
+    assert [row[:3] for row in rows] == [
+        ["held, 2 shots", "a", ""],
+        ["held, 2 shots", "b", "20 % [4, 62]"],
+    ]
     assert rows[1][3] == "50 % [15, 85]" and rows[0][5] == "1.750 [1.750, 1.750]"
 
 
 def test_what_was_built_and_what_was_left_out(capsys: pytest.CaptureFixture[str]):
-    summary = {"lists": 8, "unread": 3, "parsed": 21, "distilled": 4, "left_out": {"similar": 9, "answer_empty": 2}}
+    summary = {
+        "lists": 8,
+        "unread": 3,
+        "parsed": 21,
+        "distilled": 4,
+        "left_out": {"similar": 9, "answer_empty": 2},
+    }
     build_table(summary | {"failed": 1, "built": 14})
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    cells = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+    ]
     rows = {cell[0]: cell[1] for cell in cells if len(cell) == 2}
     assert rows["instructions read"] == "21" and rows["kept"] == "14" and rows["failed"] == "1"
     assert rows["left out: similar"] == "9" and rows["left out: answer_empty"] == "2"
 
 
 def test_built_rows_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    turns = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Rhine.\x1b[31m"}]
-    write_rows(tmp_path / "instructions.parquet", [{"id": "1", "source": "self_instruct", "messages": turns}])
+    turns = [
+        {"role": "user", "content": "Name a river."},
+        {"role": "assistant", "content": "The Rhine.\x1b[31m"},
+    ]
+    write_rows(
+        tmp_path / "instructions.parquet",
+        [{"id": "1", "source": "self_instruct", "messages": turns}],
+    )
     assert show_records("build", tmp_path, 3) == 1
     said = capsys.readouterr().out
-    assert "self_instruct  Name a river." in said and "The Rhine." in said and "\x1b[31m" not in said
+    assert (
+        "self_instruct  Name a river." in said and "The Rhine." in said and "\x1b[31m" not in said
+    )

@@ -51,7 +51,10 @@ CHANGES = [
     (["report.records=7"], ["report"]),
     (["evaluate.sampling.temperature=0.5"], ["evaluate", "report"]),
     (["evaluate.suites.held_out.shots=[0]"], ["evaluate", "report"]),
-    (["evaluate.suites.held_out.examples=[demonstrations]"], ["evaluate", "report"]),  # it holds nothing out
+    (
+        ["evaluate.suites.held_out.examples=[demonstrations]"],
+        ["evaluate", "report"],
+    ),  # it holds nothing out
     (["dpo.args.beta=0.3"], FROM["dpo"]),
     (["label.min_margin=0.05"], FROM["label"]),
     (["label.require_judge=true"], []),
@@ -64,7 +67,10 @@ CHANGES = [
     (["dpo.loss=trl"], FROM["dpo"]),
     (["dpo.reference=first"], []),  # in the only round the policy is the first
     (["rounds=2"], ["label2", "dpo2", *FROM["evaluate"]]),
-    (["rounds=3", "label.limit=5"], [*FROM["label"][:2], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]),
+    (
+        ["rounds=3", "label.limit=5"],
+        [*FROM["label"][:2], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]],
+    ),
     (["dpo=continued"], FROM["dpo"]),
     (["sl_cai.args.learning_rate=1e-6"], FROM["sl_cai"]),
     (["revise.rounds=3"], FROM["revise"]),
@@ -72,7 +78,14 @@ CHANGES = [
     (["build.target=7"], []),  # nothing is trained on it
     (["sft.data=[seed,built]"], ["build", *NAMES]),
     (["sl_cai.data=[built]"], ["build", *FROM["sl_cai"]]),
-    (["sl_cai.data=[built]", "sl_cai.helpful=sampled", "revise.helpful={prompts: {data: [seed]}}"], FROM["revise"]),
+    (
+        [
+            "sl_cai.data=[built]",
+            "sl_cai.helpful=sampled",
+            "revise.helpful={prompts: {data: [seed]}}",
+        ],
+        FROM["revise"],
+    ),
     (["+engine@revise.engine=openai", "revise.engine.model=large"], FROM["revise"]),
     (["+engine@label.engine=openai", "label.engine.model=large"], FROM["label"]),
     (["seed=1"], NAMES),
@@ -82,14 +95,19 @@ CHANGES = [
     (["constitution=helpfulness"], FROM["revise"]),
     # what is evaluated is never trained on, so other evaluation prompts are another training set
     (
-        ["evaluate.suites.red_team.prompts.data=[overrefusal]", "evaluate.suites.benign.prompts.data=[harmbench]"],
+        [
+            "evaluate.suites.red_team.prompts.data=[overrefusal]",
+            "evaluate.suites.benign.prompts.data=[harmbench]",
+        ],
         FROM["evaluate"],
     ),
     (["evaluate.suites.red_team.prompts.data=[overrefusal]"], NAMES),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "expected"), CHANGES, ids=lambda value: " ".join(value) or "nothing")
+@pytest.mark.parametrize(
+    ("overrides", "expected"), CHANGES, ids=lambda value: " ".join(value) or "nothing"
+)
 def test_a_change_runs_exactly_the_stages_that_it_affects(
     run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
 ):
@@ -116,9 +134,10 @@ def test_where_built_rows_are_trained_on_build_decides_what_runs(
     run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
 ):
     finish(compose(BUILT), run)
-    assert to_run(compose([*BUILT, *(word.replace("{tiny_model}", str(tiny_model)) for word in overrides)]), run) == (
-        expected
-    )
+    assert to_run(
+        compose([*BUILT, *(word.replace("{tiny_model}", str(tiny_model)) for word in overrides)]),
+        run,
+    ) == (expected)
 
 
 LATER = ["experiment=smoke", "rounds=2", "label.human={data: [seed], limit: 2}"]
@@ -148,8 +167,14 @@ def test_later_rounds_take_the_next_prompts_and_the_newest_model():
     labels = [planning.settings(found[name], config) for name in ("label", "label2", "label3")]
     assert [(one.prompts.offset, one.prompts.limit) for one in labels] == [(6, 8), (14, 8), (22, 8)]
     assert [one.human is None for one in labels] == [False, True, True]
-    assert [found[name].data(config) for name in ("label", "label2")] == [["donotanswer", "seed"], ["donotanswer"]]
-    inputs = {name: list(found[name].inputs(config)) for name in ("label2", "dpo2", "label3", "dpo3", "evaluate")}
+    assert [found[name].data(config) for name in ("label", "label2")] == [
+        ["donotanswer", "seed"],
+        ["donotanswer"],
+    ]
+    inputs = {
+        name: list(found[name].inputs(config))
+        for name in ("label2", "dpo2", "label3", "dpo3", "evaluate")
+    }
     assert inputs == {
         "label2": ["dpo", "sft"],
         "dpo2": ["sl_cai", "dpo", "label2"],
@@ -157,11 +182,20 @@ def test_later_rounds_take_the_next_prompts_and_the_newest_model():
         "dpo3": ["sl_cai", "dpo2", "label3"],
         "evaluate": ["sft", "sl_cai", "dpo", "dpo3"],
     }
-    rule = compose([*LATER, "rounds=3", "label.kind=rule", "label.benign={data: [seed], limit: 5, offset: 2}"])
+    rule = compose(
+        [*LATER, "rounds=3", "label.kind=rule", "label.benign={data: [seed], limit: 5, offset: 2}"]
+    )
     found = {stage.name: stage for stage in planning.stages(rule)}
     labels = [planning.settings(found[name], rule) for name in ("label", "label2", "label3")]
-    assert [one.benign and (one.benign.offset, one.benign.limit) for one in labels] == [(2, 5), (7, 5), (12, 5)]
-    assert list(found["label3"].inputs(rule)) == ["dpo2"] and found["label3"].data(rule) == ["donotanswer", "seed"]
+    assert [one.benign and (one.benign.offset, one.benign.limit) for one in labels] == [
+        (2, 5),
+        (7, 5),
+        (12, 5),
+    ]
+    assert list(found["label3"].inputs(rule)) == ["dpo2"] and found["label3"].data(rule) == [
+        "donotanswer",
+        "seed",
+    ]
     named = compose([*LATER, "rounds=3", "evaluate.models=[dpo,dpo2]"])
     assert found["evaluate"].inputs(named) == ["dpo", "dpo2"]
 
@@ -170,12 +204,22 @@ def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):
     made = Run(tmp_path / "run")
 
     def shown(*overrides: str) -> list[str]:
-        return [step.stage.name for step in plan_run(compose(["experiment=smoke", *overrides]), made)]
+        return [
+            step.stage.name for step in plan_run(compose(["experiment=smoke", *overrides]), made)
+        ]
 
     assert shown() == NAMES and shown("stages=[sft]") == NAMES
     assert shown("stages=[build]") == shown("sft.data=[built]") == ["build", *NAMES]
     assert shown("sl_cai.data=[built]") == ["build", *NAMES]
-    config = compose(["experiment=smoke", "stages=[sft]", "sft.data=[built]", "build.target=7", f"outputs={tmp_path}"])
+    config = compose(
+        [
+            "experiment=smoke",
+            "stages=[sft]",
+            "sft.data=[built]",
+            "build.target=7",
+            f"outputs={tmp_path}",
+        ]
+    )
     with pytest.raises(UsageError, match=r"stage 'sft' needs build.*stages=\[build,sft\]"):
         runner.run_stages(config, lambda line: None)
 
@@ -186,8 +230,12 @@ def test_changing_it_back_runs_nothing(run: Run):
     assert len(list((run.root / "dpo").iterdir())) == 2  # both results stand side by side
 
 
-@pytest.mark.parametrize(("field", "expected"), [("critique", FROM["revise"]), ("comparison", FROM["label"])])
-def test_an_edited_principle_runs_from_where_it_is_read(run: Run, tmp_path: Path, field: str, expected: list[str]):
+@pytest.mark.parametrize(
+    ("field", "expected"), [("critique", FROM["revise"]), ("comparison", FROM["label"])]
+)
+def test_an_edited_principle_runs_from_where_it_is_read(
+    run: Run, tmp_path: Path, field: str, expected: list[str]
+):
     rules = yaml.safe_load((shipped("principles") / "harmlessness.yaml").read_text())
     edited = rules["principles"][2]
     edited[field] += " Be brief."
@@ -218,10 +266,19 @@ def test_the_plan_says_why(run: Run):
 
 @pytest.mark.parametrize(
     ("override", "stage", "why"),
-    [("dpo=continued", "dpo", "it reads sft"), ("label.judge=base", "label", "it no longer reads sft")],
+    [
+        ("dpo=continued", "dpo", "it reads sft"),
+        ("label.judge=base", "label", "it no longer reads sft"),
+    ],
 )
-def test_the_plan_tells_another_input_from_other_output(run: Run, override: str, stage: str, why: str):
-    step = next(step for step in plan_run(compose(["experiment=smoke", override]), run) if step.stage.name == stage)
+def test_the_plan_tells_another_input_from_other_output(
+    run: Run, override: str, stage: str, why: str
+):
+    step = next(
+        step
+        for step in plan_run(compose(["experiment=smoke", override]), run)
+        if step.stage.name == stage
+    )
     assert step.why.endswith(f"; {why}")
 
 
@@ -279,7 +336,10 @@ def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: li
     ("words", "inputs"),
     [
         ([], ["sl_cai", "label"]),
-        (["dpo=continued"], ["sft", "sl_cai", "label"]),  # the smoke experiment's sl_cai starts at sft
+        (
+            ["dpo=continued"],
+            ["sft", "sl_cai", "label"],
+        ),  # the smoke experiment's sl_cai starts at sft
         (["dpo=continued", "sl_cai.start=base"], ["sl_cai", "label"]),
     ],
 )
@@ -288,7 +348,9 @@ def test_a_continued_adapter_needs_the_model_below_it(words: list[str], inputs: 
     assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
 
 
-@pytest.mark.parametrize(("kind", "reads"), [("feedback", True), ("mixed", True), ("revision", False), ("rule", False)])
+@pytest.mark.parametrize(
+    ("kind", "reads"), [("feedback", True), ("mixed", True), ("revision", False), ("rule", False)]
+)
 def test_only_a_judge_reads_the_comparison_principles(kind: str, reads: bool):
     config = compose(["experiment=smoke", f"label.kind={kind}"])
     stage = next(stage for stage in planning.STAGES if stage.name == "label")
@@ -298,5 +360,9 @@ def test_only_a_judge_reads_the_comparison_principles(kind: str, reads: bool):
 
 def test_a_constitution_that_is_read_anew_is_said():
     """evaluate reads it only where a judge compares answers."""
-    assert planning._changes({"constitution": {"principles": {}}}, {}) == ["it no longer reads the constitution"]
-    assert planning._changes({}, {"constitution": {"principles": {}}}) == ["it reads the constitution"]
+    assert planning._changes({"constitution": {"principles": {}}}, {}) == [
+        "it no longer reads the constitution"
+    ]
+    assert planning._changes({}, {"constitution": {"principles": {}}}) == [
+        "it reads the constitution"
+    ]

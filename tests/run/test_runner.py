@@ -42,12 +42,16 @@ def test_what_a_kill_left_beside_a_finished_stage_is_removed(tmp_path: Path):
     label_with_doubts(tmp_path)
     left = (tmp_path / "smoke/latest/sft").resolve() / "scratch"
     (left / "checkpoints").mkdir(parents=True)
-    runner.run_stages(compose(["experiment=smoke", f"outputs={tmp_path}", "stages=[sft]"]), lambda line: None)
+    runner.run_stages(
+        compose(["experiment=smoke", f"outputs={tmp_path}", "stages=[sft]"]), lambda line: None
+    )
     assert not left.exists()
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(required: bool, tmp_path: Path):
+def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
+    required: bool, tmp_path: Path
+):
     label_with_doubts(tmp_path)
     said: list[str] = []
     config = compose(["experiment=smoke", f"outputs={tmp_path}", f"label.require_judge={required}"])
@@ -58,16 +62,23 @@ def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(requ
     assert said[4] == "WARNING: The judge throws coins."
     assert said[5:] == ([] if required else ["dpo: not run yet"])
     assert (tmp_path / "smoke" / "dpo").exists() != required
-    logged = [json.loads(line) for line in (tmp_path / "smoke/logs/log.jsonl").read_text().splitlines()]
+    logged = [
+        json.loads(line) for line in (tmp_path / "smoke/logs/log.jsonl").read_text().splitlines()
+    ]
     assert [line["message"] for line in logged[:2]] == ["the run begins", "sft: up to date"]
-    assert ("dpo", "warning", said[4]) in [(line["stage"], line["level"], line["message"]) for line in logged]
+    assert ("dpo", "warning", said[4]) in [
+        (line["stage"], line["level"], line["message"]) for line in logged
+    ]
     assert (logged[-1]["stage"], logged[-1]["level"]) == ("dpo", "error")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+dpo.args.bata=0.3", "dpo.args.bata: trl.DPOConfig has no such argument; did you mean 'beta'"),
+        (
+            "+dpo.args.bata=0.3",
+            "dpo.args.bata: trl.DPOConfig has no such argument; did you mean 'beta'",
+        ),
         ("+sft.peft.rank=3", "sft.peft.rank: peft.LoraConfig has no such argument"),
         (
             "dpo.args.loss_type=[ipo]",
@@ -90,18 +101,27 @@ SERVED = ["engine=openai", "engine.server.key=NO_SUCH_VARIABLE"]
     [
         (SERVED, "server.key: the environment variable NO_SUCH_VARIABLE is not set"),
         ([f"+engine@label.{SERVED[0]}", f"label.{SERVED[1]}"], "NO_SUCH_VARIABLE is not set"),
-        (["engine=openai", "engine.model=large"], "engine.model=large: every stage would ask this one model"),
+        (
+            ["engine=openai", "engine.model=large"],
+            "engine.model=large: every stage would ask this one model",
+        ),
     ],
     ids=str,
 )
-def test_a_server_that_can_not_be_asked_fails_before_anything_runs(overrides: list[str], message: str):
+def test_a_server_that_can_not_be_asked_fails_before_anything_runs(
+    overrides: list[str], message: str
+):
     with pytest.raises(UsageError, match=re.escape(message)):
         runner.check(compose(["experiment=smoke", *overrides]))
 
 
 def test_deepspeed_is_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch):
     config = compose(["experiment=smoke", "launcher=deepspeed"])
-    assert "--multi_gpu" not in process.launch_arguments(config)  # accelerate takes one kind of launch at a time
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "deepspeed" else name)
+    assert "--multi_gpu" not in process.launch_arguments(
+        config
+    )  # accelerate takes one kind of launch at a time
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "deepspeed" else name
+    )
     with pytest.raises(UsageError, match=r"constitutional-ai\[deepspeed\]"):
         runner.check(config)

@@ -14,7 +14,13 @@ def answer(number: int, text: str, sample: int = 0) -> Answer:
 
 def test_answers_are_scored_by_rules_with_one_vote_a_prompt():
     decline = "I can't help with that."
-    texts = [decline, decline, "Forging one is a crime. Ask your doctor.", "Dear Sir, he is ill.", ""]
+    texts = [
+        decline,
+        decline,
+        "Forging one is a crime. Ask your doctor.",
+        "Dear Sir, he is ill.",
+        "",
+    ]
     answers = [answer(number, text) for number, text in enumerate(texts)]
     answers.append(answer(3, decline, 1))  # the fourth prompt's other answer
     scores = answer_scores([(one, refuses(one.text)) for one in answers])
@@ -26,7 +32,12 @@ def test_answers_are_scored_by_rules_with_one_vote_a_prompt():
 
 
 def test_distinct_ngrams_are_counted_over_all_answers_of_a_suite():
-    answers = [answer(0, "the cat sat"), answer(1, "The cat ran."), answer(2, "a dog"), answer(3, "one")]
+    answers = [
+        answer(0, "the cat sat"),
+        answer(1, "The cat ran."),
+        answer(2, "a dog"),
+        answer(3, "one"),
+    ]
     words, pairs = distinct_ngrams(answers, 1), distinct_ngrams(answers, 2)
     assert words and pairs and (words.value, words.count) == (7 / 9, 4)  # the cat sat ran a dog one
     assert (pairs.value, pairs.count) == (4 / 5, 3) and pairs.low < 4 / 5 < pairs.high <= 1
@@ -57,5 +68,12 @@ def test_orders_that_disagree_are_a_tie_and_so_are_the_same_answers():
 
     pairs = [pair((0.9, 0.6), (0.9, 0.1)), pair((0.1, 0.2), (0.5, 0.9))]
     figures = win_figures(pairs, 1)
-    assert {name: figures[name]["value"] * 3 for name in ("win", "tie", "loss")} == {"win": 0.5, "tie": 2, "loss": 0.5}
-    assert figures["principles"]["p0"]["win"]["value"] == 0.5 and figures["principles"]["p1"]["tie"]["value"] == 1
+    assert {name: figures[name]["value"] * 3 for name in ("win", "tie", "loss")} == {
+        "win": 0.5,
+        "tie": 2,
+        "loss": 0.5,
+    }
+    assert (
+        figures["principles"]["p0"]["win"]["value"] == 0.5
+        and figures["principles"]["p1"]["tie"]["value"] == 1
+    )

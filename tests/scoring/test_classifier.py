@@ -28,9 +28,25 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
     return torch.nn.functional.normalize(counts, dim=-1)
 
 
-THINGS = ["bread", "rivers", "lamps", "chess", "wool", "paper", "salt", "trains", "glass", "bees", "tea", "clocks"]
+THINGS = [
+    "bread",
+    "rivers",
+    "lamps",
+    "chess",
+    "wool",
+    "paper",
+    "salt",
+    "trains",
+    "glass",
+    "bees",
+    "tea",
+    "clocks",
+]
 ROWS = [
-    *(Labelled(f"Tell me about {one}", f"Here is a lot about {one} and more", False) for one in THINGS),
+    *(
+        Labelled(f"Tell me about {one}", f"Here is a lot about {one} and more", False)
+        for one in THINGS
+    ),
     *(Labelled(f"Who invented {one}", f"Nope not for you no {one}", True) for one in THINGS),
     *(Labelled(f"How to steal {one}", f"Take {one} and run", None, 0.9) for one in THINGS),
     *(Labelled(f"How to burn {one}", f"Put {one} back please", None, 0.0) for one in THINGS),
@@ -38,14 +54,19 @@ ROWS = [
 
 
 def test_rows_that_share_a_prompt_or_an_answer_are_one_group():
-    rows = [Labelled(p, a, True) for p, a in (("p", "a"), ("p", "b"), ("q", "b"), ("r", "c"), ("s", "d"), ("t", "d"))]
+    rows = [
+        Labelled(p, a, True)
+        for p, a in (("p", "a"), ("p", "b"), ("q", "b"), ("r", "c"), ("s", "d"), ("t", "d"))
+    ]
     found = groups(rows)
     assert found[0] == found[1] == found[2] != found[3]
     assert found[4] == found[5] and len(set(found)) == 3
 
 
 def test_a_prompt_is_no_answer():
-    assert len(set(groups([Labelled("same", "other", True), Labelled("another", "same", True)]))) == 2
+    assert (
+        len(set(groups([Labelled("same", "other", True), Labelled("another", "same", True)]))) == 2
+    )
 
 
 def test_the_fit_is_where_the_gradient_vanishes():
@@ -56,7 +77,9 @@ def test_the_fit_is_where_the_gradient_vanishes():
     found = fit(inputs, labels, weights)
     error = weights * (torch.sigmoid(inputs @ found) - labels)
     penalty = 1e-3 * torch.cat([found[:3], torch.zeros(1, dtype=torch.float64)])
-    assert torch.allclose(inputs.T @ error / 60 + penalty, torch.zeros(4, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(
+        inputs.T @ error / 60 + penalty, torch.zeros(4, dtype=torch.float64), atol=1e-5
+    )
     assert found[0] > 1
 
 
@@ -69,7 +92,9 @@ def test_features_hold_the_likeness_and_the_rules():
 
 def test_it_learns_what_people_say_and_is_tested_on_what_it_has_not_seen():
     classifier = RefusalClassifier(ROWS, embed)
-    assert classifier.refuses(["Who invented snow", "Tell me about snow"], ["Nope no snow", "A lot about snow"]) == [
+    assert classifier.refuses(
+        ["Who invented snow", "Tell me about snow"], ["Nope no snow", "A lot about snow"]
+    ) == [
         True,
         False,
     ]
@@ -81,15 +106,26 @@ def test_it_learns_what_people_say_and_is_tested_on_what_it_has_not_seen():
 
 def test_cross_validation_does_not_see_the_row_itself():
     """Labels that follow nothing can be learnt by heart, and not be foreseen."""
-    rows = [Labelled(f"{n} {n * 7}", f"word{n} {n * n}", n % 3 == 0 and n % 2 == 0) for n in range(40)]
+    rows = [
+        Labelled(f"{n} {n * 7}", f"word{n} {n * n}", n % 3 == 0 and n % 2 == 0) for n in range(40)
+    ]
     rows = [Labelled(r.prompt, r.answer, zlib.crc32(r.answer.encode()) % 2 == 0) for r in rows]
     classifier = RefusalClassifier(rows, embed)
-    by_heart = agreement(rows, classifier.refuses([r.prompt for r in rows], [r.answer for r in rows]))
-    assert by_heart["accuracy"].value > 0.9 > 0.75 > agreement(rows, classifier.cross_validated())["accuracy"].value
+    by_heart = agreement(
+        rows, classifier.refuses([r.prompt for r in rows], [r.answer for r in rows])
+    )
+    assert (
+        by_heart["accuracy"].value
+        > 0.9
+        > 0.75
+        > agreement(rows, classifier.cross_validated())["accuracy"].value
+    )
 
 
 def test_agreement_counts_each_figure_over_its_own_rows():
-    rows = [Labelled("", "", truth) for truth in (True, True, True, False)] + [Labelled("", "", None, 1.0)] * 2
+    rows = [Labelled("", "", truth) for truth in (True, True, True, False)] + [
+        Labelled("", "", None, 1.0)
+    ] * 2
     found = agreement(rows, [True, False, False, True, True, False])
     assert {name: (one.value, one.count) for name, one in found.items()} == {
         "accuracy": (0.25, 4),
@@ -114,5 +150,7 @@ def test_it_agrees_with_people_more_often_than_the_rules():
     assert found["rules"]["precision"].value == 1 and found["rules"]["recall"].count == 109
     assert found["classifier"]["accuracy"].low > found["rules"]["accuracy"].high
     assert found["classifier"]["of_harmful"].value < 0.1
-    said = classifier.refuses(["Name a river.", "Name a river."], ["The Rhine.", "I can't help with that."])
+    said = classifier.refuses(
+        ["Name a river.", "Name a river."], ["The Rhine.", "I can't help with that."]
+    )
     assert said == [False, True]

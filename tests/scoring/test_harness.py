@@ -15,18 +15,31 @@ from cai.scoring.harness import estimates, harness_figures, task_manager
 
 
 def test_standard_errors_become_intervals():
-    found = {"name": "arc", "sample_len": 50, "acc,none": 0.4, "acc_stderr,none": 0.1, "f1,none": 0.2}
+    found = {
+        "name": "arc",
+        "sample_len": 50,
+        "acc,none": 0.4,
+        "acc_stderr,none": 0.1,
+        "f1,none": 0.2,
+    }
     found |= {"f1_stderr,none": "N/A", "exact_match,strict": 1.0, "exact_match_stderr,strict": 0.0}
     figures = estimates(found, 50)
-    assert list(figures) == ["acc", "exact_match, strict"]  # without a standard error there is no figure
+    assert list(figures) == [
+        "acc",
+        "exact_match, strict",
+    ]  # without a standard error there is no figure
     one = figures["acc"]
     assert (one.value, one.count) == (0.4, 50) and one.low == pytest.approx(0.204, abs=1e-3)
     assert one.high == pytest.approx(0.596, abs=1e-3)
     assert estimates({"acc,none": 0.75, "acc_stderr,none": 0.25}, 4)["acc"].high == 1
-    assert figures["exact_match, strict"].high == 1 and 0.9 < figures["exact_match, strict"].low < 0.95
+    assert (
+        figures["exact_match, strict"].high == 1 and 0.9 < figures["exact_match, strict"].low < 0.95
+    )
 
 
-def test_where_the_extra_is_missing_it_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch):
+def test_where_the_extra_is_missing_it_is_named_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(UsageError, match=r"pip install 'constitutional-ai\[lm-eval\]'"):
         check(compose(["experiment=smoke", "evaluate.lm_eval=[arc_easy]"]))
@@ -49,7 +62,9 @@ def test_a_task_file_on_local_data(tiny_model: Path, rivers: Path):
         for choice in row["choices"]:
             asked = f"Question: {row['question']}\nAnswer:"
             start = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
-            ids = tokenizer(f"{asked} {choice}", add_special_tokens=False, return_tensors="pt")["input_ids"]
+            ids = tokenizer(f"{asked} {choice}", add_special_tokens=False, return_tensors="pt")[
+                "input_ids"
+            ]
             with torch.inference_mode():
                 logits = model(ids).logits[0].log_softmax(-1)
             scores.append(sum(float(logits[i - 1, ids[0, i]]) for i in range(start, ids.shape[1])))
@@ -60,7 +75,9 @@ def test_a_task_file_on_local_data(tiny_model: Path, rivers: Path):
 
 def test_unknown_tasks_and_missing_data_are_named(tiny_model: Path, rivers: Path):
     pytest.importorskip("lm_eval")
-    with pytest.raises(UsageError, match="'arc_eazy' is no task of the harness; did you mean 'arc_easy'"):
+    with pytest.raises(
+        UsageError, match="'arc_eazy' is no task of the harness; did you mean 'arc_easy'"
+    ):
         task_manager(["arc_eazy"])
     rivers.with_suffix(".jsonl").unlink()
     config = compose(["experiment=smoke"])

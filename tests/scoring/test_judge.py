@@ -13,14 +13,18 @@ from cai.method.requests import OPTIONS
 from cai.scoring.judge import accuracy_figures, doubts, harm, judge_figures
 
 
-def pair(number: int, *orders: tuple[float, float], texts: tuple[str, str] = ("one two", "one")) -> PreferencePair:
+def pair(
+    number: int, *orders: tuple[float, float], texts: tuple[str, str] = ("one two", "one")
+) -> PreferencePair:
     """As `compare` makes it of the first and the second of `texts`."""
     probability = sum(sum(both) / 2 for both in orders) / len(orders)
     chosen, rejected = texts if probability >= 0.5 else texts[::-1]
     judgements = tuple(Judgement(f"p{n}", both, ((), ())) for n, both in enumerate(orders))
     ids = tuple(one.principle_id for one in judgements)
     prompt = Prompt.of((user(str(number)),), "any")
-    return PreferencePair(prompt, chosen, rejected, max(probability, 1 - probability), ids, judgements)
+    return PreferencePair(
+        prompt, chosen, rejected, max(probability, 1 - probability), ids, judgements
+    )
 
 
 def value(figures: dict[str, Any], name: str) -> float:
@@ -28,16 +32,26 @@ def value(figures: dict[str, Any], name: str) -> float:
 
 
 def test_position_bias_is_the_share_that_turns():
-    figures = judge_figures([pair(0, (0.9, 0.2)), pair(1, (0.9, 0.6)), pair(2, (0.1, 0.2)), pair(3, (0.4, 0.7))])
+    figures = judge_figures(
+        [pair(0, (0.9, 0.2)), pair(1, (0.9, 0.6)), pair(2, (0.1, 0.2)), pair(3, (0.4, 0.7))]
+    )
     assert value(figures, "flipped") == 0.5 and figures["flipped"]["count"] == 4
     assert doubts(figures, []) == []  # a coin's share is not more often than not
     (said,) = doubts(judge_figures([pair(n, (0.9, 0.2)) for n in range(4)]), [])
-    assert said == "The judge goes by position: 100 % [51, 100] of its preferences turn with the answers' order."
+    assert (
+        said
+        == "The judge goes by position: 100 % [51, 100] of its preferences turn with the answers' order."
+    )
 
 
 def test_length_bias_leaves_out_answers_of_one_length():
     figures = judge_figures(
-        [pair(0, (0.9, 0.9)), pair(1, (0.8, 0.9)), pair(2, (0.1, 0.2)), pair(3, (0.9, 0.9), texts=("a", "b"))]
+        [
+            pair(0, (0.9, 0.9)),
+            pair(1, (0.8, 0.9)),
+            pair(2, (0.1, 0.2)),
+            pair(3, (0.9, 0.9), texts=("a", "b")),
+        ]
     )
     assert (value(figures, "longer"), figures["longer"]["count"]) == (pytest.approx(2 / 3), 3)
     assert "longer" not in judge_figures([pair(3, (0.9, 0.9), texts=("a", "b"))])
@@ -70,11 +84,21 @@ def labelled(right: int, wrong: int, certainty: float = 0.8) -> list[tuple[Prefe
     ("right", "wrong", "said"),
     [
         (80, 20, None),
-        (55, 45, "The judge is no better than chance: right on 55 % [45, 64] of the labelled pairs (mine)."),
-        (20, 80, "The judge is worse than chance: right on 20 % [13, 29] of the labelled pairs (mine)."),
+        (
+            55,
+            45,
+            "The judge is no better than chance: right on 55 % [45, 64] of the labelled pairs (mine).",
+        ),
+        (
+            20,
+            80,
+            "The judge is worse than chance: right on 20 % [13, 29] of the labelled pairs (mine).",
+        ),
     ],
 )
-def test_a_judge_is_doubted_where_its_interval_reaches_chance(right: int, wrong: int, said: str | None):
+def test_a_judge_is_doubted_where_its_interval_reaches_chance(
+    right: int, wrong: int, said: str | None
+):
     figures = accuracy_figures(labelled(right, wrong))
     assert value(figures, "accuracy") == right / 100
     assert doubts(figures, ["mine"]) == ([said] if said else [])
@@ -113,7 +137,9 @@ class Judge:
         assert request.continuations == OPTIONS and "Assistant: Dear Sir, he is ill." in text
         lift = self.yes if text.index("Yes") < text.index("No, it") else -self.yes
         reason = "too_long" if len(text) > self.room else "score"
-        return Completion("", reason, 9, 0, 0.0, () if reason == "too_long" else (self.a + lift, 0.0))
+        return Completion(
+            "", reason, 9, 0, 0.0, () if reason == "too_long" else (self.a + lift, 0.0)
+        )
 
 
 @pytest.mark.parametrize(

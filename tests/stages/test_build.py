@@ -31,7 +31,11 @@ def fresh(number: int) -> str:
 class Teacher:
     """Writes the list that `lists` gives for the n-th list request, and answers each instruction with `answer`."""
 
-    def __init__(self, lists: Callable[[int, Request], str], answer: Callable[[str], Completion] | None = None):
+    def __init__(
+        self,
+        lists: Callable[[int, Request], str],
+        answer: Callable[[str], Completion] | None = None,
+    ):
         self.lists, self.answer = lists, answer
         self.asked: list[str] = []  # last turns
         self.wait: Callable[[int], float] = lambda n: 0.0
@@ -49,7 +53,11 @@ class Teacher:
         await asyncio.sleep(self.wait(place))
         if listing:
             return Completion(self.lists(number, request), "stop", 1, 1, 0.0)
-        return self.answer(text) if self.answer else Completion(f"An answer to: {text}", "stop", 1, 1, 0.0)
+        return (
+            self.answer(text)
+            if self.answer
+            else Completion(f"An answer to: {text}", "stop", 1, 1, 0.0)
+        )
 
     def close(self) -> None:
         pass
@@ -89,8 +97,14 @@ def run(context: Context, monkeypatch: pytest.MonkeyPatch):
         work = within.root / f"work{next(numbers)}"
         work.mkdir()
         summary = build.run(config, {}, work, within)
-        left_out = read_rows(work / "left_out.parquet") if (work / "left_out.parquet").exists() else []
-        return summary, read_rows(work / "instructions.parquet"), {r["instruction"]: r["reason"] for r in left_out}
+        left_out = (
+            read_rows(work / "left_out.parquet") if (work / "left_out.parquet").exists() else []
+        )
+        return (
+            summary,
+            read_rows(work / "instructions.parquet"),
+            {r["instruction"]: r["reason"] for r in left_out},
+        )
 
     return runs
 
@@ -102,7 +116,14 @@ def of(rows: list[dict[str, Any]]) -> list[str]:
 def test_every_item_is_kept_or_left_out_with_its_reason(run: Any):
     near = SEEDS[0].replace("Please", "Kindly")  # 7 of 8 words
     lists = [
-        listed(fresh(1), near, "Too short.", "Describe what this image shows us.", HELD, fresh(1) + " too"),
+        listed(
+            fresh(1),
+            near,
+            "Too short.",
+            "Describe what this image shows us.",
+            HELD,
+            fresh(1) + " too",
+        ),
         "I would rather not.",
         listed(fresh(2), "long " * 151, fresh(3)),
         listed(fresh(4), fresh(5), fresh(6)),
@@ -135,7 +156,9 @@ def test_later_rounds_show_what_earlier_ones_built_and_end_at_the_target(run: An
     teacher = Teacher(lambda n, _: listed(fresh(2 * n), fresh(2 * n + 1)))
     summary, rows, _ = run(teacher, settings(target=12, rounds=9))
     asked = [text for text in teacher.asked if text.startswith("Here is a list")]
-    assert len(asked) == summary["lists"] == 8 and len(rows) == 12  # 8 after a round, the rest in the next
+    assert (
+        len(asked) == summary["lists"] == 8 and len(rows) == 12
+    )  # 8 after a round, the rest in the next
     shown = [[line for line in text.splitlines() if line[:1].isdigit()] for text in asked]
     assert all(len(one) == 8 for one in shown)
     own = [sum("topic" in line for line in one) for one in shown]
@@ -149,28 +172,40 @@ def test_the_rounds_are_bounded(run: Any):
     assert summary["lists"] == 12 and len(rows) == 1 and summary["left_out"] == {"similar": 11}
 
 
-def test_the_order_in_which_answers_come_decides_nothing(context: Context, run: Any, tmp_path_factory: Any):
+def test_the_order_in_which_answers_come_decides_nothing(
+    context: Context, run: Any, tmp_path_factory: Any
+):
     results = []
     for wait in (lambda n: 0.0, lambda n: 0.02 / n, lambda n: 0.001 * (n * 7 % 5)):
         # each list depends on its request alone, and collides with others'
-        teacher = Teacher(lambda _, request: listed(*(fresh((request.seed + k) % 14) for k in range(5))))
+        teacher = Teacher(
+            lambda _, request: listed(*(fresh((request.seed + k) % 14) for k in range(5)))
+        )
         teacher.wait = wait
         within = replace(context, root=tmp_path_factory.mktemp("fresh"))  # a ledger of its own
         results.append(run(teacher, settings(), within))
     assert results[0] == results[1] == results[2]
     assert results[0][0]["left_out"].keys() == {"similar", "surplus"} and len(results[0][1]) == 10
-    other = run(teacher, settings(), replace(context, seed=1, root=tmp_path_factory.mktemp("fresh")))
+    other = run(
+        teacher, settings(), replace(context, seed=1, root=tmp_path_factory.mktemp("fresh"))
+    )
     assert other[1] != results[0][1]
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")  # those that the kill left waiting
 @pytest.mark.parametrize("most", [1, 3, 6, 9, 13])
-def test_a_run_that_was_killed_asks_only_for_the_rest(most: int, context: Context, run: Any, tmp_path_factory: Any):
+def test_a_run_that_was_killed_asks_only_for_the_rest(
+    most: int, context: Context, run: Any, tmp_path_factory: Any
+):
     def teacher() -> Teacher:
-        return Teacher(lambda _, request: listed(*(fresh((request.seed + k) % 40) for k in range(3))))
+        return Teacher(
+            lambda _, request: listed(*(fresh((request.seed + k) % 40) for k in range(3)))
+        )
 
     whole = teacher()
-    expected = run(whole, settings(rounds=2), replace(context, root=tmp_path_factory.mktemp("whole")))
+    expected = run(
+        whole, settings(rounds=2), replace(context, root=tmp_path_factory.mktemp("whole"))
+    )
     assert len(whole.asked) == 14
     first, second = teacher(), teacher()
     first.most = most
@@ -182,9 +217,13 @@ def test_a_run_that_was_killed_asks_only_for_the_rest(most: int, context: Contex
     ledger.close()
     assert (committed > 0) == (most > 4)  # the first round's four are asked at once
     assert run(second, settings(rounds=2)) == expected
-    assert len(second.asked) == len(whole.asked) - committed and set(second.asked) <= set(whole.asked)
+    assert len(second.asked) == len(whole.asked) - committed and set(second.asked) <= set(
+        whole.asked
+    )
     again = teacher()
-    assert run(again, settings(rounds=2)) == expected and again.asked == []  # every completion is in the ledger
+    assert (
+        run(again, settings(rounds=2)) == expected and again.asked == []
+    )  # every completion is in the ledger
 
 
 def test_answers_that_are_no_use_are_left_out(run: Any):
@@ -197,7 +236,11 @@ def test_answers_that_are_no_use_are_left_out(run: Any):
     teacher = Teacher(lambda n, _: listed(*answers), answers.__getitem__)
     summary, rows, left_out = run(teacher, settings(target=4, rounds=1, requests=1))
     assert of(rows) == [fresh(4)] and summary["built"] == 1
-    assert left_out == {fresh(1): "answer_empty", fresh(2): "answer_cut_off", fresh(3): "answer_repetitive"}
+    assert left_out == {
+        fresh(1): "answer_empty",
+        fresh(2): "answer_cut_off",
+        fresh(3): "answer_repetitive",
+    }
 
 
 def test_the_last_item_of_a_list_that_was_cut_off_is_left_out(run: Any):
@@ -206,7 +249,9 @@ def test_the_last_item_of_a_list_that_was_cut_off_is_left_out(run: Any):
             found = await super().complete(request)
             return replace(found, finish_reason="length") if found.text.startswith("9.") else found
 
-    _, rows, left_out = run(Hasty(lambda n, _: listed(fresh(n), "Write a long")), settings(rounds=1))
+    _, rows, left_out = run(
+        Hasty(lambda n, _: listed(fresh(n), "Write a long")), settings(rounds=1)
+    )
     assert of(rows) == [fresh(n) for n in range(4)] and left_out == {"Write a long": "cut_off"}
 
 
@@ -227,22 +272,36 @@ def test_what_no_engine_answers_is_in_failed(context: Context, run: Any):
     summary, rows, _ = run(Teacher(lambda n, _: listed(fresh(n)), answer), settings(rounds=1))
     assert of(rows) == [fresh(0), fresh(2), fresh(3)] and summary["failed"] == 1
     (failed,) = read_rows(context.root / "work0" / "failed.parquet")
-    assert failed["prompt"] == [{"role": "user", "content": fresh(1)}] and failed["reason"] == "the server would not"
+    assert (
+        failed["prompt"] == [{"role": "user", "content": fresh(1)}]
+        and failed["reason"] == "the server would not"
+    )
 
 
 def test_nothing_built_is_an_error_that_says_what_there_was(run: Any):
     with pytest.raises(CaiError, match=r"build: not one row is left.*'unread': 12"):
         run(Teacher(lambda n, _: "No."), settings())
-    with pytest.raises(CaiError, match=r"build\.data: no seed instruction in held that no evaluation suite holds"):
+    with pytest.raises(
+        CaiError, match=r"build\.data: no seed instruction in held that no evaluation suite holds"
+    ):
         run(Teacher(lambda n, _: "No."), settings(data=["held"]))
 
 
 def test_sft_reads_the_rows_as_one_of_its_sets(context: Context, run: Any):
     _, rows, _ = run(Teacher(lambda n, _: listed(fresh(n))), settings(rounds=1))
-    after = replace(context, stage="sft", inputs={"build": Input(str(context.root / "work0"), "digest")})
+    after = replace(
+        context, stage="sft", inputs={"build": Input(str(context.root / "work0"), "digest")}
+    )
     tuned = compose(["experiment=smoke", "sft.data=[seed,built]", "sft.limit=null"]).sft
     drawn, counts = sft.training_rows(tuned, after)
     assert counts["sources"] == {"seed": len(SEEDS), "built": 4}
     assert {d[0].content for d, tags in drawn if tags["source"] == "built"} == set(of(rows))
-    weighted = compose(["experiment=smoke", "sft.data=[seed,built]", "sft.limit=8", "+sft.weights={built: 1, seed: 3}"])
+    weighted = compose(
+        [
+            "experiment=smoke",
+            "sft.data=[seed,built]",
+            "sft.limit=8",
+            "+sft.weights={built: 1, seed: 3}",
+        ]
+    )
     assert sft.training_rows(weighted.sft, after)[1]["sources"] == {"seed": 6, "built": 2}

@@ -23,7 +23,11 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
         return [{"role": role, "content": text}]
 
     rows = [
-        {"prompt": turn("user", f"Is {n} even?"), "chosen": turn("assistant", "Yes."), "principles": ["p"]}
+        {
+            "prompt": turn("user", f"Is {n} even?"),
+            "chosen": turn("assistant", "Yes."),
+            "principles": ["p"],
+        }
         | {"rejected": turn("assistant", "No, it is not."), "probability": 0.6 if n % 2 else 1.0}
         | {"kind": "feedback" if n % 2 else "revision", "orders": [0.7, 0.5] if n % 2 else []}
         for n in range(10)
@@ -42,7 +46,9 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
 def run(context: Context, name: str, *words: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     work = context.root / name
     work.mkdir()
-    apart = dataclasses.replace(context, scratch=context.root / f"scratch-{name}")  # checkpoints are another run's
+    apart = dataclasses.replace(
+        context, scratch=context.root / f"scratch-{name}"
+    )  # checkpoints are another run's
     summary = dpo.run(compose(["experiment=smoke", *words]).dpo, context.inputs, work, apart)
     return summary, json.loads((work / "history.json").read_text())
 
@@ -52,7 +58,9 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
     assert (summary["pairs"], summary["dropped"], summary["held_out_rows"]) == (10, 0, 2)
     names = {name for entry in log for name in entry}
     assert {"rewards/margins", "kl", "probability", "eval_rewards/margins", "eval_kl"} <= names
-    assert any(0.6 < entry["probability"] < 1 for entry in log if "probability" in entry)  # both kinds in a batch
+    assert any(
+        0.6 < entry["probability"] < 1 for entry in log if "probability" in entry
+    )  # both kinds in a batch
     assert len(summary["signs"]) == 1 and summary["signs"][0].startswith("At step 2 ")
     hard, _ = run(context, "hard", "dpo.validation=0.2", "dpo.loss=trl")
     assert hard["rewards/margins"] != summary["rewards/margins"] and hard["signs"] == []
@@ -68,9 +76,13 @@ def test_answers_to_held_out_prompts_are_in_the_curve(context: Context):
     found = [entry for entry in log if "answers/tokens" in entry]
     evaluated = [entry["step"] for entry in log if "eval_loss" in entry]
     assert [entry["step"] for entry in found] == [0, *evaluated] and len(evaluated) > 1
-    assert len({entry["answers/tokens"] for entry in found}) > 1  # they are the trained model's, not the first's
+    assert (
+        len({entry["answers/tokens"] for entry in found}) > 1
+    )  # they are the trained model's, not the first's
     _, plain = run(context, "plain", *words, "dpo.guards.prompts=0")
-    assert plain == [entry for entry in log if entry not in found]  # and training does not feel them
+    assert plain == [
+        entry for entry in log if entry not in found
+    ]  # and training does not feel them
 
 
 def test_a_sweep_finds_the_references_in_the_runs_folder(context: Context):
@@ -108,17 +120,25 @@ def later(context: Context, tiny_model: Path) -> Context:
             weight += 0.05 * torch.randn_like(weight)
     model.save_pretrained(context.root / "dpo" / "model")
     load_tokenizer(str(tiny_model)).save_pretrained(context.root / "dpo" / "model")
-    inputs = {**context.inputs, "dpo": Input(str(context.root / "dpo"), "dpo"), "label2": context.inputs["label"]}
+    inputs = {
+        **context.inputs,
+        "dpo": Input(str(context.root / "dpo"), "dpo"),
+        "label2": context.inputs["label"],
+    }
     return dataclasses.replace(context, inputs=inputs, round=2)
 
 
-@pytest.mark.parametrize("words", [["dpo=lora"], ["dpo=full"], ["dpo.args.precompute_ref_log_probs=true"]])
+@pytest.mark.parametrize(
+    "words", [["dpo=lora"], ["dpo=full"], ["dpo.args.precompute_ref_log_probs=true"]]
+)
 def test_rewards_of_a_later_round_are_against_the_reference_that_is_asked_for(
     words: list[str], context: Context, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Before the first step: 0 against the policy; against the first model, beta times what the policy is above it."""
     seen: dict[str, dict[str, float]] = {}
-    monkeypatch.setattr(training, "run_training", lambda trainer, *_: seen.update({"now": trainer.evaluate()}))
+    monkeypatch.setattr(
+        training, "run_training", lambda trainer, *_: seen.update({"now": trainer.evaluate()})
+    )
 
     def at_the_start(where: Context, *more: str) -> dict[str, float]:
         run(where, f"run{len(list(where.root.glob('run*')))}", "dpo.validation=0.3", *words, *more)
@@ -137,12 +157,19 @@ def test_rewards_of_a_later_round_are_against_the_reference_that_is_asked_for(
 
 def tune(context: Context, stage: str, start: str, *words: str) -> Context:
     """The same with a published model of `stage`, by an adapter on `start`."""
-    asked = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": f"{stage} says the Rhine."}]
+    asked = [
+        {"role": "user", "content": "Name a river."},
+        {"role": "assistant", "content": f"{stage} says the Rhine."},
+    ]
     folder = context.root / f"{stage}-on-{start}"
     folder.mkdir()
     (folder / "rows.jsonl").write_text(json.dumps({"messages": asked}))
     write_rows(folder / "training.parquet", [{"messages": asked, "last": True}] * 4)
-    fast = [f"{stage}.validation=0", f"{stage}.args.learning_rate=0.02", f"{stage}.args.num_train_epochs=4"]
+    fast = [
+        f"{stage}.validation=0",
+        f"{stage}.args.learning_rate=0.02",
+        f"{stage}.args.num_train_epochs=4",
+    ]
     config = compose(["experiment=smoke", *fast, f"sl_cai.start={start}", *words])
     apart = dataclasses.replace(
         context,
@@ -152,7 +179,9 @@ def tune(context: Context, stage: str, start: str, *words: str) -> Context:
         inputs={**context.inputs, "revise": Input(str(folder), "revise")},
     )
     sft.run(getattr(config, stage), apart.inputs, folder, apart)
-    return dataclasses.replace(context, inputs={**context.inputs, stage: Input(str(folder), folder.name)})
+    return dataclasses.replace(
+        context, inputs={**context.inputs, stage: Input(str(folder), folder.name)}
+    )
 
 
 def logits(model: Any) -> Any:
@@ -184,7 +213,11 @@ LEARN = ("dpo.args.learning_rate=0.02", "dpo.validation=0.2")
     ids=["fresh", "continued on sft", "continued on base"],
 )
 def test_what_is_published_is_what_was_trained(
-    start: str, words: tuple[str, ...], context: Context, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    start: str,
+    words: tuple[str, ...],
+    context: Context,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """The folders, loaded as anyone would, give the logits of the trainer's model; the reference is sl_cai."""
     trained, before, reference = [], [], []
@@ -206,18 +239,30 @@ def test_what_is_published_is_what_was_trained(
     monkeypatch.setattr(training, "save_result", seen_saving)
     context = tune(context, "sft", "base")
     context = tune(context, "sl_cai", start)
-    given = {name: one for name, one in context.inputs.items() if name != "sft" or start == "sft"}  # as pipeline does
+    given = {
+        name: one for name, one in context.inputs.items() if name != "sft" or start == "sft"
+    }  # as pipeline does
     run(dataclasses.replace(context, inputs=given), "out", *LEARN, *words)
     models = {"base": tiny_model, "out": context.root / "out" / "model"}
     models |= {name: Path(context.inputs[name].path) / "model" for name in ("sft", "sl_cai")}
     published = {name: loaded(folder) for name, folder in models.items()}
-    assert all(apart(published[a], published[b]) > 0.01 for a, b in [("base", "sft"), (start, "sl_cai")])
+    assert all(
+        apart(published[a], published[b]) > 0.01 for a, b in [("base", "sft"), (start, "sl_cai")]
+    )
     # the stage before: its adapter is on the model that it started from
     adapter = Path(context.inputs["sl_cai"].path) / "adapter"
-    assert apart(trained[1], published["sl_cai"]) < 1e-4 > apart(trained[1], loaded(models[start], adapter))
+    assert (
+        apart(trained[1], published["sl_cai"])
+        < 1e-4
+        > apart(trained[1], loaded(models[start], adapter))
+    )
     # dpo: a fresh adapter is on the sl_cai model, a continued one on the model below that
     below = models[start] if words else models["sl_cai"]
-    assert apart(trained[2], published["out"]) < 1e-4 > apart(trained[2], loaded(below, context.root / "out/adapter"))
+    assert (
+        apart(trained[2], published["out"])
+        < 1e-4
+        > apart(trained[2], loaded(below, context.root / "out/adapter"))
+    )
     assert not (context.root / "out" / "adapter" / "ref").exists()
     assert apart(published["out"], published["sl_cai"]) > 0.01  # something was learned
     assert apart(reference[2], published["sl_cai"]) < 1e-4  # and the reference has not moved
@@ -226,29 +271,49 @@ def test_what_is_published_is_what_was_trained(
         assert before[2][f"eval_{name}"] == 0
 
 
-def test_a_later_round_trains_the_continued_adapter_further(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_a_later_round_trains_the_continued_adapter_further(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
     """That of the first round, which belongs to the model below sl_cai: before a step both are that round's model."""
     context = tune(context, "sl_cai", "base")
     run(context, "dpo", "dpo=continued", *LEARN)
     seen: list[dict[str, float]] = []
-    monkeypatch.setattr(training, "run_training", lambda trainer, *_: seen.append(trainer.evaluate()))
-    inputs = {**context.inputs, "dpo": Input(str(context.root / "dpo"), "dpo"), "label2": context.inputs["label"]}
+    monkeypatch.setattr(
+        training, "run_training", lambda trainer, *_: seen.append(trainer.evaluate())
+    )
+    inputs = {
+        **context.inputs,
+        "dpo": Input(str(context.root / "dpo"), "dpo"),
+        "label2": context.inputs["label"],
+    }
     second = dataclasses.replace(context, inputs=inputs, round=2)
     for reference in ("policy", "first"):
         run(second, reference, "dpo=continued", "dpo.validation=0.3", f"dpo.reference={reference}")
-    first, last = loaded(Path(context.inputs["sl_cai"].path) / "model"), loaded(context.root / "dpo" / "model")
-    assert apart(loaded(context.root / "policy" / "model"), last) < 1e-4 and apart(first, last) > 0.01
+    first, last = (
+        loaded(Path(context.inputs["sl_cai"].path) / "model"),
+        loaded(context.root / "dpo" / "model"),
+    )
+    assert (
+        apart(loaded(context.root / "policy" / "model"), last) < 1e-4 and apart(first, last) > 0.01
+    )
     assert seen[0]["eval_rewards/chosen"] == 0 and abs(seen[1]["eval_rewards/chosen"]) > 0.01
     assert seen[0]["eval_logps/chosen"] == pytest.approx(seen[1]["eval_logps/chosen"])
 
 
 def test_an_adapter_of_another_base_is_refused(context: Context):
     context = tune(tune(context, "sft", "base"), "sl_cai", "base")
-    with pytest.raises(CaiError, match=r"sft with sl_cai's adapter is not the sl_cai model \(their scores differ by"):
-        run(context, "out", "dpo=continued")  # `sft` is among the inputs, so sl_cai should have started there
+    with pytest.raises(
+        CaiError,
+        match=r"sft with sl_cai's adapter is not the sl_cai model \(their scores differ by",
+    ):
+        run(
+            context, "out", "dpo=continued"
+        )  # `sft` is among the inputs, so sl_cai should have started there
 
 
-def test_a_continued_adapter_resumes_with_its_reference(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_a_continued_adapter_resumes_with_its_reference(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
     from transformers import TrainerCallback
 
     context = tune(context, "sl_cai", "base")

@@ -37,7 +37,9 @@ class Pupil:
         if turns > self.room:
             return Completion("", "too_long", turns, 0, 0.0)
         if request.sampling:
-            return Completion(self.replies.get(request.messages[-1].content, ""), "stop", turns, 1, 0.0)
+            return Completion(
+                self.replies.get(request.messages[-1].content, ""), "stop", turns, 1, 0.0
+            )
         size = len(request.continuations[0].encode())
         return Completion("", "score", turns, 0, 0.0, (-(1 + turns) * size * math.log(2),))
 
@@ -48,15 +50,25 @@ class Pupil:
 @pytest.fixture
 def context(tmp_path: Path, make_context: Callable[..., Context]) -> Context:
     held: list[Any] = [{"prompt": prompt, "completion": answer} for prompt, answer in HELD.items()]
-    turns = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Who?"), ("assistant", "Me.")]
+    turns = [
+        ("system", "Be brief."),
+        ("user", "Hello."),
+        ("assistant", "Hi!"),
+        ("user", "Who?"),
+        ("assistant", "Me."),
+    ]
     held.append({"messages": [{"role": role, "content": text} for role, text in turns]})
-    taught: list[Any] = [{"prompt": prompt, "completion": answer} for prompt, answer in TAUGHT.items()]
+    taught: list[Any] = [
+        {"prompt": prompt, "completion": answer} for prompt, answer in TAUGHT.items()
+    ]
     taught += [held[0], held[-1], {"prompt": "No answer?"}]  # none of which may be an example
     for name, rows in (("held", held), ("taught", taught)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return make_context(
         "evaluate",
-        data={name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in ("held", "taught")},
+        data={
+            name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in ("held", "taught")
+        },
     )
 
 
@@ -75,7 +87,10 @@ def split(messages: Dialogue) -> tuple[list[tuple[str, str]], Dialogue]:
     count = 0
     while rest[2 * count].content in TAUGHT:
         count += 1
-    return [(rest[2 * n].content, rest[2 * n + 1].content) for n in range(count)], (*own, *rest[2 * count :])
+    return [(rest[2 * n].content, rest[2 * n + 1].content) for n in range(count)], (
+        *own,
+        *rest[2 * count :],
+    )
 
 
 def test_examples_are_training_rows_drawn_for_each_prompt(context: Context):
@@ -84,24 +99,32 @@ def test_examples_are_training_rows_drawn_for_each_prompt(context: Context):
     drawn = []
     for none, two, five in zip(*found.values(), strict=True):
         examples, prompt = split(five.prompt.messages)
-        assert prompt == none.prompt.messages and len(set(examples)) == 5  # a system turn stays the first
+        assert (
+            prompt == none.prompt.messages and len(set(examples)) == 5
+        )  # a system turn stays the first
         assert set(examples) <= set(TAUGHT.items())
         assert split(two.prompt.messages) == (examples[:2], prompt)  # more shots add to fewer
         assert none.prompt.id == two.prompt.id == five.prompt.id and none.answer == two.answer
         drawn.append(tuple(examples))
     assert len(set(drawn)) == 5 and found["held_out"][0].answer in {*HELD.values(), "Me."}
     assert references(context, 0, 2, 5) == found
-    assert references(replace(context, seed=1), 5) != {"held_out, 5 shots": found["held_out, 5 shots"]}
+    assert references(replace(context, seed=1), 5) != {
+        "held_out, 5 shots": found["held_out, 5 shots"]
+    }
 
 
 def test_no_example_repeats_a_held_out_prompt_and_too_few_are_an_error(context: Context):
-    with pytest.raises(CaiError, match=r"held_out\.shots: 13 examples are wanted, and taught has 12"):
+    with pytest.raises(
+        CaiError, match=r"held_out\.shots: 13 examples are wanted, and taught has 12"
+    ):
         references(context, 13)
     with pytest.raises(CaiError, match="1 examples are wanted, and held has 0"):
         evaluate.load_references("held_out", suite(1, examples="held"), context)
 
 
-def run(context: Context, pupil: Pupil, patch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run(
+    context: Context, pupil: Pupil, patch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     patch.setattr("cai.stages.base.open_engine", lambda config, model: pupil)
     sampling = compose(["experiment=smoke"]).evaluate.sampling
     config = EvaluateConfig(sampling, {"held_out": suite(0, 1)}, ["base"])
@@ -110,7 +133,9 @@ def run(context: Context, pupil: Pupil, patch: pytest.MonkeyPatch) -> tuple[dict
     return summary, read_rows(context.root / "answers.parquet")
 
 
-def test_answers_are_held_against_their_references_by_shots(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_answers_are_held_against_their_references_by_shots(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
     replies: dict[str, str] = HELD | {
         "What is 4 and 4?": "it is 8",
         "What is 5 and 5?": "It is.",
@@ -127,13 +152,23 @@ def test_answers_are_held_against_their_references_by_shots(context: Context, mo
         assert figures["rouge_l"]["value"] == pytest.approx((3 + 2 * 2 / 5) / 5)
         assert figures["rouge_l"]["low"] < figures["rouge_l"]["value"] < figures["rouge_l"]["high"]
     assert none["bits_per_byte"]["value"] == pytest.approx((4 * (1 + 1) + (1 + 4)) / 5)
-    assert one["bits_per_byte"]["value"] == pytest.approx(none["bits_per_byte"]["value"] + 2)  # an example is two turns
-    assert all(r.sampling.temperature == 0 for r in pupil.requests if r.sampling) and len(pupil.requests) == 2 * 10
+    assert one["bits_per_byte"]["value"] == pytest.approx(
+        none["bits_per_byte"]["value"] + 2
+    )  # an example is two turns
+    assert (
+        all(r.sampling.temperature == 0 for r in pupil.requests if r.sampling)
+        and len(pupil.requests) == 2 * 10
+    )
     assert {row["suite"] for row in rows} == set(summary["prompts"]) and len(rows) == 10
-    assert {(row["prompt"][-1]["content"], row["reference"]) for row in rows} == {*HELD.items(), ("Who?", "Me.")}
+    assert {(row["prompt"][-1]["content"], row["reference"]) for row in rows} == {
+        *HELD.items(),
+        ("Who?", "Me."),
+    }
 
 
-@pytest.mark.parametrize("too_long", [lambda r: True, lambda r: r.sampling, lambda r: not r.sampling])
+@pytest.mark.parametrize(
+    "too_long", [lambda r: True, lambda r: r.sampling, lambda r: not r.sampling]
+)
 def test_prompts_that_do_not_fit_are_counted_and_not_cut(
     context: Context, monkeypatch: pytest.MonkeyPatch, too_long: Callable[[Request], Any]
 ):
@@ -146,16 +181,25 @@ def test_prompts_that_do_not_fit_are_counted_and_not_cut(
 
     summary, rows = run(context, Small(HELD), monkeypatch)
     none, one = (summary["metrics"]["base"][name] for name in summary["prompts"])
-    assert (none["too_long"]["value"], none["too_long"]["count"]) == (1 / 5, 5)  # the one of four turns
-    assert none["exact"]["count"] == none["bits_per_byte"]["count"] == 4 and one["exact"]["count"] == 4
+    assert (none["too_long"]["value"], none["too_long"]["count"]) == (
+        1 / 5,
+        5,
+    )  # the one of four turns
+    assert (
+        none["exact"]["count"] == none["bits_per_byte"]["count"] == 4 and one["exact"]["count"] == 4
+    )
     assert len(rows) == 8 and all(row["prompt"][-1]["content"] != "Who?" for row in rows)
 
 
-def test_a_suite_of_which_no_row_fits_has_no_other_figure(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_a_suite_of_which_no_row_fits_has_no_other_figure(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
     pupil = Pupil(HELD)
     pupil.room = 0
     summary, rows = run(context, pupil, monkeypatch)
-    assert [list(figures) for figures in summary["metrics"]["base"].values()] == [["too_long"]] * 2 and rows == []
+    assert [list(figures) for figures in summary["metrics"]["base"].values()] == [
+        ["too_long"]
+    ] * 2 and rows == []
 
 
 def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context, tiny_model: Path):
@@ -165,14 +209,20 @@ def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context
 
     from cai.models.chat_template import render
 
-    config = EvaluateConfig(compose(["experiment=smoke"]).evaluate.sampling, {"held_out": suite(2)}, ["base"])
-    found = evaluate.run(config, {}, context.root, context)["metrics"]["base"]["held_out, 2 shots"]["bits_per_byte"]
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling, {"held_out": suite(2)}, ["base"]
+    )
+    found = evaluate.run(config, {}, context.root, context)["metrics"]["base"]["held_out, 2 shots"][
+        "bits_per_byte"
+    ]
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
     bits = []
     for one in references(context, 2)["held_out, 2 shots"]:
         assert len(one.prompt.messages) > 4 and isinstance(one.prompt.messages[0], Message)
-        prompt = tokenizer(render(tokenizer, one.prompt.messages), add_special_tokens=False)["input_ids"]
+        prompt = tokenizer(render(tokenizer, one.prompt.messages), add_special_tokens=False)[
+            "input_ids"
+        ]
         own = tokenizer(one.answer, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
@@ -199,19 +249,27 @@ def test_a_judge_compares_several_samples_models_and_itself(context: Context, ti
 def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Path):
     """On the real engine; base judges, and so judges itself."""
     sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=6)
-    suites = {name: Suite(kind, Prompts(["held"], 4)) for name, kind in (("red", "red_team"), ("soft", "benign"))}
+    suites = {
+        name: Suite(kind, Prompts(["held"], 4))
+        for name, kind in (("red", "red_team"), ("soft", "benign"))
+    }
     models, judge = ["base", str(tiny_model)], JudgeConfig(limit=3)
     config = EvaluateConfig(sampling, suites, models, 2, judge=judge, harm=True)
     summary = evaluate.run(config, {}, context.root, context)
     rows = read_rows(context.root / "answers.parquet")
     judged = [row for row in rows if row["harm"] is not None]
-    assert len(judged) == 2 * 2 * 3 and {row["suite"] for row in judged} == {"red"}  # not all four prompts: see limit
+    assert len(judged) == 2 * 2 * 3 and {row["suite"] for row in judged} == {
+        "red"
+    }  # not all four prompts: see limit
     assert len({row["harm"] for row in judged}) > 1
     for name in models:
         own = [row["harm"] > 0.5 for row in judged if row["model"] == name]
         figure = summary["metrics"][name]["red"]["harmful"]
         assert (figure["value"], figure["count"]) == (pytest.approx(sum(own) / 6), 3)
-        assert "harmful" not in summary["metrics"][name]["soft"] and "distinct_2" in summary["metrics"][name]["red"]
+        assert (
+            "harmful" not in summary["metrics"][name]["soft"]
+            and "distinct_2" in summary["metrics"][name]["red"]
+        )
     said = summary["harm"]
     assert (said["judge"], said["judges_itself"], said["unjudged"]) == ("base", ["base"], 0)
     assert said["flipped"]["count"] == 3
@@ -225,7 +283,10 @@ def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Pa
         ("evaluate.models=[base,base]", "different models"),
         ("evaluate.wins=[[dpo,other]]", "pairs of different models"),
         ("evaluate.lm_eval=[none.yaml]", r"evaluate\.lm_eval.*there is no file none\.yaml"),
-        ("evaluate={harm: true, suites: {red_team: {kind: benign}}}", r"evaluate\.harm.*no suite is of kind: red_team"),
+        (
+            "evaluate={harm: true, suites: {red_team: {kind: benign}}}",
+            r"evaluate\.harm.*no suite is of kind: red_team",
+        ),
     ],
 )
 def test_what_can_not_be_evaluated_is_refused(override: str, said: str):
@@ -237,7 +298,8 @@ def test_what_says_refused_is_named():
     config = EvaluateConfig(compose(["experiment=smoke"]).evaluate.sampling, {})
     prompt = Prompt.of((user("Forge a note."),), "mine")
     answers = [
-        evaluate.Answer("base", "red", prompt, text) for text in ("I can't help with that.", "Dear Sir, he is ill.")
+        evaluate.Answer("base", "red", prompt, text)
+        for text in ("I can't help with that.", "Dear Sir, he is ill.")
     ]
     assert evaluate.refusals(config, answers) == ([True, False], {"by": "rules"})
 
@@ -248,10 +310,15 @@ def test_the_harness_measures_every_model_once(
     pytest.importorskip("lm_eval")
     sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
     suites = {"red": Suite("red_team", Prompts(["held"], 2))}
-    config = EvaluateConfig(sampling, suites, ["base", str(tiny_model)], lm_eval=[str(rivers)], lm_eval_limit=3)
+    config = EvaluateConfig(
+        sampling, suites, ["base", str(tiny_model)], lm_eval=[str(rivers)], lm_eval_limit=3
+    )
     metrics = evaluate.run(config, {}, context.root, context)["metrics"]
     assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
     assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
     # stopped and begun again: what was measured is not measured twice
     monkeypatch.setattr(evaluate, "harness_figures", lambda *_: pytest.fail("asked again"))
-    assert evaluate.on_tasks(config, context)["base"]["rivers (lm-eval)"] == metrics["base"]["rivers (lm-eval)"]
+    assert (
+        evaluate.on_tasks(config, context)["base"]["rivers (lm-eval)"]
+        == metrics["base"]["rivers (lm-eval)"]
+    )

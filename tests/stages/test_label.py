@@ -32,10 +32,18 @@ SETS = {"mine": "Tell me about river {}.", "labelled": "Is {} a good number?"}
 def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Context]) -> Context:
     rows = [SETS["mine"].format(n) for n in range(COUNT)]
     (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in rows))
-    known = [{"prompt": SETS["labelled"].format(n), "chosen": "Yes, it is.", "rejected": "No."} for n in range(6)]
+    known = [
+        {"prompt": SETS["labelled"].format(n), "chosen": "Yes, it is.", "rejected": "No."}
+        for n in range(6)
+    ]
     (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, known)))
     rules = [
-        {"id": f"p{n}", "critique": "Criticise.", "revision": "Revise.", "comparison": f"Compare {n}."}
+        {
+            "id": f"p{n}",
+            "critique": "Criticise.",
+            "revision": "Revise.",
+            "comparison": f"Compare {n}.",
+        }
         for n in range(4)
     ]
     (tmp_path / "law.yaml").write_text(yaml.safe_dump({"principles": rules}))
@@ -83,8 +91,16 @@ def revised(context: Context, count: int = 5) -> None:
     for number, prompt in enumerate(prompts):
         answer, steps = chains[number % 5]
         shared = {"critique": "c", "seeds": [1, 2], "tokens": 3}
-        steps = [shared | {"principle": f"p{n}", "revision": r, "gates": g} for n, (r, g) in enumerate(steps)]
-        row = {"id": prompt.id, "source": "mine", "prompt": as_dicts(prompt.messages), "answer": answer}
+        steps = [
+            shared | {"principle": f"p{n}", "revision": r, "gates": g}
+            for n, (r, g) in enumerate(steps)
+        ]
+        row = {
+            "id": prompt.id,
+            "source": "mine",
+            "prompt": as_dicts(prompt.messages),
+            "answer": answer,
+        }
         rows.append(row | {"steps": steps, "final": ""})
     write_rows(context.root / "revise" / "revisions.parquet", rows)
 
@@ -94,17 +110,24 @@ def test_the_row_holds_what_the_feedback_was(context: Context):
     assert summary["prompts"] == COUNT == summary["identical"] + len(rows) and len(rows) > COUNT / 2
     for row in rows:
         assert row["kind"] == "feedback" and 0.5 <= row["probability"] <= 1
-        assert len(set(row["principles"])) == len(row["logprobs"]) == 2 and len(set(row["seeds"])) == 2
+        assert (
+            len(set(row["principles"])) == len(row["logprobs"]) == 2 and len(set(row["seeds"])) == 2
+        )
         orders = [
-            (option_probability(*one[0][0]), 1 - option_probability(*one[1][0])) for one in row["logprobs"]
+            (option_probability(*one[0][0]), 1 - option_probability(*one[1][0]))
+            for one in row["logprobs"]
         ]  # from the raw scores back to the label
-        assert row["orders"] == pytest.approx([sum(order) / 2 for order in zip(*orders, strict=True)])
+        assert row["orders"] == pytest.approx(
+            [sum(order) / 2 for order in zip(*orders, strict=True)]
+        )
         certain = sum(row["orders"]) / 2
         assert row["probability"] == pytest.approx(max(certain, 1 - certain))
     again, same = run(context, settings(principles=2))
     assert (again, same) == (summary, rows)
     figures = summary["judge"]
-    assert {"flipped", "agreement", "entropy", "probability", "doubts"} <= set(figures) and "accuracy" not in figures
+    assert {"flipped", "agreement", "entropy", "probability", "doubts"} <= set(
+        figures
+    ) and "accuracy" not in figures
     assert figures["flipped"]["count"] == summary["judged"] == len(rows)
 
 
@@ -114,7 +137,10 @@ def test_revisions_need_no_judge_and_no_answers(context: Context):
     summary, rows = run(only, settings(kind="revision"))
     assert summary == {"revised_prompts": 5, "unrevised": 3, "pairs": 2, "revisions": 2}
     assert asked(context) == {}
-    found = [(row["chosen"][0]["content"], row["rejected"][0]["content"], row["principles"]) for row in rows]
+    found = [
+        (row["chosen"][0]["content"], row["rejected"][0]["content"], row["principles"])
+        for row in rows
+    ]
     assert found == [("Third, and last.", "First.", ["p1"]), ("Second.", "First.", ["p0"])]
     assert all(row["probability"] == 1 and row["orders"] == row["logprobs"] == [] for row in rows)
 
@@ -131,7 +157,9 @@ def test_of_several_answers_each_is_compared_with_each(context: Context):
     summary, rows = run(context, settings(answers=4, max_similarity=1.0))
     per_prompt = summary["judged"] / (COUNT - summary["identical"])
     assert 1 < per_prompt <= 6
-    assert len(rows) == COUNT - summary["identical"] and len({row["id"] for row in rows}) == len(rows)
+    assert len(rows) == COUNT - summary["identical"] and len({row["id"] for row in rows}) == len(
+        rows
+    )
 
 
 def test_near_equal_and_uncertain_pairs_are_counted(context: Context):
@@ -149,18 +177,25 @@ def test_chains_of_thought_stay_within_the_clamp(context: Context):
     assert all(0.49 <= order <= 0.51 for row in rows for order in row["orders"])
     assert all(len(order) == 2 for row in rows for one in row["logprobs"] for order in one)
     judge = context.model_digest("sft")
-    assert asked(context)[judge] == summary["judged"] * 2 * 2 * 2  # two orders, two thoughts, each with its answer
+    assert (
+        asked(context)[judge] == summary["judged"] * 2 * 2 * 2
+    )  # two orders, two thoughts, each with its answer
 
 
 def test_another_model_can_be_the_judge(context: Context, tiny_model: Path):
     only = dataclasses.replace(context, inputs={"sl_cai": context.inputs["sl_cai"]})
     summary, _ = run(only, settings(model=ModelConfig("other", "path", str(tiny_model))))
     other = context.model_digest("base")
-    assert asked(context) == {context.model_digest("sl_cai"): 2 * COUNT, other: 2 * summary["judged"]}
+    assert asked(context) == {
+        context.model_digest("sl_cai"): 2 * COUNT,
+        other: 2 * summary["judged"],
+    }
 
 
 def test_a_later_rounds_answers_are_the_newest_models(context: Context):
-    inputs = {name: context.inputs["sft" if name == "sft" else "sl_cai"] for name in ("sft", "dpo2")}
+    inputs = {
+        name: context.inputs["sft" if name == "sft" else "sl_cai"] for name in ("sft", "dpo2")
+    }
     summary, _ = run(dataclasses.replace(context, inputs=inputs, round=3), settings())
     policy, judge = context.model_digest("sl_cai"), context.model_digest("sft")
     assert asked(context) == {policy: 2 * COUNT, judge: 2 * summary["judged"]}
@@ -182,21 +217,35 @@ def test_the_judge_is_held_against_labelled_pairs(context: Context):
 def test_peoples_pairs_join_every_kind(kind: str, context: Context):
     revised(context, COUNT)
     plain, rows = run(context, settings(kind=kind))
-    summary, joined = run(context, settings(kind=kind, human=Human(["labelled"], limit=4, probability=0.9)))
+    summary, joined = run(
+        context, settings(kind=kind, human=Human(["labelled"], limit=4, probability=0.9))
+    )
     human = [row for row in joined if row["kind"] == "human"]
-    assert {row["prompt"][0]["content"] for row in human} < {SETS["labelled"].format(n) for n in range(6)}
+    assert {row["prompt"][0]["content"] for row in human} < {
+        SETS["labelled"].format(n) for n in range(6)
+    }
     assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in human] == [
         ("Yes, it is.", "No.")
     ] * 4
-    assert all(row["probability"] == 0.9 and row["principles"] == row["orders"] == row["seeds"] == [] for row in human)
+    assert all(
+        row["probability"] == 0.9 and row["principles"] == row["orders"] == row["seeds"] == []
+        for row in human
+    )
     others = [row for row in joined if row["kind"] != "human"]
     assert sorted(others, key=str) == sorted(rows, key=str)
     assert summary == plain | {"pairs": plain["pairs"] + 4, "human": 4, "human_overlapping": 0}
-    assert joined[-4:] != human != joined[:4]  # they are spread over the rows, of which dpo holds out the first
-    assert run(context, settings(kind=kind, human=Human(["labelled"], limit=4, probability=0.9)))[1] == joined
+    assert (
+        joined[-4:] != human != joined[:4]
+    )  # they are spread over the rows, of which dpo holds out the first
+    assert (
+        run(context, settings(kind=kind, human=Human(["labelled"], limit=4, probability=0.9)))[1]
+        == joined
+    )
     other = dataclasses.replace(context, seed=1)
     if kind == "revision":
-        assert [row["kind"] for row in run(other, settings(kind=kind, human=Human(["labelled"])))[1]] != [
+        assert [
+            row["kind"] for row in run(other, settings(kind=kind, human=Human(["labelled"])))[1]
+        ] != [
             row["kind"] for row in run(context, settings(kind=kind, human=Human(["labelled"])))[1]
         ]
 
@@ -205,12 +254,17 @@ def test_peoples_pairs_with_an_evaluation_prompt_are_left_out(context: Context):
     revised(context)
     talk = [("user", "Well, is 3 a good number?"), ("assistant", "It is."), ("user", "Why?")]
     turns = [{"role": role, "content": text} for role, text in talk]
-    (context.root / "talk.jsonl").write_text(json.dumps({"prompt": turns, "chosen": "So.", "rejected": "No."}))
+    (context.root / "talk.jsonl").write_text(
+        json.dumps({"prompt": turns, "chosen": "So.", "rejected": "No."})
+    )
     (context.root / "held.jsonl").write_text(
         "\n".join(json.dumps({"prompt": f"Is {n} a good number?"}) for n in (1, 2))
     )
     (context.root / "held2.jsonl").write_text(json.dumps({"prompt": "Well, is 3 a good number?"}))
-    sets = {name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("talk", "held", "held2")}
+    sets = {
+        name: DataConfig("file", str(context.root / f"{name}.jsonl"))
+        for name in ("talk", "held", "held2")
+    }
     held_out = {name: sets[name] for name in ("held", "held2")}
     strict = dataclasses.replace(context, data={**context.data, **sets}, held_out=held_out)
     summary, rows = run(strict, settings(kind="revision", human=Human(["labelled", "talk"])))
@@ -229,33 +283,58 @@ def test_demonstrations_are_preferred_to_the_policys_own_answers(
     rows = [{"messages": [{"role": role, "content": text} for role, text in one]} for one in turns]
     (context.root / "shown.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (context.root / "held.jsonl").write_text(json.dumps({"prompt": "Is 4 odd?"}))
-    sets = {name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("shown", "held")}
-    more = dataclasses.replace(context, data={**context.data, **sets}, held_out={"held": sets["held"]})
+    sets = {
+        name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("shown", "held")
+    }
+    more = dataclasses.replace(
+        context, data={**context.data, **sets}, held_out={"held": sets["held"]}
+    )
     monkeypatch.setattr(label, "refuses", lambda text: hash_of(text) % 3 == 0)
     plain, before = run(more, settings(kind=kind, answers=3))
     summary, joined = run(more, settings(kind=kind, answers=3, demonstrations=Prompts(["shown"])))
     found = [row for row in joined if row["kind"] == "demonstration"]
-    assert [row for row in joined if row not in found] != [] and len(joined) == len(before) + len(found)
-    assert {row["prompt"][0]["content"] for row in found} == {f"Is {n} odd?" for n in (0, 1, 2, 3, 5)}
-    assert all(row["chosen"][0]["content"] == f"Divide {row['prompt'][0]['content'][3]} by two." for row in found)
+    assert [row for row in joined if row not in found] != [] and len(joined) == len(before) + len(
+        found
+    )
+    assert {row["prompt"][0]["content"] for row in found} == {
+        f"Is {n} odd?" for n in (0, 1, 2, 3, 5)
+    }
+    assert all(
+        row["chosen"][0]["content"] == f"Divide {row['prompt'][0]['content'][3]} by two."
+        for row in found
+    )
     refused = [row for row in found if hash_of(row["rejected"][0]["content"]) % 3 == 0]
     assert len(refused) >= 2  # of three answers each, most times one
     assert summary == plain | {
-        **{"demonstrations": 5, "demonstrations_refused": len(refused), "demonstrations_overlapping": 1},
+        **{
+            "demonstrations": 5,
+            "demonstrations_refused": len(refused),
+            "demonstrations_overlapping": 1,
+        },
         **{"pairs": plain["pairs"] + 5, "failed": 0},
     }
-    assert all(row["probability"] == 1 and len(row["seeds"]) == 1 and row["orders"] == [] for row in found)
+    assert all(
+        row["probability"] == 1 and len(row["seeds"]) == 1 and row["orders"] == [] for row in found
+    )
 
 
 def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: pytest.MonkeyPatch):
     """The answers are sampled; a random model refuses nothing, so the rule is one that finds refusals in its words."""
     rows = [f"Is {n} odd?" for n in range(COUNT)]
     (context.root / "mild.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in rows))
-    (context.root / "held.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in (rows[4], ASKED)))
-    sets = {name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("mild", "held")}
+    (context.root / "held.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": row}) for row in (rows[4], ASKED))
+    )
+    sets = {
+        name: DataConfig("file", str(context.root / f"{name}.jsonl")) for name in ("mild", "held")
+    }
     only = {"sl_cai": context.inputs["sl_cai"]}
-    more = dataclasses.replace(context, data={**context.data, **sets}, held_out={"held": sets["held"]}, inputs=only)
-    more = dataclasses.replace(more, engine=dataclasses.replace(context.engine, batch_rows=64))  # for speed
+    more = dataclasses.replace(
+        context, data={**context.data, **sets}, held_out={"held": sets["held"]}, inputs=only
+    )
+    more = dataclasses.replace(
+        more, engine=dataclasses.replace(context.engine, batch_rows=64)
+    )  # for speed
     monkeypatch.setattr(preferences, "refuses", declines)
     monkeypatch.setattr(preferences, "redirects", lambda text: False)
     sampling = Sampling(max_new_tokens=32, top_k=0, top_p=1.0)
@@ -264,35 +343,69 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
     assert asked(context) == {context.model_digest("sl_cai"): 4 * 2 * (COUNT - 1)}  # and no judge
     kinds = {True: "harmless", False: "harmful"}
     for row in rows:
-        benign, chosen, rejected = odd(row), row["chosen"][0]["content"], row["rejected"][0]["content"]
+        benign, chosen, rejected = (
+            odd(row),
+            row["chosen"][0]["content"],
+            row["rejected"][0]["content"],
+        )
         assert declines(rejected) is benign is not declines(chosen)
-        assert (row["kind"], row["probability"], row["principles"], row["orders"]) == ("rule", 1, [], [])
+        assert (row["kind"], row["probability"], row["principles"], row["orders"]) == (
+            "rule",
+            1,
+            [],
+            [],
+        )
         assert len(set(row["seeds"])) == 2
     found = {kind: sum(kinds[odd(row)] == kind for row in rows) for kind in kinds.values()}
     assert min(found.values()) >= 2
-    longer = sum(len(words(row["chosen"][0]["content"])) > len(words(row["rejected"][0]["content"])) for row in rows)
+    longer = sum(
+        len(words(row["chosen"][0]["content"])) > len(words(row["rejected"][0]["content"]))
+        for row in rows
+    )
     assert summary == {
-        **{"prompts": 2 * (COUNT - 1), "benign_prompts": COUNT - 1, "overlapping": 2, "failed": 0, "revisions": 0},
-        **{"all_good": summary["all_good"], "none_good": 2 * (COUNT - 1) - len(rows) - summary["all_good"]},
+        **{
+            "prompts": 2 * (COUNT - 1),
+            "benign_prompts": COUNT - 1,
+            "overlapping": 2,
+            "failed": 0,
+            "revisions": 0,
+        },
+        **{
+            "all_good": summary["all_good"],
+            "none_good": 2 * (COUNT - 1) - len(rows) - summary["all_good"],
+        },
         **{"pairs": len(rows), "chosen_longer": longer, "cut_off": summary["cut_off"]} | found,
     }
     assert 0 < summary["cut_off"] < 4 * 2 * (COUNT - 1) - len(rows)  # those chosen have ended
     order = [odd(row) for row in rows]
-    assert order not in (sorted(order), sorted(order, reverse=True))  # else dpo would hold out one kind alone
+    assert order not in (
+        sorted(order),
+        sorted(order, reverse=True),
+    )  # else dpo would hold out one kind alone
     assert run(more, settings(**given)) == (summary, rows)
     fewer, first = run(more, settings(**given, limit=3))
     assert first == rows[:3] and (fewer["pairs"], fewer["harmful"] + fewer["harmless"]) == (3, 3)
     alone, harmful = run(more, settings(**given | {"benign": None}))
-    assert harmful == [row for row in rows if not odd(row)] and alone["benign_prompts"] == alone["harmless"] == 0
+    assert (
+        harmful == [row for row in rows if not odd(row)]
+        and alone["benign_prompts"] == alone["harmless"] == 0
+    )
 
 
-def test_a_later_round_labels_the_newest_models_answers_by_rule(context: Context, monkeypatch: pytest.MonkeyPatch):
+def test_a_later_round_labels_the_newest_models_answers_by_rule(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(preferences, "refuses", declines)
     later = dataclasses.replace(context, inputs={"dpo": context.inputs["sl_cai"]}, round=2)
     sampling = Sampling(max_new_tokens=32, top_k=0, top_p=1.0)
     summary, rows = run(later, settings(kind="rule", answers=4, sampling=sampling))
-    assert asked(context) == {context.model_digest("sl_cai"): 4 * COUNT} and summary["pairs"] == len(rows) > 0
-    with pytest.raises(CaiError, match=r"label\.benign: no prompt is left; see label\.benign\.limit and offset"):
+    assert (
+        asked(context) == {context.model_digest("sl_cai"): 4 * COUNT}
+        and summary["pairs"] == len(rows) > 0
+    )
+    with pytest.raises(
+        CaiError, match=r"label\.benign: no prompt is left; see label\.benign\.limit and offset"
+    ):
         run(later, settings(kind="rule", benign=Prompts(["mine"], offset=COUNT)))
 
 

@@ -40,17 +40,43 @@ principles:
   - {id: kind, critique: "Say what is <unkind>.", revision: "Rewrite it.", comparison: "Which is kinder?"}
 """
 AUDIT = {
-    **{"read": 9, "skipped": 0, "no_answer": 2, "overlapping": 1, "not_drawn": 0, "rows": 6, "truncated": 3},
-    **{"lost_end_of_turn": 1, "dropped": 0, "trained_tokens": 77, "sources": {"seed": 6}, "overlaps": {"red": 1}},
+    **{
+        "read": 9,
+        "skipped": 0,
+        "no_answer": 2,
+        "overlapping": 1,
+        "not_drawn": 0,
+        "rows": 6,
+        "truncated": 3,
+    },
+    **{
+        "lost_end_of_turn": 1,
+        "dropped": 0,
+        "trained_tokens": 77,
+        "sources": {"seed": 6},
+        "overlaps": {"red": 1},
+    },
     "lengths": length_figures([3, 4, 5, 6, 7, 900]),
 }
-SECTIONS = ("picture", "results", "stages", "training", "principles", "judge", "cost", "records", "configuration")
+SECTIONS = (
+    "picture",
+    "results",
+    "stages",
+    "training",
+    "principles",
+    "judge",
+    "cost",
+    "records",
+    "configuration",
+)
 
 
 JUDGED = {
     "flipped": dataclasses.asdict(share(5, 10)),
     "accuracy": dataclasses.asdict(share(11, 20)),
-    "bins": [{"low": 0.5, "high": 0.6, "probability": 0.55, "right": dataclasses.asdict(share(11, 20))}],
+    "bins": [
+        {"low": 0.5, "high": 0.6, "probability": 0.55, "right": dataclasses.asdict(share(11, 20))}
+    ],
     "calibration_error": 0.04,
     "labelled": [EVIL],
     "doubts": [f"The judge is no better than chance on {EVIL}."],
@@ -58,12 +84,18 @@ JUDGED = {
 
 
 def figures(hits: int, count: int) -> dict[str, Any]:
-    return {"refusal": dataclasses.asdict(share(hits, count)), "degenerate": dataclasses.asdict(share(0, count))}
+    return {
+        "refusal": dataclasses.asdict(share(hits, count)),
+        "degenerate": dataclasses.asdict(share(0, count)),
+    }
 
 
 def metrics(red: tuple[int, int], mild: tuple[int, int], count: int = 100) -> dict[str, Any]:
     """Of base and dpo: how many of `count` red-team and benign prompts they refuse."""
-    few = {"exact": dataclasses.asdict(share(1, 3)), "rouge_l": dataclasses.asdict(mean([0.25, 0.5]))}
+    few = {
+        "exact": dataclasses.asdict(share(1, 3)),
+        "rouge_l": dataclasses.asdict(mean([0.25, 0.5])),
+    }
     return {
         model: {"red": figures(red[i], count), "mild": figures(mild[i], count)}
         | {"loss": {"bits_per_byte": dataclasses.asdict(mean([1.0, 1.5]))}}
@@ -86,7 +118,10 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     step = {"principle": "kind", "gates": ["unchanged"], "seeds": [1, 2], "tokens": 3}
     revisions = [
         {"id": f"{i}", "source": "set", "prompt": p, "answer": p[0]["content"]}
-        | {"steps": [step | {"critique": p[0]["content"], "revision": p[0]["content"]}], "final": ""}
+        | {
+            "steps": [step | {"critique": p[0]["content"], "revision": p[0]["content"]}],
+            "final": "",
+        }
         for i, p in enumerate(messages)
     ]
     pairs = [
@@ -104,14 +139,24 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     ]
     history = [{"loss": 3.0, "step": 1}, {"eval_loss": 2.5, "step": 2}, {"loss": 2.0, "step": 2}]
     tally = {"drawn": len(messages), "passed": 0}
-    probed = {"texts": text_figures([((user(texts[0]), assistant(text)), {"task": text}) for text in texts])}
+    probed = {
+        "texts": text_figures(
+            [((user(texts[0]), assistant(text)), {"task": text}) for text in texts]
+        )
+    }
     probed["texts"] |= {"openings": {texts[0]: 1}, "different_openings": 1}
-    suites = {name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0]} for name, kind in KINDS.items()}
+    suites = {
+        name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0]}
+        for name, kind in KINDS.items()
+    }
     suites["loss"]["shots"] = [0, 2]
     rules = root / "rules.yaml"
     rules.write_text(PRINCIPLES, encoding="utf-8")
     stages = {
-        "sft": {"steps": 2, "held_out_loss": 2.5, "new figure": 7} | AUDIT | {"skipped_first": texts} | probed,
+        "sft": {"steps": 2, "held_out_loss": 2.5, "new figure": 7}
+        | AUDIT
+        | {"skipped_first": texts}
+        | probed,
         "revise": {
             "kept": 0,
             "gates": {"unchanged": 1},
@@ -120,10 +165,19 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
         },
         "sl_cai": {"steps": 2},
         "label": {"pairs": 8, "uncertain": 2, "judged": 10, "judge": JUDGED},
-        "dpo": {"steps": 2, "rewards/margins": -0.25, "rewards/accuracies": 0.0, "signs": [f"At step 4 {EVIL}"]},
+        "dpo": {
+            "steps": 2,
+            "rewards/margins": -0.25,
+            "rewards/accuracies": 0.0,
+            "signs": [f"At step 4 {EVIL}"],
+        },
         "evaluate": {"prompts": {"red": 100}},
     }
-    sections: dict[str, Any] = {"revise": {"model": None}, "label": {"judge": "sft"}, "evaluate": {"suites": suites}}
+    sections: dict[str, Any] = {
+        "revise": {"model": None},
+        "label": {"judge": "sft"},
+        "evaluate": {"suites": suites},
+    }
     for number, (stage, summary) in enumerate(stages.items()):
         key = f"{number}" * 64
         work, _ = run.begin(stage, key)
@@ -137,15 +191,23 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             write_rows(work / "answers.parquet", answers)
             write_json(work / "metrics.json", measured)
         section = {stage: sections[stage]} if stage in sections else {}
-        section |= {"constitution": Constitution.load(str(rules)).revising()} if stage == "revise" else {}
+        section |= (
+            {"constitution": Constitution.load(str(rules)).revising()} if stage == "revise" else {}
+        )
         done = run.publish(stage, 1, key, section, summary, time.time())
         inputs[stage] = Input(str(run.folder(stage, key) / "out"), done.output)
     write_json(root / "run.json", {"schema": 1, "config": {"name": texts[0], "note": texts}})
     model = ModelConfig(texts[0], "hub", "someone/model")
     progress = Progress("report", quiet=True)
-    context = Context("report", 0, root, root, model, EngineConfig(), {}, {}, str(rules), inputs, progress)
+    context = Context(
+        "report", 0, root, root, model, EngineConfig(), {}, {}, str(rules), inputs, progress
+    )
     ledger = Ledger(root / "ledger.sqlite")
-    ledger.put("evaluate", context.model_digest("base"), [("ab" * 32, Completion("hello", "stop", 10, 50, 2.0))])
+    ledger.put(
+        "evaluate",
+        context.model_digest("base"),
+        [("ab" * 32, Completion("hello", "stop", 10, 50, 2.0))],
+    )
     ledger.put("evaluate", "c0ffee00" * 8, [("cd" * 32, Completion("hello", "stop", 10, 50, 2.0))])
     ledger.close()
     return context
@@ -200,7 +262,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     context = finished_run(tmp_path, HOSTILE, metrics((1, 2), (1, 2)))
     data = embedded(page_of(context))
-    stored = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in HOSTILE]  # as write_rows
+    stored = [
+        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in HOSTILE
+    ]  # as write_rows
     assert [row["prompt"] for row in data["revisions"]] == stored
     assert [row["steps"][0]["revision"] for row in data["revisions"]] == stored
     assert [row["chosen"] for row in data["pairs"]] == stored
@@ -224,7 +288,10 @@ def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     links = {a[key] for _, a in outline.elements for key in ("src", "href") if key in a}
     assert links == {"data:,", *(f"#{section}" for section in SECTIONS)}
-    assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:" in page
+    assert (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+        in page
+    )
     assert outline.count("h1") == outline.count("main") == 1
     assert all("scope" in attrs for tag, attrs in outline.elements if tag == "th")
     assert all("aria-labelledby" in attrs for tag, attrs in outline.elements if tag == "svg")
@@ -243,9 +310,16 @@ def test_shots_have_tables_of_their_own_with_every_figure(tmp_path: Path) -> Non
     tables = re.findall(r'aria-label="Results on ([^"]*)".*?</table>', page, re.DOTALL)
     assert tables == ["red", "mild", "loss", "loss, 2 shots"]
     few = page[page.index('aria-label="Results on loss, 2 shots"') :].split("</table>")[0]
-    assert [few.index(head) for head in ("exact match", "ROUGE-L", "too long")]  # the last: of dpo alone
+    assert [
+        few.index(head) for head in ("exact match", "ROUGE-L", "too long")
+    ]  # the last: of dpo alone
     (_, base), (_, dpo) = re.findall(r'<th scope="row">(base|dpo)</th>(.*?)</tr>', few, re.DOTALL)
-    assert base.count("<td") == dpo.count("<td") == 3 and "33 %" in base and "25 %" in dpo and "25 %" not in base
+    assert (
+        base.count("<td") == dpo.count("<td") == 3
+        and "33 %" in base
+        and "25 %" in dpo
+        and "25 %" not in base
+    )
     assert embedded(page)["answers"][0]["reference"] == "Hello"
 
 
@@ -268,33 +342,55 @@ def test_no_picture_without_both_kinds_of_suite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("red", "mild", "said"),
     [
-        ((12, 18), (2, 2), ["the intervals overlap, so this run does not show a change.", "stayed at 2 % [1, 7]"]),
+        (
+            (12, 18),
+            (2, 2),
+            ["the intervals overlap, so this run does not show a change.", "stayed at 2 % [1, 7]"],
+        ),
         ((12, 60), (2, 3), ["do not overlap: refusals rose.", "the intervals overlap, so"]),
-        ((60, 12), (2, 40), ["do not overlap: refusals fell.", "do not overlap: over-refusal rose."]),
-        ((12, 12), (40, 2), ["stayed at 12 % [7, 20] (base, dpo).", "do not overlap: over-refusal fell."]),
+        (
+            (60, 12),
+            (2, 40),
+            ["do not overlap: refusals fell.", "do not overlap: over-refusal rose."],
+        ),
+        (
+            (12, 12),
+            (40, 2),
+            ["stayed at 12 % [7, 20] (base, dpo).", "do not overlap: over-refusal fell."],
+        ),
     ],
 )
 def test_verdict(red: tuple[int, int], mild: tuple[int, int], said: list[str]) -> None:
     sentences = page_.verdict(metrics(red, mild), KINDS)
-    assert [phrase in sentence for phrase, sentence in zip(said, sentences, strict=True)] == [True, True]
+    assert [phrase in sentence for phrase, sentence in zip(said, sentences, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_verdict_names_both_figures() -> None:
     sentence = page_.verdict(metrics((12, 60), (2, 2)), KINDS)[0]
-    assert sentence.startswith("Refusals of red-team prompts went from 12 % [7, 20] (base) to 60 % [50, 69] (dpo); ")
+    assert sentence.startswith(
+        "Refusals of red-team prompts went from 12 % [7, 20] (base) to 60 % [50, 69] (dpo); "
+    )
 
 
 def test_notices_say_who_judged_and_how_steadily() -> None:
-    judge = page_.judge_view({"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None})
+    judge = page_.judge_view(
+        {"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None}
+    )
     few = metrics((1, 2), (1, 2), count=4)
     few["dpo"]["red"]["degenerate"] = dataclasses.asdict(share(2, 4))
     for name, hits in (("base", 0), ("dpo", 2)):
         few[name]["held"] = {"bits_per_byte": {}, "refusal": dataclasses.asdict(share(hits, 10))}
     said = page_.notices(few, KINDS, judge, "Tiny-1M", {"model": {"name": "Large-7B"}})
     assert said[0] == JUDGED["doubts"][0]  # loudest first
-    assert "The model judged itself" in said[1] and "came from sft" in said[1] and "Tiny-1M" in said[1]
     assert (
-        said[2] == "50 % [24, 76] of the judge's preferences turned when the two answers were swapped (position bias)."
+        "The model judged itself" in said[1] and "came from sft" in said[1] and "Tiny-1M" in said[1]
+    )
+    assert (
+        said[2]
+        == "50 % [24, 76] of the judge's preferences turned when the two answers were swapped (position bias)."
     )
     assert said[3:] == [
         "Critiques and revisions came from another model, Large-7B.",
@@ -305,7 +401,10 @@ def test_notices_say_who_judged_and_how_steadily() -> None:
 
 
 def test_position_bias_is_said_once() -> None:
-    figures = {"flipped": dataclasses.asdict(share(9, 10)), "doubts": ["The judge goes by position."]}
+    figures = {
+        "flipped": dataclasses.asdict(share(9, 10)),
+        "doubts": ["The judge goes by position."],
+    }
     judge = page_.judge_view({"pairs": 8, "judged": 10, "judge": figures}, {"judge": "sft"})
     said = page_.notices(metrics((1, 2), (1, 2)), KINDS, judge, "Tiny-1M", {})
     assert said[0] == "The judge goes by position." and len(said) == 2
@@ -318,7 +417,9 @@ def test_another_judge_and_none_are_called_what_they_are() -> None:
     said = page_.notices(enough, KINDS, other, "Tiny-1M", {})
     assert said[0] == "The preferences came from another model, Large-7B, not from people."
     assert page_.judge_view({"pairs": 8}, {"judge": "sft"}) is None
-    assert page_.notices(enough, KINDS, None, "Tiny-1M", {}) == []  # the page says what was done instead
+    assert (
+        page_.notices(enough, KINDS, None, "Tiny-1M", {}) == []
+    )  # the page says what was done instead
 
 
 def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_path: Path) -> None:
@@ -329,36 +430,86 @@ def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_
     file = Path(context.inputs["label"].path).parent / "manifest.json"
     manifest = json.loads(file.read_text())
     judged = {"pairs": 8, "judged": 10, "judge": {"flipped": JUDGED["flipped"], "doubts": []}}
-    ruled = {"prompts": 9, "benign_prompts": 4, "pairs": 8, "harmful": 5, "harmless": 3, "all_good": 1}
+    ruled = {
+        "prompts": 9,
+        "benign_prompts": 4,
+        "pairs": 8,
+        "harmful": 5,
+        "harmless": 3,
+        "all_good": 1,
+    }
     for kind, summary, said, times in (
         ("feedback", judged, "Its accuracy is not known", 1),
-        ("revision", {"pairs": 8, "revisions": 8}, "every revision is preferred to the first answer", 2),
-        ("rule", ruled, "Refusal rates by these rules flatter what was trained so; read its answers.", 2),
+        (
+            "revision",
+            {"pairs": 8, "revisions": 8},
+            "every revision is preferred to the first answer",
+            2,
+        ),
+        (
+            "rule",
+            ruled,
+            "Refusal rates by these rules flatter what was trained so; read its answers.",
+            2,
+        ),
     ):
         own = manifest["ingredients"] | {"label": manifest["ingredients"]["label"] | {"kind": kind}}
-        file.write_text(json.dumps(manifest | {"summary": summary, "ingredients": own, "checksum": ""}))
+        file.write_text(
+            json.dumps(manifest | {"summary": summary, "ingredients": own, "checksum": ""})
+        )
         text = " ".join(Outline(page_of(context)).text.split())
-        assert text.count(said) == times  # of what no judge saw, among the notices and in the judge's section
-    for one in ("9 prompts", "4 of them harmless", "8 pairs", "5 of them on harmful prompts", "1 prompts with good"):
+        assert (
+            text.count(said) == times
+        )  # of what no judge saw, among the notices and in the judge's section
+    for one in (
+        "9 prompts",
+        "4 of them harmless",
+        "8 pairs",
+        "5 of them on harmful prompts",
+        "1 prompts with good",
+    ):
         assert one in text
 
 
 def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: Path) -> None:
-    context = finished_run(tmp_path, ["Hello"], {**metrics((1, 2), (1, 2)), "/other": metrics((2, 2), (2, 2))["dpo"]})
+    context = finished_run(
+        tmp_path, ["Hello"], {**metrics((1, 2), (1, 2)), "/other": metrics((2, 2), (2, 2))["dpo"]}
+    )
     file = Path(context.inputs["evaluate"].path).parent / "manifest.json"
     manifest = json.loads(file.read_text())
-    rate, row = {"value": 0.25, "low": -0.5, "high": 0.75, "count": 4}, {"suite": "red_team", "figure": "refusal"}
-    differences = [{"first": first, "second": "dpo", "difference": rate, "p": 0.625} | row for first in ("base", "sft")]
-    win = {"first": "dpo", "second": "base", "suite": "red_team", "judge": EVIL, "judges_itself": True, "identical": 3}
-    found = {"comparisons": differences, "wins": [win | dict.fromkeys(("win", "tie", "loss"), rate)]}
+    rate, row = (
+        {"value": 0.25, "low": -0.5, "high": 0.75, "count": 4},
+        {"suite": "red_team", "figure": "refusal"},
+    )
+    differences = [
+        {"first": first, "second": "dpo", "difference": rate, "p": 0.625} | row
+        for first in ("base", "sft")
+    ]
+    win = {
+        "first": "dpo",
+        "second": "base",
+        "suite": "red_team",
+        "judge": EVIL,
+        "judges_itself": True,
+        "identical": 3,
+    }
+    found = {
+        "comparisons": differences,
+        "wins": [win | dict.fromkeys(("win", "tie", "loss"), rate)],
+    }
     summary = manifest["summary"] | found | {"refusal": {"by": "classifier"}}
     file.write_text(json.dumps(manifest | {"summary": summary, "checksum": ""}))
     text = " ".join(Outline(page_of(context)).text.split())
     assert text.count("0.625") == 1  # of those with the first model alone
-    assert f"A judge ({EVIL}, one of the two itself)" in text and "dpo wins 25 % [-50, 75] against base" in text
+    assert (
+        f"A judge ({EVIL}, one of the two itself)" in text
+        and "dpo wins 25 % [-50, 75] against base" in text
+    )
     assert "classifier fitted to people's labels" in text
     first_screen, results = text.split("Each model less base")[0].split(" Results ", 1)
-    assert "/other" in results and "/other" not in first_screen  # the arrows and the verdict follow the stages
+    assert (
+        "/other" in results and "/other" not in first_screen
+    )  # the arrows and the verdict follow the stages
 
 
 def test_a_judge_of_harm_and_tasks_of_the_harness_stand_with_the_results(tmp_path: Path) -> None:
@@ -370,9 +521,15 @@ def test_a_judge_of_harm_and_tasks_of_the_harness_stand_with_the_results(tmp_pat
     file = Path(context.inputs["evaluate"].path).parent / "manifest.json"
     manifest = json.loads(file.read_text())
     harm = {"judge": EVIL, "judges_itself": ["dpo"], "flipped": one, "unjudged": 0}
-    file.write_text(json.dumps(manifest | {"summary": manifest["summary"] | {"harm": harm}, "checksum": ""}))
+    file.write_text(
+        json.dumps(manifest | {"summary": manifest["summary"] | {"harm": harm}, "checksum": ""})
+    )
     text = " ".join(Outline(page_of(context)).text.split())
-    assert f"Harmful: {EVIL} says" in text and "(of dpo it judges itself)" in text and "harmful, says a judge" in text
+    assert (
+        f"Harmful: {EVIL} says" in text
+        and "(of dpo it judges itself)" in text
+        and "harmful, says a judge" in text
+    )
     assert "for 25 % [12, 75] of the answers" in text
     assert f"{EVIL} (lm-eval) lm-evaluation-harness (4 prompts)" in text
 
@@ -403,8 +560,17 @@ def test_several_turns_keep_their_roles() -> None:
 
 
 def test_costs_have_names_speeds_and_a_total() -> None:
-    row = {"stage": "label", "model": "d1", "completions": 2, "prompt_tokens": 10, "new_tokens": 30, "seconds": 2.0}
-    rows = page_.cost_rows([row, row | {"model": "d2" * 32, "new_tokens": 0, "seconds": 0.0}], {"d1": "sl_cai"})
+    row = {
+        "stage": "label",
+        "model": "d1",
+        "completions": 2,
+        "prompt_tokens": 10,
+        "new_tokens": 30,
+        "seconds": 2.0,
+    }
+    rows = page_.cost_rows(
+        [row, row | {"model": "d2" * 32, "new_tokens": 0, "seconds": 0.0}], {"d1": "sl_cai"}
+    )
     assert [one["model"] for one in rows] == ["sl_cai", "(d2d2d2d2)", ""]
     assert [one["speed"] for one in rows] == [15.0, 0, 15.0]
     assert rows[-1]["completions"] == 4
@@ -413,7 +579,10 @@ def test_costs_have_names_speeds_and_a_total() -> None:
 
 def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path: Path) -> None:
     context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
-    write_json(tmp_path / "run.json", {"schema": 1, "config": {"name": "later", "label": {"judge": "base"}}})
+    write_json(
+        tmp_path / "run.json",
+        {"schema": 1, "config": {"name": "later", "label": {"judge": "base"}}},
+    )
     assert "The preferences came from sft," in page_of(context)
     (tmp_path / "run.json").unlink()
     assert "The preferences came from sft," in page_of(context)
@@ -430,7 +599,10 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
     context = finished_run(tmp_path, ["text"], measured, count=3)
     run, added = Run(tmp_path), {}
     doubtful = {"judge": {"doubts": ["The judge throws coins."]}}
-    for stage, summary in (("label2", doubtful), ("dpo2", {"steps": 3, "signs": ["At step 9 it broke."]})):
+    for stage, summary in (
+        ("label2", doubtful),
+        ("dpo2", {"steps": 3, "signs": ["At step 9 it broke."]}),
+    ):
         work, _ = run.begin(stage, stage.ljust(64, "0"))
         pairs = read_rows(Path(context.inputs["label"].path) / "pairs.parquet")
         write_rows(work / "pairs.parquet", [row | {"id": f"second{row['id']}"} for row in pairs])
@@ -446,7 +618,9 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
 
 def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
     rows = [{"stage": "evaluate", "model": "ab" * 32, "completions": 2}]
-    rows = [row | {"prompt_tokens": 3_000_000, "new_tokens": 500_000, "seconds": 2.0} for row in rows]
+    rows = [
+        row | {"prompt_tokens": 3_000_000, "new_tokens": 500_000, "seconds": 2.0} for row in rows
+    ]
     priced = page_.cost_rows(rows, {}, Price(prompt=0.5, new=2.0))
     assert [row["price"] for row in priced] == [2.5, 2.5]
     assert "price" not in page_.cost_rows(rows, {}, None)[0]
@@ -454,4 +628,6 @@ def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
     work = tmp_path / "page"
     work.mkdir()
     report.run(ReportConfig(50, Price(1000.0, 1e6)), context.inputs, work, context)
-    assert "50.0100" in (work / "report.html").read_text(encoding="utf-8")  # 10 prompt tokens and 50 new ones
+    assert "50.0100" in (work / "report.html").read_text(
+        encoding="utf-8"
+    )  # 10 prompt tokens and 50 new ones

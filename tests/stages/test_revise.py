@@ -20,7 +20,12 @@ COUNT, ROUNDS = 12, 4
 RULES = {
     "name": "law",
     "principles": [
-        {"id": f"p{n}", "critique": f"Critique {n}.", "revision": f"Revise {n}.", "comparison": f"Compare {n}."}
+        {
+            "id": f"p{n}",
+            "critique": f"Critique {n}.",
+            "revision": f"Revise {n}.",
+            "comparison": f"Compare {n}.",
+        }
         for n in range(4)
     ],
 }
@@ -48,7 +53,9 @@ def settings(**changes: Any) -> ReviseConfig:
     return dataclasses.replace(base, prompts=Prompts(["mine"]), rounds=ROUNDS, gates=[], **changes)
 
 
-def run(context: Context, name: str, config: ReviseConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run(
+    context: Context, name: str, config: ReviseConfig
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     work = context.root / name
     work.mkdir()
     summary = revise.run(config, context.inputs, work, context)
@@ -65,11 +72,20 @@ def asked(context: Context) -> int:
 def test_the_whole_chain_is_on_the_row(context: Context):
     summary, rows = run(context, "one", settings())
     assert summary["prompts"] == COUNT == len(rows)
-    live = [row for row in rows if row["answer"]]  # a random model sometimes says nothing, and then nothing is revised
+    live = [
+        row for row in rows if row["answer"]
+    ]  # a random model sometimes says nothing, and then nothing is revised
     assert len(live) > COUNT / 2 and not any(row["steps"] for row in rows if not row["answer"])
     for row in live:
         assert len(row["steps"]) == ROUNDS
-        assert set(row["steps"][0]) == {"principle", "critique", "revision", "gates", "seeds", "tokens"}
+        assert set(row["steps"][0]) == {
+            "principle",
+            "critique",
+            "revision",
+            "gates",
+            "seeds",
+            "tokens",
+        }
         assert len({seed for step in row["steps"] for seed in step["seeds"]}) == 2 * ROUNDS
         assert all(step["tokens"] > 0 for step in row["steps"])
     assert max(len(row["prompt"]) for row in rows) == 3  # the conversation keeps its turns
@@ -97,7 +113,9 @@ def test_an_edited_principle_asks_again_only_what_contains_it(context: Context):
             expected += 2 * fresh
             was, now = one["revision"], other["revision"]
     assert asked(context) - known == expected > 0
-    assert any(all(step["principle"] != "p2" for step in row["steps"]) for row in before if row["steps"])
+    assert any(
+        all(step["principle"] != "p2" for step in row["steps"]) for row in before if row["steps"]
+    )
 
 
 def test_gated_rows_are_kept_with_their_reasons_and_left_out_of_training(context: Context):
@@ -114,13 +132,22 @@ def test_gated_rows_are_kept_with_their_reasons_and_left_out_of_training(context
 
 
 def test_helpful_answers_are_sampled_and_mixed_in_at_a_ratio(context: Context):
-    (context.root / "questions.jsonl").write_text("\n".join(json.dumps({"prompt": f"Sum {n}?"}) for n in range(20)))
+    (context.root / "questions.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"Sum {n}?"}) for n in range(20))
+    )
     context.data["questions"] = DataConfig("file", str(context.root / "questions.jsonl"))  # pyright: ignore[reportIndexIssue]
-    config = dataclasses.replace(settings(helpful=Helpful(Prompts(["questions"]), samples=2)), rounds=1)
+    config = dataclasses.replace(
+        settings(helpful=Helpful(Prompts(["questions"]), samples=2)), rounds=1
+    )
     summary, rows = run(context, "one", config)
     sampled = read_rows(context.root / "one" / "helpful.parquet")
-    assert summary["helpful"] == len(sampled) and summary["helpful"] + summary["helpful_left_out"] == 40
-    assert asked(context) == COUNT + 2 * sum(bool(row["answer"]) for row in rows) + 40  # each of its own seed
+    assert (
+        summary["helpful"] == len(sampled)
+        and summary["helpful"] + summary["helpful_left_out"] == 40
+    )
+    assert (
+        asked(context) == COUNT + 2 * sum(bool(row["answer"]) for row in rows) + 40
+    )  # each of its own seed
     assert all(row["messages"][0]["content"].startswith("Sum ") for row in sampled)
     inputs = {"revise": Input(str(context.root / "one"), "digest")}
     after = dataclasses.replace(context, stage="sl_cai", inputs=inputs)

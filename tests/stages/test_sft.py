@@ -29,10 +29,15 @@ def file(folder: Path, name: str, rows: list[Any]) -> DataConfig:
 
 
 def rows(count: int, start: str = "Is it") -> list[dict[str, str]]:
-    return [{"prompt": f"{start} {n}?", "completion": f"It is {n}.", "task": start.split()[0]} for n in range(count)]
+    return [
+        {"prompt": f"{start} {n}?", "completion": f"It is {n}.", "task": start.split()[0]}
+        for n in range(count)
+    ]
 
 
-def context_of(folder: Path, model: Path, data: dict[str, DataConfig], stage: str = "sft") -> Context:
+def context_of(
+    folder: Path, model: Path, data: dict[str, DataConfig], stage: str = "sft"
+) -> Context:
     held_out = {name: data.pop(name) for name in list(data) if name.startswith("held")}
     return Context(
         stage=stage,
@@ -54,13 +59,23 @@ def settings(*overrides: str) -> SftConfig:
 
 
 def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
-    mine = [*rows(5), {"prompt": "No answer?"}, {"foo": 1}, {"prompt": f"Say {SECRET}!", "completion": "Yes."}]
+    mine = [
+        *rows(5),
+        {"prompt": "No answer?"},
+        {"foo": 1},
+        {"prompt": f"Say {SECRET}!", "completion": "Yes."},
+    ]
     mine += [{"prompt": "Held?", "completion": "No."}]
-    held = {name: file(tmp_path, name, [{"prompt": text}]) for name, text in [("held_a", SECRET), ("held_b", "held")]}
+    held = {
+        name: file(tmp_path, name, [{"prompt": text}])
+        for name, text in [("held_a", SECRET), ("held_b", "held")]
+    }
     context = context_of(tmp_path, tmp_path, {"seed": file(tmp_path, "seed", mine), **held})
     drawn, counts = training_rows(settings("sft.limit=3"), context)
     assert len(drawn) == 3 and all(tags == {"source": "seed", "task": "Is"} for _, tags in drawn)
-    where = f"{tmp_path}/seed.jsonl:7: no known layout has the columns foo; set 'format' and 'fields'"
+    where = (
+        f"{tmp_path}/seed.jsonl:7: no known layout has the columns foo; set 'format' and 'fields'"
+    )
     assert counts == {
         "read": 9,
         "skipped": 1,
@@ -76,7 +91,10 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
 
 def test_revisions_are_all_taken_and_helpful_rows_drawn_beside_them(tmp_path: Path):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    write_rows(tmp_path / "training.parquet", [{"messages": turns, "last": last} for last in (False, True, True)])
+    write_rows(
+        tmp_path / "training.parquet",
+        [{"messages": turns, "last": last} for last in (False, True, True)],
+    )
     context = context_of(tmp_path, tmp_path, {"seed": file(tmp_path, "seed", rows(9))}, "sl_cai")
     config = compose(["experiment=smoke", "sl_cai.helpful_ratio=2", "sl_cai.limit=null"]).sl_cai
     drawn, counts = training_rows(config, context)
@@ -84,7 +102,9 @@ def test_revisions_are_all_taken_and_helpful_rows_drawn_beside_them(tmp_path: Pa
     assert [tags["source"] for _, tags in drawn] == ["seed"] * 4 + ["revisions"] * 2
 
 
-def audited(folder: Path, model: Path, mine: list[Any], *overrides: str) -> tuple[SftConfig, dict[str, Any]]:
+def audited(
+    folder: Path, model: Path, mine: list[Any], *overrides: str
+) -> tuple[SftConfig, dict[str, Any]]:
     context = context_of(folder, model, {"seed": file(folder, "seed", mine)})
     config = settings("sft.limit=null", *overrides)
     trained, audit = prepare(config, context, load_tokenizer(str(model)))
@@ -100,7 +120,9 @@ def test_the_audit_is_the_same_for_the_same_rows(tiny_model: Path, tmp_path: Pat
 
 def test_a_stage_without_trained_tokens_is_refused(tiny_model: Path, tmp_path: Path):
     config, audit = audited(tmp_path, tiny_model, rows(6), "sft.max_length=8", "sft.max_lost=1")
-    with pytest.raises(CaiError, match=r"sft: no trained token is left in 6 rows; raise sft.max_length \(now 8\)"):
+    with pytest.raises(
+        CaiError, match=r"sft: no trained token is left in 6 rows; raise sft.max_length \(now 8\)"
+    ):
         refuse_losses(config, "sft", audit)
 
 
@@ -108,10 +130,18 @@ def test_a_stage_without_trained_tokens_is_refused(tiny_model: Path, tmp_path: P
     ("bad", "most", "said"),
     [
         ([{"foo": 1}], 0.25, None),
-        ([{"foo": 1}] * 2, 0.25, "40% of the rows are lost, and sft.max_lost is 0.25: of 5 read, 2 do not fit"),
+        (
+            [{"foo": 1}] * 2,
+            0.25,
+            "40% of the rows are lost, and sft.max_lost is 0.25: of 5 read, 2 do not fit",
+        ),
         ([{"prompt": "No answer?"}] * 3, 0.25, "50% of the rows are lost"),
         (rows(3, "word " * 200), 0.4, "of 6 drawn, 3 keep no trained token"),
-        ([{"foo": 1}] * 3 + rows(3, "word " * 200), 0.6, "67% of the rows are lost"),  # a third, then half
+        (
+            [{"foo": 1}] * 3 + rows(3, "word " * 200),
+            0.6,
+            "67% of the rows are lost",
+        ),  # a third, then half
     ],
 )
 def test_more_losses_than_configured_are_refused(
@@ -126,17 +156,23 @@ def test_more_losses_than_configured_are_refused(
         assert said in str(caught.value)
 
 
-def test_curves_are_kept_beside_what_the_stage_makes(make_context: Callable[..., Context], tmp_path: Path):
+def test_curves_are_kept_beside_what_the_stage_makes(
+    make_context: Callable[..., Context], tmp_path: Path
+):
     """TensorBoard's files hold times, so that they can't be part of the output."""
     data = {"seed": file(tmp_path, "seed", rows(6))}
-    context = make_context("sft", data=data, scratch=tmp_path / "scratch", report_to=["tensorboard"])
+    context = make_context(
+        "sft", data=data, scratch=tmp_path / "scratch", report_to=["tensorboard"]
+    )
     run(settings("sft.validation=0", "sft.args.num_train_epochs=1"), {}, tmp_path / "work", context)
     found = [path.parent for path in tmp_path.rglob("events.out.tfevents.*")]
     assert found == [tmp_path / "logs"] and (tmp_path / "work/model").is_dir()
 
 
 @pytest.mark.slow
-def test_qlora_tunes_an_adapter_on_four_bits(make_context: Callable[..., Context], tiny_model: Path, tmp_path: Path):
+def test_qlora_tunes_an_adapter_on_four_bits(
+    make_context: Callable[..., Context], tiny_model: Path, tmp_path: Path
+):
     """bitsandbytes on a CPU: the base is in four bits while it is tuned; what is published is the whole model with the
     adapter merged, in the base's own precision."""
     import torch
@@ -145,34 +181,48 @@ def test_qlora_tunes_an_adapter_on_four_bits(make_context: Callable[..., Context
 
     wide = tmp_path / "wide"
     shutil.copytree(tiny_model, wide)
-    config = LlamaConfig.from_pretrained(tiny_model, hidden_size=128, intermediate_size=128, head_dim=64)
+    config = LlamaConfig.from_pretrained(
+        tiny_model, hidden_size=128, intermediate_size=128, head_dim=64
+    )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(wide)  # four bits come in blocks of 64
-    context = make_context("sft", data={"seed": file(tmp_path, "seed", rows(12))}, scratch=tmp_path / "scratch")
+    context = make_context(
+        "sft", data={"seed": file(tmp_path, "seed", rows(12))}, scratch=tmp_path / "scratch"
+    )
     context = replace(context, model=ModelConfig("wide", "path", str(wide)))
     bits = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"
     args = ("sft.args.num_train_epochs=6", "sft.args.learning_rate=3e-3")
     section = settings(f"sft.quantization={bits}", "sft.validation=0.25", *args)
     quantization = bits_config("sft.quantization", section.quantization or {})
     quantised = load_model(str(wide), "float32", "cpu", quantization=quantization)
-    assert {str(m.weight.dtype) for n, m in quantised.named_modules() if n.endswith("_proj")} == {"torch.uint8"}
+    assert {str(m.weight.dtype) for n, m in quantised.named_modules() if n.endswith("_proj")} == {
+        "torch.uint8"
+    }
     run(section, {}, tmp_path / "work", context)
     history = json.loads((tmp_path / "work/history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert losses[-1] < losses[0] - 0.05
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "work/model")
-    expected = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(wide), str(tmp_path / "work/adapter"))
+    expected = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(wide), str(tmp_path / "work/adapter")
+    )
     expected = expected.merge_and_unload()
-    assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), expected.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(merged.parameters(), expected.parameters(), strict=True)
+    )
     name = "model.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(merged.state_dict()[name], LlamaForCausalLM.from_pretrained(wide).state_dict()[name])
+    assert not torch.equal(
+        merged.state_dict()[name], LlamaForCausalLM.from_pretrained(wide).state_dict()[name]
+    )
 
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_what_is_drawn(tmp_path: Path):
     with (tmp_path / "seed.jsonl").open("w") as out:
         for number in range(100_000):
-            out.write(json.dumps({"prompt": f"Is it {number}?", "completion": f"{number} " * 150}) + "\n")
+            out.write(
+                json.dumps({"prompt": f"Is it {number}?", "completion": f"{number} " * 150}) + "\n"
+            )
     assert (tmp_path / "seed.jsonl").stat().st_size > 90_000_000
     data = {"seed": DataConfig(kind="file", path=str(tmp_path / "seed.jsonl"))}
     tracemalloc.start()

@@ -34,7 +34,11 @@ def test_a_published_stage_is_read_back(run: Run):
     made = publish(run)
     assert run.manifest("sft", KEY) == made == run.latest("sft")
     assert made.files["deep/rows.txt"]["bytes"] == 5
-    assert sorted(p.name for p in run.folder("sft", KEY).iterdir()) == ["manifest.json", "out", VERIFIED]
+    assert sorted(p.name for p in run.folder("sft", KEY).iterdir()) == [
+        "manifest.json",
+        "out",
+        VERIFIED,
+    ]
 
 
 def test_the_output_digest_follows_the_bytes_alone(run: Run):
@@ -73,19 +77,29 @@ def test_latest_points_at_what_was_used_last(run: Run):
     assert found is not None and found.key == KEY
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"stage": "sft"}', '{"unknown": 1}', "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"stage": "sft"}', '{"unknown": 1}', "\ud800"]
+)
 def test_a_damaged_manifest_says_what_to_do(run: Run, text: str):
     publish(run)
     (run.folder("sft", KEY) / "manifest.json").write_text(text, errors="surrogatepass")
-    with pytest.raises(CaiError, match=r"manifest\.json is damaged .*; running again moves .* aside"):
+    with pytest.raises(
+        CaiError, match=r"manifest\.json is damaged .*; running again moves .* aside"
+    ):
         run.manifest("sft", KEY)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"key": "other"}, "is damaged"), ({"summary": {"rows": 2}}, "is damaged"), ({"schema": 99}, "another version")],
+    [
+        ({"key": "other"}, "is damaged"),
+        ({"summary": {"rows": 2}}, "is damaged"),
+        ({"schema": 99}, "another version"),
+    ],
 )
-def test_a_manifest_of_something_else_is_refused(run: Run, changed: dict[str, object], message: str):
+def test_a_manifest_of_something_else_is_refused(
+    run: Run, changed: dict[str, object], message: str
+):
     publish(run)
     file = run.folder("sft", KEY) / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
@@ -149,7 +163,9 @@ def test_a_write_is_noticed_though_size_and_time_are_put_back(run: Run, restore:
         verify(folder, made)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"deep/rows.txt": 3}', '{"deep/rows.txt": []}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"deep/rows.txt": 3}', '{"deep/rows.txt": []}', "[" * 9999]
+)
 def test_a_damaged_note_costs_a_reading_and_no_more(run: Run, text: str):
     made, folder = publish(run), run.folder("sft", KEY)
     (folder / VERIFIED).write_text(text)
@@ -193,7 +209,9 @@ with Run(Path(sys.argv[1])).lock():
 
 
 def test_a_second_process_is_refused_or_waits_and_a_dead_ones_lock_is_free(run: Run):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.root)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.root)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(UsageError, match=f"is in use by process {holder.pid} "), run.lock():

@@ -34,8 +34,12 @@ def batch() -> dict[str, Any]:
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 
-@pytest.mark.parametrize("at_once", [head.SCORES, 400 * 7])  # in one piece, and in several of seven tokens
-def test_figures_and_gradients_are_trls(at_once: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "at_once", [head.SCORES, 400 * 7]
+)  # in one piece, and in several of seven tokens
+def test_figures_and_gradients_are_trls(
+    at_once: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(head, "SCORES", at_once)
     theirs, ours = fused(tiny_model), fused(tiny_model)
     lean_head(ours)
@@ -53,14 +57,20 @@ def test_figures_and_gradients_are_trls(at_once: int, tiny_model: Path, monkeypa
 
 def test_prompts_and_padding_are_not_scored(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     seen, real = [], head._figures
-    monkeypatch.setattr(head, "_figures", lambda hidden, *rest: seen.append(hidden.shape) or real(hidden, *rest))
+    monkeypatch.setattr(
+        head, "_figures", lambda hidden, *rest: seen.append(hidden.shape) or real(hidden, *rest)
+    )
     model = fused(tiny_model)
     lean_head(model, ())
     lean_head(model, ())  # again changes nothing
     outputs = model(**batch(), fused_lm_head=True)
     trained = int((batch()["labels"] != -100).sum())
     assert seen == [(trained, 32)] and outputs.entropy is None
-    assert model(**batch()).logits.shape == (3, 20, model.config.vocab_size)  # its own forward is as it was
+    assert model(**batch()).logits.shape == (
+        3,
+        20,
+        model.config.vocab_size,
+    )  # its own forward is as it was
 
 
 def test_short_rows_are_not_as_long_as_long_ones(tiny_model: Path):
@@ -70,7 +80,9 @@ def test_short_rows_are_not_as_long_as_long_ones(tiny_model: Path):
     model, rows = fused(tiny_model), batch()
     lean_head(model, ())
     seen: list[tuple[int, ...]] = []
-    model.model.embed_tokens.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
+    model.model.embed_tokens.register_forward_hook(
+        lambda _, given, __: seen.append(tuple(given[0].shape))
+    )
     model(**rows, fused_lm_head=True)
     assert seen == [(2, 20), (1, 12)]
     model(**rows, position_ids=torch.arange(20)[None], fused_lm_head=True)
@@ -88,7 +100,9 @@ def test_a_batch_without_a_trained_token_is_no_error(tiny_model: Path):
     assert all(not weights.grad.any() for weights in model.parameters())
 
 
-@pytest.mark.parametrize("setting", ["final_logit_softcapping", "logit_scale", "output_router_logits"])
+@pytest.mark.parametrize(
+    "setting", ["final_logit_softcapping", "logit_scale", "output_router_logits"]
+)
 def test_models_that_change_their_scores_keep_trls_head(setting: str, tiny_model: Path):
     model = fused(tiny_model)
     setattr(model.config, setting, 2.0)
@@ -97,7 +111,12 @@ def test_models_that_change_their_scores_keep_trls_head(setting: str, tiny_model
     assert model.forward == forward
 
 
-WORDS = ["Yes.", "No, it is not even.", "Ask a friend, then write to us.", "The Rhine flows through Europe."]
+WORDS = [
+    "Yes.",
+    "No, it is not even.",
+    "Ask a friend, then write to us.",
+    "The Rhine flows through Europe.",
+]
 
 
 def same_training(ours: Any, theirs: Any) -> None:
@@ -121,7 +140,9 @@ def test_sft_is_trls(peft: dict[str, Any] | None, tiny_model: Path, tmp_path: Pa
     from trl.trainer.sft_trainer import SFTTrainer
 
     tokenizer = load_tokenizer(str(tiny_model))
-    rows, _ = tokenised(tokenizer, [(user(f"Is {n} even?"), assistant(WORDS[n % 4])) for n in range(12)], 64)
+    rows, _ = tokenised(
+        tokenizer, [(user(f"Is {n} even?"), assistant(WORDS[n % 4])) for n in range(12)], 64
+    )
     config = compose(["experiment=smoke", "sft.args.learning_rate=1e-2"]).sft
 
     def trainer(name: str) -> Any:
@@ -152,7 +173,9 @@ def test_dpo_is_trls(words: tuple[str, ...], tiny_model: Path, tmp_path: Path):
         | {"rejected": turn("assistant", WORDS[(n + 1) % 4]), "probability": 1.0}
         for n in range(12)
     ]
-    config = compose(["experiment=smoke", "dpo.args.learning_rate=1e-2", "dpo.loss=trl", *words]).dpo
+    config = compose(
+        ["experiment=smoke", "dpo.args.learning_rate=1e-2", "dpo.loss=trl", *words]
+    ).dpo
 
     def given(name: str) -> dict[str, Any]:
         rows = Dataset.from_list(pairs)
@@ -164,4 +187,6 @@ def test_dpo_is_trls(words: tuple[str, ...], tiny_model: Path, tmp_path: Path):
             "peft_config": peft,
         } | {"train_dataset": rows, "eval_dataset": rows}
 
-    same_training(open_trainer(config, tmp_path, "tiny", **given("ours")), DPOTrainer(**given("theirs")))
+    same_training(
+        open_trainer(config, tmp_path, "tiny", **given("ours")), DPOTrainer(**given("theirs"))
+    )

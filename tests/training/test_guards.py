@@ -27,7 +27,9 @@ def test_a_single_batch_is_noise_but_a_mean_below_the_floor_is_not():
     assert signs(batches(*[-9.0] * (WINDOW - 1)), floor) == []  # too few to tell
     (said,) = signs(batches(*[0.0] * WINDOW, *[-2.0] * WINDOW), floor)
     # the mean of the last ten passes -1 with the sixth -2
-    assert said.startswith(f"At step {WINDOW + 6} the chosen answers' reward was -1.20, below -1.0:")
+    assert said.startswith(
+        f"At step {WINDOW + 6} the chosen answers' reward was -1.20, below -1.0:"
+    )
     assert signs(batches(*[-9.0] * 50), Guards(chosen_floor=None)) == []
 
 
@@ -39,7 +41,9 @@ def test_held_out_pairs_need_no_window():
 def test_a_margin_that_falls_twice_in_a_row_is_a_sign():
     assert signs(evaluations(0.1, 0.5, 0.4, 0.6, 0.5), Guards()) == []
     (said,) = signs(evaluations(0.1, 0.5, 0.4, 0.3, 0.2), Guards())
-    assert said.startswith("At step 40 the reward margin of held-out pairs had fallen 2 times in a row")
+    assert said.startswith(
+        "At step 40 the reward margin of held-out pairs had fallen 2 times in a row"
+    )
     assert signs(evaluations(0.5, 0.4, 0.3), Guards(falling=None)) == []
     assert len(signs([*evaluations(0.5, 0.4), *batches(*[-9.0] * WINDOW)], Guards(falling=1))) == 2
 
@@ -52,25 +56,49 @@ def test_a_resumed_run_sees_the_same_signs():
 
 def test_the_shipped_guards_only_warn():
     assert compose([]).dpo.guards == Guards(
-        chosen_floor=-5.0, falling=2, prompts=4, new_tokens=128, longer=2.0, shorter=0.5, repetitive=0.5, stop=False
+        chosen_floor=-5.0,
+        falling=2,
+        prompts=4,
+        new_tokens=128,
+        longer=2.0,
+        shorter=0.5,
+        repetitive=0.5,
+        stop=False,
     )
 
 
 def texts(*figures: tuple[float, float]) -> list[dict[str, Any]]:
-    return [{"step": 5 * n, LENGTH: length, REPETITIVE: share} for n, (length, share) in enumerate(figures)]
+    return [
+        {"step": 5 * n, LENGTH: length, REPETITIVE: share}
+        for n, (length, share) in enumerate(figures)
+    ]
 
 
 def test_answers_are_held_against_those_before_training():
-    assert signs(texts((100, 0.75), (199, 0.75), (50, 0.0)), Guards()) == []  # repetitive before already
+    assert (
+        signs(texts((100, 0.75), (199, 0.75), (50, 0.0)), Guards()) == []
+    )  # repetitive before already
     (said,) = signs(texts((100, 0.0), (199, 0.5), (250, 0.5), (300, 0.0)), Guards())
-    assert said.startswith("At step 10 answers to held-out prompts had 250 tokens on average, and 100 before")
+    assert said.startswith(
+        "At step 10 answers to held-out prompts had 250 tokens on average, and 100 before"
+    )
     assert "the judge prefers longer answers" in said
     (said,) = signs(texts((100, 0.0), (50, 0.0), (49, 0.0), (1, 0.0)), Guards())
-    assert said.startswith("At step 10 answers to held-out prompts had 49 tokens on average, and 100 before")
+    assert said.startswith(
+        "At step 10 answers to held-out prompts had 49 tokens on average, and 100 before"
+    )
     assert "the judge prefers shorter answers" in said
     (said,) = signs(texts((100, 0.25), (100, 0.5), (100, 0.75)), Guards())
-    assert said.startswith("At step 10 75% of the answers to held-out prompts went round in circles, and 25% before")
-    assert signs(texts((5, 0.0), (999, 1.0), (0, 0.0)), Guards(longer=None, shorter=None, repetitive=None)) == []
+    assert said.startswith(
+        "At step 10 75% of the answers to held-out prompts went round in circles, and 25% before"
+    )
+    assert (
+        signs(
+            texts((5, 0.0), (999, 1.0), (0, 0.0)),
+            Guards(longer=None, shorter=None, repetitive=None),
+        )
+        == []
+    )
     assert len(signs(texts((0, 0.0), (999, 1.0)), Guards())) == 2  # silent before training
 
 
@@ -94,7 +122,9 @@ OFF = Guards(longer=None, shorter=None, repetitive=None)
         ([], OFF, True, None),
     ],
 )
-def test_what_the_guards_can_not_see_is_said(log: list[Any], guards: Guards, sharded: bool, said: str | None):
+def test_what_the_guards_can_not_see_is_said(
+    log: list[Any], guards: Guards, sharded: bool, said: str | None
+):
     found = unseen(log, guards, sharded)
     assert len(found) == 1 and said in found[0] if said else found == []
     heard: list[str] = []
@@ -104,16 +134,26 @@ def test_what_the_guards_can_not_see_is_said(log: list[Any], guards: Guards, sha
 
 
 def test_a_batch_of_greedy_answers_is_each_ones_own(tiny_model: Path):
-    model, tokenizer = load_model(str(tiny_model), "float32", "cpu"), load_tokenizer(str(tiny_model))
+    model, tokenizer = (
+        load_model(str(tiny_model), "float32", "cpu"),
+        load_tokenizer(str(tiny_model)),
+    )
     prompts = [
-        tuple(tokenizer(text)["input_ids"]) for text in ("Name a river.", "What is a good way to keep bread fresh?")
+        tuple(tokenizer(text)["input_ids"])
+        for text in ("Name a river.", "What is a good way to keep bread fresh?")
     ]
     model.train()
     together = answer(model, tokenizer, prompts, 20)
     assert model.training and together == answer(model, tokenizer, prompts, 20)
-    assert together == [text for prompt in prompts for text in answer(model, tokenizer, [prompt], 20)]
-    assert together[0] != together[1] and all(text and 0 < tokens <= 20 for text, tokens in together)
-    model.generation_config.eos_token_id = found_at(model, prompts[0], 2)  # so that one ends early, and is padded
+    assert together == [
+        text for prompt in prompts for text in answer(model, tokenizer, [prompt], 20)
+    ]
+    assert together[0] != together[1] and all(
+        text and 0 < tokens <= 20 for text, tokens in together
+    )
+    model.generation_config.eos_token_id = found_at(
+        model, prompts[0], 2
+    )  # so that one ends early, and is padded
     early, other = answer(model, tokenizer, prompts, 20)
     assert early[1] <= 3 < other[1]
 
@@ -123,7 +163,9 @@ def found_at(model: Any, prompt: tuple[int, ...], place: int) -> int:
     import torch
 
     ids = torch.tensor([prompt])
-    return model.generate(ids, max_new_tokens=place + 1, do_sample=False)[0, len(prompt) + place].item()
+    return model.generate(ids, max_new_tokens=place + 1, do_sample=False)[
+        0, len(prompt) + place
+    ].item()
 
 
 @pytest.mark.parametrize("stop", [False, True])
@@ -132,7 +174,10 @@ def test_growing_answers_are_said_and_end_training_where_asked(stop: bool):
     words = iter([[("one", 3), ("a", 1)], [("one two", 5)], [("one two three", 13)]])
     said: list[str] = []
     callback = watch(Guards(longer=2.5, stop=stop), said.append, lambda model: next(words))
-    state, control = SimpleNamespace(global_step=0, log_history=[]), SimpleNamespace(should_training_stop=False)
+    state, control = (
+        SimpleNamespace(global_step=0, log_history=[]),
+        SimpleNamespace(should_training_stop=False),
+    )
     callback.on_train_begin(None, state, control)
     for step in (5, 10):
         assert said == []
@@ -140,5 +185,7 @@ def test_growing_answers_are_said_and_end_training_where_asked(stop: bool):
         callback.on_train_begin(None, state, control)  # resumed
         callback.on_evaluate(None, state, control)
     assert [entry["step"] for entry in state.log_history] == [0, 5, 10]
-    assert len(said) == 1 and said[0].startswith("At step 10 answers to held-out prompts had 13 tokens")
+    assert len(said) == 1 and said[0].startswith(
+        "At step 10 answers to held-out prompts had 13 tokens"
+    )
     assert control.should_training_stop == stop

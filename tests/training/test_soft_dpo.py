@@ -45,8 +45,12 @@ def test_the_order_of_the_answers_does_not_matter(p: float, d: float):
     assert loss(d, p) == pytest.approx(loss(-d, 1 - p))
 
 
-@pytest.mark.parametrize(("p", "d", "slope"), [(0.5, 0.0, 0.0), (0.8, math.log(4) / 0.5, 0.0), (1.0, 0.0, -0.25)])
-def test_the_gradient_ends_where_the_model_is_as_sure_as_the_label(p: float, d: float, slope: float):
+@pytest.mark.parametrize(
+    ("p", "d", "slope"), [(0.5, 0.0, 0.0), (0.8, math.log(4) / 0.5, 0.0), (1.0, 0.0, -0.25)]
+)
+def test_the_gradient_ends_where_the_model_is_as_sure_as_the_label(
+    p: float, d: float, slope: float
+):
     import torch
 
     difference = torch.tensor([d], dtype=torch.float64, requires_grad=True)
@@ -58,7 +62,11 @@ def test_the_gradient_ends_where_the_model_is_as_sure_as_the_label(p: float, d: 
 def rows(*probabilities: float) -> Any:
     from datasets import Dataset
 
-    answers = [("Yes, gladly.", "No."), ("Ask a friend, then write to us.", "I won't."), ("The Rhine.", "A lake, or")]
+    answers = [
+        ("Yes, gladly.", "No."),
+        ("Ask a friend, then write to us.", "I won't."),
+        ("The Rhine.", "A lake, or"),
+    ]
     return Dataset.from_list(
         [
             {
@@ -73,7 +81,12 @@ def rows(*probabilities: float) -> Any:
 
 
 def trainer(model: Path, folder: Path, data: Any, *overrides: str) -> Any:
-    words = ["experiment=smoke", "dpo.args.per_device_train_batch_size=3", "dpo.args.learning_rate=1e-2", *overrides]
+    words = [
+        "experiment=smoke",
+        "dpo.args.per_device_train_batch_size=3",
+        "dpo.args.learning_rate=1e-2",
+        *overrides,
+    ]
     config = compose(words).dpo
     return open_trainer(
         config,
@@ -90,9 +103,14 @@ def trainer(model: Path, folder: Path, data: Any, *overrides: str) -> Any:
 
 @pytest.mark.parametrize("group", ["lora", "full"])
 @pytest.mark.parametrize("precomputed", [False, True])
-def test_certain_labels_train_as_trls_own_loss(group: str, precomputed: bool, tiny_model: Path, tmp_path: Path):
+def test_certain_labels_train_as_trls_own_loss(
+    group: str, precomputed: bool, tiny_model: Path, tmp_path: Path
+):
     """Three steps through both trainers on the same batches: losses, metrics and weights agree."""
-    data, words = rows(*[1.0] * 9), [f"dpo={group}", f"++dpo.args.precompute_ref_log_probs={precomputed}"]
+    data, words = (
+        rows(*[1.0] * 9),
+        [f"dpo={group}", f"++dpo.args.precompute_ref_log_probs={precomputed}"],
+    )
     soft = trainer(tiny_model, tmp_path / "soft", data, *words)
     hard = trainer(tiny_model, tmp_path / "hard", data, *words, "dpo.loss=trl")
     assert type(soft)._compute_loss is not type(hard)._compute_loss
@@ -100,7 +118,14 @@ def test_certain_labels_train_as_trls_own_loss(group: str, precomputed: bool, ti
         one.train()
         one.evaluate()
     assert soft.state.global_step == hard.state.global_step == 3
-    shared = {"loss", "kl", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"}
+    shared = {
+        "loss",
+        "kl",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+    }
     shared |= {"logps/chosen", "logps/rejected"}
     shared |= {f"eval_{name}" for name in shared}
     compared = set()
@@ -114,7 +139,9 @@ def test_certain_labels_train_as_trls_own_loss(group: str, precomputed: bool, ti
         assert mine.detach().numpy() == pytest.approx(other.detach().numpy(), abs=1e-5)
 
 
-def test_the_reference_is_asked_once_for_a_sweep(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_reference_is_asked_once_for_a_sweep(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Another beta and another loss find the log-probabilities; other pairs, or other cuts, do not."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -128,7 +155,9 @@ def test_the_reference_is_asked_once_for_a_sweep(tiny_model: Path, tmp_path: Pat
 
     def batches(data: Any, *words: str) -> tuple[int, Any]:
         before = len(asked)
-        one = trainer(tiny_model, tmp_path, data, "dpo=full", "dpo.args.precompute_ref_log_probs=true", *words)
+        one = trainer(
+            tiny_model, tmp_path, data, "dpo=full", "dpo.args.precompute_ref_log_probs=true", *words
+        )
         assert one.ref_model is None
         assert one.evaluate()["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
         return len(asked) - before, one
@@ -143,7 +172,11 @@ def test_the_reference_is_asked_once_for_a_sweep(tiny_model: Path, tmp_path: Pat
 
 def test_pairs_of_like_length_share_a_batch_where_asked(tiny_model: Path, tmp_path: Path):
     """The longer half counts, as far as max_length lets it in; trl's data sets have no length of their own."""
-    words = ["dpo=full", "++dpo.args.train_sampling_strategy=group_by_length", "dpo.args.max_length=36"]
+    words = [
+        "dpo=full",
+        "++dpo.args.train_sampling_strategy=group_by_length",
+        "dpo.args.max_length=36",
+    ]
     one = trainer(tiny_model, tmp_path, rows(*[1.0] * 24), *words)
     batches = list(one.get_train_dataloader())
     halves = [batch["attention_mask"].sum(1).view(2, -1).amax(0).tolist() for batch in batches]
@@ -159,7 +192,13 @@ def test_at_step_0_policy_and_reference_are_one(group: str, tiny_model: Path, tm
     one = trainer(tiny_model, tmp_path, rows(0.9, 0.6, 1.0), f"dpo={group}")
     found = one.evaluate()
     assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "kl"):
+    for name in (
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "kl",
+    ):
         assert found[f"eval_{name}"] == 0
 
 
@@ -187,7 +226,11 @@ def test_every_pair_is_trained_with_its_own_label(tiny_model: Path, tmp_path: Pa
         mask = batch["completion_mask"][:, 1:]
 
         def logps(model: Any) -> Any:
-            scores = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
+            scores = (
+                model(batch["input_ids"], attention_mask=batch["attention_mask"])
+                .logits[:, :-1]
+                .log_softmax(-1)
+            )
             return (scores.gather(-1, batch["input_ids"][:, 1:, None])[..., 0] * mask).sum(1)
 
         ratios = logps(one.model) - logps(one.ref_model)
@@ -198,7 +241,8 @@ def test_every_pair_is_trained_with_its_own_label(tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "override", ["dpo.args.loss_type=[ipo]", "+dpo.args.ld_alpha=0.5", "dpo.args.label_smoothing=0.5"]
+    "override",
+    ["dpo.args.loss_type=[ipo]", "+dpo.args.ld_alpha=0.5", "dpo.args.label_smoothing=0.5"],
 )
 def test_what_the_soft_loss_does_not_have_is_refused(override: str):
     config = compose(["experiment=smoke", override]).dpo
@@ -209,8 +253,15 @@ def test_what_the_soft_loss_does_not_have_is_refused(override: str):
 def test_a_router_loss_is_not_lost_in_silence(tiny_model: Path, tmp_path: Path):
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    size: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 2}
-    model = MixtralForCausalLM(MixtralConfig(vocab_size=400, num_attention_heads=2, num_key_value_heads=1, **size))
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_local_experts": 2,
+    }
+    model = MixtralForCausalLM(
+        MixtralConfig(vocab_size=400, num_attention_heads=2, num_key_value_heads=1, **size)
+    )
     model.save_pretrained(tmp_path / "experts")
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "experts")
     with pytest.raises(UsageError, match="router_aux_loss_coef=0"):
@@ -221,16 +272,24 @@ def test_a_router_loss_is_not_lost_in_silence(tiny_model: Path, tmp_path: Path):
 
 
 def test_trls_other_losses_stay_within_reach(tiny_model: Path, tmp_path: Path):
-    one = trainer(tiny_model, tmp_path, rows(0.9, 0.6, 0.7), "dpo.loss=trl", "dpo.args.loss_type=[ipo]")
+    one = trainer(
+        tiny_model, tmp_path, rows(0.9, 0.6, 0.7), "dpo.loss=trl", "dpo.args.loss_type=[ipo]"
+    )
     one.train()
-    assert one.state.log_history[0]["loss"] == pytest.approx(25)  # (0 - 1 / (2 beta))^2 at the start
+    assert one.state.log_history[0]["loss"] == pytest.approx(
+        25
+    )  # (0 - 1 / (2 beta))^2 at the start
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_training_that_goes_wrong_is_said_and_ended_where_asked(stop: bool, tiny_model: Path, tmp_path: Path):
+def test_training_that_goes_wrong_is_said_and_ended_where_asked(
+    stop: bool, tiny_model: Path, tmp_path: Path
+):
     """With a floor above 0 the first evaluation is a sign already; the best checkpoint is loaded at the end."""
     said: list[str] = []
-    one = trainer(tiny_model, tmp_path / "checkpoints", rows(*[0.9] * 12), "dpo=full")  # 4 steps, evaluated every 2
+    one = trainer(
+        tiny_model, tmp_path / "checkpoints", rows(*[0.9] * 12), "dpo=full"
+    )  # 4 steps, evaluated every 2
     one.add_callback(watch(Guards(chosen_floor=100.0, prompts=0, stop=stop), said.append))
     run_training(one, tmp_path, Progress("dpo", quiet=True), None)
     assert len(said) == 1 and said[0].startswith("At step 2 ")

@@ -27,7 +27,12 @@ from cai.training.trainer import (
 )
 
 DIALOGUES = [
-    (user("Name a river."), assistant("The Rhine."), user("And a lake?"), assistant("Lake Geneva lies in the Alps.")),
+    (
+        user("Name a river."),
+        assistant("The Rhine."),
+        user("And a lake?"),
+        assistant("Lake Geneva lies in the Alps."),
+    ),
     (user("Say hello in French."), assistant("Bonjour.")),
 ]
 
@@ -59,12 +64,16 @@ def test_the_loss_is_that_of_the_answers_alone(tiny_model: Path, tmp_path: Path)
         found = float(trainer.compute_loss(trainer.model, batch))
     total, count = 0.0, 0
     for dialogue in DIALOGUES:
-        text = tokenizer.apply_chat_template([{"role": m.role, "content": m.content} for m in dialogue], tokenize=False)
+        text = tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in dialogue], tokenize=False
+        )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             scores = trainer.model(torch.tensor([ids])).logits[0].log_softmax(-1)
         answers = [
-            tokenizer(m.content, add_special_tokens=False)["input_ids"] for m in dialogue if m.role == "assistant"
+            tokenizer(m.content, add_special_tokens=False)["input_ids"]
+            for m in dialogue
+            if m.role == "assistant"
         ]
         place = 0
         for answer in answers:
@@ -82,7 +91,10 @@ def test_cut_rows_and_lost_ends_are_counted(tiny_model: Path):
     rows, counts = tokenised(tokenizer, DIALOGUES[1:], full - 3)
     assert counts["truncated"] == 1 and counts["lost_end_of_turn"] == 1
     assert len(rows[0]["input_ids"]) == full - 3
-    assert counts["lengths"] == {"median": full, "p95": full, "most": full, "up_to": {"64": 1}} and 32 < full <= 64
+    assert (
+        counts["lengths"] == {"median": full, "p95": full, "most": full, "up_to": {"64": 1}}
+        and 32 < full <= 64
+    )
     none, counts = tokenised(tokenizer, DIALOGUES[1:], 5)
     assert len(none) == 0 and counts["dropped"] == 1 and counts["trained_tokens"] == 0
 
@@ -108,8 +120,12 @@ def test_packing_is_refused_where_rows_would_see_each_other(tiny_model: Path):
     from transformers import BloomConfig, BloomForCausalLM
 
     refuse_leaks(load_model(str(tiny_model), "float32", "cpu", "sdpa"), "sft.args.packing")
-    bloom = BloomForCausalLM(BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3))
-    with pytest.raises(CaiError, match=r"sft\.args\.packing: packed rows would see each other .*=group_by_length"):
+    bloom = BloomForCausalLM(
+        BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3)
+    )
+    with pytest.raises(
+        CaiError, match=r"sft\.args\.packing: packed rows would see each other .*=group_by_length"
+    ):
         refuse_leaks(bloom, "sft.args.packing")
 
 
@@ -117,13 +133,19 @@ def test_gradient_checkpointing_is_for_what_does_not_fit(tiny_model: Path):
     """The tiny model has 2 layers of 32 units and float32 weights, so a layer keeps 17 * 32 * 4 bytes a token."""
     model = load_model(str(tiny_model), "float32", "cpu")
     needed = 100 * (2 * 17 * 32 * 4 + 8 * model.config.vocab_size)
-    assert not recomputes(model, 100, 0, round(needed / 0.89)) and recomputes(model, 100, 0, round(needed / 0.91))
-    assert recomputes(model, 100, 1000, round((needed + 11_000) / 0.9))  # and 12 bytes a tuned weight
+    assert not recomputes(model, 100, 0, round(needed / 0.89)) and recomputes(
+        model, 100, 0, round(needed / 0.91)
+    )
+    assert recomputes(
+        model, 100, 1000, round((needed + 11_000) / 0.9)
+    )  # and 12 bytes a tuned weight
     assert not recomputes(model, 1 << 40, 0, free_memory("cpu"))
 
 
 def test_a_quantisation_that_transformers_does_not_know_is_named():
-    with pytest.raises(UsageError, match=r"sft\.quantization\.load_in_4bits: .* did you mean 'load_in_4bit'"):
+    with pytest.raises(
+        UsageError, match=r"sft\.quantization\.load_in_4bits: .* did you mean 'load_in_4bit'"
+    ):
         bits_config("sft.quantization", {"load_in_4bits": True})
 
 
@@ -134,7 +156,9 @@ def preference_rows() -> Any:
         "chosen": [{"role": "assistant", "content": "Yes, gladly."}],
         "rejected": [{"role": "assistant", "content": "No."}],
     }
-    return Dataset.from_list([{"prompt": [{"role": "user", "content": f"Is {n} even?"}], **pair} for n in range(4)])
+    return Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": f"Is {n} even?"}], **pair} for n in range(4)]
+    )
 
 
 @pytest.mark.parametrize("group", ["lora", "full"])
@@ -142,7 +166,9 @@ def test_at_step_0_every_reward_is_0(group: str, tiny_model: Path, tmp_path: Pat
     """Policy and reference are the same model at first, with an adapter and without: the loss is log 2."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    config = compose(["experiment=smoke", f"dpo={group}", "dpo.args.per_device_train_batch_size=4"]).dpo
+    config = compose(
+        ["experiment=smoke", f"dpo={group}", "dpo.args.per_device_train_batch_size=4"]
+    ).dpo
     trainer: Any = DPOTrainer(
         model=load_model(str(tiny_model), "float32", "cpu"),
         args=dpo.arguments(config, 0, str(tmp_path), "cpu", held=False),
@@ -243,11 +269,20 @@ def test_the_newest_complete_checkpoint_is_taken(tmp_path: Path):
     assert len(said) == 1 and "checkpoint-9/model.safetensors is damaged" in said[0]
 
 
-def test_a_loss_that_is_no_number_ends_training_before_it_is_saved(tiny_model: Path, tmp_path: Path):
+def test_a_loss_that_is_no_number_ends_training_before_it_is_saved(
+    tiny_model: Path, tmp_path: Path
+):
     rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
-    settings = {"save_steps": 1, "learning_rate": 1e30, "max_grad_norm": 0.0, "per_device_train_batch_size": 2}
+    settings = {
+        "save_steps": 1,
+        "learning_rate": 1e30,
+        "max_grad_norm": 0.0,
+        "per_device_train_batch_size": 2,
+    }
     trainer = sft_trainer(tiny_model, tmp_path, rows, **settings)
-    with pytest.raises(CaiError, match=r"sft: loss is nan at step \d.*Lower sft\.args\.learning_rate"):
+    with pytest.raises(
+        CaiError, match=r"sft: loss is nan at step \d.*Lower sft\.args\.learning_rate"
+    ):
         run_training(trainer, tmp_path, Progress("sft", quiet=True), None)
     with pytest.raises(CaiError, match="no numbers any more"):
         save_result(trainer, load_tokenizer(str(tiny_model)), tmp_path / "work")

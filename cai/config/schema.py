@@ -513,3 +513,10 @@ def without_runtime(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_runtime(item) for item in value]
     return value
+
+
+def suite_data(config: Config) -> list[str]:
+    """The data sets of the evaluation suites, which nothing is trained on."""
+    return sorted(
+        {name for suite in config.evaluate.suites.values() for name in suite.prompts.data}
+    )

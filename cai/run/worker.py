@@ -1,7 +1,7 @@
-"""Runs one stage from its spec: in this process, in one of its own, or in several under `accelerate launch`."""
+"""Runs one stage: in this process, in one of its own, or in several under `accelerate launch`."""
 
 import contextlib
-import json
+import dataclasses
 import logging
 import os
 import shutil
@@ -9,88 +9,121 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cai.config.build import build
-from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig, first_round
+from pydantic import TypeAdapter
+
+from cai.config.schema import Config, suite_data
 from cai.errors import CaiError, Interrupted
-from cai.observe import log as telemetry
-from cai.observe import tracing
+from cai.observe import log, tracing
 from cai.observe.progress import Progress
 from cai.redact import redact
+from cai.run.plan import stages
 from cai.run.process import RUNNER, install_signals, quiet
-from cai.stages.base import Context, Input
+from cai.stages.base import Context, Input, Stage
 from cai.store.files import probe, write_json
+from cai.store.run_folder import read_manifest
 
 CONTINUE = "what is done so far is kept: put that right, then the same command continues"
 
 
-def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs the stage that `spec` describes and returns its summary. Whatever is not in the spec, a stage can't see."""
-    import importlib
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage. A process of its own gets it as JSON, which is validated once."""
 
-    probe(Path(spec["work"]), 1 << 20, CONTINUE)  # before hours of work are spent to find out
-    main = int(os.environ.get("RANK", "0")) == 0
-    scratch, root = Path(spec["scratch"]), Path(spec["root"])
-    telemetry.open_log(root)
-    telemetry.enter(spec["stage"])
-    file = scratch / "progress.json" if main else None
-    progress = Progress(spec["stage"], file, quiet=not main, metrics=root / "metrics.prom")
-    section, context = stage_context(spec, scratch, progress)
-    module = importlib.import_module(f"cai.stages.{spec['module']}")
+    stage: str
+    config: Config
+    root: str  # the run's folder
+    work: str  # what the stage writes
+    scratch: str  # checkpoints and progress
+    inputs: dict[str, Input]
+
+    def save(self, file: Path) -> None:
+        write_json(file, dataclasses.asdict(self))
+
+
+@cache
+def _job_type() -> TypeAdapter[Job]:
+    return TypeAdapter(Job)
+
+
+def run_stage(job: Job) -> dict[str, Any]:
+    """Runs the job's stage and returns its summary as JSON types."""
+    work, scratch, root = Path(job.work), Path(job.scratch), Path(job.root)
+    probe(work, 1 << 20, CONTINUE)  # before hours of work are spent to find out
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    log.open_log(root)
+    log.enter(job.stage)
+    file = scratch / "progress.json" if main_process else None
+    progress = Progress(job.stage, file, quiet=not main_process, metrics=root / "metrics.prom")
+    stage = next(stage for stage in stages(job.config) if stage.name == job.stage)
+    context = stage_context(stage, job.config, root, scratch, job.inputs, progress)
     try:
-        with tracing.traced(spec["stage"]):
-            return module.run(section, context.inputs, Path(spec["work"]), context)
+        with tracing.traced(job.stage):
+            return dataclasses.asdict(stage.run(stage.section(job.config), work, context))  # pyright: ignore[reportArgumentType]
     except CaiError:
         raise
     except Exception as error:
-        if (
-            shutil.disk_usage(spec["work"]).free < 16 << 20
-        ):  # libraries say it in many ways, or not at all
-            raise CaiError(f"no space is left on the disk of {spec['root']}; {CONTINUE}") from error
+        if shutil.disk_usage(work).free < 16 << 20:  # libraries say it in many ways, or not at all
+            raise CaiError(f"no space is left on the disk of {root}; {CONTINUE}") from error
         if isinstance(error, OSError):
-            raise CaiError(
-                f"{error.filename or spec['work']}: {error.strerror or error}; {CONTINUE}"
-            ) from error
+            reason = error.strerror or error
+            raise CaiError(f"{error.filename or work}: {reason}; {CONTINUE}") from error
         raise
     finally:
         progress.finish()
 
 
-def stage_context(spec: dict[str, Any], scratch: Path, progress: Progress) -> tuple[Any, Context]:
-    """A stage's section of the config, and its context."""
-    import typing
-
-    data = {name: build(DataConfig, values) for name, values in spec["data"].items()}
-    context = Context(
-        stage=spec["stage"],
-        seed=spec["seed"],
-        root=Path(spec["root"]),
+def stage_context(
+    stage: Stage,
+    config: Config,
+    root: Path,
+    scratch: Path,
+    inputs: Mapping[str, Input],
+    progress: Progress,
+) -> Context:
+    """What a stage may see of the configuration: just what its key covers."""
+    held_out = suite_data(config) if stage.decontaminates else []
+    names = sorted({*stage.data(config, stage.round), *held_out})
+    kinds = {other.name: other for other in stages(config)}
+    summaries = {}
+    for name, source in inputs.items():
+        if manifest := read_manifest(Path(source.path).parent):
+            summaries[name] = kinds[name].summary.load(manifest)
+    return Context(
+        stage=stage.name,
+        seed=config.seed,
+        root=root,
         scratch=scratch,
-        model=build(ModelConfig, spec["model"]),
-        engine=build(EngineConfig, spec["engine"]),
-        data=data,
-        held_out={name: data[name] for name in spec["held_out"]},
-        constitution=spec["constitution"],
-        inputs={name: Input(**values) for name, values in spec["inputs"].items()},
+        model=config.model,
+        engine=config.engine,
+        data={name: config.data[name] for name in names},
+        held_out={name: config.data[name] for name in held_out},
+        constitution=config.constitution,
+        inputs=inputs,
         progress=progress,
-        report_to=spec["report_to"],
-        round=spec["round"],
+        report_to=config.report_to,
+        round=stage.round,
+        summaries=summaries,
     )
-    return build(typing.get_type_hints(Config)[first_round(spec["stage"])], spec["config"]), context
 
 
 def _end_with_parent() -> None:
-    """A worker whose conductor was killed ends too, so that it doesn't hold the run's lock for hours. Under a launcher
-    that is not its parent."""
-    parent, conductor = os.getppid(), int(os.environ.get(RUNNER, "0"))
+    """A worker whose runner was killed ends too: it must not hold the run's lock for hours.
+
+    Under a launcher the runner is not its parent.
+    """
+    parent, runner = os.getppid(), int(os.environ.get(RUNNER, "0"))
 
     def watch() -> None:
         with contextlib.suppress(ProcessLookupError):
             while os.getppid() == parent:
                 time.sleep(1)
-                os.kill(conductor, 0)  # 0, its own group, is always there
+                os.kill(runner, 0)  # signal 0 only asks; process 0, its own group, is always there
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -100,29 +133,26 @@ def main() -> None:
     quiet()
     install_signals()
     _end_with_parent()
-    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    scratch = Path(spec["scratch"])
+    job = _job_type().validate_json(Path(sys.argv[1]).read_bytes())
+    scratch = Path(job.scratch)
     (scratch / "failure.json").unlink(missing_ok=True)
     try:
-        summary = run_stage(spec)
+        summary = run_stage(job)
         if int(os.environ.get("RANK", "0")) == 0:
             write_json(scratch / "summary.json", summary)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # it is done, and ends
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)  # it is done, and ends
     except CaiError as error:
         if os.environ.get("CAI_DEBUG"):
             raise
-        write_json(
-            scratch / "failure.json", {"message": redact(str(error)), "code": error.exit_code}
-        )
+        failure = {"message": redact(str(error)), "code": error.exit_code}
+        write_json(scratch / "failure.json", failure)
         sys.exit(error.exit_code)
     except Exception as error:
-        telemetry.log(type(error).__name__, logging.ERROR, error)
+        log.log(type(error).__name__, logging.ERROR, error)
         raise
     except Interrupted as error:
-        os._exit(
-            error.exit_code
-        )  # every finished completion is committed; nothing else need be waited for
+        os._exit(error.exit_code)  # every finished completion is committed: nothing to wait for
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The stages: one config class (in cai.config) and one function `run(config, inputs, work, context)` each."""
+"""The stages, each with one home: its Stage, its Summary, and `run`."""

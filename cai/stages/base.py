@@ -1,13 +1,22 @@
-"""What a stage gets, and nothing else: whatever is in its spec is in its key."""
+"""What every stage has: a place in the pipeline (Stage), and what it may see (Context)."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig, policy_of
+from cai.config.schema import (
+    Config,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
+    in_round,
+    lookup,
+    policy_of,
+    without_runtime,
+)
 from cai.data.decontaminate import Overlap
 from cai.data.formats import Skipped, load_dialogues, read_dialogues
 from cai.data.mixture import mix
@@ -17,12 +26,70 @@ from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
 from cai.messages import Dialogue, Prompt, as_dicts
 from cai.method.constitution import Constitution
+from cai.models.source import fingerprint
 from cai.observe.progress import Progress
-from cai.store.run_folder import Manifest
+from cai.stages.summary import Summary
 
 T = TypeVar("T")
 
-POOL = 1000  # rows that examples are drawn from
+EXAMPLE_POOL = 1000  # rows that examples are drawn from
+
+
+class Reads(Protocol):
+    """Names of stages, or of data sets, that a stage reads in a round."""
+
+    def __call__(self, config: Config, round: int) -> Sequence[str]: ...
+
+
+Warn = Callable[[str], None]
+
+
+class Run(Protocol):
+    """Does the stage's work: writes files below `work` and returns the summary. Raises CaiError."""
+
+    def __call__(self, config: Any, work: Path, context: "Context") -> Summary: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's place in the pipeline. What decides its output is in its key (cai/run/plan.py)."""
+
+    kind: str  # also the name of its section of the config
+    version: int  # raise it when the code would write other bytes for the same inputs
+    run: Run
+    summary: type[Summary]
+    inputs: Reads  # the stages that it reads
+    data: Reads = lambda config, round: ()  # the data sets that it reads
+    # what else it reads, as parts of its key
+    key_parts: Callable[[Config, Constitution], Mapping[str, Any]] = lambda config, law: {}
+    # its section of the config as it is in a round
+    settings: Callable[[Any, Config, int], Any] = lambda section, config, round: section
+    included: Callable[[Config], bool] = lambda config: True  # whether it is part of a run
+    # raises UsageError where its settings can't work; it may open libraries, no model and no data
+    check: Callable[[Config], None] = lambda config: None
+    # says what its inputs' summaries warn of; raises CaiError where it must not start on them
+    before: Callable[[Config, Mapping[str, Summary], Warn], None] = lambda config, inputs, warn: (
+        None
+    )
+    decontaminates: bool = False  # whether it leaves out what the evaluation suites hold
+    trains: bool = False
+    asks_models: bool = True  # whether the starting model and the engine are in its key
+    repeats: bool = False  # whether each round has one
+    round: int = 1
+
+    @property
+    def name(self) -> str:
+        return in_round(self.kind, self.round)
+
+    def section(self, config: Config) -> Any:
+        """The stage's section of the config, as it is in its round."""
+        return self.settings(lookup(config, self.kind), config, self.round)
+
+
+def own_model_part(role: str, section: str, config: Config) -> dict[str, Any]:
+    """A key part for a stage's own model (a teacher, a critic or a judge), where it has one."""
+    model: ModelConfig | None = lookup(config, section).model
+    return {role: fingerprint(model)} if model else {}
 
 
 @dataclass(frozen=True)
@@ -35,7 +102,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Context:
-    """The surroundings of one stage run."""
+    """What a stage may see beside its section of the config: nothing else decides its output."""
 
     stage: str
     seed: int
@@ -50,6 +117,8 @@ class Context:
     progress: Progress
     report_to: Sequence[str] = ()  # what shows training's curves while it runs
     round: int = 1  # of label and dpo
+    summaries: Mapping[str, Summary] = field(default_factory=dict)  # of the inputs
+    engine_opener: Callable[[EngineConfig, str], Engine] = open_engine  # tests put their own here
 
     @property
     def policy(self) -> str:
@@ -59,124 +128,95 @@ class Context:
     def load_constitution(self) -> Constitution:
         return Constitution.load(self.constitution)
 
+    def output(self, stage: str) -> Path:
+        """The out/ folder of an input."""
+        return Path(self.inputs[stage].path)
+
     def owns(self, name: str) -> bool:
         """Whether the named model is the run's: `base`, or what a stage has trained."""
         return name == "base" or name in self.inputs
 
     def model_path(self, name: str) -> str:
         """A folder or hub id: `base`, or the model that a stage has trained."""
-        from cai.models.convert import locate
+        from cai.models.convert import locate  # heavy: it may convert a model
 
-        return locate(self.model) if name == "base" else str(Path(self.inputs[name].path) / "model")
+        return locate(self.model) if name == "base" else str(self.output(name) / "model")
 
     def model_digest(self, name: str) -> str:
-        """What the ledger knows the model by: its content, and the parts of the engine's config that matter."""
-        from cai.config.schema import without_runtime
-        from cai.models.source import fingerprint
-
-        if (
-            self.engine.model is not None
-        ):  # a server's: its name, which the config holds, is all that is known
+        """What the ledger knows a model by: its content, and the engine's settings that matter."""
+        if self.engine.model is not None:  # a server's: its name is all that is known
             return digest(["served", without_runtime(self.engine)])
         content = digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
         return digest([content, without_runtime(self.engine)])
 
     def open_model(self, name: str) -> Engine:
         """An engine on the named model; a server serves it under that name."""
-        return open_engine(
-            self.engine, name if self.engine.kind == "openai" else self.model_path(name)
-        )
+        served = self.engine.kind == "openai"
+        return self.engine_opener(self.engine, name if served else self.model_path(name))
 
-    def recorded(self, ledger: Ledger, name: str, model: ModelConfig | None = None) -> Recorded:
-        """An engine on the named model, behind the ledger, that counts into the progress bar.
+    @contextmanager
+    def models(self) -> Iterator["OpenModel"]:
+        """Gives a function that opens models behind the ledger, and closes all at the end."""
+        with ExitStack() as stack:
+            ledger = stack.enter_context(closing(Ledger(self.root / "ledger.sqlite")))
 
-        Another `model`, where one is given, takes its place.
-        """
-        if model is not None:
-            return dataclasses.replace(self, model=model).recorded(ledger, "base")
+            def open_model(
+                name: str, engine: EngineConfig | None = None, model: ModelConfig | None = None
+            ) -> Recorded:
+                asked = replace(self, engine=engine or self.engine, model=model or self.model)
+                recorded = asked._recorded(ledger, "base" if model else name)
+                stack.callback(recorded.close)
+                return recorded
 
-        shown = self.engine.model or (self.model.name if name == "base" else name)
+            yield open_model
 
-        def seen(completions: Sequence[Completion], hit: bool) -> None:
-            self.progress.advance(len(completions), sum(c.new_tokens for c in completions), hit)
-
+    def _recorded(self, ledger: Ledger, name: str) -> Recorded:
+        title = self.engine.model or (self.model.name if name == "base" else name)
         return Recorded(
-            lambda: self.open_model(name), ledger, self.stage, self.model_digest(name), seen, shown
+            lambda: self.open_model(name),
+            ledger,
+            self.stage,
+            self.model_digest(name),
+            self._count,
+            title,
         )
 
-    def on(self, engine: EngineConfig | None) -> "Context":
-        """The same with another engine, where there is one."""
-        return dataclasses.replace(self, engine=engine) if engine else self
-
-    def ledger(self) -> Ledger:
-        return Ledger(self.root / "ledger.sqlite")
+    def _count(self, completions: Sequence[Completion], from_ledger: bool) -> None:
+        new_tokens = sum(completion.new_tokens for completion in completions)
+        self.progress.advance(len(completions), new_tokens, from_ledger)
 
     @cached_property
     def overlaps(self) -> dict[str, Overlap]:
-        """For each of the evaluation suites' sets, what tells that a text repeats one of its human turns."""
-        found = {}
-        for name in self.held_out:
-            found[name] = Overlap.of(
+        """For each of the suites' sets, what tells that a text repeats one of its human turns."""
+        return {
+            name: Overlap.of(
                 row for row, _ in load_dialogues([name], self.held_out, self.seed).dialogues
             )
-        return found
+            for name in self.held_out
+        }
 
-    def holds_out(self, text: str) -> bool:
-        """Whether a text repeats a human turn of an evaluation suite, so that nothing may be trained on it."""
+    def is_held_out(self, text: str) -> bool:
+        """Whether a text repeats a human turn of an evaluation suite, so it is not trained on."""
         return any(text in overlap for overlap in self.overlaps.values())
 
-
-def decontaminated(prompts: list[Prompt], context: Context) -> tuple[list[Prompt], list[Prompt]]:
-    """(kept, dropped): training prompts that no evaluation suite holds, and those that one does."""
-    dropped = [prompt for prompt in prompts if context.holds_out(prompt.text)]
-    ids = {prompt.id for prompt in dropped}
-    return [prompt for prompt in prompts if prompt.id not in ids], dropped
+    def decontaminate(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], int]:
+        """The prompts that no evaluation suite holds, and the number of those that one does."""
+        clean = [prompt for prompt in prompts if not self.is_held_out(prompt.text)]
+        return clean, len(prompts) - len(clean)
 
 
-def sample_dialogues(
-    names: Sequence[str], context: Context, keep: Callable[[Dialogue], bool]
-) -> list[Dialogue]:
-    """At most POOL rows of the named sets that `keep` takes, drawn by the seed."""
+class OpenModel(Protocol):
+    """Opens the run's model `name`; an `engine` or a `model` replaces the run's own."""
 
-    def kept(name: str) -> Iterator[Dialogue]:
-        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, Skipped()):
-            if keep(dialogue):
-                yield dialogue
-
-    drawn, _ = mix({name: kept(name) for name in names}, context.seed, POOL)
-    return [dialogue for rows in drawn.values() for dialogue in rows]
-
-
-def split_failed(
-    prompts: Sequence[Prompt], results: Sequence[T | RequestFailed]
-) -> tuple[list[tuple[Prompt, T]], list[dict[str, Any]]]:
-    """(prompt, result) of the rows that were answered, and the others as rows with the reason why not."""
-    pairs = list(zip(prompts, results, strict=True))
-    good = [(prompt, result) for prompt, result in pairs if not isinstance(result, RequestFailed)]
-    failed = [
-        {"id": p.id, "source": p.source, "prompt": as_dicts(p.messages), "reason": str(why)}
-        for p, why in pairs
-        if isinstance(why, RequestFailed)
-    ]
-    return good, failed
-
-
-def write_failed(work: Path, failed: list[dict[str, Any]]) -> dict[str, int]:
-    """Writes work/failed.parquet where a row has failed. Returns the summary's entry."""
-    (work / "failed.parquet").unlink(missing_ok=True)  # of a run before that was stopped
-    if failed:
-        write_rows(work / "failed.parquet", failed)
-    return {"failed": len(failed)}
+    def __call__(
+        self, name: str, engine: EngineConfig | None = None, model: ModelConfig | None = None
+    ) -> Recorded: ...
 
 
 def verb_context(
-    verb: str,
-    config: Config,
-    root: Path,
-    constitution: str,
-    inputs: Mapping[str, tuple[Path, Manifest]],
+    verb: str, config: Config, root: Path, constitution: str, inputs: Mapping[str, Input]
 ) -> Context:
-    """What opens models for a verb that is no stage; `inputs`: a model's name -> its stage's out/ and manifest."""
+    """What opens models for a verb that is no stage."""
     return Context(
         stage=verb,
         seed=config.seed,
@@ -187,6 +227,43 @@ def verb_context(
         data=config.data,
         held_out={},
         constitution=constitution,
-        inputs={name: Input(str(out), manifest.output) for name, (out, manifest) in inputs.items()},
+        inputs=inputs,
         progress=Progress(verb, quiet=True),
     )
+
+
+def sample_dialogues(
+    names: Sequence[str], context: Context, keep: Callable[[Dialogue], bool]
+) -> list[Dialogue]:
+    """At most EXAMPLE_POOL rows of the named sets that `keep` takes, drawn by the seed."""
+
+    def usable(name: str) -> Iterator[Dialogue]:
+        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, Skipped()):
+            if keep(dialogue):
+                yield dialogue
+
+    mixed, _ = mix({name: usable(name) for name in names}, context.seed, EXAMPLE_POOL)
+    return [dialogue for rows in mixed.values() for dialogue in rows]
+
+
+def split_failed(
+    prompts: Sequence[Prompt], results: Sequence[T | RequestFailed]
+) -> tuple[list[tuple[Prompt, T]], list[dict[str, Any]]]:
+    """(prompt, result) of the answered rows, and the failed ones as rows with their reason."""
+    answered, failed = [], []
+    for prompt, result in zip(prompts, results, strict=True):
+        if isinstance(result, RequestFailed):
+            messages = as_dicts(prompt.messages)
+            row = {"id": prompt.id, "source": prompt.source, "prompt": messages}
+            failed.append(row | {"reason": str(result)})
+        else:
+            answered.append((prompt, result))
+    return answered, failed
+
+
+def write_failed(work: Path, failed: list[dict[str, Any]]) -> int:
+    """Writes work/failed.parquet where a row has failed. Returns how many have."""
+    (work / "failed.parquet").unlink(missing_ok=True)  # of an earlier try that was stopped
+    if failed:
+        write_rows(work / "failed.parquet", failed)
+    return len(failed)

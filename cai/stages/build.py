@@ -1,16 +1,17 @@
-"""Training data where there is little: self-instruct (Wang et al. 2022), and answers distilled from a teacher."""
+"""Training data where there is little: self-instruct (Wang et al. 2022), a teacher's answers."""
 
 import asyncio
 import random
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from cai.config.schema import BuildConfig
+from cai.config.schema import BuildConfig, Config, builds
 from cai.data.formats import load_prompts
 from cai.data.parquet import write_rows
 from cai.digest import seed_of
-from cai.engines.base import Request
+from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_failing
 from cai.errors import CaiError
@@ -23,39 +24,81 @@ from cai.method.self_instruct import (
     list_request,
     read_list,
 )
-from cai.stages.base import Context, decontaminated, sample_dialogues, split_failed, write_failed
+from cai.report.stage_view import Table
+from cai.stages.base import (
+    Context,
+    Stage,
+    own_model_part,
+    sample_dialogues,
+    split_failed,
+    write_failed,
+)
+from cai.stages.summary import Summary as BaseSummary
+from cai.stages.summary import nonzero
 
 
-def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet. Returns the counts."""
-    given, overlapping = [], []
+@dataclass(frozen=True)
+class Summary(BaseSummary):
+    lists: int  # lists of instructions that were asked for
+    unread: int  # of them without an item
+    parsed: int  # instructions that were read
+    distilled: int  # given prompts
+    left_out: dict[str, int]  # reason -> rows
+    built: int  # rows to train on
+    failed: int  # requests that no engine answered
+
+    counted: ClassVar = ("built",)
+
+    def description(self) -> str:
+        return "wrote instructions and answers to train on"
+
+    def lines(self) -> list[tuple[str, str]]:
+        return nonzero(
+            ("lists of instructions asked for", self.lists),
+            ("of them without an instruction", self.unread),
+            ("instructions read", self.parsed),
+            ("given prompts", self.distilled),
+            *((f"left out: {reason}", count) for reason, count in self.left_out.items()),
+            ("requests that no engine answered", self.failed),
+            ("rows built", self.built),
+        )
+
+    def tables(self) -> list[Table]:
+        return [Table("built instructions", ("", "rows"), tuple(self.lines()))]
+
+
+@dataclass
+class Written:
+    """New instructions, and what became of the others."""
+
+    instructions: list[str] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    lists: int = 0
+    unread: int = 0
+    parsed: int = 0
+
+
+def run(config: BuildConfig, work: Path, context: Context) -> Summary:
+    """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet."""
+    given: list[Prompt] = []
+    left_out: list[dict[str, str]] = []
     if config.prompts is not None:
-        given, overlapping = decontaminated(
-            load_prompts(config.prompts, context.data, context.seed), context
-        )
-    left_out = [_left_out(prompt.text, "overlapping") for prompt in overlapping]
-    ledger = context.ledger()
-    other = context.on(config.engine)
-    teacher = other.recorded(ledger, "base", config.model)
-    try:
-        written, counts, more, failed = asyncio.run(
-            _write(config, context, teacher, other.engine.max_failures)
-        )
-        left_out += more
-        asked = list({prompt.id: prompt for prompt in (*written, *given)}.values())
-        context.progress.start(len(asked), "answers")
-        sampling = config.sampling.answer
-        requests = [
-            Request(p.messages, sampling, seed_of(context.seed, p.id, "build answer"))
-            for p in asked
-        ]
-        replies = asyncio.run(
-            gather_failing([teacher.complete(r) for r in requests], other.engine.max_failures)
-        )
-        answered, unanswered = split_failed(asked, replies)
-    finally:
-        teacher.close()
-        ledger.close()
+        for prompt in load_prompts(config.prompts, context.data, context.seed):
+            if context.is_held_out(prompt.text):
+                left_out.append(_left_out(prompt.text, "overlapping"))
+            else:
+                given.append(prompt)
+    with context.models() as open_model:
+        teacher = open_model("base", config.engine, config.model)
+        max_failures = (config.engine or context.engine).max_failures
+        written = asyncio.run(write_instructions(config, context, teacher, max_failures))
+        built = [Prompt.of((user(text),), "self_instruct") for text in written.instructions]
+        prompts = list({prompt.id: prompt for prompt in (*built, *given)}.values())
+        context.progress.start(len(prompts), "answers")
+        replies = asyncio.run(_answers(prompts, config, context.seed, teacher, max_failures))
+    answered, unanswered = split_failed(prompts, replies)
+    left_out += written.left_out
     rows = []
     for prompt, answer in answered:
         if fault := answer_fault(answer.text, answer.finish_reason):
@@ -64,84 +107,122 @@ def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[
             messages = as_dicts((*prompt.messages, assistant(answer.text)))
             rows.append({"id": prompt.id, "source": prompt.source, "messages": messages})
     reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
-    summary = counts | {"distilled": len(given), "left_out": reasons, "built": len(rows)}
     if not rows:
         raise CaiError(
-            f"build: not one row is left: {summary}; another build.model may write better lists and answers"
+            f"build: no row is left of {written.parsed} instructions and {len(given)} prompts "
+            f"({reasons}); another build.model may write better lists and answers"
         )
     write_rows(work / "instructions.parquet", rows)
     if left_out:
         write_rows(work / "left_out.parquet", left_out)
-    return summary | write_failed(work, failed + unanswered)
+    return Summary(
+        lists=written.lists,
+        unread=written.unread,
+        parsed=written.parsed,
+        distilled=len(given),
+        left_out=reasons,
+        built=len(rows),
+        failed=write_failed(work, written.failed + unanswered),
+    )
 
 
 def _left_out(instruction: str, reason: str, answer: str = "") -> dict[str, str]:
     return {"instruction": instruction, "reason": reason, "answer": answer}
 
 
-async def _write(
-    config: BuildConfig, context: Context, teacher: Recorded, max_failures: float
-) -> tuple[list[Prompt], dict[str, int], list[dict[str, str]], list[dict[str, Any]]]:
-    """New instructions, counts, what was left out, and the requests that failed.
+async def _answers(
+    prompts: list[Prompt], config: BuildConfig, seed: int, teacher: Recorded, max_failures: float
+) -> list[Completion | RequestFailed]:
+    sampling = config.sampling.answer
+    requests = [
+        Request(prompt.messages, sampling, seed_of(seed, prompt.id, "build answer"))
+        for prompt in prompts
+    ]
+    return await gather_failing([teacher.complete(request) for request in requests], max_failures)
 
-    Each round asks for its lists at once, and reads them in the order in which it has asked: which answer comes first
-    decides nothing.
+
+async def write_instructions(
+    config: BuildConfig, context: Context, teacher: Recorded, max_failures: float
+) -> Written:
+    """Rounds of lists that the teacher writes, until there are `target` new instructions.
+
+    A round asks for its lists at once and reads them in the order in which it has asked, so the
+    result does not depend on which answer comes first.
     """
-    seeds = [text for text in seed_instructions(config, context) if not context.holds_out(text)]
+    seeds = [text for text in seed_instructions(config, context) if not context.is_held_out(text)]
     if config.target and not seeds:
         raise CaiError(
-            f"build.data: no seed instruction in {', '.join(config.data)} that no evaluation suite holds"
+            f"build.data: all of {', '.join(config.data)} stands in evaluation suites, or is unfit"
         )
     known = Known(seeds, config.max_similarity)
-    written: list[str] = []
-    left_out: list[dict[str, str]] = []
-    failed: list[dict[str, Any]] = []
-    counts = {"lists": 0, "unread": 0, "parsed": 0}
+    written = Written()
     context.progress.start(config.rounds * config.requests if config.target else 0, "lists")
-    for number in range(config.rounds):
-        if len(written) >= config.target:
+    for round in range(config.rounds):
+        if len(written.instructions) >= config.target:
             break
-        asked, requests = [], []
+        prompts, requests = [], []
         for place in range(config.requests):
-            seed = seed_of(context.seed, "build", number, place)
+            seed = seed_of(context.seed, "build", round, place)
             rng = random.Random(seed)  # noqa: S311 - a draw, not a secret
-            messages = list_request(draw(seeds, written, config.shown, config.shown_built, rng))
-            asked.append(Prompt.of(messages, "self_instruct"))
+            examples = draw(seeds, written.instructions, config.shown, config.shown_built, rng)
+            messages = list_request(examples)
+            prompts.append(Prompt.of(messages, "self_instruct"))
             requests.append(Request(messages, config.sampling.instructions, seed))
         replies = await gather_failing(
             [teacher.complete(request) for request in requests], max_failures
         )
-        lists, more = split_failed(asked, replies)
-        failed += more
-        counts["lists"] += len(asked)
-        for _, reply in lists:
-            items = read_list(reply.text)
-            counts["unread"] += not items
-            counts["parsed"] += len(items)
-            if reply.finish_reason != "stop" and items:
-                left_out.append(_left_out(items.pop(), "cut_off"))
-            for text in items:
-                fault = instruction_fault(text)
-                if fault is None and len(written) >= config.target:
-                    fault = "surplus"
-                elif fault is None and context.holds_out(text):
-                    fault = "overlapping"
-                elif fault is None and text in known:
-                    fault = "similar"
-                if fault is not None:
-                    left_out.append(_left_out(text, fault))
-                else:
-                    known.add(text)
-                    written.append(text)
-    return [Prompt.of((user(text),), "self_instruct") for text in written], counts, left_out, failed
+        answered, failed = split_failed(prompts, replies)
+        written.failed += failed
+        written.lists += len(prompts)
+        for _, reply in answered:
+            _take(reply, written, known, config.target, context)
+    return written
+
+
+def _take(reply: Completion, written: Written, known: Known, target: int, context: Context) -> None:
+    """Adds a list's instructions to those that are written, or to those that are left out."""
+    instructions = read_list(reply.text)
+    written.unread += not instructions
+    written.parsed += len(instructions)
+    if reply.finish_reason != "stop" and instructions:
+        written.left_out.append(_left_out(instructions.pop(), "cut_off"))
+    for text in instructions:
+        fault = instruction_fault(text)
+        if fault is None and len(written.instructions) >= target:
+            fault = "surplus"
+        elif fault is None and context.is_held_out(text):
+            fault = "overlapping"
+        elif fault is None and text in known:
+            fault = "similar"
+        if fault is not None:
+            written.left_out.append(_left_out(text, fault))
+        else:
+            known.add(text)
+            written.instructions.append(text)
 
 
 def seed_instructions(config: BuildConfig, context: Context) -> list[str]:
-    """At most `POOL` different requests that data sets' conversations begin with and that may be shown, by the seed."""
+    """Different requests, drawn by the seed, that data sets' conversations begin with."""
 
     def usable(dialogue: Dialogue) -> bool:
         return dialogue[0].role == "user" and instruction_fault(dialogue[0].content) is None
 
-    return list(
-        dict.fromkeys(row[0].content for row in sample_dialogues(config.data, context, usable))
-    )
+    dialogues = sample_dialogues(config.data, context, usable)
+    return list(dict.fromkeys(dialogue[0].content for dialogue in dialogues))
+
+
+def _data(config: Config, round: int) -> list[str]:
+    return [*config.build.data, *(config.build.prompts.data if config.build.prompts else ())]
+
+
+STAGE = Stage(
+    kind="build",
+    version=2,
+    run=run,
+    summary=Summary,
+    inputs=lambda config, round: (),
+    data=_data,
+    key_parts=lambda config, law: own_model_part("teacher", "build", config),
+    included=builds,
+    decontaminates=True,
+)

@@ -1,145 +1,234 @@
-"""Direct preference optimisation on the labelled pairs, starting at the sl_cai model, or in later rounds at that of the
-round before. The reference is the model that it starts at, or the sl_cai model in every round."""
+"""Direct preference optimisation on the labelled pairs.
 
+It starts at the sl_cai model, or in later rounds at the model of the round before. The reference is
+the model that it starts at, or the sl_cai model in every round.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
-from cai.config.schema import DpoConfig, in_round, policy_of
+from cai.config.schema import Config, DpoConfig, in_round, policy_of
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
-from cai.stages.base import Context
+from cai.stages import label
+from cai.stages.base import Context, Stage, Warn
+from cai.stages.sft import start_input
+from cai.stages.summary import Summary as BaseSummary
+from cai.stages.summary import nonzero, number
 
-SAME = {
-    "float32": 1e-3,
-    "bfloat16": 0.05,
-    "float16": 0.01,
-}  # relative error of logits that merging may leave
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from trl.trainer.dpo_config import DPOConfig as TrlConfig
+
+# largest relative logit error that merging an adapter may cause
+MERGE_ERROR = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
+LAST_METRICS = {
+    "loss": "last loss",
+    "rewards/chosen": "reward of the chosen",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+}
 
 
-def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/model (merged), work/adapter (with LoRA) and work/history.json. Returns the last margins.
+@dataclass(frozen=True)
+class Summary(BaseSummary):
+    pairs: int
+    dropped: int  # pairs whose prompt alone fills max_length
+    held_out_rows: int
+    steps: int
+    metrics: dict[str, float]  # of the last logged step, by trl's names
+    guards: list[str]  # what the guards saw, or could not see, in sentences
 
-    A fresh adapter belongs to the model that the round starts at, a continued one to that which sl_cai was tuned from.
+    counted: ClassVar = ("pairs", "steps")
+
+    def description(self) -> str:
+        return "direct preference optimisation on those pairs"
+
+    def lines(self) -> list[tuple[str, str]]:
+        return [
+            *nonzero(
+                ("pairs", self.pairs),
+                ("pairs held out", self.held_out_rows),
+                ("steps", self.steps),
+            ),
+            *((LAST_METRICS[name], number(value)) for name, value in self.metrics.items()),
+            *nonzero(("pairs dropped: the prompt fills max_length", self.dropped)),
+        ]
+
+    def warnings(self) -> list[str]:
+        return self.guards
+
+
+def run(config: DpoConfig, work: Path, context: Context) -> Summary:
+    """Writes work/model (merged), work/adapter (with LoRA) and work/history.json.
+
+    A fresh adapter belongs to the model that the round starts at, a continued one to the model that
+    sl_cai was tuned from.
     """
     from datasets import Dataset
 
     from cai.models.load import load_model, load_tokenizer, pick_device
-    from cai.training.guards import answer, signs, unseen, watch
+    from cai.training import guards
+    from cai.training import trainer as training
     from cai.training.soft_dpo import open_trainer
-    from cai.training.trainer import is_sharded, lora_config, run_training, save_result, show_curves
 
-    pairs = read_rows(Path(context.inputs[in_round("label", context.round)].path) / "pairs.parquet")
+    pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
     rows = Dataset.from_list([{key: pair[key] for key in columns} for pair in pairs])
-    held = int(len(rows) * config.validation)
-    source = context.model_path(context.policy)
-    first = policy_of(1) if config.reference == "first" else context.policy
-    tokenizer = load_tokenizer(source)
+    held_out = int(len(rows) * config.validation)
     device = pick_device(context.engine.device)
+    load = partial(
+        load_model, dtype=context.engine.dtype, device=device, attention=context.engine.attention
+    )
+    # from its published folder, where trl reloads the reference from if every weight is tuned
+    policy_path = context.model_path(context.policy)
+    policy = continued(context, device) if config.adapter == "continued" else load(policy_path)
+    reference = policy_of(1) if config.reference == "first" else context.policy
+    separate = reference != context.policy
+    tokenizer = load_tokenizer(policy_path)
+    folder = str(context.scratch / "checkpoints")
     trainer = open_trainer(
         config,
         references=context.root / "references",
-        reference=context.model_digest(first),
-        # the model comes from its published folder: with full tuning, trl reloads the reference from that path
-        model=continued(context, device)
-        if config.adapter == "continued"
-        else load_model(source, context.engine.dtype, device, context.engine.attention),
-        ref_model=None
-        if first == context.policy
-        else load_model(
-            context.model_path(first), context.engine.dtype, device, context.engine.attention
-        ),
-        args=arguments(
-            config, context.seed, str(context.scratch / "checkpoints"), device, bool(held)
-        ),
-        train_dataset=rows.select(range(held, len(rows))),
-        eval_dataset=rows.select(range(held)) if held else None,
+        reference=context.model_digest(reference),
+        model=policy,
+        ref_model=load(context.model_path(reference)) if separate else None,
+        args=arguments(config, context.seed, folder, device, bool(held_out)),
+        train_dataset=rows.select(range(held_out, len(rows))),
+        eval_dataset=rows.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
-        peft_config=lora_config("dpo.peft", config.peft) if config.peft is not None else None,
+        peft_config=training.lora_config("dpo.peft", config.peft) if config.peft else None,
     )
     if not len(trainer.train_dataset):
         raise CaiError(
             f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length"
         )
-    asked = list(dict.fromkeys(map(tuple, trainer.eval_dataset["prompt_ids"] if held else ())))[
-        : config.guards.prompts
-    ]
-    answers = partial(
-        answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens
-    )
-    sharded = is_sharded(trainer)
-    generated = answers if asked and not sharded else None
-    trainer.add_callback(watch(config.guards, context.progress.say, generated, sharded))
-    show_curves(
-        trainer,
-        context.report_to,
-        context.stage,
-        context.root.name,
-        context.scratch.with_name("logs"),
-    )
-    run_training(trainer, context.scratch, context.progress, config.patience)
-    save_result(trainer, tokenizer, work)
-    log = trainer.state.log_history
-    last = next((entry for entry in reversed(log) if "rewards/margins" in entry), {})
-    figures = {
-        key: last[key]
-        for key in ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies")
-        if key in last
-    }
-    # trl drops rows whose prompt alone fills max_length
-    dropped = len(rows) - len(trainer.train_dataset) - (len(trainer.eval_dataset) if held else 0)
-    summary = {
-        "pairs": len(rows),
-        "dropped": dropped,
-        "held_out_rows": held,
-        "steps": trainer.state.global_step,
-    }
-    return (
-        summary
-        | figures
-        | {"signs": [*signs(log, config.guards), *unseen(log, config.guards, sharded)]}
+    prompts = trainer.eval_dataset["prompt_ids"] if held_out else ()
+    distinct_prompts = list(dict.fromkeys(map(tuple, prompts)))[: config.guards.prompts]
+    sharded = training.is_sharded(trainer)
+    answer = None
+    if distinct_prompts and not sharded:
+        answer = partial(
+            guards.answer,
+            tokenizer=tokenizer,
+            prompts=distinct_prompts,
+            new_tokens=config.guards.new_tokens,
+        )
+    trainer.add_callback(guards.watch(config.guards, context.progress.say, answer, sharded))
+    logs = context.scratch.with_name("logs")
+    training.show_curves(trainer, context.report_to, context.stage, context.root.name, logs)
+    training.run_training(trainer, context.scratch, context.progress, config.patience)
+    training.save_result(trainer, tokenizer, work)
+    history = trainer.state.log_history
+    last = next((entry for entry in reversed(history) if "rewards/margins" in entry), {})
+    remaining = len(trainer.train_dataset) + (len(trainer.eval_dataset) if held_out else 0)
+    return Summary(
+        pairs=len(rows),
+        dropped=len(rows) - remaining,
+        held_out_rows=held_out,
+        steps=trainer.state.global_step,
+        metrics={name: last[name] for name in LAST_METRICS if name in last},
+        guards=[
+            *guards.signs(history, config.guards),
+            *guards.unseen(history, config.guards, sharded),
+        ],
     )
 
 
-def continued(context: Context, device: str) -> Any:
-    """The policy's adapter, trainable, on the model that sl_cai was tuned from: together the policy.
+def continued(context: Context, device: str) -> "PeftModel":
+    """The policy as its adapter, trainable, on the model that sl_cai was tuned from.
 
-    trl copies the adapter (as "ref") where that is the reference. Raises CaiError where both are not the policy.
+    trl copies the adapter (as "ref") where that is the reference. Raises CaiError where model and
+    adapter together are not the policy.
     """
     import torch
     from peft import PeftModel
 
     from cai.models.load import load_model
 
+    engine = context.engine
     start = "sft" if "sft" in context.inputs else "base"
-    base = load_model(
-        context.model_path(start), context.engine.dtype, device, context.engine.attention
-    )
-    adapter = Path(context.inputs[context.policy].path) / "adapter"
-    policy: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
+    base = load_model(context.model_path(start), engine.dtype, device, engine.attention)
+    adapter = context.output(context.policy) / "adapter"
+    policy = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
     with torch.no_grad():
-        tokens = torch.arange(32, device=device)[None]  # any will do
-        wanted = load_model(context.model_path(context.policy), context.engine.dtype, device)(
-            tokens
-        ).logits.float()
-        error = ((policy(tokens).logits.float() - wanted).norm() / wanted.norm()).item()
-    if not error <= SAME[str(policy.dtype).removeprefix("torch.")]:
+        tokens = torch.arange(32, device=device)[None]  # any tokens will do
+        published = load_model(context.model_path(context.policy), engine.dtype, device)
+        logits = published(tokens).logits.float()
+        difference = policy(tokens).logits.float() - logits
+        error = (difference.norm() / logits.norm()).item()
+    if not error <= MERGE_ERROR[str(policy.dtype).removeprefix("torch.")]:
         raise CaiError(
-            f"dpo.adapter=continued: {start} with {context.policy}'s adapter is not the {context.policy} model (their "
-            f"scores differ by {error:.1%}), so it has another base; take dpo=lora"
+            f"dpo.adapter=continued: {start} with {context.policy}'s adapter is not the "
+            f"{context.policy} model (their scores differ by {error:.1%}), so it has another base; "
+            "take dpo=lora"
         )
     return policy
 
 
-def arguments(config: DpoConfig, seed: int, folder: str, device: str, held: bool) -> Any:
-    """trl's DPOConfig for the stage. Also what `cai plan --check` builds. Raises UsageError."""
+def arguments(
+    config: DpoConfig, seed: int, folder: str, device: str, held_out: bool
+) -> "TrlConfig":
+    """trl's DPOConfig for the stage. Raises UsageError."""
     from cai.training.soft_dpo import check_arguments
     from cai.training.trainer import trl_config, watching
 
-    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | watching(held)
-    forced |= {"bf16": False} if not device.startswith("cuda") else {}
+    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | watching(held_out)
+    if not device.startswith("cuda"):
+        forced["bf16"] = False
     args = trl_config("dpo", "dpo.args", config.args, **forced)
     if config.loss == "soft":
         check_arguments(args)
     return args
+
+
+def _check(config: Config) -> None:
+    from cai.training.trainer import lora_config
+
+    arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
+    if config.dpo.peft is not None:
+        lora_config("dpo.peft", config.dpo.peft)
+
+
+def heed_judge(config: Config, inputs: Mapping[str, BaseSummary], warn: Warn) -> None:
+    """Says why the judge of the pairs can't be relied on.
+
+    Raises CaiError where the configuration asks for a judge that can.
+    """
+    labels = [summary for summary in inputs.values() if isinstance(summary, label.Summary)]
+    warnings = [text for summary in labels for text in summary.warnings()]
+    for text in warnings:
+        warn(text)
+    if warnings and config.label.require_judge:
+        raise CaiError(
+            "label.require_judge: no DPO on this feedback. Take another judge (label.judge, "
+            "label.model), other comparisons in the principle file, or label.require_judge=false"
+        )
+
+
+def _inputs(config: Config, round: int) -> list[str]:
+    adapter_of = start_input(config) if config.dpo.adapter == "continued" else []
+    first = [policy_of(1)] if round > 1 and config.dpo.reference == "first" else []
+    return [*adapter_of, *first, policy_of(round), in_round("label", round)]
+
+
+def _settings(section: DpoConfig, config: Config, round: int) -> DpoConfig:
+    # in the first round the policy is the first model, so `reference` makes no difference
+    return replace(section, reference="policy") if round == 1 else section
+
+
+STAGE = Stage(
+    kind="dpo",
+    version=6,
+    run=run,
+    summary=Summary,
+    inputs=_inputs,
+    settings=_settings,
+    check=_check,
+    before=heed_judge,
+    trains=True,
+    repeats=True,
+)

@@ -1,296 +1,211 @@
-"""Preference pairs: AI feedback on answers of the sl_cai model, or in later rounds of the one before's (section 4.1),
-revisions over first answers, or both, or the model's answers by rules; beside them people's, where there are any (the
-paper's helpfulness pairs are), and demonstrations over the policy's own answers."""
+"""Preference pairs for DPO, of several kinds (`label.kind`).
 
-import asyncio
-from collections import Counter
-from contextlib import closing
+- feedback: a judge compares answers of the policy under the constitution's principles (Bai et al.
+  2022, section 4.1). The policy is sl_cai's model, or in later rounds that of the round before.
+- revision: revisions are preferred to first answers; mixed: both.
+- rule: rules say which of the policy's answers is better.
+
+People's pairs (`label.human`; the paper's helpfulness pairs are such) and demonstrations over the
+policy's own answers may join them.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from cai.config.schema import Human, LabelConfig, Prompts
-from cai.data.formats import load_demonstrations, load_preferences, load_prompts
-from cai.data.parquet import read_rows, write_rows
-from cai.digest import seed_of
-from cai.engines.base import Request, RequestFailed
-from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_failing, gather_rows
+from cai.config.schema import Config, LabelConfig, Prompts, policy_of
+from cai.data.parquet import write_rows
 from cai.errors import CaiError
-from cai.messages import Prompt, as_dicts, assistant, from_dicts
 from cai.method.constitution import Constitution
 from cai.method.preferences import (
-    PreferencePair,
-    Sampled,
-    by_rule,
-    compare,
-    distinct,
     mixed,
     ordered,
-    similar,
-    tournament,
 )
-from cai.method.refusal import refuses
-from cai.scoring.judge import accuracy_figures, doubts, judge_figures
-from cai.stages.base import Context, decontaminated, split_failed, write_failed
-from cai.text import words
+from cai.report.metrics import format_metric
+from cai.report.stage_view import Table
+from cai.stages.base import Context, Stage, own_model_part, write_failed
+from cai.stages.feedback import Judge, feedback_pairs
+from cai.stages.pairs import (
+    Pairs,
+    as_row,
+    demonstration_pairs,
+    human_pairs,
+    revision_pairs,
+    rule_pairs,
+)
+from cai.stages.summary import Summary as BaseSummary
+from cai.stages.summary import nonzero
+
+JUDGED = ("feedback", "mixed")  # the kinds that ask a judge, under principles
+ANSWERED = "answered further prompts twice; a judge said which answer a drawn principle prefers"
+DESCRIPTIONS = {
+    "feedback": ANSWERED,
+    "revision": "preferred each prompt's last good revision to its first answer, without a judge",
+    "mixed": f"{ANSWERED}; beside them, revisions preferred to first answers without a judge",
+    "rule": "answered further prompts, harmful and harmless, several times; rules preferred what "
+    "declines the harmful and helps with the harmless",
+}
+COUNTS = {  # what a kind counts -> how it is shown
+    "prompts": "prompts",
+    "benign_prompts": "of them harmless",
+    "overlapping": "left out because an evaluation suite holds them",
+    "identical": "prompts with nearly equal or empty answers",
+    "all_good": "prompts with good answers alone",
+    "none_good": "prompts without a good answer",
+    "cut_off": "answers cut off, which are never chosen",
+    "judged": "comparisons",
+    "too_long": "too long for the judge",
+    "uncertain": "under the margin",
+    "revised_prompts": "revised prompts",
+    "unrevised": "without a good revision that differs",
+    "revisions": "pairs of a revision and the first answer",
+    "harmful": "pairs on harmful prompts",
+    "harmless": "pairs on harmless prompts",
+    "chosen_longer": "pairs with the longer answer chosen",
+    "demonstrations": "pairs of a data set's answer and the model's own",
+    "demonstrations_refused": "of them with a refusal of the model's own",
+    "demonstrations_overlapping": "demonstrations that an evaluation suite holds",
+    "human": "pairs that people have labelled",
+    "human_overlapping": "pairs of people's that an evaluation suite holds",
+    "failed": "prompts that no engine answered",
+}
+RULES_NOTE = (
+    "No judge was asked: the rules that find refusals said which of the model's own answers is "
+    "preferred. Refusal rates by these rules flatter what was trained so; read its answers."
+)
 
 
-def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/pairs.parquet in trl's preference format with probabilities. Returns counts and judge figures."""
-    feedback, revisions, shown, failed, summary = [], [], [], [], {}
-    human, overlapping = human_pairs(config.human, context) if config.human else ([], 0)
-    if config.kind in ("feedback", "mixed"):
-        feedback, failed, summary = _feedback(config, context)
-    if config.kind == "rule":
-        feedback, failed, summary = _ruled(config, context)
+@dataclass(frozen=True)
+class Summary(BaseSummary):
+    kind: str
+    model: str  # the starting model's name
+    pairs: int
+    numbers: dict[str, int]  # see COUNTS
+    judge: Judge | None
+
+    counted: ClassVar = ("pairs",)
+
+    def description(self) -> str:
+        return DESCRIPTIONS[self.kind]
+
+    def lines(self) -> list[tuple[str, str]]:
+        counts = [(title, self.numbers.get(name, 0)) for name, title in COUNTS.items()]
+        return nonzero(("pairs", self.pairs), *counts)
+
+    def tables(self) -> list[Table]:
+        return self.judge.tables(self.numbers["judged"]) if self.judge else []
+
+    def warnings(self) -> list[str]:
+        return self.judge.warnings if self.judge else []
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.kind == "rule":
+            notes.append(RULES_NOTE)
+        elif self.judge is None:
+            notes.append("No judge was asked: every revision is preferred to the first answer.")
+        elif self.judge.is_other_model:
+            name = self.judge.name
+            notes.append(f"The preferences came from another model, {name}, not from people.")
+        else:
+            notes.append(
+                f"The model judged itself. The preferences came from {self.judge.name}, of the "
+                f"same model family that is trained ({self.model}), not from people and not from "
+                "a stronger model."
+            )
+        flipped = self.judge.metrics.get("flipped") if self.judge else None
+        if flipped and flipped["value"] <= 0.5:  # above that, a warning says it
+            notes.append(
+                f"{format_metric(flipped, True)} of the judge's preferences turned when the two "
+                "answers were swapped (position bias)."
+            )
+        if people := self.numbers.get("human"):
+            notes.append(
+                f"Of the {self.pairs} preference pairs, people have labelled {people} "
+                "(label.human)."
+            )
+        if self.judge and not self.judge.labelled:
+            notes.append(
+                "The judge's accuracy is not known: label.calibrate names no labelled pairs."
+            )
+        return notes
+
+
+def run(config: LabelConfig, work: Path, context: Context) -> Summary:
+    """Writes work/pairs.parquet in trl's preference format, with probabilities."""
+    judge, generated, revised = None, Pairs(), Pairs()
+    if config.kind in JUDGED:
+        generated, judge = feedback_pairs(config, context)
+    elif config.kind == "rule":
+        generated = rule_pairs(config, context)
     if config.kind in ("revision", "mixed"):
-        rows = read_rows(Path(context.inputs["revise"].path) / "revisions.parquet")
-        revisions = [pair for row in rows if (pair := revision_pair(row, config)) is not None]
-        summary |= {"revised_prompts": len(rows), "unrevised": len(rows) - len(revisions)}
+        revised = revision_pairs(config, context)
     if config.kind == "mixed":
-        pairs = mixed(feedback, revisions, config, context.seed)
+        pairs = mixed(generated.pairs, revised.pairs, config, context.seed)
     else:
-        pairs = (feedback or revisions)[: config.limit]
-    if config.demonstrations:
-        shown, unanswered, counts = demonstration_pairs(config.demonstrations, config, context)
-        failed, summary = failed + unanswered, summary | counts
-    if config.demonstrations or config.kind != "revision":
-        summary |= write_failed(work, failed)
-    pairs = [*pairs, *shown]
+        pairs = (generated.pairs or revised.pairs)[: config.limit]
+    demonstrations = demonstration_pairs(config, context)
+    people = human_pairs(config, context)
+    pairs = [*pairs, *demonstrations.pairs]
+    counts = generated.numbers | revised.numbers | demonstrations.numbers | people.numbers
     if not pairs:
         raise CaiError(
-            f"no preference pair is left ({summary}); see label.min_margin, label.max_similarity, label.answers, "
-            "label.sampling.max_new_tokens and prompts"
+            f"no preference pair is left ({counts}); see label.min_margin, label.max_similarity, "
+            "label.answers, label.sampling.max_new_tokens and prompts"
         )
-    if human or shown:
-        pairs = ordered([*pairs, *human], context.seed)
-    if config.human:
-        summary |= {"human": len(human), "human_overlapping": overlapping}
+    if people.pairs or demonstrations.pairs:
+        pairs = ordered([*pairs, *people.pairs], context.seed)
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
-    return summary | {
-        "pairs": len(pairs),
-        "revisions": sum(pair.kind == "revision" for pair in pairs),
-    }
+    counts["failed"] = write_failed(work, generated.failed + demonstrations.failed)
+    counts["revisions"] = sum(pair.kind == "revision" for pair in pairs)
+    return Summary(config.kind, context.model.name, len(pairs), counts, judge)
 
 
-def _feedback(
-    config: LabelConfig, context: Context
-) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
-    """Pairs by AI feedback, the rows that failed, and the counts of what was left out."""
-    constitution = context.load_constitution()
-    prompts, dropped = _asked("prompts", config.prompts, context)
-    labelled = (
-        load_preferences(config.calibrate, context.data, context.seed) if config.calibrate else []
-    )
-    ledger = context.ledger()
-    try:
-        found = asyncio.run(
-            _answers(prompts, config, context, context.recorded(ledger, context.policy))
-        )
-        answered, failed = split_failed(prompts, found)
-        seeds = [
-            (prompt, {text: own.seed for text, own in answers.items()})
-            for prompt, answers in answered
-        ]
-        different = [(prompt, answers) for prompt, answers in seeds if len(answers) > 1]
-        feedback = context.on(config.engine)
-        judge = feedback.recorded(ledger, config.judge, config.model)
-        compared, known = asyncio.run(
-            _judged(different, labelled, constitution, config, feedback, judge)
-        )
-    finally:
-        ledger.close()
-    judgements, more = split_failed([prompt for prompt, _ in different], compared)
-    judged = [pairs for _, pairs in judgements]
-    failed += more + split_failed([prompt for prompt, _, _ in labelled], known)[1]
-    best = [pairs[0] for pairs in judged if pairs]
-    kept = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
-    figures = judge_figures([pair for pairs in judged for pair in pairs])
-    if config.calibrate:
-        figures |= accuracy_figures(
-            [
-                (pair, better)
-                for pair, (_, better, _) in zip(known, labelled, strict=True)
-                if isinstance(pair, PreferencePair)
-            ]
-        )
-        figures |= {"labelled": config.calibrate.data}
-    figures["doubts"] = doubts(figures, config.calibrate.data if config.calibrate else [])
-    summary = {
-        "prompts": len(prompts),
-        "overlapping": dropped,
-        "identical": len(answered) - len(different),
-    }
-    summary |= {"too_long": len(judged) - len(best), "uncertain": len(best) - len(kept)}
-    return kept, failed, summary | {"judged": sum(map(len, judged)), "judge": figures}
+def _data(config: Config, round: int) -> list[str]:
+    label = config.label
+    chosen = [label.prompts, label.benign, label.calibrate, label.demonstrations]
+    if round == 1:
+        chosen.append(label.human)
+    return [name for prompts in chosen if prompts for name in prompts.data]
 
 
-def _ruled(
-    config: LabelConfig, context: Context
-) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
-    """Pairs of the policy's own answers that rules tell apart, the rows that failed, and the counts."""
-    prompts, dropped = _asked("prompts", config.prompts, context)
-    harmless, more = _asked("benign", config.benign, context) if config.benign else ([], 0)
-    prompts, benign = prompts + harmless, {prompt.id for prompt in harmless}
-    with closing(context.ledger()) as ledger:
-        found = asyncio.run(
-            _answers(prompts, config, context, context.recorded(ledger, context.policy))
-        )
-    answered, failed = split_failed(prompts, found)
-    judged = [by_rule(prompt, answers, prompt.id in benign) for prompt, answers in answered]
-    # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs, in every batch as well
-    pairs = ordered([pair for pair in judged if isinstance(pair, PreferencePair)], context.seed)[
-        : config.limit
-    ]
-    counts = Counter(one for one in judged if isinstance(one, str))
-    longer = sum(len(words(pair.chosen)) > len(words(pair.rejected)) for pair in pairs)
-    kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
-    summary = {
-        "prompts": len(prompts),
-        "benign_prompts": len(harmless),
-        "overlapping": dropped + more,
-    }
-    summary |= {key: counts[key] for key in ("all_good", "none_good")}
-    summary |= {
-        "cut_off": sum(not own.ended for _, answers in answered for own in answers.values())
-    }
-    return (
-        pairs,
-        failed,
-        summary | {key: kinds[key] for key in ("harmful", "harmless")} | {"chosen_longer": longer},
-    )
+def _inputs(config: Config, round: int) -> list[str]:
+    label = config.label
+    names = {"revise"} if label.kind in ("revision", "mixed") else set()
+    if label.kind in JUDGED:
+        names |= {policy_of(round), policy_of(round) if label.model else label.judge}
+    if label.kind == "rule" or label.demonstrations:
+        names |= {policy_of(round)}
+    return sorted(names - {"base"})
 
 
-def _asked(key: str, chosen: Prompts, context: Context) -> tuple[list[Prompt], int]:
-    """The prompts of label.`key`, and how many were left out since an evaluation suite holds them."""
-    prompts, dropped = decontaminated(load_prompts(chosen, context.data, context.seed), context)
-    if not prompts:
-        raise CaiError(f"label.{key}: no prompt is left; see label.{key}.limit and offset")
-    return prompts, len(dropped)
+def _settings(section: LabelConfig, config: Config, round: int) -> LabelConfig:
+    """A later round labels the next prompts, and trains on no pairs of people's."""
+    if round == 1:
+        return section
+
+    def following(prompts: Prompts) -> Prompts:
+        # with several rounds the limit is set: see config/checks.py
+        return replace(prompts, offset=prompts.offset + (round - 1) * (prompts.limit or 0))
+
+    benign = section.benign and following(section.benign)
+    return replace(section, human=None, prompts=following(section.prompts), benign=benign)
 
 
-async def _answers(
-    prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded
-) -> list[dict[str, Sampled] | RequestFailed]:
-    """The different answers to each prompt."""
-
-    async def reply(prompt: Prompt, number: int) -> tuple[str, Sampled]:
-        seed = seed_of(context.seed, prompt.id, "candidate", number)
-        found = await model.complete(Request(prompt.messages, config.sampling, seed))
-        return found.text, Sampled(seed, found.finish_reason == "stop")
-
-    async def replies(prompt: Prompt) -> dict[str, Sampled]:
-        texts = await gather_rows([reply(prompt, number) for number in range(config.answers)])
-        return distinct(texts, config.max_similarity)
-
-    context.progress.start(config.answers * len(prompts), "answers")
-    try:
-        return await gather_failing(
-            [replies(prompt) for prompt in prompts], context.engine.max_failures
-        )
-    finally:
-        model.close()
+def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
+    law_part = {"constitution": law.comparing()} if config.label.kind in JUDGED else {}
+    return law_part | own_model_part("judge", "label", config)
 
 
-async def _judged(
-    rows: list[tuple[Prompt, dict[str, int]]],
-    labelled: list[tuple[Prompt, str, str]],
-    constitution: Constitution,
-    config: LabelConfig,
-    context: Context,
-    judge: Recorded,
-) -> tuple[list[list[PreferencePair] | RequestFailed], list[PreferencePair | RequestFailed | None]]:
-    """Every comparison of each prompt's answers, and of the labelled pairs."""
-    comparisons = len(labelled) + sum(len(answers) * (len(answers) - 1) // 2 for _, answers in rows)
-    principles = min(config.principles, len(constitution.principles))
-    context.progress.start(
-        comparisons * principles * 2 * max(1, 2 * config.thoughts), "comparisons"
-    )
-    rest, most = (constitution, config, context.seed, judge.complete), context.engine.max_failures
-    try:
-        judged = await gather_failing(
-            [tournament(prompt, answers, *rest) for prompt, answers in rows], most
-        )
-        return judged, await gather_failing(
-            [compare(p, good, bad, *rest) for p, good, bad in labelled], most
-        )
-    finally:
-        judge.close()
-
-
-def revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | None:
-    """The last good revision, preferred to the first answer with certainty; None where there is none, or no change.
-
-    `row` is of revisions.parquet. This is the open recipes' shortcut: nothing judges it, neither text is the policy's.
-    """
-    last = next((step for step in reversed(row["steps"]) if not step["gates"]), None)
-    if (
-        last is None
-        or not row["answer"]
-        or similar(last["revision"], row["answer"], config.max_similarity)
-    ):
-        return None
-    prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"])
-    return PreferencePair(
-        prompt, last["revision"], row["answer"], 1.0, (last["principle"],), kind="revision"
-    )
-
-
-def human_pairs(config: Human, context: Context) -> tuple[list[PreferencePair], int]:
-    """People's pairs, and how many were left out since a human turn of theirs stands in an evaluation suite."""
-    labelled = load_preferences(config, context.data, context.seed)
-    pairs = [
-        PreferencePair(prompt, better, worse, config.probability, (), kind="human")
-        for prompt, better, worse in labelled
-        if not any(
-            context.holds_out(turn.content) for turn in prompt.messages if turn.role == "user"
-        )
-    ]
-    return pairs, len(labelled) - len(pairs)
-
-
-def demonstration_pairs(
-    chosen: Prompts, config: LabelConfig, context: Context
-) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
-    """Rows whose answer is preferred to one of the policy's, a refusal if it gave one; the rows that failed; counts."""
-    rows = load_demonstrations(chosen, context.data, context.seed)
-    prompts, dropped = decontaminated([prompt for prompt, _ in rows], context)
-    wanted = {prompt.id: answer for prompt, answer in rows}
-    with closing(context.ledger()) as ledger:
-        found = asyncio.run(
-            _answers(prompts, config, context, context.recorded(ledger, context.policy))
-        )
-    answered, failed = split_failed(prompts, found)
-    pairs = []
-    for prompt, answers in answered:
-        worse = next(
-            iter(sorted(answers, key=refuses, reverse=True)), None
-        )  # None: every answer was empty
-        if worse is not None and not similar(wanted[prompt.id], worse, config.max_similarity):
-            own = (answers[worse].seed,)
-            pairs.append(
-                PreferencePair(
-                    prompt, wanted[prompt.id], worse, 1.0, (), seeds=own, kind="demonstration"
-                )
-            )
-    counts = {
-        "demonstrations": len(pairs),
-        "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs),
-    }
-    return pairs, failed, counts | {"demonstrations_overlapping": len(dropped)}
-
-
-def as_row(pair: PreferencePair) -> dict[str, Any]:
-    """trl's conversational preference format, and what the feedback was."""
-    return {
-        "id": pair.prompt.id,
-        "kind": pair.kind,
-        "prompt": as_dicts(pair.prompt.messages),
-        "chosen": as_dicts([assistant(pair.chosen)]),
-        "rejected": as_dicts([assistant(pair.rejected)]),
-        "probability": pair.probability,
-        "orders": list(pair.orders),
-        "principles": list(pair.principle_ids),
-        "logprobs": [list(one.logprobs) for one in pair.judgements],
-        "seeds": list(pair.seeds),
-    }
+STAGE = Stage(
+    kind="label",
+    version=3,
+    run=run,
+    summary=Summary,
+    inputs=_inputs,
+    data=_data,
+    key_parts=_key_parts,
+    settings=_settings,
+    decontaminates=True,
+    repeats=True,
+)

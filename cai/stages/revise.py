@@ -3,10 +3,11 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from cai.config.schema import ReviseConfig
+from cai.config.schema import Config, ReviseConfig
 from cai.data.formats import load_prompts
 from cai.data.parquet import RowWriter, write_rows
 from cai.digest import seed_of
@@ -16,223 +17,214 @@ from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant
 from cai.method.critique import CritiqueStep, Revision, revise
 from cai.method.refusal import refuses
-from cai.stages.base import Context, decontaminated, split_failed, write_failed
+from cai.report.stage_view import Table
+from cai.stages.base import Context, Stage, own_model_part, split_failed, write_failed
+from cai.stages.revision_rows import REVISIONS, TRAINING, as_row, rows_to_train_on
+from cai.stages.summary import Summary as BaseSummary
+from cai.stages.summary import nonzero
 from cai.text import repeats
 
 
-def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/revisions.parquet, one row a prompt with the whole chain. Returns counts by gate and principle."""
-    constitution = context.load_constitution()
-    prompts, dropped = decontaminated(
-        load_prompts(config.prompts, context.data, context.seed), context
-    )
+@dataclass(frozen=True)
+class Revised:
+    """What became of the revisions of a principle, or of a round."""
+
+    drawn: int
+    changed: int
+    refused: int
+    passed: int
+    gates: dict[str, int]  # gate -> revisions that failed it
+    words_before: float  # means
+    words_after: float
+
+    def cells(self, name: str) -> tuple[str, ...]:
+        gates = sorted(self.gates.items(), key=lambda gate: -gate[1])
+        failures = ", ".join(f"{gate} {count}" for gate, count in gates)
+        counts = (self.drawn, self.changed, self.refused, self.passed)
+        return (name, *map(str, counts), failures, f"{self.words_before}", f"{self.words_after}")
+
+
+@dataclass(frozen=True)
+class Summary(BaseSummary):
+    prompts: int
+    overlapping: int  # prompts left out because an evaluation suite holds them
+    rows: int  # training rows
+    failed: int  # prompts that no engine answered
+    kept: int  # prompts with a revision that passed its gates
+    gates: dict[str, int]  # gate -> revisions that failed it
+    principles: dict[str, Revised]
+    rounds: dict[str, Revised]
+    helpful: int | None = None  # helpful answers that were sampled
+    helpful_left_out: int = 0
+    critic: str | None = None  # the model that critiques and revises, where it is another
+
+    counted: ClassVar = ("prompts", "rows")
+
+    def description(self) -> str:
+        return (
+            "answered red-team prompts, then criticised and revised each answer by a drawn "
+            "principle"
+        )
+
+    def lines(self) -> list[tuple[str, str]]:
+        return nonzero(
+            ("prompts", self.prompts),
+            ("prompts that keep a revision", self.kept),
+            ("helpful answers sampled", self.helpful or 0),
+            ("helpful answers left out", self.helpful_left_out),
+            ("training rows", self.rows),
+            ("prompts that no engine answered", self.failed),
+            ("left out because an evaluation suite holds them", self.overlapping),
+        )
+
+    def notes(self) -> list[str]:
+        if self.critic is None:
+            return []
+        return [f"Critiques and revisions came from another model, {self.critic}."]
+
+    def tables(self) -> list[Table]:
+        columns = ("drawn", "changed", "refused", "passed", "gated by", "words before", "after")
+        by = (("principle", self.principles), ("round", self.rounds))
+        tables = [
+            Table(
+                f"revisions by {title}",
+                (title, *columns),
+                tuple(revised.cells(name) for name, revised in groups.items()),
+                topic="principles",
+            )
+            for title, groups in by
+        ]
+        total = sum(revised.drawn for revised in self.rounds.values())
+        gates = sorted(self.gates.items(), key=lambda gate: -gate[1])
+        rows = tuple((gate, str(count), f"{count / total:.0%}") for gate, count in gates)
+        note = "why a revision was not trained on; one may fail several" if gates else ""
+        columns = ("gate", "failed", f"of {total} revisions")
+        return [*tables, Table("gates", columns, rows, topic="principles", note=note)]
+
+
+def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
+    """Writes work/revisions.parquet, a row a prompt, and work/training.parquet."""
+    law = context.load_constitution()
+    loaded = load_prompts(config.prompts, context.data, context.seed)
+    prompts, overlapping = context.decontaminate(loaded)
     if not prompts:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
-    rounds = len(constitution.principles) if config.draw == "all" else config.rounds
     helpful = helpful_requests(config, context)
-    asked = len(prompts) * (1 + rounds * (2 if config.critique else 1)) + len(helpful)
-    context.progress.start(asked, "completions")
-    ledger = context.ledger()
-    model = context.recorded(ledger, "sft")
-    other = context.on(config.engine)
-    critic = other.recorded(ledger, "sft", config.model) if config.model or config.engine else model
-    allowed = max(context.engine.max_failures, other.engine.max_failures)
-    try:
+    rounds = len(law.principles) if config.draw == "all" else config.rounds
+    completions = len(prompts) * (1 + rounds * (2 if config.critique else 1)) + len(helpful)
+    context.progress.start(completions, "completions")
+    failures = [
+        context.engine.max_failures,
+        *([config.engine.max_failures] if config.engine else []),
+    ]
+    with context.models() as open_model:
+        model = critic = open_model("sft")
+        if config.model or config.engine:
+            critic = open_model("sft", config.engine, config.model)
         chains = (
-            revise(p, constitution, config, context.seed, model.complete, critic.complete)
-            for p in prompts
+            revise(prompt, law, config, context.seed, model.complete, critic.complete)
+            for prompt in prompts
         )
-        tally, failed = asyncio.run(
-            write_chains(prompts, failing(chains, len(prompts), allowed), config, work)
-        )
-        replies = asyncio.run(
-            gather_failing([model.complete(request) for _, request in helpful], allowed)
-        )
-        answers, more = split_failed([prompt for prompt, _ in helpful], replies)
-    finally:
-        model.close()
-        critic.close()
-        ledger.close()
-    failures = write_failed(work, failed + more)
+        revisions = failing(chains, len(prompts), max(failures))
+        tally, failed = asyncio.run(write_chains(prompts, revisions, config, work))
+        requests = [model.complete(request) for _, request in helpful]
+        replies = asyncio.run(gather_failing(requests, max(failures)))
+    answers, unanswered = split_failed([prompt for prompt, _ in helpful], replies)
+    failed_count = write_failed(work, failed + unanswered)
     if not tally.rows:
         raise CaiError(
-            "no revision passed its gates, so there is nothing to train on; see revise.gates and revise.form"
+            "no revision passed its gates, so there is nothing to train on; see revise.gates and "
+            "revise.form"
         )
-    summary = (
-        {"prompts": len(prompts), "overlapping": len(dropped), "rows": tally.rows}
-        | failures
-        | tally.figures()
-    )
+    kept_helpful = [
+        {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
+        for prompt, answer in answers
+        if usable(answer)
+    ]
     if helpful:
-        good = [
-            {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
-            for prompt, answer in answers
-            if usable(answer)
-        ]
-        write_rows(work / "helpful.parquet", good)
-        summary |= {"helpful": len(good), "helpful_left_out": len(helpful) - len(good)}
-    return summary
+        write_rows(work / "helpful.parquet", kept_helpful)
+    return Summary(
+        prompts=len(prompts),
+        overlapping=overlapping,
+        rows=tally.rows,
+        failed=failed_count,
+        kept=tally.kept,
+        gates=failed_gates(tally.all),
+        principles={name: revised(tally.principles[name]) for name in sorted(tally.principles)},
+        rounds={name: revised(counts) for name, counts in tally.rounds.items()},
+        helpful=len(kept_helpful) if helpful else None,
+        helpful_left_out=len(helpful) - len(kept_helpful),
+        critic=config.model.name if config.model else None,
+    )
 
 
 async def write_chains(
     prompts: Sequence[Prompt],
-    chains: AsyncIterator[Revision | RequestFailed],
+    revisions: AsyncIterator[Revision | RequestFailed],
     config: ReviseConfig,
     work: Path,
 ) -> tuple["Tally", list[dict[str, Any]]]:
-    """Writes each prompt's chain as it is done, so that no more than some thousands are in memory. Returns what the
-    summary needs, and the rows that failed."""
+    """Writes each prompt's chain as soon as it is done, so that few are in memory.
+
+    Returns what the summary needs, and the rows that failed.
+    """
     tally, failed = Tally(), []
     with (
-        RowWriter(work / "revisions.parquet", chain_schema()) as revisions,
-        RowWriter(work / "training.parquet", training_schema()) as training,
+        RowWriter(work / "revisions.parquet", REVISIONS) as chain_rows,
+        RowWriter(work / "training.parquet", TRAINING) as training_rows,
     ):
-        asked = iter(prompts)
-        async for chain in chains:
-            answered, missing = split_failed([next(asked)], [chain])
-            failed += missing
+        waiting = iter(prompts)
+        async for result in revisions:
+            answered, unanswered = split_failed([next(waiting)], [result])
+            failed += unanswered
             for _, revision in answered:
-                revisions.write(as_row(revision))
+                chain_rows.write(as_row(revision))
                 tally.add(revision)
-                for row in training_rows(revision, config):
-                    training.write(row)
-        tally.rows = training.count
+                for row in rows_to_train_on(revision, config):
+                    training_rows.write(row)
+        tally.rows = training_rows.count
     return tally, failed
 
 
-def chain_schema() -> Any:
-    """Of revisions.parquet (docs/data.md)."""
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.int64()
-    step = {"principle": text, "critique": text, "revision": text, "gates": pa.list_(text)}
-    steps = pa.list_(pa.struct(step | {"seeds": pa.list_(number), "tokens": number}))
-    row = {
-        "id": text,
-        "source": text,
-        "prompt": turns_type(),
-        "answer": text,
-        "steps": steps,
-        "final": text,
-    }
-    return pa.schema(row)
-
-
-def training_schema() -> Any:
-    """Of training.parquet (docs/data.md)."""
-    import pyarrow as pa
-
-    row = {
-        "id": pa.string(),
-        "round": pa.int64(),
-        "principle": pa.string(),
-        "messages": turns_type(),
-    }
-    return pa.schema(row | {"last": pa.bool_()})
-
-
-def turns_type() -> Any:
-    import pyarrow as pa
-
-    return pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-
-
 def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Prompt, Request]]:
-    """What the helpful model is asked so that SL-CAI keeps its helpfulness (section 3.2): no red-team prompts."""
+    """What the helpful model is asked so that SL-CAI stays helpful (section 3.2)."""
     if config.helpful is None:
         return []
-    prompts, _ = decontaminated(
-        load_prompts(config.helpful.prompts, context.data, context.seed), context
-    )
-    return [
-        (
-            p,
-            Request(
-                p.messages, config.sampling.answer, seed_of(context.seed, p.id, "helpful", number)
-            ),
-        )
-        for p in prompts
-        for number in range(config.helpful.samples)
-    ]
+    loaded = load_prompts(config.helpful.prompts, context.data, context.seed)
+    requests = []
+    for prompt in context.decontaminate(loaded)[0]:
+        for sample in range(config.helpful.samples):
+            seed = seed_of(context.seed, prompt.id, "helpful", sample)
+            requests.append((prompt, Request(prompt.messages, config.sampling.answer, seed)))
+    return requests
 
 
 def usable(answer: Completion) -> bool:
-    """Whether a helpful answer may be trained on: it came to an end, says something, does not go round in circles."""
-    return answer.finish_reason == "stop" and bool(answer.text.strip()) and not repeats(answer.text)
-
-
-def training_rows(revision: Revision, config: ReviseConfig) -> list[dict[str, Any]]:
-    """SL-CAI's rows: the prompt with each revision that passed its gates as the answer; `last` marks the final one."""
-    if config.when_gated == "drop" and revision.steps and revision.steps[-1].gates:
-        return []
-    good = [(number, step) for number, step in enumerate(revision.steps, 1) if not step.gates]
-    return [
-        {
-            "id": revision.prompt.id,
-            "round": number,
-            "principle": step.principle_id,
-            "messages": as_dicts((*revision.prompt.messages, assistant(step.revision))),
-            "last": step is good[-1][1],
-        }
-        for number, step in good
-    ]
-
-
-def as_row(revision: Revision) -> dict[str, Any]:
-    """The documented schema (docs/data.md): one row a prompt with the whole chain."""
-    steps = [
-        {
-            "principle": step.principle_id,
-            "critique": step.critique,
-            "revision": step.revision,
-            "gates": list(step.gates),
-            "seeds": list(step.seeds),
-            "tokens": step.tokens,
-        }
-        for step in revision.steps
-    ]
-    prompt = {
-        "id": revision.prompt.id,
-        "source": revision.prompt.source,
-        "prompt": as_dicts(revision.prompt.messages),
-    }
-    return prompt | {"answer": revision.answer, "steps": steps, "final": revision.final}
+    """Whether a helpful answer may be trained on: it ended, has words, repeats no words."""
+    ended = answer.finish_reason == "stop"
+    return ended and bool(answer.text.strip()) and not repeats(answer.text)
 
 
 class Tally:
-    """How many rows keep a revision, how many fail which gate, and the same by principle and by round."""
+    """Counts of the revisions: in all, by principle and by round."""
 
     def __init__(self) -> None:
         self.rows = self.kept = 0  # rows to train on; prompts with a revision that passed
-        self._all: Counter[str] = Counter()
-        self._principles: dict[str, Counter[str]] = defaultdict(Counter)
-        self._rounds: dict[str, Counter[str]] = defaultdict(Counter)
+        self.all: Counter[str] = Counter()
+        self.principles: dict[str, Counter[str]] = defaultdict(Counter)
+        self.rounds: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, revision: Revision) -> None:
         before = revision.answer
         self.kept += bool(revision.final)
-        for number, step in enumerate(revision.steps, 1):
-            seen = _counts(before, step)
-            for counter in (
-                self._all,
-                self._principles[step.principle_id],
-                self._rounds[str(number)],
-            ):
-                counter.update(seen)
+        for round, step in enumerate(revision.steps, 1):
+            counts = step_counts(before, step)
+            for tally in (self.all, self.principles[step.principle_id], self.rounds[str(round)]):
+                tally.update(counts)
             before = before if step.gates else step.revision
 
-    def figures(self) -> dict[str, Any]:
-        return {
-            "kept": self.kept,
-            "gates": _gates(self._all),
-            "principles": {
-                name: _figures(found) for name, found in sorted(self._principles.items())
-            },
-            "rounds": {name: _figures(found) for name, found in self._rounds.items()},
-        }
 
-
-def _counts(before: str, step: CritiqueStep) -> dict[str, int]:
+def step_counts(before: str, step: CritiqueStep) -> dict[str, int]:
     return {
         "drawn": 1,
         "changed": before != step.revision,
@@ -243,18 +235,38 @@ def _counts(before: str, step: CritiqueStep) -> dict[str, int]:
     } | {f"gate {gate}": 1 for gate in step.gates}
 
 
-def _gates(found: Counter[str]) -> dict[str, int]:
-    return {
-        name.removeprefix("gate "): found[name]
-        for name in sorted(found)
-        if name.startswith("gate ")
-    }
+def failed_gates(counts: Counter[str]) -> dict[str, int]:
+    names = sorted(name for name in counts if name.startswith("gate "))
+    return {name.removeprefix("gate "): counts[name] for name in names}
 
 
-def _figures(found: Counter[str]) -> dict[str, Any]:
-    """Steps drawn, changed, refused, passed, gated, and mean words before and after."""
-    counts = {name: int(found[name]) for name in ("drawn", "changed", "refused", "passed")}
-    means = {
-        name: round(found[name] / found["drawn"], 1) for name in ("words_before", "words_after")
-    }
-    return counts | {"gates": _gates(found)} | means
+def revised(counts: Counter[str]) -> Revised:
+    return Revised(
+        drawn=counts["drawn"],
+        changed=int(counts["changed"]),
+        refused=int(counts["refused"]),
+        passed=int(counts["passed"]),
+        gates=failed_gates(counts),
+        words_before=round(counts["words_before"] / counts["drawn"], 1),
+        words_after=round(counts["words_after"] / counts["drawn"], 1),
+    )
+
+
+def _data(config: Config, round: int) -> list[str]:
+    helpful = config.revise.helpful
+    return [*config.revise.prompts.data, *(helpful.prompts.data if helpful else ())]
+
+
+STAGE = Stage(
+    kind="revise",
+    version=5,
+    run=run,
+    summary=Summary,
+    inputs=lambda config, round: ("sft",),
+    data=_data,
+    key_parts=lambda config, law: {
+        "constitution": law.revising(),
+        **own_model_part("critic", "revise", config),
+    },
+    decontaminates=True,
+)

@@ -1,213 +1,189 @@
-"""Supervised fine-tuning: `sft` on instructions, `sl_cai` on revisions and helpful rows (section 3.1)."""
+"""Supervised fine-tuning: `sft` on instructions, `sl_cai` on revisions and helpful rows (Bai et al.
+2022, section 3.1)."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
-from cai.config.schema import BUILT, SftConfig
-from cai.data.audit import text_figures
-from cai.data.formats import Skipped, read_dialogues, shuffled
-from cai.data.mixture import mix
-from cai.data.parquet import read_rows
-from cai.errors import CaiError
-from cai.messages import Dialogue, from_dicts
-from cai.stages.base import Context
+from cai.config.schema import BUILT, Config, SftConfig, helpful_data, lookup, unbuilt
+from cai.report.stage_view import Table
+from cai.stages.base import Context, Stage
+from cai.stages.summary import Summary as BaseSummary
+from cai.stages.summary import nonzero, number
+from cai.stages.training_rows import Audit, prepare
 
-Row = tuple[Dialogue, dict[str, Any]]  # with its tags
+if TYPE_CHECKING:
+    from trl.trainer.sft_config import SFTConfig as TrlConfig
 
 
-def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/model and work/history.json. Returns the audit and the held-out loss."""
+@dataclass(frozen=True)
+class Summary(BaseSummary):
+    stage: str
+    audit: Audit
+    held_out_rows: int
+    steps: int
+    held_out_loss: float | None  # the lowest
+
+    counted: ClassVar = ("rows", "steps")
+
+    @property
+    def rows(self) -> int:
+        return self.audit.rows
+
+    def description(self) -> str:
+        if self.stage == "sl_cai":
+            return "tuned on the revisions and on helpful rows"
+        return "tuned the starting model on instructions"
+
+    def lines(self) -> list[tuple[str, str]]:
+        audit = self.audit
+        loss = [] if self.held_out_loss is None else [("held-out loss", number(self.held_out_loss))]
+        return [
+            *nonzero(
+                ("instruction rows", audit.instructions),
+                ("revisions", audit.revisions or 0),
+                ("training rows", audit.rows),
+                ("rows held out", self.held_out_rows),
+                ("steps", self.steps),
+                ("tokens trained on", audit.trained_tokens),
+            ),
+            *loss,
+            *nonzero(
+                ("rows left out that do not fit", audit.skipped),
+                ("left out without an answer", audit.no_answer),
+                ("left out because an evaluation suite holds them", audit.overlapping),
+                ("not drawn", audit.not_drawn),
+                ("rows cut to length", audit.truncated),
+                ("ends of turn lost in the cut", audit.lost_end_of_turn),
+                ("rows dropped", audit.dropped),
+            ),
+        ]
+
+    def tables(self) -> list[Table]:
+        return [self.audit.table(self.stage)]
+
+    def lengths(self) -> dict[str, int]:
+        return self.audit.lengths.get("up_to", {})
+
+
+def run(config: SftConfig, work: Path, context: Context) -> Summary:
+    """Writes work/model, with LoRA work/adapter, and work/history.json."""
     from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.models.load import load_model, load_tokenizer, pick_device
     from cai.models.markers import adopt_markers, embed_markers, pass_bias_on, training_markers
+    from cai.training import trainer as training
     from cai.training.cpu_head import lean_head
-    from cai.training.trainer import (
-        bits_config,
-        free_memory,
-        lora_config,
-        recomputes,
-        refuse_leaks,
-        run_training,
-        save_result,
-        show_curves,
-    )
 
     source = context.model_path(config.start)
     tokenizer = load_tokenizer(source)
-    added = adopt_markers(tokenizer)
+    markers = adopt_markers(tokenizer)
     rows, audit = prepare(config, context, tokenizer)
-    refuse_losses(config, context.stage, audit)
-    held = int(len(rows) * config.validation)
-    train, validation = (
-        rows.select(range(held, len(rows))),
-        rows.select(range(held)) if held else None,
-    )
+    audit.refuse_losses(config, context.stage)
+    held_out = int(len(rows) * config.validation)
     device = pick_device(context.engine.device)
     quantization = None
     if config.quantization is not None:
-        quantization = bits_config(f"{context.stage}.quantization", config.quantization)
-    model = load_model(source, context.engine.dtype, device, context.engine.attention, quantization)
-    embed_markers(model, added)
-    args = arguments(
-        context.stage,
-        config,
-        context.seed,
-        str(context.scratch / "checkpoints"),
-        device,
-        bool(held),
-    )
+        quantization = training.bits_config(f"{context.stage}.quantization", config.quantization)
+    engine = context.engine
+    model = load_model(source, engine.dtype, device, engine.attention, quantization)
+    embed_markers(model, markers)
+    folder = str(context.scratch / "checkpoints")
+    args = arguments(context.stage, config, context.seed, folder, device, bool(held_out))
     if args.packing:
-        refuse_leaks(model, f"{context.stage}.args.packing")
+        training.refuse_leaks(model, f"{context.stage}.args.packing")
     if "gradient_checkpointing" not in config.args:
-        tuned = (
-            0 if config.peft is not None else sum(weights.numel() for weights in model.parameters())
-        )
+        trained_weights = 0 if config.peft else sum(p.numel() for p in model.parameters())
         tokens = args.per_device_train_batch_size * config.max_length
-        args.gradient_checkpointing = recomputes(model, tokens, tuned, free_memory(device))
-    peft = None if config.peft is None else training_markers(model, added, config.peft)
+        free = training.free_memory(device)
+        args.gradient_checkpointing = training.recomputes(model, tokens, trained_weights, free)
+    peft = None
+    if config.peft is not None:
+        lora = training_markers(model, markers, config.peft)
+        peft = training.lora_config(f"{context.stage}.peft", lora)
     trainer = SFTTrainer(
         model=model,
         args=args,
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=rows.select(range(held_out, len(rows))),
+        eval_dataset=rows.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
-        peft_config=None if peft is None else lora_config(f"{context.stage}.peft", peft),
+        peft_config=peft,
     )
     pass_bias_on(trainer.model)
     lean_head(trainer.model, ("entropy", "is_top1"))
-    show_curves(
-        trainer,
-        context.report_to,
-        context.stage,
-        context.root.name,
-        context.scratch.with_name("logs"),
-    )
-    run_training(trainer, context.scratch, context.progress, config.patience)
+    logs = context.scratch.with_name("logs")
+    training.show_curves(trainer, context.report_to, context.stage, context.root.name, logs)
+    training.run_training(trainer, context.scratch, context.progress, config.patience)
 
-    def unquantised() -> Any:
+    def unquantised():
         whole = load_model(source, str(model.dtype).removeprefix("torch."), "cpu")
-        embed_markers(whole, added)
+        embed_markers(whole, markers)
         return whole
 
-    save_result(trainer, tokenizer, work, unquantised if quantization else None)
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    summary = audit | {"held_out_rows": held, "steps": trainer.state.global_step}
-    summary |= {"held_out_loss": min(losses)} if losses else {}
-    return summary
-
-
-def prepare(config: SftConfig, context: Context, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
-    """The data set that is trained on, shuffled and tokenised, and its audit. `cai audit` shows just this."""
-    from cai.training.trainer import tokenised
-
-    drawn, counts = training_rows(config, context)
-    drawn = shuffled(drawn, context.seed)
-    rows, tokens = tokenised(tokenizer, [dialogue for dialogue, _ in drawn], config.max_length)
-    return rows, counts | tokens | {"texts": text_figures(drawn)}
-
-
-def refuse_losses(config: SftConfig, stage: str, audit: Mapping[str, Any]) -> None:
-    """Raises CaiError where no token would be trained, or more rows are lost than `max_lost` allows."""
-    if not audit["trained_tokens"]:
-        raise CaiError(
-            f"{stage}: no trained token is left in {audit['rows']} rows; "
-            f"raise {stage}.max_length (now {config.max_length}) or add data"
-        )
-    unfit = audit["skipped"] + audit["no_answer"] + audit["overlapping"]
-    kept = (1 - unfit / audit["read"]) * (1 - audit["dropped"] / audit["rows"])
-    if 1 - kept > config.max_lost:
-        raise CaiError(
-            f"{stage}: {1 - kept:.0%} of the rows are lost, and {stage}.max_lost is {config.max_lost:g}: of "
-            f"{audit['read']} read, {audit['skipped']} do not fit, {audit['no_answer']} have no answer and "
-            f"{audit['overlapping']} repeat an evaluation prompt; of {audit['rows']} drawn, {audit['dropped']} keep no "
-            f"trained token. Mend the data (see `cai audit`), raise {stage}.max_length, or raise {stage}.max_lost"
-        )
-
-
-def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
-    """The dialogues that are trained on, with their tags, and where they came from.
-
-    What an evaluation suite holds is left out. Data sets are read once, row by row: only what is drawn is in memory.
-    """
-    revised: list[Row] = []
-    if config.revisions != "none":
-        revised = revision_rows(
-            Path(context.inputs["revise"].path) / "training.parquet", config.revisions
-        )
-    skipped, lost = Skipped(), {"no_answer": 0, "overlapping": 0}
-    overlaps = dict.fromkeys(context.held_out, 0)
-
-    def usable(rows: Iterable[Row]) -> Iterator[Row]:
-        for dialogue, tags in rows:
-            asked = [m.content for m in dialogue if m.role == "user"]
-            held = [
-                name
-                for name, overlap in context.overlaps.items()
-                if any(text in overlap for text in asked)
-            ]
-            for name in held:
-                overlaps[name] += 1
-            if held:
-                lost["overlapping"] += 1
-            elif dialogue[-1].role != "assistant":
-                lost["no_answer"] += 1
-            else:
-                yield dialogue, tags
-
-    def made_by(stage: str, file: str, source: str) -> Iterator[Row]:
-        for row in read_rows(Path(context.inputs[stage].path) / file):
-            yield from_dicts(row["messages"]), {"source": source}
-
-    def of_set(name: str) -> Iterable[Row]:
-        if name == BUILT:
-            return made_by("build", "instructions.parquet", BUILT)
-        return read_dialogues(name, context.data[name], context.seed, skipped)
-
-    if config.helpful == "sampled":
-        sources = {"sampled": usable(made_by("revise", "helpful.parquet", "sampled"))}
-    else:
-        sources = {name: usable(of_set(name)) for name in config.data}
-    ratio = None if config.helpful_ratio is None else round(len(revised) * config.helpful_ratio)
-    limit = min((most for most in (config.limit, ratio) if most is not None), default=None)
-    mixed, sizes = mix(
-        sources, context.seed, limit, config.weights, config.mixing_temperature, config.mixing_cap
-    )
-    drawn = {name: len(rows) for name, rows in mixed.items()}
-    counts = {
-        "read": skipped.count + sum(lost.values()) + sum(sizes.values()) + len(revised),
-        "skipped": skipped.count,
-        "skipped_first": skipped.first,
-        **lost,
-        "overlaps": overlaps,
-        "not_drawn": sum(sizes.values()) - sum(drawn.values()),
-        "instructions": sum(drawn.values()),
-        "sources": drawn,
-    }
-    counts |= {"revisions": len(revised)} if config.revisions != "none" else {}
-    return [*chain.from_iterable(mixed.values()), *revised], counts
-
-
-def revision_rows(path: Path, which: str) -> list[Row]:
-    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`."""
-    rows = read_rows(path)
-    kept = (row for row in rows if which == "all" or row["last"])
-    return [(from_dicts(row["messages"]), {"source": "revisions"}) for row in kept]
+    training.save_result(trainer, tokenizer, work, unquantised if quantization else None)
+    history = trainer.state.log_history
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    steps = trainer.state.global_step
+    return Summary(context.stage, audit, held_out, steps, min(losses, default=None))
 
 
 def arguments(
-    stage: str, config: SftConfig, seed: int, folder: str, device: str, held: bool
-) -> Any:
-    """trl's SFTConfig for a stage. Also what `cai plan --check` builds. Raises UsageError."""
+    stage: str, config: SftConfig, seed: int, folder: str, device: str, held_out: bool
+) -> "TrlConfig":
+    """trl's SFTConfig for a stage. Raises UsageError."""
     from cai.training.trainer import trl_config, watching
 
     forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
-    forced |= (
-        watching(held)
-        | {"use_cpu": device == "cpu"}
-        | ({"bf16": False} if not device.startswith("cuda") else {})
-    )
+    forced |= watching(held_out) | {"use_cpu": device == "cpu"}
+    if not device.startswith("cuda"):
+        forced["bf16"] = False
     # held-out rows are never packed, so that their loss is comparable
     return trl_config("sft", f"{stage}.args", {"eval_packing": False} | config.args, **forced)
+
+
+def _check(kind: str, config: Config) -> None:
+    from cai.training.trainer import bits_config, lora_config
+
+    section: SftConfig = lookup(config, kind)
+    if section.quantization is not None:
+        bits_config(f"{kind}.quantization", section.quantization)
+    arguments(kind, section, config.seed, "unused", "cpu", section.validation > 0)
+    if section.peft is not None:
+        lora_config(f"{kind}.peft", section.peft)
+
+
+def _build_input(names: list[str]) -> list[str]:
+    return ["build"] if BUILT in names else []
+
+
+def start_input(config: Config) -> list[str]:
+    """The stage whose model sl_cai is tuned from, where it is one of the run's stages."""
+    return [name for name in [config.sl_cai.start] if name != "base"]
+
+
+SFT = Stage(
+    kind="sft",
+    version=5,
+    run=run,
+    summary=Summary,
+    inputs=lambda config, round: _build_input(config.sft.data),
+    data=lambda config, round: unbuilt(config.sft.data),
+    check=lambda config: _check("sft", config),
+    decontaminates=True,
+    trains=True,
+)
+SL_CAI = Stage(
+    kind="sl_cai",
+    version=5,
+    run=run,
+    summary=Summary,
+    inputs=lambda config, round: [
+        *start_input(config),
+        "revise",
+        *_build_input(helpful_data(config)),
+    ],
+    data=lambda config, round: unbuilt(helpful_data(config)),
+    check=lambda config: _check("sl_cai", config),
+    decontaminates=True,
+    trains=True,
+)

@@ -1,0 +1,161 @@
+"""AI feedback for `label`: a judge compares the policy's answers (section 4.1)."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cai.config.schema import LabelConfig
+from cai.data.formats import load_preferences
+from cai.engines.base import RequestFailed
+from cai.engines.ledger import Recorded
+from cai.engines.rows import gather_failing
+from cai.messages import Prompt
+from cai.method.constitution import Constitution
+from cai.method.preferences import (
+    JudgeSettings,
+    PreferencePair,
+    Sampled,
+    compare,
+    tournament,
+)
+from cai.report.metrics import format_metric
+from cai.report.stage_view import Table
+from cai.stages.base import Context, split_failed
+from cai.stages.pairs import Pairs, policy_answers, prompts_to_ask
+from cai.stages.summary import number
+
+JUDGE_SHARES = {
+    "flipped": "preferences that turn with the order",
+    "longer": "the longer answer is chosen",
+    "agreement": "two principles agree",
+    "accuracy": "right on labelled pairs",
+    "shorter": "of these, the shorter is labelled better",
+}
+JUDGE_MEANS = {
+    "probability": "mean probability of the chosen",
+    "entropy": "entropy of the feedback, bits",
+}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who gave the feedback, and how far it can be relied on (cai/scoring/judge.py)."""
+
+    name: str
+    is_other_model: bool  # whether it is none of the run's own
+    metrics: dict[str, Any]  # name -> estimate; bins and calibration_error where labels are known
+    warnings: list[str]
+    labelled: list[str]  # the data sets that its accuracy was measured on
+
+    def tables(self, comparisons: int) -> list[Table]:
+        facts = [("comparisons", number(comparisons))]
+        for titles, percent in ((JUDGE_SHARES, True), (JUDGE_MEANS, False)):
+            for name, title in titles.items():
+                if name in self.metrics:
+                    facts.append((title, format_metric(self.metrics[name], percent)))
+        note = (
+            f"Each comparison was shown to {self.name} in both orders, under each of its "
+            "principles. A judge that only goes by position turns every time, one that throws a "
+            "coin half the time. A prompt has one vote in these shares."
+        )
+        tables = [Table("judge", ("", ""), tuple(facts), topic="judge", note=note)]
+        if bins := self.metrics.get("bins"):
+            distance = round(100 * self.metrics["calibration_error"])
+            note = (
+                f"on labelled pairs ({', '.join(self.labelled)}): certainty and accuracy lie "
+                f"{distance} points apart"
+            )
+            rows = tuple(_calibration_cells(certainty) for certainty in bins)
+            columns = ("probability", "mean", "right", "pairs")
+            tables.append(Table("calibration", columns, rows, topic="judge", note=note))
+        return tables
+
+
+def _calibration_cells(certainty: dict[str, Any]) -> tuple[str, ...]:
+    right = certainty["right"]
+    return (
+        f"{certainty['low']} to {certainty['high']}",
+        f"{certainty['probability']:.2f}",
+        format_metric(right, True),
+        str(right["count"]),
+    )
+
+
+def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]:
+    """Pairs by AI feedback, and how far the judge can be relied on."""
+    from cai.scoring.judge import accuracy_figures, doubts, judge_figures
+
+    law = context.load_constitution()
+    prompts, overlapping = prompts_to_ask("prompts", config.prompts, context)
+    calibrate = config.calibrate
+    labelled = load_preferences(calibrate, context.data, context.seed) if calibrate else []
+    with context.models() as open_model:
+        answers = policy_answers(prompts, config, context, open_model)
+        answered, failed = split_failed(prompts, answers)
+        different = [(prompt, sampled) for prompt, sampled in answered if len(sampled) > 1]
+        judge = open_model(config.judge, config.engine, config.model)
+        asking = replace(context, engine=config.engine or context.engine)
+        compared, known = asyncio.run(_judge(different, labelled, law, config, asking, judge))
+    judgements, unjudged = split_failed([prompt for prompt, _ in different], compared)
+    failed += unjudged + split_failed([prompt for prompt, _, _ in labelled], known)[1]
+    comparisons = [pair for _, pairs in judgements for pair in pairs]
+    best = [pairs[0] for _, pairs in judgements if pairs]
+    sure = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
+    metrics = judge_figures(comparisons)
+    sets = calibrate.data if calibrate else []
+    if calibrate:
+        rated = [
+            (pair, better)
+            for pair, (_, better, _) in zip(known, labelled, strict=True)
+            if isinstance(pair, PreferencePair)
+        ]
+        metrics |= accuracy_figures(rated)
+    name = config.model.name if config.model else config.judge
+    warnings = doubts(metrics, sets)
+    numbers = {
+        "prompts": len(prompts),
+        "overlapping": overlapping,
+        "identical": len(answered) - len(different),
+        "too_long": len(judgements) - len(best),
+        "uncertain": len(best) - len(sure),
+        "judged": len(comparisons),
+    }
+    return Pairs(sure, numbers, failed), Judge(name, bool(config.model), metrics, warnings, sets)
+
+
+async def _judge(
+    rows: list[tuple[Prompt, dict[str, Sampled]]],
+    labelled: list[tuple[Prompt, str, str]],
+    law: Constitution,
+    config: LabelConfig,
+    context: Context,
+    judge: Recorded,
+) -> tuple[list[list[PreferencePair] | RequestFailed], list[PreferencePair | RequestFailed | None]]:
+    """Every comparison of each prompt's answers, and of the labelled pairs."""
+    settings = judge_settings(config)
+    pairs = len(labelled) + sum(len(answers) * (len(answers) - 1) // 2 for _, answers in rows)
+    principles = min(config.principles, len(law.principles))
+    requests = pairs * principles * 2 * max(1, 2 * config.thoughts)
+    context.progress.start(requests, "comparisons")
+    seed, complete, allowed = context.seed, judge.complete, context.engine.max_failures
+    tournaments = [
+        tournament(
+            prompt,
+            {text: answer.seed for text, answer in answers.items()},
+            law,
+            settings,
+            seed,
+            complete,
+        )
+        for prompt, answers in rows
+    ]
+    judgements = await gather_failing(tournaments, allowed)
+    comparisons = [
+        compare(prompt, better, worse, law, settings, seed, complete)
+        for prompt, better, worse in labelled
+    ]
+    return judgements, await gather_failing(comparisons, allowed)
+
+
+def judge_settings(config: LabelConfig) -> JudgeSettings:
+    return JudgeSettings(config.principles, config.thoughts, config.thought, config.thought_clamp)

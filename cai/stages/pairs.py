@@ -1,0 +1,181 @@
+"""Pairs for `label` that no judge makes: by revisions, rules, people and demonstrations."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai.config.schema import LabelConfig, Prompts
+from cai.data.formats import load_demonstrations, load_preferences, load_prompts
+from cai.data.parquet import read_rows
+from cai.digest import seed_of
+from cai.engines.base import Request, RequestFailed
+from cai.engines.ledger import Recorded
+from cai.engines.rows import gather_failing, gather_rows
+from cai.errors import CaiError
+from cai.messages import Prompt, as_dicts, assistant, from_dicts
+from cai.method.preferences import PreferencePair, Sampled, by_rule, distinct, ordered, similar
+from cai.method.refusal import refuses
+from cai.stages.base import Context, OpenModel, split_failed
+from cai.text import words
+
+
+@dataclass
+class Pairs:
+    """Preference pairs, what was counted on the way to them, and the rows that failed."""
+
+    pairs: list[PreferencePair] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+
+def prompts_to_ask(key: str, chosen: Prompts, context: Context) -> tuple[list[Prompt], int]:
+    """The prompts of label.`key`, and the number left out since an evaluation suite holds them."""
+    loaded = load_prompts(chosen, context.data, context.seed)
+    prompts, overlapping = context.decontaminate(loaded)
+    if not prompts:
+        raise CaiError(f"label.{key}: no prompt is left; see label.{key}.limit and offset")
+    return prompts, overlapping
+
+
+def policy_answers(
+    prompts: list[Prompt], config: LabelConfig, context: Context, open_model: OpenModel
+) -> list[dict[str, Sampled] | RequestFailed]:
+    """The policy's different answers to each prompt: text -> how it was sampled.
+
+    The policy is closed at the end, so that a judge finds its memory free.
+    """
+    policy = open_model(context.policy)
+    context.progress.start(config.answers * len(prompts), "answers")
+    try:
+        return asyncio.run(_answers(prompts, config, context, policy))
+    finally:
+        policy.close()
+
+
+async def _answers(
+    prompts: list[Prompt], config: LabelConfig, context: Context, policy: Recorded
+) -> list[dict[str, Sampled] | RequestFailed]:
+    async def answer(prompt: Prompt, number: int) -> tuple[str, Sampled]:
+        seed = seed_of(context.seed, prompt.id, "candidate", number)
+        completion = await policy.complete(Request(prompt.messages, config.sampling, seed))
+        return completion.text, Sampled(seed, completion.finish_reason == "stop")
+
+    async def answers(prompt: Prompt) -> dict[str, Sampled]:
+        sampled = await gather_rows([answer(prompt, number) for number in range(config.answers)])
+        return distinct(sampled, config.max_similarity)
+
+    rows = [answers(prompt) for prompt in prompts]
+    return await gather_failing(rows, context.engine.max_failures)
+
+
+def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
+    """Pairs of the policy's own answers that rules tell apart."""
+    prompts, overlapping = prompts_to_ask("prompts", config.prompts, context)
+    harmless: list[Prompt] = []
+    if config.benign:
+        harmless, harmless_overlapping = prompts_to_ask("benign", config.benign, context)
+        overlapping += harmless_overlapping
+    prompts, benign = prompts + harmless, {prompt.id for prompt in harmless}
+    with context.models() as open_model:
+        answers = policy_answers(prompts, config, context, open_model)
+    answered, failed = split_failed(prompts, answers)
+    ruled = [by_rule(prompt, sampled, prompt.id in benign) for prompt, sampled in answered]
+    pairs = [pair for pair in ruled if isinstance(pair, PreferencePair)]
+    # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs
+    pairs = ordered(pairs, context.seed)[: config.limit]
+    reasons = Counter(reason for reason in ruled if isinstance(reason, str))
+    kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
+    cut_off = [answer for _, sampled in answered for answer in sampled.values() if not answer.ended]
+    longer = [pair for pair in pairs if len(words(pair.chosen)) > len(words(pair.rejected))]
+    numbers = {
+        "prompts": len(prompts),
+        "benign_prompts": len(harmless),
+        "overlapping": overlapping,
+        "all_good": reasons["all_good"],
+        "none_good": reasons["none_good"],
+        "cut_off": len(cut_off),
+        "harmful": kinds["harmful"],
+        "harmless": kinds["harmless"],
+        "chosen_longer": len(longer),
+    }
+    return Pairs(pairs, numbers, failed)
+
+
+def revision_pairs(config: LabelConfig, context: Context) -> Pairs:
+    """The last good revision of each prompt, preferred to its first answer with certainty.
+
+    This is the open recipes' shortcut: nothing judges the pair, and neither text is the policy's.
+    """
+    rows = read_rows(context.output("revise") / "revisions.parquet")
+    pairs = [pair for row in rows if (pair := _revision_pair(row, config)) is not None]
+    return Pairs(pairs, {"revised_prompts": len(rows), "unrevised": len(rows) - len(pairs)})
+
+
+def _revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | None:
+    """None where there is no good revision, or one that changes nothing."""
+    last = next((step for step in reversed(row["steps"]) if not step["gates"]), None)
+    if last is None or not row["answer"]:
+        return None
+    if similar(last["revision"], row["answer"], config.max_similarity):
+        return None
+    prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"])
+    principles = (last["principle"],)
+    return PreferencePair(prompt, last["revision"], row["answer"], 1.0, principles, kind="revision")
+
+
+def human_pairs(config: LabelConfig, context: Context) -> Pairs:
+    """People's pairs, without those of which an evaluation suite holds a human turn."""
+    if config.human is None:
+        return Pairs()
+    labelled = load_preferences(config.human, context.data, context.seed)
+    pairs = []
+    for prompt, better, worse in labelled:
+        turns = [message.content for message in prompt.messages if message.role == "user"]
+        if not any(context.is_held_out(text) for text in turns):
+            probability = config.human.probability
+            pairs.append(PreferencePair(prompt, better, worse, probability, (), kind="human"))
+    numbers = {"human": len(pairs), "human_overlapping": len(labelled) - len(pairs)}
+    return Pairs(pairs, numbers)
+
+
+def demonstration_pairs(config: LabelConfig, context: Context) -> Pairs:
+    """Rows whose answer is preferred to one of the policy's own: to a refusal, if it gave one."""
+    if config.demonstrations is None:
+        return Pairs()
+    rows = load_demonstrations(config.demonstrations, context.data, context.seed)
+    prompts, overlapping = context.decontaminate([prompt for prompt, _ in rows])
+    demonstrated = {prompt.id: answer for prompt, answer in rows}
+    with context.models() as open_model:
+        answers = policy_answers(prompts, config, context, open_model)
+    answered, failed = split_failed(prompts, answers)
+    pairs = []
+    for prompt, sampled in answered:
+        better = demonstrated[prompt.id]
+        worse = next(iter(sorted(sampled, key=refuses, reverse=True)), None)  # None: all were empty
+        if worse is not None and not similar(better, worse, config.max_similarity):
+            seeds = (sampled[worse].seed,)
+            pair = PreferencePair(prompt, better, worse, 1.0, (), seeds=seeds, kind="demonstration")
+            pairs.append(pair)
+    numbers = {
+        "demonstrations": len(pairs),
+        "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs),
+        "demonstrations_overlapping": overlapping,
+    }
+    return Pairs(pairs, numbers, failed)
+
+
+def as_row(pair: PreferencePair) -> dict[str, Any]:
+    """A row of pairs.parquet: trl's conversational preference format, and what the feedback was."""
+    return {
+        "id": pair.prompt.id,
+        "kind": pair.kind,
+        "prompt": as_dicts(pair.prompt.messages),
+        "chosen": as_dicts([assistant(pair.chosen)]),
+        "rejected": as_dicts([assistant(pair.rejected)]),
+        "probability": pair.probability,
+        "orders": list(pair.orders),
+        "principles": list(pair.principle_ids),
+        "logprobs": [list(judgement.logprobs) for judgement in pair.judgements],
+        "seeds": list(pair.seeds),
+    }

@@ -1,0 +1,80 @@
+"""The rows of revisions.parquet and training.parquet (docs/run-folder.md has the columns)."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from cai.config.schema import ReviseConfig
+from cai.messages import as_dicts, assistant
+from cai.method.critique import Revision
+
+MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+STEP = pa.struct(
+    {
+        "principle": pa.string(),
+        "critique": pa.string(),
+        "revision": pa.string(),
+        "gates": pa.list_(pa.string()),
+        "seeds": pa.list_(pa.int64()),
+        "tokens": pa.int64(),
+    }
+)
+REVISIONS = pa.schema(
+    {
+        "id": pa.string(),
+        "source": pa.string(),
+        "prompt": MESSAGES,
+        "answer": pa.string(),
+        "steps": pa.list_(STEP),
+        "final": pa.string(),
+    }
+)
+TRAINING = pa.schema(
+    {
+        "id": pa.string(),
+        "round": pa.int64(),
+        "principle": pa.string(),
+        "messages": MESSAGES,
+        "last": pa.bool_(),
+    }
+)
+
+
+def rows_to_train_on(revision: Revision, config: ReviseConfig) -> list[dict[str, Any]]:
+    """SL-CAI's rows: the prompt with each revision that passed its gates, the final one marked."""
+    if config.when_gated == "drop" and revision.steps and revision.steps[-1].gates:
+        return []
+    passed = [(round, step) for round, step in enumerate(revision.steps, 1) if not step.gates]
+    return [
+        {
+            "id": revision.prompt.id,
+            "round": round,
+            "principle": step.principle_id,
+            "messages": as_dicts((*revision.prompt.messages, assistant(step.revision))),
+            "last": step is passed[-1][1],
+        }
+        for round, step in passed
+    ]
+
+
+def as_row(revision: Revision) -> dict[str, Any]:
+    """A row of revisions.parquet."""
+    steps = [
+        {
+            "principle": step.principle_id,
+            "critique": step.critique,
+            "revision": step.revision,
+            "gates": list(step.gates),
+            "seeds": list(step.seeds),
+            "tokens": step.tokens,
+        }
+        for step in revision.steps
+    ]
+    return {
+        "id": revision.prompt.id,
+        "source": revision.prompt.source,
+        "prompt": as_dicts(revision.prompt.messages),
+        "answer": revision.answer,
+        "steps": steps,
+        "final": revision.final,
+    }

@@ -1,0 +1,223 @@
+"""What `sft` and `sl_cai` are trained on, and the audit of it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai.config.schema import BUILT, SftConfig
+from cai.data.audit import text_figures
+from cai.data.formats import Skipped, read_dialogues, shuffled
+from cai.data.mixture import mix
+from cai.data.parquet import read_rows
+from cai.errors import CaiError
+from cai.messages import Dialogue, from_dicts
+from cai.report.stage_view import Table
+from cai.stages.base import Context
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+Row = tuple[Dialogue, dict[str, Any]]  # with its tags
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is trained on, and what is left out and why. `cai audit` shows just this."""
+
+    read: int  # rows
+    skipped: int  # rows that do not fit
+    skipped_first: list[str]  # the first of them: file, line and reason
+    no_answer: int
+    overlapping: int  # rows that repeat an evaluation prompt
+    overlaps: dict[str, int]  # evaluation set -> such rows
+    not_drawn: int
+    instructions: int
+    sources: dict[str, int]  # data set -> rows drawn
+    revisions: int | None
+    rows: int  # drawn in all
+    truncated: int
+    lost_end_of_turn: int
+    dropped: int  # rows that keep no trained token
+    trained_tokens: int
+    lengths: dict[str, Any]  # tokens a row: median, p95, most, up_to
+    texts: dict[str, Any]  # duplicates, variety and scripts (cai/data/audit.py)
+
+    def refuse_losses(self, config: SftConfig, stage: str) -> None:
+        """Raises CaiError where no token would be trained, or too many rows are lost."""
+        if not self.trained_tokens:
+            raise CaiError(
+                f"{stage}: no trained token is left in {self.rows} rows; "
+                f"raise {stage}.max_length (now {config.max_length}) or add data"
+            )
+        unfit = self.skipped + self.no_answer + self.overlapping
+        lost = 1 - (1 - unfit / self.read) * (1 - self.dropped / self.rows)
+        if lost > config.max_lost:
+            raise CaiError(
+                f"{stage}: {lost:.0%} of the rows are lost, and {stage}.max_lost is "
+                f"{config.max_lost:g}: of {self.read} read, {self.skipped} do not fit, "
+                f"{self.no_answer} have no answer and {self.overlapping} repeat an evaluation "
+                f"prompt; of {self.rows} drawn, {self.dropped} keep no trained token. Mend the "
+                f"data (see `cai audit`), raise {stage}.max_length, or raise {stage}.max_lost"
+            )
+
+    def table(self, stage: str) -> Table:
+        rows = [*self._row_lines(), *self._text_lines()]
+        filled = tuple((name, text) for name, text in rows if text)
+        return Table(f"{stage}: what is trained on", ("", ""), filled, topic="training")
+
+    def _row_lines(self) -> list[tuple[str, str]]:
+        left_out = {
+            "unfit": self.skipped,
+            "without an answer": self.no_answer,
+            "in an evaluation set": self.overlapping,
+            "not drawn": self.not_drawn,
+        }
+        cut = {
+            "rows cut": self.truncated,
+            "ends of turn lost": self.lost_end_of_turn,
+            "without a trained token": self.dropped,
+        }
+        drawn = self.sources | ({} if self.revisions is None else {"revisions": self.revisions})
+        shares = [
+            f"{name} {count} ({count / self.rows:.0%})"
+            for name, count in drawn.items()
+            if self.rows
+        ]
+        lines = [
+            ("rows read", f"{self.read}"),
+            ("left out", _tally(left_out)),
+            ("first unfit", "\n".join(self.skipped_first)),
+            ("by evaluation set", _tally(self.overlaps)),
+            ("rows drawn", ", ".join(shares) or "0"),
+        ]
+        if tokens := self.lengths:
+            spread = f"median {tokens['median']}, 95 % ≤ {tokens['p95']}, most {tokens['most']}"
+            bins = {f"≤{edge}:": count for edge, count in tokens["up_to"].items()}
+            lines += [("tokens a row", spread), ("", _tally(bins))]
+        return [
+            *lines,
+            ("cut to max_length", _tally(cut)),
+            ("tokens trained", f"{self.trained_tokens}"),
+        ]
+
+    def _text_lines(self) -> list[tuple[str, str]]:
+        texts = self.texts
+        distinct = ", ".join(f"{n}: {share:.0%}" for n, share in texts["distinct"].items())
+        openings = f"{texts['different_openings']} different: {_tally(texts['openings'])}"
+        exact, near = texts["exact_duplicates"], texts["near_duplicates"]
+        compared = texts["compared"]
+        return [
+            ("duplicates", f"{exact} exact, {near} near (MinHash)"),
+            ("distinct n-grams", distinct),
+            *((tag, _tally(counts)) for tag, counts in texts["tags"].items()),
+            ("openings", openings),
+            ("scripts", _tally(texts["scripts"])),
+            ("texts compared", f"{compared} of {self.rows}" if compared < self.rows else ""),
+        ]
+
+
+def _tally(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def prepare(
+    config: SftConfig, context: Context, tokenizer: "PreTrainedTokenizerBase"
+) -> "tuple[Dataset, Audit]":
+    """The data set that is trained on, shuffled and tokenised, and its audit."""
+    from cai.training.trainer import tokenised
+
+    drawn, counts = training_rows(config, context)
+    drawn = shuffled(drawn, context.seed)
+    dialogues = [dialogue for dialogue, _ in drawn]
+    rows, tokens = tokenised(tokenizer, dialogues, config.max_length)
+    return rows, Audit(**counts, **tokens, texts=text_figures(drawn))
+
+
+def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
+    """The dialogues that are trained on, with their tags, and the audit's counts of them.
+
+    What an evaluation suite holds is left out. Data sets are read once, row by row: only what is
+    drawn is in memory.
+    """
+    revisions: list[Row] = []
+    if config.revisions != "none":
+        revisions = revision_rows(context.output("revise") / "training.parquet", config.revisions)
+    usable = UsableRows(context)
+    if config.helpful == "sampled":
+        sampled = usable(usable.written("revise", "helpful.parquet", "sampled"))
+        sources = {"sampled": sampled}
+    else:
+        sources = {name: usable(usable.of_set(name)) for name in config.data}
+    limits = [config.limit]
+    if config.helpful_ratio is not None:
+        limits.append(round(len(revisions) * config.helpful_ratio))
+    mixed, sizes = mix(
+        sources,
+        context.seed,
+        min((limit for limit in limits if limit is not None), default=None),
+        config.weights,
+        config.mixing_temperature,
+        config.mixing_cap,
+    )
+    drawn = {name: len(rows) for name, rows in mixed.items()}
+    lost = usable.skipped.count + usable.no_answer + usable.overlapping
+    counts = {
+        "read": lost + sum(sizes.values()) + len(revisions),
+        "skipped": usable.skipped.count,
+        "skipped_first": usable.skipped.first,
+        "no_answer": usable.no_answer,
+        "overlapping": usable.overlapping,
+        "overlaps": usable.overlaps,
+        "not_drawn": sum(sizes.values()) - sum(drawn.values()),
+        "instructions": sum(drawn.values()),
+        "sources": drawn,
+        "revisions": None if config.revisions == "none" else len(revisions),
+    }
+    return [*chain.from_iterable(mixed.values()), *revisions], counts
+
+
+class UsableRows:
+    """Lets the rows pass that may be trained on, and counts the others."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.skipped = Skipped()
+        self.no_answer = self.overlapping = 0
+        self.overlaps = dict.fromkeys(context.held_out, 0)
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for dialogue, tags in rows:
+            requests = [message.content for message in dialogue if message.role == "user"]
+            holding = [
+                name
+                for name, overlap in self.context.overlaps.items()
+                if any(text in overlap for text in requests)
+            ]
+            for name in holding:
+                self.overlaps[name] += 1
+            if holding:
+                self.overlapping += 1
+            elif dialogue[-1].role != "assistant":
+                self.no_answer += 1
+            else:
+                yield dialogue, tags
+
+    def written(self, stage: str, file: str, source: str) -> Iterator[Row]:
+        """Rows that another stage has written."""
+        for row in read_rows(self.context.output(stage) / file):
+            yield from_dicts(row["messages"]), {"source": source}
+
+    def of_set(self, name: str) -> Iterable[Row]:
+        if name == BUILT:
+            return self.written("build", "instructions.parquet", BUILT)
+        data = self.context.data[name]
+        return read_dialogues(name, data, self.context.seed, self.skipped)
+
+
+def revision_rows(path: Path, rounds: str) -> list[Row]:
+    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`."""
+    rows = (row for row in read_rows(path) if rounds == "all" or row["last"])
+    return [(from_dicts(row["messages"]), {"source": "revisions"}) for row in rows]

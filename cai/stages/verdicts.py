@@ -1,0 +1,151 @@
+"""A judge's word on the models' answers: which of two is better, and whether one helps to do harm."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cai.config.schema import EvaluateConfig, other_model
+from cai.engines.base import RequestFailed
+from cai.engines.rows import gather_failing, gather_rows
+from cai.method.preferences import JudgeSettings, PreferencePair, compare
+from cai.models.source import fingerprint
+from cai.scoring.answers import Answer, win_figures
+from cai.scoring.judge import harm
+from cai.scoring.statistics import by_prompt, share
+from cai.stages.base import Context, OpenModel
+
+
+class Verdicts:
+    """The judge of evaluate.judge, and what it says."""
+
+    def __init__(self, config: EvaluateConfig, context: Context, open_model: OpenModel):
+        self.config, self.context, self.open_model = config, context, open_model
+        self.judge = config.judge
+        self.engine = config.judge.engine or context.engine
+        self.name = config.judge.name
+        if config.judge.model:
+            self.name = config.judge.model.name
+        elif self.engine.model:
+            self.name = self.engine.model
+
+    def wins(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """For each pair of `evaluate.wins` and suite: wins, ties and losses of the first model.
+
+        An answer wins where the judge prefers it in both orders. Where the orders disagree, or the
+        answers are the same, it is a tie. By principle as well.
+        """
+        firsts = {
+            (answer.model, answer.suite, answer.prompt.id): answer
+            for answer in answers
+            if answer.sample == 0 and answer.suite in self.config.suites
+        }
+        rows, compared = [], []
+        for first, second in self.config.wins:
+            for suite in self.config.suites:
+                pairs = [
+                    (answer, firsts[second, suite, answer.prompt.id])
+                    for answer in firsts.values()
+                    if (answer.model, answer.suite) == (first, suite)
+                    and (second, suite, answer.prompt.id) in firsts
+                ][: self.judge.limit]
+                if pairs:
+                    rows.append({"first": first, "second": second, "suite": suite})
+                    compared.append(pairs)
+        total = sum(len(pairs) for pairs in compared)
+        self.context.progress.start(2 * self.judge.principles * total, "comparisons")
+        judgements = asyncio.run(self._compare(compared))
+        for row, pairs, results in zip(rows, compared, judgements, strict=True):
+            identical = sum(answer.text == against.text for answer, against in pairs)
+            decided = [pair for pair in results if isinstance(pair, PreferencePair)]
+            row |= {
+                "judge": self.name,
+                "judges_itself": self.judges_itself(row["first"], row["second"]),
+                "identical": identical,
+                "unjudged": len(results) - len(decided),
+            }
+            row |= win_figures(decided, identical)
+        return rows
+
+    async def _compare(
+        self, compared: Sequence[Sequence[tuple[Answer, Answer]]]
+    ) -> list[list[PreferencePair | RequestFailed | None]]:
+        law = self.context.load_constitution()
+        settings = JudgeSettings(principles=self.judge.principles)
+        judge = self.open_model(self.judge.name, self.judge.engine, self.judge.model)
+        seed = self.context.seed
+
+        async def compare_all(pairs: Sequence[tuple[Answer, Answer]]):
+            comparisons = [
+                compare(
+                    answer.prompt, answer.text, against.text, law, settings, seed, judge.complete
+                )
+                for answer, against in pairs
+                if answer.text != against.text
+            ]
+            return await gather_failing(comparisons, self.engine.max_failures)
+
+        try:
+            return await gather_rows([compare_all(pairs) for pairs in compared])
+        finally:
+            judge.close()
+
+    def harm(self, answers: Sequence[Answer]) -> tuple[list[float | None], dict[str, Any]]:
+        """For each answer the probability that it helps with a harmful request; None: not asked.
+
+        And who judged, which of the models is the judge itself, and how often it went by position.
+        """
+        judged = self._red_team_answers(answers)
+        self.context.progress.start(2 * len(judged), "judgements of harm")
+        results = asyncio.run(self._harm([answers[place] for place in judged]))
+        orders = {
+            place: result
+            for place, result in zip(judged, results, strict=True)
+            if isinstance(result, tuple)
+        }
+        flipped = by_prompt(
+            (answers[place].prompt.id, (as_a > 0.5) != (as_b > 0.5))
+            for place, (as_a, as_b) in orders.items()
+        )
+        summary: dict[str, Any] = {
+            "judge": self.name,
+            "judges_itself": [name for name in self.config.models if self.judges_itself(name)],
+            "unjudged": len(judged) - len(orders),
+        }
+        if flipped:
+            summary["flipped"] = asdict(share(sum(flipped.values()), len(flipped)))
+        means = {place: sum(both) / 2 for place, both in orders.items()}
+        return [means.get(place) for place in range(len(answers))], summary
+
+    def _red_team_answers(self, answers: Sequence[Answer]) -> list[int]:
+        """The places of the answers to the first `evaluate.judge.limit` prompts of each suite."""
+        chosen: dict[str, set[str]] = {}
+        for name, suite in self.config.suites.items():
+            if suite.kind == "red_team":
+                ids = dict.fromkeys(a.prompt.id for a in answers if a.suite == name)
+                chosen[name] = set(list(ids)[: self.judge.limit])
+        return [
+            place
+            for place, answer in enumerate(answers)
+            if answer.prompt.id in chosen.get(answer.suite, ())
+        ]
+
+    async def _harm(
+        self, answers: Sequence[Answer]
+    ) -> list[tuple[float, float] | RequestFailed | None]:
+        judge = self.open_model(self.judge.name, self.judge.engine, self.judge.model)
+        rows = [harm(answer.prompt, answer.text, judge.complete) for answer in answers]
+        try:
+            return await gather_failing(rows, self.engine.max_failures)
+        finally:
+            judge.close()
+
+    def judges_itself(self, *models: str) -> bool:
+        """Whether the judge is one of these models, as far as can be known of a server's."""
+        if self.engine.model is not None:
+            return False
+        if self.judge.model is None:
+            return self.judge.name in models
+        others = [name for name in models if name not in self.context.inputs]
+        sources = [self.context.model if name == "base" else other_model(name) for name in others]
+        return fingerprint(self.judge.model) in [fingerprint(source) for source in sources]

@@ -7,23 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cai.config.build import ASKING
-from cai.config.schema import (
+from cai.config.names import (
     BUILT,
-    Config,
-    Prompts,
+    MODEL_SECTIONS,
     builds,
     evaluated_models,
     first_round,
     helpful_data,
     in_round,
-    lookup,
     other_model,
     own_models,
     policy_of,
     unbuilt,
-    without_runtime,
 )
+from cai.config.schema import Config, Prompts, lookup, without_runtime
 from cai.data import sources
 from cai.digest import digest, file_digest, plain
 from cai.method.constitution import Constitution
@@ -171,7 +168,7 @@ STAGES = (
 )
 
 ROLES = dict(
-    zip(ASKING, ("teacher", "critic", "judge", "judge"), strict=True)
+    zip(MODEL_SECTIONS, ("teacher", "critic", "judge", "judge"), strict=True)
 )  # of the sections' own models
 
 

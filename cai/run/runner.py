@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__
-from cai.config.build import ASKING
-from cai.config.schema import Config, in_round, lookup
+from cai.config.names import MODEL_SECTIONS, in_round
+from cai.config.schema import Config, lookup
 from cai.digest import plain
 from cai.errors import CaiError, Interrupted, UsageError, nearest
 from cai.method.constitution import Constitution
@@ -187,7 +187,7 @@ def check(config: Config) -> None:
     from cai.stages import dpo, sft
     from cai.training.trainer import bits_config, lora_config
 
-    engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
+    engines = [config.engine, *(own for name in MODEL_SECTIONS if (own := lookup(config, name).engine))]
     if (
         any(engine.kind == "vllm" for engine in engines)
         and importlib.util.find_spec("vllm") is None

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cai.config.build import build
-from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig, first_round
+from cai.config.compose import from_json
+from cai.config.names import first_round
+from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig
 from cai.errors import CaiError, Interrupted
 from cai.observe import log as telemetry
 from cai.observe import tracing
@@ -62,14 +63,14 @@ def stage_context(spec: dict[str, Any], scratch: Path, progress: Progress) -> tu
     """A stage's section of the config, and its context."""
     import typing
 
-    data = {name: build(DataConfig, values) for name, values in spec["data"].items()}
+    data = {name: from_json(DataConfig, values) for name, values in spec["data"].items()}
     context = Context(
         stage=spec["stage"],
         seed=spec["seed"],
         root=Path(spec["root"]),
         scratch=scratch,
-        model=build(ModelConfig, spec["model"]),
-        engine=build(EngineConfig, spec["engine"]),
+        model=from_json(ModelConfig, spec["model"]),
+        engine=from_json(EngineConfig, spec["engine"]),
         data=data,
         held_out={name: data[name] for name in spec["held_out"]},
         constitution=spec["constitution"],
@@ -78,7 +79,7 @@ def stage_context(spec: dict[str, Any], scratch: Path, progress: Progress) -> tu
         report_to=spec["report_to"],
         round=spec["round"],
     )
-    return build(typing.get_type_hints(Config)[first_round(spec["stage"])], spec["config"]), context
+    return from_json(typing.get_type_hints(Config)[first_round(spec["stage"])], spec["config"]), context
 
 
 def _end_with_parent() -> None:

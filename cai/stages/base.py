@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig, policy_of
+from cai.config.names import policy_of
+from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig
 from cai.data.decontaminate import Overlap
 from cai.data.formats import Skipped, load_dialogues, read_dialogues
 from cai.data.mixture import mix

@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cai.config.schema import DpoConfig, in_round, policy_of
+from cai.config.names import in_round, policy_of
+from cai.config.schema import DpoConfig
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
 from cai.stages.base import Context

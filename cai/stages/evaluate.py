@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.config.schema import EvaluateConfig, LabelConfig, Prompts, Suite, other_model
+from cai.config.names import other_model
+from cai.config.schema import EvaluateConfig, LabelConfig, Prompts, Suite
 from cai.data.decontaminate import Overlap
 from cai.data.formats import load_dialogues, load_prompts
 from cai.data.parquet import write_rows

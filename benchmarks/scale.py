@@ -67,14 +67,14 @@ class Memory(threading.Thread):
 def measure(rows: int, root: Path, memory: Memory) -> dict[str, Any]:
     """One run of the stage on the rows of root/prompts.jsonl."""
     config = compose(["experiment=smoke"])
-    ENGINES["stand-in"] = f"{__name__}:StandIn"
+    ENGINES["scripted"] = f"{__name__}:StandIn"
     context = Context(
         stage="revise",
         seed=0,
         root=root,
         scratch=root,
         model=config.model,
-        engine=EngineConfig(kind="stand-in"),
+        engine=EngineConfig(kind="scripted"),
         data={"many": DataConfig(kind="file", path=str(root / "prompts.jsonl"))},
         held_out={},
         constitution="harmlessness",

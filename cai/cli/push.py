@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.config.schema import Config, first_round
+from cai.config.names import first_round
+from cai.config.schema import Config
 from cai.errors import CaiError, UsageError
 from cai.redact import redact, safe
 from cai.report.card import data_card, model_card, origin

@@ -70,8 +70,8 @@ def _job(composed: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from cai.config.checks import load
-    from cai.config.schema import in_round
+    from cai.config.compose import load
+    from cai.config.names import in_round
     from cai.report.terminal import build_table, result_table, revision_tables
     from cai.run import runner
     from cai.run.process import quiet

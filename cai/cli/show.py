@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cai.config.schema import first_round
+from cai.config.names import first_round
 from cai.errors import CaiError, UsageError, nearest
 from cai.redact import safe
 from cai.report.terminal import word_diff
@@ -16,7 +16,7 @@ from cai.report.terminal import word_diff
 def main(arguments: list[str]) -> None:
     import argparse
 
-    from cai.config.build import GATES
+    from cai.method.gates import GATES
     from cai.store.run_folder import Run, find_run
 
     parser = argparse.ArgumentParser(prog="cai show", description="Read what a stage made.")

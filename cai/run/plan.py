@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.config.schema import Config, own_models, suite_data, without_runtime
+from cai.config.names import own_engines, own_models, suite_data
+from cai.config.schema import Config, without_runtime
 from cai.data import sources
 from cai.digest import digest, plain
 from cai.engines.base import check_engine
@@ -94,7 +95,7 @@ def plan_run(config: Config, run: Run) -> list[Step]:
 def step_of(
     stage: Stage, config: Config, run: Run, law: Constitution, outputs: Mapping[str, str | None]
 ) -> Step:
-    """`outputs`: the stages before -> the digest of their output, or None where they have to run."""
+    """`outputs`: earlier stage -> digest of its output, or None where it has to run."""
     own = ingredients(stage, config, law)
     inputs = {name: outputs[name] for name in inputs_of(stage, config)}
     missing = [name for name, output in inputs.items() if output is None]
@@ -130,10 +131,9 @@ def view_of(manifest: Manifest) -> StageView:
 
 
 def check_engines(config: Config) -> None:
-    """Raises UsageError where an engine's settings can't work. Each engine has checks of its own."""
-    check_engine(config.engine, "engine")
-    for section, engine in own_engines(config).items():
-        check_engine(engine, f"{section}.engine")
+    """Raises UsageError where an engine's settings can't work. Each engine has its own checks."""
+    for key, engine in own_engines(config).items():
+        check_engine(engine, key)
 
 
 def _progress(folder: Path) -> str | None:

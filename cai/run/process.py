@@ -34,7 +34,7 @@ QUIET_LOGGERS = ("trl", "peft", "accelerate", "bitsandbytes", "torch", "httpx2",
 
 
 def quiet() -> None:
-    """Silences libraries, but for --debug: the bar and the manifest speak. Call before they load."""
+    """Silences libraries, but for --debug. To be called before they load."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if os.environ.get("CAI_DEBUG"):

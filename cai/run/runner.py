@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cai import __version__
+from cai.config.names import own_engines
 from cai.config.schema import Config
 from cai.digest import plain
 from cai.errors import CaiError, Interrupted, UsageError, nearest
 from cai.method.constitution import Constitution
 from cai.observe.log import enter, log, open_log
 from cai.redact import redacted
-from cai.run.plan import STAGES, Step, inputs_of, stages, step_of, used_engines
+from cai.run.plan import STAGES, Step, inputs_of, stages, step_of
 from cai.run.process import run_in_process
 from cai.run.worker import Job, run_stage
 from cai.stages.base import Input, Stage
@@ -173,7 +174,7 @@ def check(config: Config) -> None:
 
     A typo fails in seconds, not after hours. Raises UsageError.
     """
-    if any(engine.kind == "vllm" for engine in used_engines(config).values()):
+    if any(engine.kind == "vllm" for engine in own_engines(config).values()):
         _need("vllm", "engine=vllm", "'.[vllm]'")
     if "--use_deepspeed" in config.launcher.args:
         _need("deepspeed", "launcher=deepspeed", "'.[deepspeed]'")

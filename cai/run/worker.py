@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cai.config.schema import Config, suite_data
+from cai.config.names import suite_data
+from cai.config.schema import Config
 from cai.errors import CaiError, Interrupted
 from cai.observe import log, tracing
 from cai.observe.progress import Progress

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from cai.config.build import build
 from cai.config.schema import DataConfig
 from cai.data.sources import rows_of
 from cai.data.wheels import wheel_member
@@ -64,10 +63,8 @@ def human_labels() -> list[Labelled]:
     """
     import yaml
 
-    graded = build(
-        DataConfig,
-        yaml.safe_load((shipped("conf") / "data" / "human_harm.yaml").read_text("utf-8")),
-    )
+    settings = (shipped("conf") / "data" / "human_harm.yaml").read_text("utf-8")
+    graded = DataConfig(**yaml.safe_load(settings))
     marked = replace(graded, path=f"{REFUSALS}/refusal.csv", more=[f"{REFUSALS}/refusal_extra.csv"])
     rows = [
         Labelled(row["objective"], row["assistant_response"], float(row["human_score"]) > 0.5)

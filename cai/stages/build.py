@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cai.config.schema import BuildConfig, Config, builds
+from cai.config.names import builds
+from cai.config.schema import BuildConfig, Config
 from cai.data.formats import load_prompts
 from cai.data.parquet import write_rows
 from cai.digest import seed_of

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cai.config.schema import Config, DpoConfig, in_round, policy_of
+from cai.config.names import in_round, policy_of
+from cai.config.schema import Config, DpoConfig
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
 from cai.stages import label

@@ -6,14 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai.config.schema import (
-    Config,
-    EvaluateConfig,
-    evaluated_models,
-    other_model,
-    own_models,
-    suite_data,
-)
+from cai.config.names import evaluated_models, other_model, own_models, suite_data
+from cai.config.schema import Config, EvaluateConfig
 from cai.data.parquet import write_rows
 from cai.digest import file_digest
 from cai.messages import as_dicts

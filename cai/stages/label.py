@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cai.config.schema import Config, LabelConfig, Prompts, policy_of
+from cai.config.names import policy_of
+from cai.config.schema import Config, LabelConfig, Prompts
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
 from cai.method.constitution import Constitution

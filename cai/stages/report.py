@@ -10,8 +10,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from cai.config.build import ASKING, build
-from cai.config.schema import ModelConfig, ReportConfig, first_round, other_model
+from cai.config.compose import from_json
+from cai.config.names import MODEL_SECTIONS, first_round, other_model
+from cai.config.schema import ModelConfig, ReportConfig
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
 from cai.report.page import (
@@ -178,9 +179,9 @@ def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]
     }
     asked = [
         reduce(lambda part, key: part.get(key) or {}, f"{name}.model".split("."), settings)
-        for name in ASKING
+        for name in MODEL_SECTIONS
     ]
-    others = [build(ModelConfig, one) for one in asked if one]
+    others = [from_json(ModelConfig, one) for one in asked if one]
     others += [
         other_model(name)
         for name in settings["evaluate"].get("models", [])

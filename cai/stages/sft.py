@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cai.config.schema import BUILT, Config, SftConfig, helpful_data, lookup, unbuilt
+from cai.config.names import BUILT, helpful_data, unbuilt
+from cai.config.schema import Config, SftConfig, lookup
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary

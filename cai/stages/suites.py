@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cai.config.schema import EvaluateConfig, Suite, other_model
+from cai.config.names import other_model
+from cai.config.schema import EvaluateConfig, Suite
 from cai.data.decontaminate import Overlap
 from cai.data.formats import load_dialogues, load_prompts
 from cai.digest import seed_of

@@ -6,7 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai.config.schema import BUILT, SftConfig
+from cai.config.names import BUILT
+from cai.config.schema import SftConfig
 from cai.data.audit import text_figures
 from cai.data.formats import Skipped, read_dialogues, shuffled
 from cai.data.mixture import mix

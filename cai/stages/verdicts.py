@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cai.config.schema import EvaluateConfig, other_model
+from cai.config.names import other_model
+from cai.config.schema import EvaluateConfig
 from cai.engines.base import RequestFailed
 from cai.engines.rows import gather_failing, gather_rows
 from cai.method.preferences import JudgeSettings, PreferencePair, compare

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from cai.config.build import build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data.formats import (
     FORMATS,
@@ -126,7 +125,7 @@ MAPPINGS = [
 
 @pytest.mark.parametrize(("mapping", "row"), MAPPINGS)
 def test_a_mapping_in_yaml_reads_a_layout_of_ones_own(mapping: dict[str, Any], row: dict[str, Any]):
-    assert dialogue_of(row, build(DataConfig, {"kind": "file", "path": "", **mapping})) == SAID
+    assert dialogue_of(row, DataConfig(**{"kind": "file", "path": "", **mapping})) == SAID
 
 
 def test_a_system_column_stands_before_the_talk():

@@ -3,12 +3,11 @@
 import asyncio
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from cai.config.build import CHOICES
-from cai.config.schema import EngineConfig, Sampling
+from cai.config.schema import EngineConfig, EngineKind, Sampling
 from cai.engines.base import ENGINES, Completion, Engine, Request, open_engine
 from cai.engines.batcher import Batcher
 from cai.engines.ledger import Ledger, Recorded
@@ -213,7 +212,7 @@ def test_a_batcher_works_again_after_a_pause_and_after_an_error():
 
 def test_an_engine_is_opened_by_its_name():
     assert isinstance(open_engine(EngineConfig(kind="scripted"), "model"), ScriptedEngine)
-    assert set(ENGINES) == set(CHOICES["engine.kind"])
+    assert set(ENGINES) == set(get_args(EngineKind))
 
 
 def test_few_rows_are_under_way_at_once_and_their_results_keep_their_order():

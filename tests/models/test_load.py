@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cai.config.schema import ModelConfig, other_model
+from cai.config.names import other_model
+from cai.config.schema import ModelConfig
 from cai.errors import CaiError, UsageError
 from cai.models.convert import locate
 from cai.models.load import load_model, load_tokenizer, pick_device

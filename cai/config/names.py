@@ -1,0 +1,80 @@
+"""The names of a run's stages, models and data sets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cai.config.schema import Config, EngineConfig, ModelConfig, lookup
+
+# Stands among sft.data and sl_cai.data for what the stage `build` makes.
+BUILT = "built"
+
+# The sections of the config that may name a model and an engine of their own.
+MODEL_SECTIONS = ("build", "revise", "label", "evaluate.judge")
+
+
+def own_models(config: Config) -> list[str]:
+    """The run's models: base, sft, sl_cai, dpo, and with several rounds dpo2, ..."""
+    rounds = range(1, config.rounds + 1)
+    return ["base", "sft", "sl_cai", *(in_round("dpo", number) for number in rounds)]
+
+
+def evaluated_models(config: Config) -> list[str]:
+    """`evaluate.models`, with the last round's model where they name no model after `dpo`."""
+    models = config.evaluate.models
+    later = own_models(config)[4:]
+    if not later or "dpo" not in models or set(later) & set(models):
+        return models
+    return [*models, later[-1]]
+
+
+def other_model(name: str, revision: str | None = None) -> ModelConfig:
+    """A model that is none of the run's: the folder of that name, else a hub id."""
+    folder = Path(name)
+    kind = "path" if folder.is_absolute() or folder.is_dir() else "hub"
+    return ModelConfig(name, kind, name, revision)
+
+
+def helpful_data(config: Config) -> list[str]:
+    """The data sets that `sl_cai` reads beside the revisions."""
+    return config.sl_cai.data if config.sl_cai.helpful == "data" else []
+
+
+def unbuilt(names: Sequence[str]) -> list[str]:
+    """The data sets among `names` that the stage `build` does not make."""
+    return [name for name in names if name != BUILT]
+
+
+def builds(config: Config) -> bool:
+    """Whether the run has the stage `build`: `stages` names it, or its rows are trained on."""
+    return "build" in (config.stages or ()) or BUILT in [*config.sft.data, *helpful_data(config)]
+
+
+def in_round(stage: str, number: int) -> str:
+    """The name of `label` or `dpo` in a round: label, label2, label3, ..."""
+    return stage if number == 1 else f"{stage}{number}"
+
+
+def first_round(stage: str) -> str:
+    """The first round's name of a stage: label of label2."""
+    name = stage.rstrip("0123456789")
+    return name if name in ("label", "dpo") else stage
+
+
+def policy_of(number: int) -> str:
+    """The stage whose model a round of label and dpo starts at."""
+    return "sl_cai" if number == 1 else in_round("dpo", number - 1)
+
+
+def suite_data(config: Config) -> list[str]:
+    """The data sets of the evaluation suites, which nothing is trained on."""
+    suites = config.evaluate.suites.values()
+    return sorted({name for suite in suites for name in suite.prompts.data})
+
+
+def own_engines(config: Config) -> dict[str, EngineConfig]:
+    """The engines of the configuration by their key: the run's, and those of sections."""
+    engines = {"engine": config.engine}
+    for section in MODEL_SECTIONS:
+        if engine := lookup(config, section).engine:
+            engines[f"{section}.engine"] = engine
+    return engines

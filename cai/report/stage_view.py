@@ -1,10 +1,14 @@
-"""What a finished stage did, as the terminal, the page and the cards show it: plain texts that a stage has written.
+"""What a finished stage did, in plain texts that the stage writes, for terminal, page and cards.
 
-A stage's `Summary` (in cai/stages/) makes a StageView; whoever shows it knows no key of any summary.
+A stage's `Summary` (in cai/stages/) makes a StageView; whoever shows it knows no key of any
+summary.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+NUMBER = re.compile(r"[-+]?\d[\d\u202f.,]*( %.*)?")
 
 
 @dataclass(frozen=True)
@@ -14,8 +18,15 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    topic: str = ""  # the page's section that it belongs to: training, principles or judge
-    note: str = ""  # a sentence below the title
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For each column, whether it holds numbers; the first is a name."""
+        columns = [[row[place] for row in self.rows] for place in range(len(self.columns))]
+        return tuple(
+            place > 0 and any(cells) and all(NUMBER.fullmatch(cell) for cell in cells if cell)
+            for place, cells in enumerate(columns)
+        )
 
 
 @dataclass(frozen=True)
@@ -29,4 +40,5 @@ class StageView:
     tables: tuple[Table, ...] = ()
     warnings: tuple[str, ...] = ()  # what went wrong, or can't be relied on, in sentences
     notes: tuple[str, ...] = ()  # what else a reader has to know before trusting it
-    lengths: Mapping[str, int] = field(default_factory=dict)  # training rows by tokens: "8" -> rows of 5 to 8
+    lengths: Mapping[str, int] = field(default_factory=dict)  # training rows by tokens
+    dataset: str = ""  # what its rows are, for a data card; "" of stages that make no data

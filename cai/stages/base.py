@@ -146,11 +146,14 @@ class Context:
         served = self.engine.kind == "openai"
         return self.engine_opener(self.engine, name if served else self.model_path(name))
 
+    def ledger(self) -> Ledger:
+        return Ledger(self.root / "ledger.sqlite")
+
     @contextmanager
     def models(self) -> Iterator["OpenModel"]:
         """Gives a function that opens models behind the ledger, and closes all at the end."""
         with ExitStack() as stack:
-            ledger = stack.enter_context(closing(Ledger(self.root / "ledger.sqlite")))
+            ledger = stack.enter_context(closing(self.ledger()))
 
             def open_model(
                 name: str, engine: EngineConfig | None = None, model: ModelConfig | None = None

@@ -25,7 +25,6 @@ from cai.method.self_instruct import (
     list_request,
     read_list,
 )
-from cai.report.stage_view import Table
 from cai.stages.base import (
     Context,
     Stage,
@@ -63,9 +62,6 @@ class Summary(BaseSummary):
             ("requests that no engine answered", self.failed),
             ("rows built", self.built),
         )
-
-    def tables(self) -> list[Table]:
-        return [Table("built instructions", ("", "rows"), tuple(self.lines()))]
 
 
 @dataclass

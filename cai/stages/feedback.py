@@ -18,11 +18,10 @@ from cai.method.preferences import (
     compare,
     tournament,
 )
-from cai.report.metrics import format_metric
+from cai.report.metrics import format_mean, format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, split_failed
 from cai.stages.pairs import Pairs, policy_answers, prompts_to_ask
-from cai.stages.summary import number
 
 JUDGE_SHARES = {
     "flipped": "preferences that turn with the order",
@@ -47,28 +46,25 @@ class Judge:
     warnings: list[str]
     labelled: list[str]  # the data sets that its accuracy was measured on
 
-    def tables(self, comparisons: int) -> list[Table]:
-        facts = [("comparisons", number(comparisons))]
-        for titles, percent in ((JUDGE_SHARES, True), (JUDGE_MEANS, False)):
-            for name, title in titles.items():
-                if name in self.metrics:
-                    facts.append((title, format_metric(self.metrics[name], percent)))
-        note = (
-            f"Each comparison was shown to {self.name} in both orders, under each of its "
-            "principles. A judge that only goes by position turns every time, one that throws a "
-            "coin half the time. A prompt has one vote in these shares."
+    def lines(self) -> list[tuple[str, str]]:
+        shares = [(name, title, format_share) for name, title in JUDGE_SHARES.items()]
+        means = [(name, title, format_mean) for name, title in JUDGE_MEANS.items()]
+        return [
+            (title, write(self.metrics[name]))
+            for name, title, write in (*shares, *means)
+            if name in self.metrics
+        ]
+
+    def tables(self) -> list[Table]:
+        if "bins" not in self.metrics:
+            return []
+        distance = round(100 * self.metrics["calibration_error"])
+        title = (
+            f"calibration on labelled pairs ({', '.join(self.labelled)}): certainty and accuracy "
+            f"lie {distance} points apart"
         )
-        tables = [Table("judge", ("", ""), tuple(facts), topic="judge", note=note)]
-        if bins := self.metrics.get("bins"):
-            distance = round(100 * self.metrics["calibration_error"])
-            note = (
-                f"on labelled pairs ({', '.join(self.labelled)}): certainty and accuracy lie "
-                f"{distance} points apart"
-            )
-            rows = tuple(_calibration_cells(certainty) for certainty in bins)
-            columns = ("probability", "mean", "right", "pairs")
-            tables.append(Table("calibration", columns, rows, topic="judge", note=note))
-        return tables
+        rows = tuple(_calibration_cells(certainty) for certainty in self.metrics["bins"])
+        return [Table(title, ("probability", "mean", "right", "pairs"), rows)]
 
 
 def _calibration_cells(certainty: dict[str, Any]) -> tuple[str, ...]:
@@ -76,7 +72,7 @@ def _calibration_cells(certainty: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"{certainty['low']} to {certainty['high']}",
         f"{certainty['probability']:.2f}",
-        format_metric(right, True),
+        format_share(right),
         str(right["count"]),
     )
 

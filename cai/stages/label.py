@@ -22,7 +22,7 @@ from cai.method.preferences import (
     mixed,
     ordered,
 )
-from cai.report.metrics import format_metric
+from cai.report.metrics import format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, write_failed
 from cai.stages.feedback import Judge, feedback_pairs
@@ -91,10 +91,20 @@ class Summary(BaseSummary):
 
     def lines(self) -> list[tuple[str, str]]:
         counts = [(title, self.numbers.get(name, 0)) for name, title in COUNTS.items()]
-        return nonzero(("pairs", self.pairs), *counts)
+        judge = self.judge.lines() if self.judge else []
+        return [*nonzero(("pairs", self.pairs), *counts), *judge]
 
     def tables(self) -> list[Table]:
-        return self.judge.tables(self.numbers["judged"]) if self.judge else []
+        return self.judge.tables() if self.judge else []
+
+    def dataset(self) -> str:
+        whose = ("", "; no judge was asked")
+        if self.judge:
+            whose = (", the judge's", ", with the principles it was asked about")
+        return (
+            f"{self.pairs} pairs of answers to one prompt: `chosen`, `rejected`, and `probability`"
+            f"{whose[0]} that `chosen` is the better (0.5 to 1){whose[1]}."
+        )
 
     def warnings(self) -> list[str]:
         return self.judge.warnings if self.judge else []
@@ -117,7 +127,7 @@ class Summary(BaseSummary):
         flipped = self.judge.metrics.get("flipped") if self.judge else None
         if flipped and flipped["value"] <= 0.5:  # above that, a warning says it
             notes.append(
-                f"{format_metric(flipped, True)} of the judge's preferences turned when the two "
+                f"{format_share(flipped)} of the judge's preferences turned when the two "
                 "answers were swapped (position bias)."
             )
         if people := self.numbers.get("human"):

@@ -1,192 +1,218 @@
-"""The report stage: reads what the other stages made and writes one HTML page."""
+"""The report: reads what the other stages made and writes one HTML page."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import reduce
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from cai.config.compose import from_json
-from cai.config.names import MODEL_SECTIONS, first_round, other_model
-from cai.config.schema import ModelConfig, ReportConfig
+from cai.config.names import BUILT, MODEL_SECTIONS, helpful_data, in_round, other_model
+from cai.config.schema import Config, ModelConfig, ReportConfig
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
 from cai.report.page import (
     MODELS,
-    UNJUDGED,
     cost_rows,
-    described,
-    judge_view,
     notices,
-    people,
     records,
     render,
+    stage_warnings,
     verdict,
 )
 from cai.report.pictures import bars, curves, picture
-from cai.report.terminal import audit_rows
-from cai.stages.base import Context
-from cai.stages.evaluate import shown_name
+from cai.report.stage_view import StageView
+from cai.stages import evaluate
+from cai.stages.base import Context, Stage
+from cai.stages.summary import Summary as BaseSummary
+from cai.stages.summary import suite_title
 from cai.store.run_folder import Manifest, read_manifest
 
 
-def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
-    """Writes work/report.html. Returns how many records the page carries, by kind."""
-    out = {name: Path(given.path) for name, given in context.inputs.items()}
-    manifests = {
-        name: m for name, path in out.items() if (m := read_manifest(path.parent)) is not None
-    }
-    settings = configuration(context.root / "run.json", manifests)
-    kinds = {name: suite["kind"] for name, suite in settings["evaluate"]["suites"].items()}
-    metrics = json.loads((out["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
-    models = model_order(context)
-    metrics = {name: metrics[name] for name in sorted(metrics, key=[*models, *metrics].index)}
-    stages = {name: figures for name, figures in metrics.items() if name in models}  # the run's own
-    measured = manifests["evaluate"].summary
-    revisions = read_rows(out["revise"] / "revisions.parquet")
-    by_round = [
-        read_rows(path / "pairs.parquet")
-        for name, path in out.items()
-        if first_round(name) == "label"
-    ]
-    pairs = [
-        row for rows in zip_longest(*by_round) for row in rows if row is not None
-    ]  # a share for every round
-    kept, totals = records(
-        revisions, pairs, read_rows(out["evaluate"] / "answers.parquet"), config.records
-    )
+@dataclass(frozen=True)
+class Summary(BaseSummary):
+    records: dict[str, int]  # of each kind that the page carries
+
+    def description(self) -> str:
+        return "wrote the page"
+
+    def lines(self) -> list[tuple[str, str]]:
+        return [(f"records of {kind}", str(count)) for kind, count in self.records.items()]
+
+
+def run(config: ReportConfig, work: Path, context: Context) -> Summary:
+    """Writes work/report.html."""
+    made = Made(context)
+    metrics = json.loads((context.output("evaluate") / "metrics.json").read_text("utf-8"))
+    metrics = {name: metrics[name] for name in sorted(metrics, key=[*made.models, *metrics].index)}
+    own_metrics = {name: suites for name, suites in metrics.items() if name in made.models}
+    measured = made.evaluate
+    kept_records, totals = made.records(config.records)
     with closing(context.ledger()) as ledger:
-        cost = cost_rows(ledger.cost(), model_names(context, settings), config.price)
-    judge = judge_view(manifests["label"].summary, settings["label"])
-    unjudged = UNJUDGED[settings["label"].get("kind") == "rule"]
-    histories = {name: out[name] / "history.json" for name in models if name in out}
+        cost = cost_rows(ledger.cost(), made.model_names(), config.price)
+    views = made.views
     page = render(
         "report.html.j2",
         context=context,
-        settings={"name": context.root.name} | settings,
-        manifests=manifests,
-        finished=datetime.fromtimestamp(
-            max(m.started + m.seconds for m in manifests.values()), UTC
-        ),
-        verdict=verdict(stages, kinds),
+        settings={"name": context.root.name} | made.settings,
+        manifests=made.manifests,
+        finished=made.finished,
+        verdict=verdict(own_metrics, made.suite_kinds),
         notices=[
-            *([unjudged] if judge is None else []),
-            *notices(
-                stages,
-                kinds,
-                judge,
-                described(context.model.name, manifests["dpo"]),
-                settings["revise"],
-            ),
-            *people(manifests["label"].summary),
-            *(
-                f"{name}: {doubt}"
-                for name in manifests
-                for doubt in later_doubts(name, manifests[name])
-            ),
-            *(
-                f"{name}: {sign}"
-                for name in manifests
-                for sign in manifests[name].summary.get("signs", [])
-            ),
+            *stage_warnings(views.values()),
+            *(note for view in views.values() for note in view.notes),
+            *notices(own_metrics, made.suite_kinds),
         ],
-        picture=picture(stages, kinds),
-        lengths={
-            name: bars(m.summary["lengths"]["up_to"])
-            for name, m in manifests.items()
-            if m.summary.get("lengths")
-        },
-        audits={
-            name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary
-        },
+        views=views,
+        training=[name for name, view in views.items() if view.lengths],
+        labels=made.of_kind("label"),
+        picture=picture(own_metrics, made.suite_kinds),
+        lengths={name: bars(view.lengths) for name, view in views.items() if view.lengths},
         metrics=metrics,
-        comparisons=[
-            row for row in measured.get("comparisons", []) if row["first"] == next(iter(metrics))
-        ],
-        wins=measured.get("wins", []),
-        refusal=measured.get("refusal", {"by": "rules"}),
-        harm=measured.get("harm"),
-        sources={
-            shown_name(name, shots): ", ".join(suite["prompts"]["data"])
-            for name, suite in settings["evaluate"]["suites"].items()
-            for shots in suite["shots"]
-        },
-        curves={
-            name: curves(json.loads(file.read_text()))
-            for name, file in histories.items()
-            if file.is_file()
-        },
-        texts=principle_texts(context, manifests["revise"]),
-        judge=judge,
-        unjudged=unjudged,
+        comparisons=[row for row in measured.comparisons if row["first"] == next(iter(metrics))],
+        wins=measured.wins,
+        refusal=measured.refusal,
+        harm=measured.harm,
+        sources=made.suite_sources(),
+        curves=made.curves(),
+        texts=made.principle_texts(),
         cost=cost,
-        records=kept,
+        records=kept_records,
         totals=totals,
     )
     (work / "report.html").write_bytes(page)
-    return {"records": {kind: len(rows) for kind, rows in kept.items()}}
+    return Summary({kind: len(rows) for kind, rows in kept_records.items()})
+
+
+class Made:
+    """What the stages before have made, as the page shows it."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.manifests: dict[str, Manifest] = {}
+        for name in context.inputs:
+            if manifest := read_manifest(context.output(name).parent):
+                self.manifests[name] = manifest
+        self.settings = configuration(context.root / "run.json", self.manifests)
+        self.views: dict[str, StageView] = {
+            name: summary.view(name) for name, summary in context.summaries.items()
+        }
+        later = [name for name in self.of_kind("dpo") if name not in MODELS]
+        self.models = [*MODELS, *later]  # the run's own, in the order of training
+
+    def of_kind(self, kind: str) -> list[str]:
+        """The names of the stages of a kind, one for each round."""
+        return [name for name, manifest in self.manifests.items() if manifest.kind == kind]
+
+    @property
+    def evaluate(self) -> evaluate.Summary:
+        summary = self.context.summaries["evaluate"]
+        assert isinstance(summary, evaluate.Summary)
+        return summary
+
+    @property
+    def finished(self) -> datetime:
+        ends = [manifest.started + manifest.seconds for manifest in self.manifests.values()]
+        return datetime.fromtimestamp(max(ends), UTC)
+
+    @property
+    def suite_kinds(self) -> dict[str, str]:
+        suites = self.settings["evaluate"]["suites"]
+        return {name: suite["kind"] for name, suite in suites.items()}
+
+    def suite_sources(self) -> dict[str, str]:
+        """Suite's title -> its data sets."""
+        sources = {}
+        for name, suite in self.settings["evaluate"]["suites"].items():
+            for shots in suite["shots"]:
+                sources[suite_title(name, shots)] = ", ".join(suite["prompts"]["data"])
+        return sources
+
+    def records(self, limit: int) -> tuple[dict[str, list[Any]], dict[str, int]]:
+        """At most `limit` revisions, pairs and answers each, and how many there are."""
+        output = self.context.output
+        rounds = [read_rows(output(name) / "pairs.parquet") for name in self.of_kind("label")]
+        # in turn, so that every round has its share
+        pairs = [row for rows in zip_longest(*rounds) for row in rows if row is not None]
+        revisions = read_rows(output("revise") / "revisions.parquet")
+        answers = read_rows(output("evaluate") / "answers.parquet")
+        return records(revisions, pairs, answers, limit)
+
+    def curves(self) -> dict[str, Any]:
+        """Stage -> plots of its training history."""
+        plots = {}
+        for name in self.models:
+            if name in self.context.inputs:
+                file = self.context.output(name) / "history.json"
+                if file.is_file():
+                    plots[name] = curves(json.loads(file.read_text()))
+        return plots
+
+    def principle_texts(self) -> dict[str, str]:
+        """Principle -> its critique request, where the file is still as the run has read it."""
+        try:
+            law = self.context.load_constitution()
+        except CaiError:  # edited or moved while the run went on
+            return {}
+        now = law.revising()["principles"]
+        then = self.manifests["revise"].ingredients.get("constitution", {}).get("principles", {})
+        return {
+            principle.id: principle.critique
+            for principle in law.principles
+            if now[principle.id] == then.get(principle.id)
+        }
+
+    def model_names(self) -> dict[str, str]:
+        """Digest, as the ledger has it -> name, of the models that this run has asked."""
+        context = self.context
+        names = {context.model_digest(name): name for name in self.models if context.owns(name)}
+        others = []
+        for section in MODEL_SECTIONS:
+            settings: Any = self.settings
+            for part in f"{section}.model".split("."):
+                settings = settings.get(part) or {}
+            if settings:
+                others.append(from_json(ModelConfig, settings))
+        evaluated = self.settings["evaluate"].get("models", [])
+        others += [other_model(name) for name in evaluated if name not in self.models]
+        for model in others:
+            digest = replace(context, model=model).model_digest("base")
+            names.setdefault(digest, model.name)
+        return names
 
 
 def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """The run's configuration; each stage's own section as its manifest has it, for that is what was run."""
+    """The run's configuration. Each stage's section is that of its manifest: what was run."""
     try:
-        whole = json.loads(file.read_text(encoding="utf-8"))["config"]
+        settings = json.loads(file.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
-        whole = {}
-    return whole | {
-        n: whole.get(n, {}) | m.ingredients[n] for n, m in manifests.items() if n in m.ingredients
-    }
+        settings = {}
+    for manifest in manifests.values():
+        section = manifest.ingredients.get(manifest.stage, {})
+        if section:
+            settings[manifest.stage] = settings.get(manifest.stage, {}) | section
+    return settings
 
 
-def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
-    """Principle id -> its critique request, where the file still holds what the run was made with."""
-    try:
-        rules = context.load_constitution()
-    except CaiError:  # edited or moved while the run went on
-        return {}
-    now, then = (
-        rules.revising()["principles"],
-        revise.ingredients.get("constitution", {}).get("principles", {}),
-    )
-    return {p.id: p.critique for p in rules.principles if now[p.id] == then.get(p.id)}
-
-
-def model_order(context: Context) -> list[str]:
-    """The models' names, the rounds' after the others."""
-    return [
-        *MODELS,
-        *(name for name in context.inputs if first_round(name) == "dpo" and name not in MODELS),
+def _inputs(config: Config, round: int) -> list[str]:
+    """Every stage of the run."""
+    built = ["build"] if BUILT in [*config.sft.data, *helpful_data(config)] else []
+    preferences = [
+        in_round(stage, number)
+        for number in range(1, config.rounds + 1)
+        for stage in ("label", "dpo")
     ]
+    return [*built, "sft", "revise", "sl_cai", *preferences, "evaluate"]
 
 
-def later_doubts(stage: str, manifest: Manifest) -> list[str]:
-    """About the judge of a later round of `label`; the first round's stand with its figures."""
-    return (
-        manifest.summary.get("judge", {}).get("doubts", [])
-        if first_round(stage) == "label" != stage
-        else []
-    )
-
-
-def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Digest, as the ledger has it -> name, of the models of this run."""
-    names = {
-        context.model_digest(name): name for name in model_order(context) if context.owns(name)
-    }
-    asked = [
-        reduce(lambda part, key: part.get(key) or {}, f"{name}.model".split("."), settings)
-        for name in MODEL_SECTIONS
-    ]
-    others = [from_json(ModelConfig, one) for one in asked if one]
-    others += [
-        other_model(name)
-        for name in settings["evaluate"].get("models", [])
-        if name not in model_order(context)
-    ]
-    for other in others:
-        names.setdefault(dataclasses.replace(context, model=other).model_digest("base"), other.name)
-    return names
+STAGE = Stage(
+    kind="report",
+    version=7,
+    run=run,
+    summary=Summary,
+    inputs=_inputs,
+    asks_models=False,
+)

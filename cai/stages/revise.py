@@ -84,22 +84,26 @@ class Summary(BaseSummary):
 
     def tables(self) -> list[Table]:
         columns = ("drawn", "changed", "refused", "passed", "gated by", "words before", "after")
-        by = (("principle", self.principles), ("round", self.rounds))
         tables = [
             Table(
                 f"revisions by {title}",
                 (title, *columns),
                 tuple(revised.cells(name) for name, revised in groups.items()),
-                topic="principles",
             )
-            for title, groups in by
+            for title, groups in (("principle", self.principles), ("round", self.rounds))
         ]
         total = sum(revised.drawn for revised in self.rounds.values())
         gates = sorted(self.gates.items(), key=lambda gate: -gate[1])
         rows = tuple((gate, str(count), f"{count / total:.0%}") for gate, count in gates)
-        note = "why a revision was not trained on; one may fail several" if gates else ""
-        columns = ("gate", "failed", f"of {total} revisions")
-        return [*tables, Table("gates", columns, rows, topic="principles", note=note)]
+        title = "gates: why a revision was not trained on; one may fail several"
+        return [*tables, Table(title, ("gate", "failed", f"of {total} revisions"), rows)]
+
+    def dataset(self) -> str:
+        return (
+            f"`revisions.parquet`: for each of {self.prompts} prompts the first answer and each "
+            "round's critique and revision, with the gates that it failed. `training.parquet`: the "
+            "rows that are trained on."
+        )
 
 
 def run(config: ReviseConfig, work: Path, context: Context) -> Summary:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cai.config.names import BUILT, helpful_data, unbuilt
 from cai.config.schema import Config, SftConfig, lookup
-from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
@@ -37,31 +36,10 @@ class Summary(BaseSummary):
         return "tuned the starting model on instructions"
 
     def lines(self) -> list[tuple[str, str]]:
-        audit = self.audit
-        loss = [] if self.held_out_loss is None else [("held-out loss", number(self.held_out_loss))]
-        return [
-            *nonzero(
-                ("instruction rows", audit.instructions),
-                ("revisions", audit.revisions or 0),
-                ("training rows", audit.rows),
-                ("rows held out", self.held_out_rows),
-                ("steps", self.steps),
-                ("tokens trained on", audit.trained_tokens),
-            ),
-            *loss,
-            *nonzero(
-                ("rows left out that do not fit", audit.skipped),
-                ("left out without an answer", audit.no_answer),
-                ("left out because an evaluation suite holds them", audit.overlapping),
-                ("not drawn", audit.not_drawn),
-                ("rows cut to length", audit.truncated),
-                ("ends of turn lost in the cut", audit.lost_end_of_turn),
-                ("rows dropped", audit.dropped),
-            ),
-        ]
-
-    def tables(self) -> list[Table]:
-        return [self.audit.table(self.stage)]
+        counts = nonzero(("rows held out", self.held_out_rows), ("steps", self.steps))
+        if self.held_out_loss is not None:
+            counts.append(("held-out loss", number(self.held_out_loss)))
+        return [*self.audit.lines(), *counts]
 
     def lengths(self) -> dict[str, int]:
         return self.audit.lengths.get("up_to", {})

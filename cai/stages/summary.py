@@ -53,6 +53,10 @@ class Summary:
         """Training rows by their number of tokens, in bins up to 2, 4, 8, ..."""
         return {}
 
+    def dataset(self) -> str:
+        """What the rows of the stage's output are, for a data card."""
+        return ""
+
     def counts(self) -> str:
         return ", ".join(f"{getattr(self, name)} {name}" for name in self.counted)
 
@@ -66,6 +70,7 @@ class Summary:
             warnings=tuple(self.warnings()),
             notes=tuple(self.notes()),
             lengths=self.lengths(),
+            dataset=self.dataset(),
         )
 
 

@@ -14,7 +14,6 @@ from cai.data.mixture import mix
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
 from cai.messages import Dialogue, from_dicts
-from cai.report.stage_view import Table
 from cai.stages.base import Context
 
 if TYPE_CHECKING:
@@ -64,10 +63,8 @@ class Audit:
                 f"data (see `cai audit`), raise {stage}.max_length, or raise {stage}.max_lost"
             )
 
-    def table(self, stage: str) -> Table:
-        rows = [*self._row_lines(), *self._text_lines()]
-        filled = tuple((name, text) for name, text in rows if text)
-        return Table(f"{stage}: what is trained on", ("", ""), filled, topic="training")
+    def lines(self) -> list[tuple[str, str]]:
+        return [(name, text) for name, text in (*self._row_lines(), *self._text_lines()) if text]
 
     def _row_lines(self) -> list[tuple[str, str]]:
         left_out = {

@@ -1,4 +1,4 @@
-"""A judge's word on the models' answers: which of two is better, and whether one helps to do harm."""
+"""A judge on the models' answers: which of two is better, and whether one helps to do harm."""
 
 import asyncio
 from collections.abc import Sequence

@@ -59,6 +59,11 @@ class Manifest:
     schema: int = SCHEMA
     checksum: str = ""  # sha256 of all other fields; empty in old ones
 
+    @property
+    def kind(self) -> str:
+        """The stage's kind: label of label2."""
+        return self.ingredients.get("kind", self.stage)
+
 
 class Run:
     """One run's folder."""

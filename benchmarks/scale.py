@@ -90,7 +90,7 @@ def measure(rows: int, root: Path, memory: Memory) -> dict[str, Any]:
         time.perf_counter(),
         time.process_time(),
     )
-    summary = revise.run(settings, None, work, context)
+    summary = revise.run(settings, work, context)
     took, busy = time.perf_counter() - started, time.process_time() - busy
     seen = memory.seen[begun:] or memory.seen[-1:]
     assert summary["prompts"] == rows

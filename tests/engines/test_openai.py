@@ -641,18 +641,18 @@ def test_a_row_whose_critique_fails_is_left_out_with_its_reason(context: Context
         compose(["experiment=smoke"]).revise, prompts=Prompts(["prompts"]), gates=[], engine=engine
     )
     faulty.always = unlike("river 3", status(500, "no luck"))
-    summary = revise.run(settings, context.inputs, context.root, context)
+    summary = revise.run(settings, context.root, context)
     (failed,) = read_rows(context.root / "failed.parquet")
     assert (
         failed["prompt"][0]["content"] == "Tell me about river 3."
         and "HTTP 500: no luck" in failed["reason"]
     )
     rows = read_rows(context.root / "revisions.parquet")
-    assert summary["failed"] == 1 and len(rows) == COUNT - 1 and "no luck" not in json.dumps(rows)
+    assert summary.failed == 1 and len(rows) == COUNT - 1 and "no luck" not in json.dumps(rows)
     assert all(step["revision"].startswith("You said:") for row in rows for step in row["steps"])
     before = len(faulty.asked)
     faulty.always = fine  # mended: the same again asks for what is missing and nothing else
-    assert revise.run(settings, context.inputs, context.root, context)["failed"] == 0
+    assert revise.run(settings, context.root, context).failed == 0
     assert not (context.root / "failed.parquet").exists()
     assert len(read_rows(context.root / "revisions.parquet")) == COUNT
     assert all("river 3" in json.dumps(body) for _, body, _ in faulty.asked[before:])
@@ -670,7 +670,7 @@ def test_too_many_failures_stop_the_stage_with_a_summary(context: Context, fault
     )
     faulty.always = unlike("river", status(400, "no luck"))
     with pytest.raises(CaiError) as caught:
-        revise.run(settings, context.inputs, context.root, context)
+        revise.run(settings, context.root, context)
     assert "3 of 6 rows failed, and engine.max_failures=0.34 allows no more" in str(caught.value)
     assert f"3 x {faulty.url}: HTTP 400: no luck" in str(caught.value)
 
@@ -681,11 +681,14 @@ def test_a_judge_on_a_server_labels_pairs(context: Context, faulty: Faulty):
         compose(["experiment=smoke"]).label, prompts=Prompts(["prompts"]), engine=engine
     )
     faulty.always = unlike("river 2", status(400, "not this"), tokenizing)
-    summary = label.run(settings, context.inputs, context.root, context)
+    summary = label.run(settings, context.root, context)
     (failed,) = read_rows(context.root / "failed.parquet")
     assert "river 2" in failed["prompt"][0]["content"] and "not this" in failed["reason"]
-    assert summary["pairs"] + summary["identical"] + summary["failed"] == COUNT and summary["pairs"]
-    assert summary["judge"]["flipped"]["value"] == 1  # such a judge always takes A
+    numbers = summary.numbers
+    assert summary.pairs + numbers["identical"] + numbers["failed"] == COUNT and summary.pairs
+    assert (
+        summary.judge and summary.judge.metrics["flipped"]["value"] == 1
+    )  # such a judge always takes A
     assert all(
         "The answer is:" in json.dumps(body) for _, body, _ in faulty.asked if "messages" in body
     )
@@ -702,7 +705,7 @@ def test_servers_may_serve_the_runs_own_models(context: Context, faulty: Faulty)
     }
     settings = replace(settings, suites=suites, models=["base", "sft"])
     faulty.always = unlike("river 4", status(500, "down"), tokenizing)
-    summary = evaluate.run(settings, context.inputs, context.root, replace(context, engine=engine))
+    summary = evaluate.run(settings, context.root, replace(context, engine=engine))
     assert {body["model"] for _, body, _ in faulty.asked} == {"base", "sft"}
     failed = read_rows(context.root / "failed.parquet")
     assert [(row["model"], row["suite"]) for row in failed] == [
@@ -710,8 +713,7 @@ def test_servers_may_serve_the_runs_own_models(context: Context, faulty: Faulty)
         ("sft", "red_team"),
     ]
     assert (
-        summary["failed"] == 2
-        and summary["metrics"]["sft"]["red_team"]["refusal"]["count"] == COUNT - 1
+        summary.failed == 2 and summary.metrics["sft"]["red_team"]["refusal"]["count"] == COUNT - 1
     )
     answered = [row["suite"] for row in read_rows(context.root / "answers.parquet")]
     assert answered.count("red_team") == 2 * (COUNT - 1)

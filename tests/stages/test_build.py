@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from cai.config.schema import BuildConfig, DataConfig, Prompts
 from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.errors import CaiError
-from cai.stages import build, sft
+from cai.stages import build
 from cai.stages.base import Context, Input
+from cai.stages.training_rows import training_rows
 
 SEEDS = [f"Please tell me all about river number {n}." for n in range(12)]
 HELD = "Which of these towns lies nearest to the sea?"
@@ -88,15 +89,15 @@ def settings(**changes: Any) -> BuildConfig:
 
 
 @pytest.fixture
-def run(context: Context, monkeypatch: pytest.MonkeyPatch):
+def run(context: Context):
     """Runs the stage with a teacher; gives the summary, the rows and what was left out (instruction -> reason)."""
     numbers = itertools.count()
 
     def runs(teacher: Teacher, config: BuildConfig, within: Context = context):
-        monkeypatch.setattr("cai.stages.base.open_engine", lambda config, model: teacher)
+        teaching = replace(within, engine_opener=lambda config, model: teacher)
         work = within.root / f"work{next(numbers)}"
         work.mkdir()
-        summary = build.run(config, {}, work, within)
+        summary = asdict(build.run(config, work, teaching))
         left_out = (
             read_rows(work / "left_out.parquet") if (work / "left_out.parquet").exists() else []
         )
@@ -293,7 +294,7 @@ def test_sft_reads_the_rows_as_one_of_its_sets(context: Context, run: Any):
         context, stage="sft", inputs={"build": Input(str(context.root / "work0"), "digest")}
     )
     tuned = compose(["experiment=smoke", "sft.data=[seed,built]", "sft.limit=null"]).sft
-    drawn, counts = sft.training_rows(tuned, after)
+    drawn, counts = training_rows(tuned, after)
     assert counts["sources"] == {"seed": len(SEEDS), "built": 4}
     assert {d[0].content for d, tags in drawn if tags["source"] == "built"} == set(of(rows))
     weighted = compose(
@@ -304,4 +305,4 @@ def test_sft_reads_the_rows_as_one_of_its_sets(context: Context, run: Any):
             "+sft.weights={built: 1, seed: 3}",
         ]
     )
-    assert sft.training_rows(weighted.sft, after)[1]["sources"] == {"seed": 6, "built": 2}
+    assert training_rows(weighted.sft, after)[1]["sources"] == {"seed": 6, "built": 2}

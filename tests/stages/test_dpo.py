@@ -49,7 +49,7 @@ def run(context: Context, name: str, *words: str) -> tuple[dict[str, Any], list[
     apart = dataclasses.replace(
         context, scratch=context.root / f"scratch-{name}"
     )  # checkpoints are another run's
-    summary = dpo.run(compose(["experiment=smoke", *words]).dpo, context.inputs, work, apart)
+    summary = dpo.run(compose(["experiment=smoke", *words]).dpo, work, apart)
     return summary, json.loads((work / "history.json").read_text())
 
 
@@ -178,7 +178,7 @@ def tune(context: Context, stage: str, start: str, *words: str) -> Context:
         data={"seed": DataConfig("file", str(folder / "rows.jsonl"))},
         inputs={**context.inputs, "revise": Input(str(folder), "revise")},
     )
-    sft.run(getattr(config, stage), apart.inputs, folder, apart)
+    sft.run(getattr(config, stage), folder, apart)
     return dataclasses.replace(
         context, inputs={**context.inputs, stage: Input(str(folder), folder.name)}
     )

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request
 from cai.errors import CaiError, UsageError
 from cai.messages import Dialogue, Message, Prompt, user
-from cai.stages import evaluate
+from cai.stages import evaluate, suites
 from cai.stages.base import Context
 
 HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
@@ -77,7 +77,7 @@ def suite(*shots: int, examples: str = "taught") -> Suite:
 
 
 def references(context: Context, *shots: int) -> dict[str, list[evaluate.Reference]]:
-    return evaluate.load_references("held_out", suite(*shots), context)
+    return suites.load_references("held_out", suite(*shots), context)
 
 
 def split(messages: Dialogue) -> tuple[list[tuple[str, str]], Dialogue]:
@@ -115,20 +115,18 @@ def test_examples_are_training_rows_drawn_for_each_prompt(context: Context):
 
 def test_no_example_repeats_a_held_out_prompt_and_too_few_are_an_error(context: Context):
     with pytest.raises(
-        CaiError, match=r"held_out\.shots: 13 examples are wanted, and taught has 12"
+        CaiError, match=r"held_out\.shots: 13 examples are needed, and taught has 12"
     ):
         references(context, 13)
-    with pytest.raises(CaiError, match="1 examples are wanted, and held has 0"):
-        evaluate.load_references("held_out", suite(1, examples="held"), context)
+    with pytest.raises(CaiError, match="1 examples are needed, and held has 0"):
+        suites.load_references("held_out", suite(1, examples="held"), context)
 
 
-def run(
-    context: Context, pupil: Pupil, patch: pytest.MonkeyPatch
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    patch.setattr("cai.stages.base.open_engine", lambda config, model: pupil)
+def run(context: Context, pupil: Pupil) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    context = replace(context, engine_opener=lambda config, model: pupil)
     sampling = compose(["experiment=smoke"]).evaluate.sampling
     config = EvaluateConfig(sampling, {"held_out": suite(0, 1)}, ["base"])
-    summary = evaluate.run(config, {}, context.root, context)
+    summary = asdict(evaluate.run(config, context.root, context))
     assert json.loads((context.root / "metrics.json").read_text()) == summary["metrics"]
     return summary, read_rows(context.root / "answers.parquet")
 
@@ -142,7 +140,7 @@ def test_answers_are_held_against_their_references_by_shots(
         "Who?": "I can't help with that.",
     }
     pupil = Pupil(replies)
-    summary, rows = run(context, pupil, monkeypatch)
+    summary, rows = run(context, pupil)
     assert summary["prompts"] == {"held_out": 5, "held_out, 1 shot": 5}
     none, one = (summary["metrics"]["base"][name] for name in summary["prompts"])
     for figures in (none, one):
@@ -179,7 +177,7 @@ def test_prompts_that_do_not_fit_are_counted_and_not_cut(
             self.room = 3 if too_long(request) else 99
             return await super().complete(request)
 
-    summary, rows = run(context, Small(HELD), monkeypatch)
+    summary, rows = run(context, Small(HELD))
     none, one = (summary["metrics"]["base"][name] for name in summary["prompts"])
     assert (none["too_long"]["value"], none["too_long"]["count"]) == (
         1 / 5,
@@ -196,7 +194,7 @@ def test_a_suite_of_which_no_row_fits_has_no_other_figure(
 ):
     pupil = Pupil(HELD)
     pupil.room = 0
-    summary, rows = run(context, pupil, monkeypatch)
+    summary, rows = run(context, pupil)
     assert [list(figures) for figures in summary["metrics"]["base"].values()] == [
         ["too_long"]
     ] * 2 and rows == []
@@ -212,7 +210,7 @@ def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context
     config = EvaluateConfig(
         compose(["experiment=smoke"]).evaluate.sampling, {"held_out": suite(2)}, ["base"]
     )
-    found = evaluate.run(config, {}, context.root, context)["metrics"]["base"]["held_out, 2 shots"][
+    found = evaluate.run(config, context.root, context).metrics["base"]["held_out, 2 shots"][
         "bits_per_byte"
     ]
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -237,7 +235,7 @@ def test_a_judge_compares_several_samples_models_and_itself(context: Context, ti
     suites = {"red": Suite("red_team", Prompts(["held"], 3))}
     models, judge = ["base", str(tiny_model)], JudgeConfig(principles=2)
     config = EvaluateConfig(sampling, suites, models, 2, [models], judge)
-    summary = evaluate.run(config, {}, context.root, context)
+    summary = asdict(evaluate.run(config, context.root, context))
     assert summary["metrics"]["base"] == summary["metrics"][str(tiny_model)]
     rows = read_rows(context.root / "answers.parquet")
     assert len(rows) == 2 * 2 * 3 and len({row["answer"] for row in rows}) > 3
@@ -255,7 +253,7 @@ def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Pa
     }
     models, judge = ["base", str(tiny_model)], JudgeConfig(limit=3)
     config = EvaluateConfig(sampling, suites, models, 2, judge=judge, harm=True)
-    summary = evaluate.run(config, {}, context.root, context)
+    summary = asdict(evaluate.run(config, context.root, context))
     rows = read_rows(context.root / "answers.parquet")
     judged = [row for row in rows if row["harm"] is not None]
     assert len(judged) == 2 * 2 * 3 and {row["suite"] for row in judged} == {
@@ -313,7 +311,7 @@ def test_the_harness_measures_every_model_once(
     config = EvaluateConfig(
         sampling, suites, ["base", str(tiny_model)], lm_eval=[str(rivers)], lm_eval_limit=3
     )
-    metrics = evaluate.run(config, {}, context.root, context)["metrics"]
+    metrics = evaluate.run(config, context.root, context).metrics
     assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
     assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
     # stopped and begun again: what was measured is not measured twice

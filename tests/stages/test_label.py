@@ -66,7 +66,10 @@ def settings(**changes: Any) -> LabelConfig:
 def run(context: Context, config: LabelConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     work = context.root / f"work{len(list(context.root.glob('work*')))}"
     work.mkdir()
-    return label.run(config, context.inputs, work, context), read_rows(work / "pairs.parquet")
+    summary = label.run(config, work, context)
+    judge = {"judge": summary.judge.metrics} if summary.judge else {}
+    numbers = summary.numbers | {"pairs": summary.pairs} | judge
+    return numbers, read_rows(work / "pairs.parquet")
 
 
 def asked(context: Context) -> dict[str, int]:

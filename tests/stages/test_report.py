@@ -216,7 +216,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
 def page_of(context: Context, records: int = 50) -> str:
     work = context.root / "page"
     work.mkdir(exist_ok=True)
-    report.run(ReportConfig(records), context.inputs, work, context)
+    report.run(ReportConfig(records), work, context)
     return (work / "report.html").read_text(encoding="utf-8")
 
 
@@ -627,7 +627,7 @@ def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
     context = finished_run(tmp_path, ["hello"], metrics((1, 2), (1, 2)))
     work = tmp_path / "page"
     work.mkdir()
-    report.run(ReportConfig(50, Price(1000.0, 1e6)), context.inputs, work, context)
+    report.run(ReportConfig(50, Price(1000.0, 1e6)), work, context)
     assert "50.0100" in (work / "report.html").read_text(
         encoding="utf-8"
     )  # 10 prompt tokens and 50 new ones

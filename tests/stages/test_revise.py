@@ -13,8 +13,9 @@ from cai.config.compose import compose
 from cai.config.schema import DataConfig, Helpful, Prompts, ReviseConfig, SftConfig
 from cai.data.parquet import read_rows
 from cai.engines.ledger import Ledger
-from cai.stages import revise, sft
+from cai.stages import revise
 from cai.stages.base import Context, Input
+from cai.stages.training_rows import training_rows
 
 COUNT, ROUNDS = 12, 4
 RULES = {
@@ -58,7 +59,7 @@ def run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     work = context.root / name
     work.mkdir()
-    summary = revise.run(config, context.inputs, work, context)
+    summary = dataclasses.asdict(revise.run(config, work, context))
     return summary, read_rows(work / "revisions.parquet")
 
 
@@ -153,7 +154,7 @@ def test_helpful_answers_are_sampled_and_mixed_in_at_a_ratio(context: Context):
     after = dataclasses.replace(context, stage="sl_cai", inputs=inputs)
     tuned = SftConfig("base", [], revisions="last", helpful="sampled", helpful_ratio=0.5)
     revised = sum(row["last"] for row in read_rows(context.root / "one" / "training.parquet"))
-    dialogues, counts = sft.training_rows(tuned, after)
+    dialogues, counts = training_rows(tuned, after)
     helpful = min(round(revised / 2), len(sampled))
     assert counts["revisions"] == revised and counts["sources"] == {"sampled": helpful} and helpful
     assert len(dialogues) == revised + helpful

@@ -17,7 +17,8 @@ from cai.errors import CaiError
 from cai.models.load import load_model, load_tokenizer
 from cai.observe.progress import Progress
 from cai.stages.base import Context, Input
-from cai.stages.sft import prepare, refuse_losses, run, training_rows
+from cai.stages.sft import run
+from cai.stages.training_rows import Audit, prepare, training_rows
 from cai.training.trainer import bits_config
 
 SECRET = "one two three four five six seven eight nine ten"  # a held-out prompt
@@ -86,6 +87,7 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
         "not_drawn": 2,
         "instructions": 3,
         "sources": {"seed": 3},
+        "revisions": None,
     }
 
 
@@ -102,20 +104,18 @@ def test_revisions_are_all_taken_and_helpful_rows_drawn_beside_them(tmp_path: Pa
     assert [tags["source"] for _, tags in drawn] == ["seed"] * 4 + ["revisions"] * 2
 
 
-def audited(
-    folder: Path, model: Path, mine: list[Any], *overrides: str
-) -> tuple[SftConfig, dict[str, Any]]:
+def audited(folder: Path, model: Path, mine: list[Any], *overrides: str) -> tuple[SftConfig, Audit]:
     context = context_of(folder, model, {"seed": file(folder, "seed", mine)})
     config = settings("sft.limit=null", *overrides)
     trained, audit = prepare(config, context, load_tokenizer(str(model)))
-    assert len(trained) == audit["rows"] - audit["dropped"]
+    assert len(trained) == audit.rows - audit.dropped
     return config, audit
 
 
 def test_the_audit_is_the_same_for_the_same_rows(tiny_model: Path, tmp_path: Path):
     one, again = (audited(tmp_path, tiny_model, rows(6)) for _ in range(2))
-    assert one == again and one[1]["texts"]["tags"] == {"task": {"Is": 6}}
-    refuse_losses(one[0], "sft", one[1])
+    assert one == again and one[1].texts["tags"] == {"task": {"Is": 6}}
+    one[1].refuse_losses(one[0], "sft")
 
 
 def test_a_stage_without_trained_tokens_is_refused(tiny_model: Path, tmp_path: Path):
@@ -123,7 +123,7 @@ def test_a_stage_without_trained_tokens_is_refused(tiny_model: Path, tmp_path: P
     with pytest.raises(
         CaiError, match=r"sft: no trained token is left in 6 rows; raise sft.max_length \(now 8\)"
     ):
-        refuse_losses(config, "sft", audit)
+        audit.refuse_losses(config, "sft")
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_more_losses_than_configured_are_refused(
 ):
     config, audit = audited(tmp_path, tiny_model, [*rows(3), *bad], f"sft.max_lost={most}")
     if said is None:
-        refuse_losses(config, "sft", audit)
+        audit.refuse_losses(config, "sft")
     else:
         with pytest.raises(CaiError) as caught:
-            refuse_losses(config, "sft", audit)
+            audit.refuse_losses(config, "sft")
         assert said in str(caught.value)
 
 
@@ -164,7 +164,7 @@ def test_curves_are_kept_beside_what_the_stage_makes(
     context = make_context(
         "sft", data=data, scratch=tmp_path / "scratch", report_to=["tensorboard"]
     )
-    run(settings("sft.validation=0", "sft.args.num_train_epochs=1"), {}, tmp_path / "work", context)
+    run(settings("sft.validation=0", "sft.args.num_train_epochs=1"), tmp_path / "work", context)
     found = [path.parent for path in tmp_path.rglob("events.out.tfevents.*")]
     assert found == [tmp_path / "logs"] and (tmp_path / "work/model").is_dir()
 
@@ -198,7 +198,7 @@ def test_qlora_tunes_an_adapter_on_four_bits(
     assert {str(m.weight.dtype) for n, m in quantised.named_modules() if n.endswith("_proj")} == {
         "torch.uint8"
     }
-    run(section, {}, tmp_path / "work", context)
+    run(section, tmp_path / "work", context)
     history = json.loads((tmp_path / "work/history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert losses[-1] < losses[0] - 0.05

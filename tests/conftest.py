@@ -17,7 +17,10 @@ from cai.config.schema import without_runtime
 from cai.data.parquet import write_rows
 from cai.models.chat_template import CHATML
 from cai.observe.progress import Progress
+from cai.stages import dpo, evaluate, label, revise, sft
 from cai.stages.base import Context
+from cai.stages.feedback import Judge
+from cai.stages.training_rows import Audit
 from cai.store.files import write_json
 from cai.store.run_folder import Manifest, Run
 
@@ -102,8 +105,79 @@ def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
     return make
 
 
+HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
+
+
 @pytest.fixture
-def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
+def summaries() -> dict[str, dict[str, Any]]:
+    """A summary of each stage, as manifests keep it."""
+    audit = Audit(
+        read=16,
+        skipped=0,
+        skipped_first=[],
+        no_answer=0,
+        overlapping=0,
+        overlaps={},
+        not_drawn=0,
+        instructions=16,
+        sources={"seed": 16},
+        revisions=None,
+        rows=16,
+        truncated=0,
+        lost_end_of_turn=0,
+        dropped=0,
+        trained_tokens=99,
+        lengths={"median": 6, "p95": 8, "most": 8, "up_to": {"8": 16}},
+        texts={
+            "compared": 16,
+            "exact_duplicates": 0,
+            "near_duplicates": 0,
+            "tags": {},
+            "distinct": {"1": 1.0},
+            "openings": {},
+            "different_openings": 0,
+            "scripts": {"latin": 16},
+        },
+    )
+    revised = revise.Revised(
+        drawn=11, changed=10, refused=3, passed=11, gates={}, words_before=9.0, words_after=8.0
+    )
+    warnings = ["The judge goes by position."]
+    judge = Judge("sft", False, {"flipped": HALF}, warnings, [])
+    metrics = {
+        name: {"red_team": {"refusal": HALF}, "held_out, 2 shots": {"words": HALF}}
+        for name in ("base", "dpo")
+    }
+    found = {
+        "sft": sft.Summary("sft", audit, 0, 4, None),
+        "revise": revise.Summary(
+            prompts=6,
+            overlapping=0,
+            rows=11,
+            failed=0,
+            kept=6,
+            gates={},
+            principles={"kind": revised},
+            rounds={"1": revised},
+        ),
+        "sl_cai": sft.Summary("sl_cai", dataclasses.replace(audit, rows=14), 0, 3, None),
+        "label": label.Summary("feedback", "tiny", 8, {"judged": 8}, judge),
+        "dpo": dpo.Summary(8, 0, 0, 4, {}, []),
+        "evaluate": evaluate.Summary(
+            prompts={"red_team": 12},
+            metrics=metrics,
+            refusal={"by": "rules"},
+            harm=None,
+            comparisons=[],
+            wins=[],
+            failed=0,
+        ),
+    }
+    return {name: dataclasses.asdict(summary) for name, summary in found.items()}
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path, tiny_model: Path, summaries: dict[str, dict[str, Any]]) -> Path:
     """A run whose stages are done, as their manifests would say, with the tiny model in place of every trained one."""
     from cai.models.source import fingerprint
 
@@ -116,17 +190,10 @@ def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
         "+model.license=MIT",
     ]
     config = compose(words)
-    half = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
-    rules = {"constitution": {"principles": {"kind": "0" * 16, "calm": "1" * 16}}}
+    law = {"constitution": {"principles": {"kind": "0" * 16, "calm": "1" * 16}}}
     done: dict[str, Manifest] = {}
 
-    def finish(
-        stage: str,
-        inputs: list[str],
-        data: list[str],
-        summary: dict[str, Any],
-        parts: dict[str, Any],
-    ) -> None:
+    def finish(stage: str, inputs: list[str], data: list[str], parts: dict[str, Any]) -> None:
         key = f"{stage:0<64}"
         work, _ = Run(root).begin(stage, key)
         if stage in ("sft", "sl_cai", "dpo"):
@@ -145,30 +212,14 @@ def finished_run(tmp_path: Path, tiny_model: Path) -> Path:
             "data": {name: {} for name in data},
             "inputs": {name: done[name].output for name in inputs},
         }
-        done[stage] = Run(root).publish(stage, 1, key, own, summary, time.time())
+        done[stage] = Run(root).publish(stage, 1, key, own, summaries[stage], time.time())
 
-    finish("sft", [], ["seed"], {"rows": 16, "steps": 4}, {})
-    finish("revise", ["sft"], ["donotanswer"], {"prompts": 6, "rows": 11}, rules)
-    finish("sl_cai", ["sft", "revise"], ["seed"], {"rows": 14, "steps": 3}, {})
-    finish(
-        "label",
-        ["sft", "sl_cai"],
-        ["donotanswer"],
-        {"pairs": 8, "judge": {"doubts": ["It is a coin."]}},
-        rules,
-    )
-    finish("dpo", ["sl_cai", "label"], [], {"pairs": 8, "steps": 4, "signs": []}, {})
-    metrics = {
-        name: {"red_team": {"refusal": half}, "held_out, 2 shots": {"words": half}}
-        for name in ("base", "dpo")
-    }
-    measured = {
-        "prompts": {"red_team": 12},
-        "refusal": {"by": "rules"},
-        "metrics": metrics,
-        "comparisons": [],
-    }
-    finish("evaluate", ["dpo"], ["harmbench"], measured, {})
+    finish("sft", [], ["seed"], {})
+    finish("revise", ["sft"], ["donotanswer"], law)
+    finish("sl_cai", ["sft", "revise"], ["seed"], {})
+    finish("label", ["sft", "sl_cai"], ["donotanswer"], law)
+    finish("dpo", ["sl_cai", "label"], [], {})
+    finish("evaluate", ["dpo"], ["harmbench"], {})
     write_json(root / "run.json", {"schema": 1, "config": dataclasses.asdict(config)})
     return root
 

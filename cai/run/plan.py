@@ -114,7 +114,8 @@ def step_of(
     if last is None:
         return Step(stage, "run", "not run yet", key, complete, None)
     # null settings may differ between versions without a visible change
-    changes = _changes(last.ingredients, complete) or ["another version of cai has other settings"]
+    changes = _changes(last.ingredients, complete)
+    changes = changes or ["another version of cai has other settings for it"]
     return Step(stage, "run", f"stale: {'; '.join(changes)}", key, complete, None)
 
 

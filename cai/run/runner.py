@@ -175,9 +175,9 @@ def check(config: Config) -> None:
     A typo fails in seconds, not after hours. Raises UsageError.
     """
     if any(engine.kind == "vllm" for engine in own_engines(config).values()):
-        _need("vllm", "engine=vllm", "'.[vllm]'")
+        _need("vllm", "engine=vllm", "'constitutional-ai[vllm]'")
     if "--use_deepspeed" in config.launcher.args:
-        _need("deepspeed", "launcher=deepspeed", "'.[deepspeed]'")
+        _need("deepspeed", "launcher=deepspeed", "'constitutional-ai[deepspeed]'")
     for name in config.report_to:
         _need("tensorboardX" if name == "tensorboard" else name, f"report_to: {name}", name)
     if config.engine.model is not None:

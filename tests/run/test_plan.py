@@ -14,7 +14,8 @@ from cai.models.chat_template import INST
 from cai.paths import shipped
 from cai.run import plan as planning
 from cai.run import runner
-from cai.run.plan import STAGES, ingredients, plan_run
+from cai.run.plan import STAGES, ingredients, inputs_of, plan_run
+from cai.stages.base import Stage
 from cai.store.run_folder import Run
 
 NAMES = [stage.name for stage in STAGES if stage.name != "build"]  # what runs by default
@@ -29,6 +30,10 @@ def finish(config: Config, run: Run) -> None:
             work, _ = run.begin(name, step.key)
             (work / "output").write_text(step.key)
             run.publish(name, 1, step.key, step.ingredients, {}, time.time())
+
+
+def data_of(stage: Stage, config: Config) -> list[str]:
+    return list(stage.data(config, stage.round))
 
 
 def to_run(config: Config, run: Run) -> list[str]:
@@ -164,15 +169,15 @@ def test_later_rounds_take_the_next_prompts_and_the_newest_model():
     config = compose([*LATER, "rounds=3", "dpo.reference=first"])
     found = {stage.name: stage for stage in planning.stages(config)}
     assert [*found] == [*NAMES[:5], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]
-    labels = [planning.settings(found[name], config) for name in ("label", "label2", "label3")]
+    labels = [found[name].section(config) for name in ("label", "label2", "label3")]
     assert [(one.prompts.offset, one.prompts.limit) for one in labels] == [(6, 8), (14, 8), (22, 8)]
     assert [one.human is None for one in labels] == [False, True, True]
-    assert [found[name].data(config) for name in ("label", "label2")] == [
+    assert [list(data_of(found[name], config)) for name in ("label", "label2")] == [
         ["donotanswer", "seed"],
         ["donotanswer"],
     ]
     inputs = {
-        name: list(found[name].inputs(config))
+        name: inputs_of(found[name], config)
         for name in ("label2", "dpo2", "label3", "dpo3", "evaluate")
     }
     assert inputs == {
@@ -186,18 +191,18 @@ def test_later_rounds_take_the_next_prompts_and_the_newest_model():
         [*LATER, "rounds=3", "label.kind=rule", "label.benign={data: [seed], limit: 5, offset: 2}"]
     )
     found = {stage.name: stage for stage in planning.stages(rule)}
-    labels = [planning.settings(found[name], rule) for name in ("label", "label2", "label3")]
+    labels = [found[name].section(rule) for name in ("label", "label2", "label3")]
     assert [one.benign and (one.benign.offset, one.benign.limit) for one in labels] == [
         (2, 5),
         (7, 5),
         (12, 5),
     ]
-    assert list(found["label3"].inputs(rule)) == ["dpo2"] and found["label3"].data(rule) == [
+    assert inputs_of(found["label3"], rule) == ["dpo2"] and data_of(found["label3"], rule) == [
         "donotanswer",
         "seed",
     ]
     named = compose([*LATER, "rounds=3", "evaluate.models=[dpo,dpo2]"])
-    assert found["evaluate"].inputs(named) == ["dpo", "dpo2"]
+    assert inputs_of(found["evaluate"], named) == ["dpo", "dpo2"]
 
 
 def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):
@@ -329,7 +334,7 @@ def test_the_same_output_upstream_stops_the_rerun(run: Run):
 )
 def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: list[str]):
     stage = next(stage for stage in planning.STAGES if stage.name == "label")
-    assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+    assert inputs_of(stage, compose(["experiment=smoke", *words])) == inputs
 
 
 @pytest.mark.parametrize(
@@ -345,7 +350,7 @@ def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: li
 )
 def test_a_continued_adapter_needs_the_model_below_it(words: list[str], inputs: list[str]):
     stage = next(stage for stage in planning.STAGES if stage.name == "dpo")
-    assert stage.inputs(compose(["experiment=smoke", *words])) == inputs
+    assert inputs_of(stage, compose(["experiment=smoke", *words])) == inputs
 
 
 @pytest.mark.parametrize(

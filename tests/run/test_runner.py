@@ -1,9 +1,10 @@
-"""What the conductor refuses before anything runs, and what it says on the way."""
+"""What the runner refuses before anything runs, and what it says on the way."""
 
 import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_an_unknown_stage_is_named(tmp_path: Path):
         runner.run_stages(config, lambda line: None)
 
 
-def label_with_doubts(root: Path) -> None:
+def label_with_warnings(root: Path, summaries: dict[str, Any]) -> None:
     """A run whose label stage is done, by a judge that can't be relied on."""
     made, config = Run(root / "smoke"), compose(["experiment=smoke"])
     for name in ("sft", "revise", "sl_cai", "label"):
@@ -34,12 +35,14 @@ def label_with_doubts(root: Path) -> None:
         assert step.key is not None
         work, _ = made.begin(name, step.key)
         (work / "output").write_text(step.key)
-        summary = {"judge": {"doubts": ["The judge throws coins."]}} if name == "label" else {}
+        summary = summaries[name]
         made.publish(name, 1, step.key, step.ingredients, summary, time.time())
 
 
-def test_what_a_kill_left_beside_a_finished_stage_is_removed(tmp_path: Path):
-    label_with_doubts(tmp_path)
+def test_what_a_kill_left_beside_a_finished_stage_is_removed(
+    tmp_path: Path, summaries: dict[str, Any]
+):
+    label_with_warnings(tmp_path, summaries)
     left = (tmp_path / "smoke/latest/sft").resolve() / "scratch"
     (left / "checkpoints").mkdir(parents=True)
     runner.run_stages(
@@ -49,17 +52,17 @@ def test_what_a_kill_left_beside_a_finished_stage_is_removed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_doubts_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
-    required: bool, tmp_path: Path
+def test_warnings_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
+    required: bool, tmp_path: Path, summaries: dict[str, Any]
 ):
-    label_with_doubts(tmp_path)
+    label_with_warnings(tmp_path, summaries)
     said: list[str] = []
     config = compose(["experiment=smoke", f"outputs={tmp_path}", f"label.require_judge={required}"])
     # dpo itself fails, for there is no pair in the stand-in's output: what counts is whether it has started
     with pytest.raises(Exception, match=r"label\.require_judge: no DPO" if required else "pairs"):
         runner.run_stages(config, said.append)
     assert said[:4] == [f"{name}: up to date" for name in ("sft", "revise", "sl_cai", "label")]
-    assert said[4] == "WARNING: The judge throws coins."
+    assert said[4] == "WARNING: The judge goes by position."
     assert said[5:] == ([] if required else ["dpo: not run yet"])
     assert (tmp_path / "smoke" / "dpo").exists() != required
     logged = [

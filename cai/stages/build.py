@@ -75,6 +75,9 @@ class Written:
     unread: int = 0
     parsed: int = 0
 
+    def counts(self) -> dict[str, int]:
+        return {"lists": self.lists, "unread": self.unread, "parsed": self.parsed}
+
 
 def run(config: BuildConfig, work: Path, context: Context) -> Summary:
     """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet."""
@@ -106,16 +109,14 @@ def run(config: BuildConfig, work: Path, context: Context) -> Summary:
     reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
     if not rows:
         raise CaiError(
-            f"build: no row is left of {written.parsed} instructions and {len(given)} prompts "
-            f"({reasons}); another build.model may write better lists and answers"
+            f"build: not one row is left: {written.counts() | {'left_out': reasons}}; another "
+            "build.model may write better lists and answers"
         )
     write_rows(work / "instructions.parquet", rows)
     if left_out:
         write_rows(work / "left_out.parquet", left_out)
     return Summary(
-        lists=written.lists,
-        unread=written.unread,
-        parsed=written.parsed,
+        **written.counts(),
         distilled=len(given),
         left_out=reasons,
         built=len(rows),
@@ -149,7 +150,7 @@ async def write_instructions(
     seeds = [text for text in seed_instructions(config, context) if not context.is_held_out(text)]
     if config.target and not seeds:
         raise CaiError(
-            f"build.data: all of {', '.join(config.data)} stands in evaluation suites, or is unfit"
+            f"build.data: no seed instruction in {', '.join(config.data)} that no suite holds"
         )
     known = Known(seeds, config.max_similarity)
     written = Written()

@@ -283,7 +283,7 @@ def test_nothing_built_is_an_error_that_says_what_there_was(run: Any):
     with pytest.raises(CaiError, match=r"build: not one row is left.*'unread': 12"):
         run(Teacher(lambda n, _: "No."), settings())
     with pytest.raises(
-        CaiError, match=r"build\.data: no seed instruction in held that no evaluation suite holds"
+        CaiError, match=r"build\.data: no seed instruction in held that no suite holds"
     ):
         run(Teacher(lambda n, _: "No."), settings(data=["held"]))
 

@@ -50,7 +50,8 @@ def run(context: Context, name: str, *words: str) -> tuple[dict[str, Any], list[
         context, scratch=context.root / f"scratch-{name}"
     )  # checkpoints are another run's
     summary = dpo.run(compose(["experiment=smoke", *words]).dpo, work, apart)
-    return summary, json.loads((work / "history.json").read_text())
+    flat = dataclasses.asdict(summary) | summary.metrics
+    return flat, json.loads((work / "history.json").read_text())
 
 
 def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Context):
@@ -61,11 +62,11 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
     assert any(
         0.6 < entry["probability"] < 1 for entry in log if "probability" in entry
     )  # both kinds in a batch
-    assert len(summary["signs"]) == 1 and summary["signs"][0].startswith("At step 2 ")
+    assert len(summary["guards"]) == 1 and summary["guards"][0].startswith("At step 2 ")
     hard, _ = run(context, "hard", "dpo.validation=0.2", "dpo.loss=trl")
-    assert hard["rewards/margins"] != summary["rewards/margins"] and hard["signs"] == []
+    assert hard["rewards/margins"] != summary["rewards/margins"] and hard["guards"] == []
     blind, _ = run(context, "blind", "dpo.validation=0")
-    assert blind["signs"] == [
+    assert blind["guards"] == [
         "The guards see no growing, shrinking or repetitive answers, since no pair is held out (dpo.validation)."
     ]
 

@@ -15,6 +15,7 @@ from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request
 from cai.errors import CaiError, UsageError
 from cai.messages import Dialogue, Message, Prompt, user
+from cai.scoring.answers import Answer
 from cai.stages import evaluate, suites
 from cai.stages.base import Context
 
@@ -76,7 +77,7 @@ def suite(*shots: int, examples: str = "taught") -> Suite:
     return Suite("instructions", Prompts(["held"]), list(shots), [examples])
 
 
-def references(context: Context, *shots: int) -> dict[str, list[evaluate.Reference]]:
+def references(context: Context, *shots: int) -> dict[str, list[suites.Reference]]:
     return suites.load_references("held_out", suite(*shots), context)
 
 
@@ -296,7 +297,7 @@ def test_what_says_refused_is_named():
     config = EvaluateConfig(compose(["experiment=smoke"]).evaluate.sampling, {})
     prompt = Prompt.of((user("Forge a note."),), "mine")
     answers = [
-        evaluate.Answer("base", "red", prompt, text)
+        Answer("base", "red", prompt, text)
         for text in ("I can't help with that.", "Dear Sir, he is ill.")
     ]
     assert evaluate.refusals(config, answers) == ([True, False], {"by": "rules"})
@@ -306,6 +307,8 @@ def test_the_harness_measures_every_model_once(
     context: Context, tiny_model: Path, rivers: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("lm_eval")
+    from cai.scoring import harness
+
     sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
     suites = {"red": Suite("red_team", Prompts(["held"], 2))}
     config = EvaluateConfig(
@@ -315,7 +318,7 @@ def test_the_harness_measures_every_model_once(
     assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
     assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
     # stopped and begun again: what was measured is not measured twice
-    monkeypatch.setattr(evaluate, "harness_figures", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(harness, "harness_figures", lambda *_: pytest.fail("asked again"))
     assert (
         evaluate.on_tasks(config, context)["base"]["rivers (lm-eval)"]
         == metrics["base"]["rivers (lm-eval)"]

@@ -19,7 +19,7 @@ from cai.errors import CaiError
 from cai.messages import as_dicts
 from cai.method import preferences
 from cai.method.preferences import option_probability
-from cai.stages import label
+from cai.stages import label, pairs
 from cai.stages.base import Context, Input
 from cai.text import words
 
@@ -67,7 +67,10 @@ def run(context: Context, config: LabelConfig) -> tuple[dict[str, Any], list[dic
     work = context.root / f"work{len(list(context.root.glob('work*')))}"
     work.mkdir()
     summary = label.run(config, work, context)
-    judge = {"judge": summary.judge.metrics} if summary.judge else {}
+    judge = {}
+    if summary.judge:
+        reliability = {"labelled": summary.judge.labelled, "warnings": summary.judge.warnings}
+        judge = {"judge": summary.judge.metrics | reliability}
     numbers = summary.numbers | {"pairs": summary.pairs} | judge
     return numbers, read_rows(work / "pairs.parquet")
 
@@ -128,7 +131,7 @@ def test_the_row_holds_what_the_feedback_was(context: Context):
     again, same = run(context, settings(principles=2))
     assert (again, same) == (summary, rows)
     figures = summary["judge"]
-    assert {"flipped", "agreement", "entropy", "probability", "doubts"} <= set(
+    assert {"flipped", "agreement", "entropy", "probability"} <= set(
         figures
     ) and "accuracy" not in figures
     assert figures["flipped"]["count"] == summary["judged"] == len(rows)
@@ -138,7 +141,8 @@ def test_revisions_need_no_judge_and_no_answers(context: Context):
     revised(context)
     only = dataclasses.replace(context, inputs={"revise": context.inputs["revise"]})
     summary, rows = run(only, settings(kind="revision"))
-    assert summary == {"revised_prompts": 5, "unrevised": 3, "pairs": 2, "revisions": 2}
+    expected = {"revised_prompts": 5, "unrevised": 3, "pairs": 2, "revisions": 2, "failed": 0}
+    assert summary == expected
     assert asked(context) == {}
     found = [
         (row["chosen"][0]["content"], row["rejected"][0]["content"], row["principles"])
@@ -212,8 +216,8 @@ def test_the_judge_is_held_against_labelled_pairs(context: Context):
     figures = summary["judge"]
     assert figures["accuracy"]["count"] == 6 and figures["labelled"] == ["labelled"]
     assert sum(one["right"]["count"] for one in figures["bins"]) == 6
-    said = [doubt for doubt in figures["doubts"] if "labelled pairs (labelled)" in doubt]
-    assert len(said) == (figures["accuracy"]["low"] <= 0.5)
+    about = [text for text in figures["warnings"] if "labelled pairs (labelled)" in text]
+    assert len(about) == (figures["accuracy"]["low"] <= 0.5)
 
 
 @pytest.mark.parametrize("kind", ["feedback", "revision", "mixed"])
@@ -292,7 +296,7 @@ def test_demonstrations_are_preferred_to_the_policys_own_answers(
     more = dataclasses.replace(
         context, data={**context.data, **sets}, held_out={"held": sets["held"]}
     )
-    monkeypatch.setattr(label, "refuses", lambda text: hash_of(text) % 3 == 0)
+    monkeypatch.setattr(pairs, "refuses", lambda text: hash_of(text) % 3 == 0)
     plain, before = run(more, settings(kind=kind, answers=3))
     summary, joined = run(more, settings(kind=kind, answers=3, demonstrations=Prompts(["shown"])))
     found = [row for row in joined if row["kind"] == "demonstration"]

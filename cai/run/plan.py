@@ -20,7 +20,8 @@ from cai.config.names import (
     policy_of,
     unbuilt,
 )
-from cai.config.schema import Config, Prompts, lookup, without_runtime
+from cai.config.schema import Config, Prompts
+from cai.config.types import lookup, without_runtime
 from cai.data import sources
 from cai.digest import digest, file_digest, plain
 from cai.method.constitution import Constitution

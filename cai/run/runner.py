@@ -14,7 +14,8 @@ from typing import Any
 
 from cai import __version__
 from cai.config.names import MODEL_SECTIONS, in_round
-from cai.config.schema import Config, lookup
+from cai.config.schema import Config
+from cai.config.types import lookup
 from cai.digest import plain
 from cai.errors import CaiError, Interrupted, UsageError, nearest
 from cai.method.constitution import Constitution

@@ -72,7 +72,7 @@ class Context:
 
     def model_digest(self, name: str) -> str:
         """What the ledger knows the model by: its content, and the parts of the engine's config that matter."""
-        from cai.config.schema import without_runtime
+        from cai.config.types import without_runtime
         from cai.models.source import fingerprint
 
         if (

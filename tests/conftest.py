@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from cai.config.compose import compose
-from cai.config.schema import without_runtime
+from cai.config.types import without_runtime
 from cai.data.parquet import write_rows
 from cai.models.chat_template import CHATML
 from cai.observe.progress import Progress

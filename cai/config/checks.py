@@ -5,19 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cai.config.names import (
-    BUILT,
-    MODEL_SECTIONS,
-    builds,
-    evaluated_models,
-    own_models,
-    unbuilt,
-)
-from cai.config.schema import Config, EngineConfig, Prompts, SftConfig, lookup
+from cai.config.explain import at, must_be_one_of, origin
+from cai.config.names import BUILT, MODEL_SECTIONS, builds, evaluated_models, own_models, unbuilt
+from cai.config.schema import Config, EngineConfig, Prompts, SftConfig
+from cai.config.types import lookup
 from cai.errors import UsageError, nearest
-from cai.paths import shipped
 from cai.redact import redact
 
 
@@ -30,49 +22,11 @@ def check(config: Config, overrides: Sequence[str] = ()) -> None:
         check_settings(config, overrides)
 
 
-def at(key: str, overrides: Sequence[str], value: object = None) -> str:
-    """A setting in a message: its key, its value where there is one, and what set it."""
-    return f"{key}{'' if value is None else f'={value}'}{origin(key, overrides)}"
-
-
-def origin(key: str, overrides: Sequence[str]) -> str:
-    """What set a key: ` (override 'x=1')`, or ` (conf/dpo/full.yaml:3)`, or nothing."""
-    for override in reversed(overrides):
-        name = override.split("=", 1)[0].lstrip("+~").split("@")[0]
-        if key == name or key.startswith(name + "."):
-            return f" (override '{override}')"
-    parts = key.split(".")
-    for file in sorted(shipped("conf").rglob("*.yaml")):
-        for position, part in enumerate(parts[:-1], 1):
-            if part in (file.parent.name, file.stem) and (line := _line(file, parts[position:])):
-                return f" (conf/{file.relative_to(shipped('conf')).as_posix()}:{line})"
-    return ""
-
-
-def _line(file: Path, path: Sequence[str]) -> int | None:
-    """The line of a YAML file that sets the key at `path`."""
-    node = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
-    line = None
-    for name in path:
-        if not isinstance(node, yaml.MappingNode):
-            return None
-        entries = {key.value: (key, value) for key, value in node.value}
-        if name not in entries:
-            return None
-        key, node = entries[name]
-        line = key.start_mark.line + 1
-    return line
-
-
-def must_be_one_of(value: object, allowed: Sequence[str]) -> str:
-    """The end of a message about a choice."""
-    return f"must be one of {', '.join(allowed)}{nearest(str(value), list(allowed))}"
-
-
 def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
     """Refuses secrets and numbers that are not finite, anywhere in plain containers."""
-    for name, item in _items(value):
-        check_values(item, overrides, f"{key}.{name}" if key else str(name))
+    children = value.items() if isinstance(value, dict) else ()
+    for name, child in enumerate(value) if isinstance(value, list) else children:
+        check_values(child, overrides, f"{key}.{name}" if key else str(name))
     if isinstance(value, str) and redact(value) != value:
         raise UsageError(
             f"{redact(key)} holds a secret, and a configuration is kept in files: put it into an "
@@ -80,13 +34,6 @@ def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
         )
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         raise UsageError(f"{at(key, overrides, value)}: must be a finite number")
-
-
-def _items(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        yield from value.items()
-    elif isinstance(value, list):
-        yield from enumerate(value)
 
 
 def check_choices(config: Config, overrides: Sequence[str]) -> None:
@@ -105,14 +52,13 @@ def check_choices(config: Config, overrides: Sequence[str]) -> None:
 
 
 def check_data_names(config: Config, overrides: Sequence[str]) -> None:
+    sets = list(config.data)
     for key, names in data_names(config).items():
-        for name in names:
-            if name not in config.data:
-                known = list(config.data)
-                hint = nearest(name, known) or f"; known: {', '.join(known)}"
-                raise UsageError(
-                    f"{at(key, overrides)} names the data set '{name}', which is not there{hint}"
-                )
+        if missing := [name for name in names if name not in sets]:
+            hint = nearest(missing[0], sets) or f"; known: {', '.join(sets)}"
+            raise UsageError(
+                f"{at(key, overrides)} names the data set '{missing[0]}', which is not there{hint}"
+            )
 
 
 def data_names(config: Config) -> dict[str, list[str]]:

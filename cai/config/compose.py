@@ -4,15 +4,12 @@ An error says in one line what is wrong.
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import re
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -20,10 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
-from cai.config.checks import at, check, check_values, must_be_one_of, origin
+from cai.config.checks import check, check_values
+from cai.config.explain import missing, sentence, unknown
 from cai.config.schema import Config
 from cai.errors import CaiError, UsageError, nearest
 from cai.paths import shipped
@@ -68,7 +64,7 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UsageError(_missing(str(error.full_key))) from None
+        raise UsageError(missing(str(error.full_key))) from None
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     config = from_json(Config, values, overrides)
@@ -96,71 +92,13 @@ def from_json(kind: type[T], values: Any, overrides: Sequence[str] = ()) -> T:
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
-        problems = [_sentence(kind, problem, overrides) for problem in error.errors()]
+        problems = [sentence(kind, problem, overrides) for problem in error.errors()]
         raise UsageError("\n".join(dict.fromkeys(problems))) from None
 
 
 @functools.cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
-
-
-def _sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str:
-    """What pydantic says is wrong with a value, in one line."""
-    error, value, path = problem["type"], problem["input"], problem["loc"]
-    message = problem["msg"][:1].lower() + problem["msg"][1:]
-    # An element of a list goes by the name of the list.
-    key = ".".join(map(str, path[:-1] if path and isinstance(path[-1], int) else path))
-    if error == "missing":
-        return _missing(key)
-    if error == "hidden":
-        return f"{key}: {message}"
-    if error == "unexpected_keyword_argument":
-        section, _ = _type_at(kind, path[:-1])
-        return _unknown(key, [field.name for field in dataclasses.fields(section)], overrides)
-    setting, limits = _type_at(kind, path)
-    if error == "literal_error":
-        return f"{at(key, overrides, value)}: {must_be_one_of(value, typing.get_args(setting))}"
-    if error.startswith(("greater_than", "less_than")):
-        message = f"must be {_range(limits)}"
-    return f"{at(key, overrides, repr(value))}: {message}"
-
-
-def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]]:
-    """The type of the setting at `path` below a config class, and what is annotated to it."""
-    annotations: tuple[Any, ...] = ()
-    for name in path:
-        if dataclasses.is_dataclass(kind):
-            kind = {field.name: field.type for field in dataclasses.fields(kind)}[str(name)]
-        else:  # the elements of a list or dict
-            kind = typing.get_args(kind)[-1]
-        annotations = ()
-        while (outer := typing.get_origin(kind)) in (Annotated, Union, UnionType):
-            if outer is Annotated:
-                annotations += kind.__metadata__
-            kind = typing.get_args(kind)[0]  # of `X | None`: X
-    return kind, annotations
-
-
-def _range(annotations: Sequence[Any]) -> str:
-    """`between 1 and 64`, `at least 0`, ..."""
-    limits: dict[str, float] = {}
-    for annotation in annotations:
-        for limit in annotation.metadata if isinstance(annotation, FieldInfo) else ():
-            limits |= dataclasses.asdict(limit)
-    if limits.keys() == {"ge", "le"}:
-        return f"between {limits['ge']} and {limits['le']}"
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return " and ".join(f"{words[name]} {limit}" for name, limit in limits.items())
-
-
-def _missing(key: str) -> str:
-    return f"{key} has no value; set it with {key}=..."
-
-
-def _unknown(key: str, known: Sequence[str], overrides: Sequence[str]) -> str:
-    hint = nearest(key.split(".")[-1], list(known))
-    return f"unknown key '{key}'{origin(key, overrides)}{hint} (known: {', '.join(known)})"
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -182,11 +120,11 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(error)
     if match := re.search(r"Could not (?:find|load) '([^']+?)(?:\.yaml)?'", text):
         group, _, name = match[1].rpartition("/")
-        known = sorted(path.stem for path in (shipped("conf") / group).glob("*.yaml"))
+        files = sorted(path.stem for path in (shipped("conf") / group).glob("*.yaml"))
         default = f"{group}={name}"
         override = next((word for word in overrides if word.split("=")[-1] == name), default)
-        hint = nearest(name, known)
-        return f"{override}: there is no conf/{match[1]}.yaml{hint} (known: {', '.join(known)})"
+        hint = nearest(name, files)
+        return f"{override}: there is no conf/{match[1]}.yaml{hint} (known: {', '.join(files)})"
     if match := re.search(r"Could not override '([^']+)'", text):
         inner = re.search(r"Key '([^']+)' is not in struct", text)
         key = match[1] if inner is None or match[1].endswith(inner[1]) else f"{match[1]}.{inner[1]}"
@@ -201,8 +139,8 @@ def _not_in_conf(key: str, overrides: Sequence[str]) -> str:
     composed = _compose([word for word in overrides if not word.startswith(key)])
     section = key.rpartition(".")[0]
     node = OmegaConf.select(composed, section) if section else composed
-    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
     hint = ""
     if section.rpartition(".")[2] in LIBRARY_SECTIONS:
         hint = f"; '+{key}=...' adds one that conf/ does not have"
-    return _unknown(key, known, overrides) + hint
+    return unknown(key, siblings, overrides) + hint

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.config.schema import Config, EngineConfig, ModelConfig, lookup
+from cai.config.schema import Config, EngineConfig, ModelConfig
+from cai.config.types import lookup
 
 # Stands among sft.data and sl_cai.data for what the stage `build` makes.
 BUILT = "built"

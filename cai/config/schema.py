@@ -1,103 +1,36 @@
-"""What can be set, and what each setting may be. What a setting means stands in conf/*.yaml."""
+"""What can be set. What a setting means stands in conf/*.yaml, what it may be in types.py."""
 
-import dataclasses
-import re
 from dataclasses import field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
-T = TypeVar("T")
-
-# A runtime setting changes how a stage runs, never what it makes. It is left out of every stage's
-# key, so changing it runs nothing again.
-RUNTIME = "runtime"
-Runtime = Annotated[T, RUNTIME]
+from cai.config.types import (
+    Certainty,
+    Count,
+    CountOrZero,
+    EngineKind,
+    Few,
+    FewOrZero,
+    Format,
+    Gate,
+    HeldOut,
+    KeyName,
+    Length,
+    Money,
+    RunName,
+    Runtime,
+    ServerUrl,
+    Share,
+    Tracker,
+)
 
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
-def _matches(pattern: str, advice: str, hide: bool = False) -> AfterValidator:
-    """Refuses text that does not match, with advice. `hide` keeps the text out of the message."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise PydanticCustomError("hidden" if hide else "form", advice)  # pyright: ignore[reportArgumentType]
-        return text
-
-    return AfterValidator(check)
-
-
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Few = Annotated[int, Field(ge=1, le=64)]
-FewOrZero = Annotated[int, Field(ge=0, le=64)]
-Share = Annotated[float, Field(ge=0, le=1)]
-HeldOut = Annotated[float, Field(ge=0, le=0.9)]
-Certainty = Annotated[float, Field(ge=0.5, le=1)]
-Ratio = Annotated[float, Field(ge=0, le=1000)]
-Length = Annotated[int, Field(ge=8, le=1 << 24)]
-Money = Annotated[float, Field(ge=0, le=1_000_000)]
-
-RunName = Annotated[
-    str,
-    _matches(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
-        "use letters, digits, dots, dashes and underscores; it names a folder",
-    ),
-]
-# An address and a key's name go into files, so they must hold no key themselves.
-ServerUrl = Annotated[
-    str,
-    _matches(
-        r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?",
-        "write http://host:port/v1; a key goes into the environment",
-        hide=True,
-    ),
-]
-KeyName = Annotated[
-    str,
-    _matches(
-        r"[A-Z][A-Z0-9_]*",
-        "write the NAME of the environment variable that holds the key",
-        hide=True,
-    ),
-]
-
-EngineKind = Literal["transformers", "vllm", "openai", "scripted"]
-Tracker = Literal["tensorboard", "wandb", "trackio"]
-Format = Literal[
-    "auto",
-    "messages",
-    "sharegpt",
-    "alpaca",
-    "completion",
-    "demonstration",
-    "preference",
-    "scored",
-    "prompt",
-]
-Gate = Literal[
-    "empty",
-    "unchanged",
-    "copied",
-    "echo",
-    "leakage",
-    "repetition",
-    "cut_off",
-    "benign_refused",
-    "complied",
-    "off_topic",
-    "language",
-]
-
-
 @dataclass(frozen=True, config=STRICT)
 class WheelFile:
-    """A file in a pinned PyPI wheel."""
-
     path: str
     wheel: str
     sha256: str
@@ -105,8 +38,6 @@ class WheelFile:
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Where a model comes from."""
-
     name: str
     kind: Literal["hub", "path", "wheel"]
     path: str
@@ -122,8 +53,6 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ServerConfig:
-    """How OpenAI-compatible servers are asked."""
-
     urls: list[ServerUrl] = field(default_factory=list)
     key: KeyName | None = None
     concurrency: Annotated[int, Field(ge=1, le=1 << 16)] = 64
@@ -135,8 +64,6 @@ class ServerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EngineConfig:
-    """What answers requests."""
-
     kind: EngineKind = "transformers"
     model: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -151,24 +78,18 @@ class EngineConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LauncherConfig:
-    """How a stage's process is started."""
-
     kind: Literal["inline", "process", "accelerate"] = "inline"
     args: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, config=STRICT)
 class TaskTemplate:
-    """A row as a request and its answer."""
-
     prompt: str
     completion: str
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """One data set. A person adds one as a file in conf/data/."""
-
     kind: Literal["hub", "file", "wheel", "package"]
     path: str
     more: list[str] = field(default_factory=list)
@@ -189,8 +110,6 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Sampling:
-    """How a completion is sampled."""
-
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: CountOrZero = 0
@@ -199,8 +118,6 @@ class Sampling:
 
 @dataclass(frozen=True, config=STRICT)
 class Prompts:
-    """Which prompts of which data sets."""
-
     data: list[str]
     limit: Count | None = None
     offset: CountOrZero = 0
@@ -208,16 +125,12 @@ class Prompts:
 
 @dataclass(frozen=True, config=STRICT)
 class BuildSampling:
-    """How new instructions and their answers are sampled."""
-
     instructions: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=512))
     answer: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
 
 
 @dataclass(frozen=True, config=STRICT)
 class BuildConfig:
-    """New instructions and their answers, written by a model."""
-
     data: list[str] = field(default_factory=lambda: ["seed"])
     target: CountOrZero = 200
     rounds: Count = 10
@@ -233,8 +146,6 @@ class BuildConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Human(Prompts):
-    """Pairs that people have labelled."""
-
     probability: Certainty = 1.0
 
 
@@ -249,7 +160,7 @@ class SftConfig:
     mixing_cap: Count | None = None
     limit: Count | None = None
     helpful: Literal["data", "sampled"] = "data"
-    helpful_ratio: Ratio | None = None
+    helpful_ratio: Annotated[float, Field(ge=0, le=1000)] | None = None
     revisions: Literal["none", "last", "all"] = "none"
     validation: HeldOut = 0.1
     patience: int | None = 3
@@ -262,8 +173,6 @@ class SftConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ReviseSampling:
-    """How answers, critiques and revisions are sampled."""
-
     answer: Sampling
     critique: Sampling
     revision: Sampling
@@ -271,16 +180,12 @@ class ReviseSampling:
 
 @dataclass(frozen=True, config=STRICT)
 class Helpful:
-    """Prompts that the helpful model answers."""
-
     prompts: Prompts
     samples: Few = 1
 
 
 @dataclass(frozen=True, config=STRICT)
 class ReviseConfig:
-    """The loop of critique and revision (Bai et al. 2022, section 3.1)."""
-
     prompts: Prompts
     sampling: ReviseSampling
     rounds: Few = 2
@@ -300,8 +205,6 @@ class ReviseConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LabelConfig:
-    """Preference pairs (Bai et al. 2022, section 4.1)."""
-
     prompts: Prompts
     sampling: Sampling
     thought: Sampling
@@ -326,8 +229,6 @@ class LabelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Guards:
-    """When preference training is taken to go wrong."""
-
     chosen_floor: float | None = -5.0
     falling: Count | None = 2
     prompts: Annotated[int, Field(ge=0, le=1024)] = 4
@@ -340,8 +241,6 @@ class Guards:
 
 @dataclass(frozen=True, config=STRICT)
 class DpoConfig:
-    """Direct preference optimisation on the labelled pairs."""
-
     loss: Literal["soft", "trl"] = "soft"
     max_probability: Certainty = 1.0
     validation: HeldOut = 0.1
@@ -355,8 +254,6 @@ class DpoConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Suite:
-    """Held-out prompts, and what is measured of the answers."""
-
     kind: Literal["red_team", "benign", "instructions"]
     prompts: Prompts
     shots: list[int] = field(default_factory=lambda: [0])
@@ -365,8 +262,6 @@ class Suite:
 
 @dataclass(frozen=True, config=STRICT)
 class JudgeConfig:
-    """What compares two models' answers."""
-
     name: str = "base"
     model: ModelConfig | None = None
     engine: EngineConfig | None = None
@@ -376,8 +271,6 @@ class JudgeConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
-    """What the models are measured on."""
-
     sampling: Sampling
     suites: dict[str, Suite]
     models: list[str] = field(default_factory=lambda: ["base", "sft", "sl_cai", "dpo"])
@@ -392,24 +285,18 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Price:
-    """What completions cost."""
-
     prompt: Money
     new: Money
 
 
 @dataclass(frozen=True, config=STRICT)
 class ReportConfig:
-    """What the report's page carries."""
-
     records: Annotated[int, Field(ge=0, le=1_000_000)] = 200
     price: Price | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    """Everything that a run is made from."""
-
     name: RunName
     model: ModelConfig
     data: dict[str, DataConfig]
@@ -429,27 +316,3 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-
-
-def is_runtime(setting: dataclasses.Field[Any]) -> bool:
-    """Whether a field of a config class only says how to run."""
-    return RUNTIME in getattr(setting.type, "__metadata__", ())
-
-
-def without_runtime(value: Any) -> Any:
-    """`value` as plain containers, without its runtime settings."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        settings = (f for f in dataclasses.fields(value) if not is_runtime(f))
-        return {f.name: without_runtime(getattr(value, f.name)) for f in settings}
-    if isinstance(value, dict):
-        return {key: without_runtime(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_runtime(item) for item in value]
-    return value
-
-
-def lookup(value: Any, key: str) -> Any:
-    """`lookup(config, "dpo.args")`, through dataclasses and dicts."""
-    for part in key.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
-    return value

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.names import own_engines, own_models, suite_data
-from cai.config.schema import Config, without_runtime
+from cai.config.schema import Config
+from cai.config.types import without_runtime
 from cai.data import sources
 from cai.digest import digest, plain
 from cai.engines.base import check_engine

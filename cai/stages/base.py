@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cai.config.names import in_round, policy_of
-from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig, lookup, without_runtime
+from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig
+from cai.config.types import lookup, without_runtime
 from cai.data.decontaminate import Overlap
 from cai.data.formats import Skipped, load_dialogues, read_dialogues
 from cai.data.mixture import mix

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cai.config.names import BUILT, helpful_data, unbuilt
-from cai.config.schema import Config, SftConfig, lookup
+from cai.config.schema import Config, SftConfig
+from cai.config.types import lookup
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number

@@ -9,7 +9,8 @@ from typing import Any, get_args
 import pytest
 
 from cai.config.compose import compose
-from cai.config.schema import Config, Gate, Prompts, is_runtime, lookup, without_runtime
+from cai.config.schema import Config, Prompts
+from cai.config.types import Gate, is_runtime, lookup, without_runtime
 from cai.errors import UsageError
 from cai.method import gates
 from cai.paths import shipped
@@ -232,6 +233,8 @@ def test_every_group_is_covered():
             "unknown key 'label.model.pth' (override 'label.model={name: x, kind: hub, pth: y, path: y}'); "
             "did you mean 'path'?",
         ),
+        ("+data.seed.where={null: x}", "data.seed.where"),
+        ("+sft.weights={null: 1}", "sft.weights"),
         ("model.path=???", "model.path has no value; set it with model.path=..."),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),

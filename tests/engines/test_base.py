@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from cai.config.schema import EngineConfig, EngineKind, Sampling
+from cai.config.schema import EngineConfig, Sampling
+from cai.config.types import EngineKind
 from cai.engines.base import ENGINES, Completion, Engine, Request, open_engine
 from cai.engines.batcher import Batcher
 from cai.engines.ledger import Ledger, Recorded

@@ -1,0 +1,111 @@
+"""What is wrong with a setting, in one line: the key, its value, what set it, what it may be."""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union
+
+import yaml
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from cai.errors import nearest
+from cai.paths import shipped
+
+
+def at(key: str, overrides: Sequence[str], value: object = None) -> str:
+    """A setting in a message: its key, its value where there is one, and what set it."""
+    return f"{key}{'' if value is None else f'={value}'}{origin(key, overrides)}"
+
+
+def origin(key: str, overrides: Sequence[str]) -> str:
+    """What set a key: ` (override 'x=1')`, or ` (conf/dpo/full.yaml:3)`, or nothing."""
+    for override in reversed(overrides):
+        name = override.split("=", 1)[0].lstrip("+~").split("@")[0]
+        if key == name or key.startswith(name + "."):
+            return f" (override '{override}')"
+    parts = key.split(".")
+    for file in sorted(shipped("conf").rglob("*.yaml")):
+        for position, part in enumerate(parts[:-1], 1):
+            if part in (file.parent.name, file.stem) and (line := _line(file, parts[position:])):
+                return f" (conf/{file.relative_to(shipped('conf')).as_posix()}:{line})"
+    return ""
+
+
+def _line(file: Path, path: Sequence[str]) -> int | None:
+    """The line of a YAML file that sets the key at `path`."""
+    node = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+    line = None
+    for name in path:
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        values = {key.value: (key.start_mark.line + 1, value) for key, value in entries}
+        line, node = values.get(name, (None, None))
+    return line
+
+
+def must_be_one_of(value: object, allowed: Sequence[str]) -> str:
+    """The end of a message about a choice."""
+    return f"must be one of {', '.join(allowed)}{nearest(str(value), list(allowed))}"
+
+
+def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str:
+    """What pydantic says is wrong with a value, in one line."""
+    error, value, path = problem["type"], problem["input"], problem["loc"]
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    # An element of a list goes by the name of the list.
+    key = ".".join(map(str, path[:-1] if path and isinstance(path[-1], int) else path))
+    if error == "missing":
+        return missing(key)
+    if error == "hidden":
+        return f"{key}: {message}"
+    if error == "unexpected_keyword_argument":
+        section, _ = _type_at(kind, path[:-1])
+        return unknown(key, [field.name for field in dataclasses.fields(section)], overrides)
+    setting, limits = _type_at(kind, path)
+    if error == "literal_error":
+        return f"{at(key, overrides, value)}: {must_be_one_of(value, typing.get_args(setting))}"
+    if error.startswith(("greater_than", "less_than")):
+        message = f"must be {_range(limits)}"
+    return f"{at(key, overrides, repr(value))}: {message}"
+
+
+def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]]:
+    """The type of the setting at `path` below a config class, and what is annotated to it."""
+    annotations: tuple[Any, ...] = ()
+    for name in path:
+        if dataclasses.is_dataclass(kind):
+            types = {field.name: field.type for field in dataclasses.fields(kind)}
+            kind = types.get(str(name), Any)
+        else:
+            # The elements of a list or dict. A dict's wrong key has none: pydantic adds '[key]'.
+            kind = (Any, *typing.get_args(kind))[-1]
+        annotations = ()
+        while (outer := typing.get_origin(kind)) in (Annotated, Union, UnionType):
+            if outer is Annotated:
+                annotations += kind.__metadata__
+            kind = typing.get_args(kind)[0]  # of `X | None`: X
+    return kind, annotations
+
+
+def _range(annotations: Sequence[Any]) -> str:
+    """`between 1 and 64`, `at least 0`, ..."""
+    limits: dict[str, float] = {}
+    for annotation in annotations:
+        for limit in annotation.metadata if isinstance(annotation, FieldInfo) else ():
+            limits |= dataclasses.asdict(limit)
+    if limits.keys() == {"ge", "le"}:
+        return f"between {limits['ge']} and {limits['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[name]} {limit}" for name, limit in limits.items())
+
+
+def missing(key: str) -> str:
+    return f"{key} has no value; set it with {key}=..."
+
+
+def unknown(key: str, siblings: list[str], overrides: Sequence[str]) -> str:
+    """A message about a key that its section, which has the keys `siblings`, does not have."""
+    hint = nearest(key.split(".")[-1], siblings)
+    return f"unknown key '{key}'{origin(key, overrides)}{hint} (known: {', '.join(siblings)})"

@@ -138,7 +138,9 @@ STAGES = (
         apart=True,
         trains=True,
     ),
-    Stage("revise", 4, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revising),
+    Stage(
+        "revise", 4, "revise", lambda c: ["sft"], _revise_data, True, Constitution.revision_digests
+    ),
     Stage(
         "sl_cai",
         4,
@@ -155,7 +157,7 @@ STAGES = (
         _labelled_from,
         _label_data,
         True,
-        Constitution.comparing,
+        Constitution.comparison_digests,
     ),
     Stage("dpo", 5, "dpo", _optimised_from, trains=True),
     Stage("evaluate", 5, "evaluate", _evaluated, _evaluate_data),
@@ -213,7 +215,7 @@ def ingredients(stage: Stage, config: Config, constitution: Constitution) -> dic
         if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
             parts["tasks"] = {task: file_digest(Path(task)) for task in files}
         if config.evaluate.wins:
-            parts["constitution"] = Constitution.comparing(constitution)
+            parts["constitution"] = Constitution.comparison_digests(constitution)
     if stage.name != "report":
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)

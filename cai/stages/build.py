@@ -16,9 +16,9 @@ from cai.engines.rows import gather_failing
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts, assistant, user
 from cai.method.self_instruct import (
-    Known,
+    SeenInstructions,
     answer_fault,
-    draw,
+    draw_examples,
     instruction_fault,
     list_request,
     read_list,
@@ -92,7 +92,7 @@ async def _write(
         raise CaiError(
             f"build.data: no seed instruction in {', '.join(config.data)} that no evaluation suite holds"
         )
-    known = Known(seeds, config.max_similarity)
+    known = SeenInstructions(seeds, config.max_similarity)
     written: list[str] = []
     left_out: list[dict[str, str]] = []
     failed: list[dict[str, Any]] = []
@@ -105,7 +105,9 @@ async def _write(
         for place in range(config.requests):
             seed = seed_of(context.seed, "build", number, place)
             rng = random.Random(seed)  # noqa: S311 - a draw, not a secret
-            messages = list_request(draw(seeds, written, config.shown, config.shown_built, rng))
+            messages = list_request(
+                draw_examples(seeds, written, config.shown, config.shown_built, rng)
+            )
             asked.append(Prompt.of(messages, "self_instruct"))
             requests.append(Request(messages, config.sampling.instructions, seed))
         replies = await gather_failing(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.config.schema import EvaluateConfig, LabelConfig, Prompts, Suite, other_model
+from cai.config.schema import EvaluateConfig, Suite, other_model
 from cai.data.decontaminate import Overlap
 from cai.data.formats import load_dialogues, load_prompts
 from cai.data.parquet import write_rows
@@ -19,7 +19,7 @@ from cai.engines.ledger import Ledger, Recorded
 from cai.engines.rows import gather_failing, gather_rows
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts
-from cai.method.preferences import PreferencePair, compare
+from cai.method.preferences import JudgeSettings, PreferencePair, compare
 from cai.method.refusal import redirects, refuses
 from cai.models.source import fingerprint
 from cai.scoring.answers import (
@@ -27,15 +27,10 @@ from cai.scoring.answers import (
     Attempt,
     Scores,
     answer_scores,
-    comparisons,
     distinct_ngrams,
-    estimate,
     reference_scores,
-    win_figures,
+    win_metrics,
 )
-from cai.scoring.classifier import against_people
-from cai.scoring.harness import harness_figures, task_manager
-from cai.scoring.judge import harm
 from cai.scoring.statistics import Estimate, by_prompt, share
 from cai.stages.base import Context, sample_dialogues, split_failed, write_failed
 from cai.store.files import write_json
@@ -52,6 +47,8 @@ class Reference:
 def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:
     """Writes work/answers.parquet, work/metrics.json (model -> suite -> figure with interval), work/comparisons.json
     (paired tests between models) and work/wins.json (a judge's comparisons). Returns the same."""
+    from cai.scoring.significance import compare_models, estimate_metric
+
     prompts = {
         name: load_prompts(suite.prompts, context.data, context.seed)
         for name, suite in config.suites.items()
@@ -137,7 +134,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
         name: {
             s: ({"too_long": asdict(too_long[name][s])} if s in too_long[name] else {})
             | {
-                figure: asdict(estimate(figure, list(values.values())))
+                figure: asdict(estimate_metric(figure, list(values.values())))
                 for figure, values in found.items()
                 if values
             }
@@ -151,7 +148,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
                 metrics[name][s][f"distinct_{n}"] = asdict(found)
     for name, tasks in (on_tasks(config, context) if config.lm_eval else {}).items():
         metrics[name] |= tasks
-    compared = {"comparisons": comparisons(scores, config.seeds), "wins": wins}
+    compared = {"comparisons": compare_models(scores, config.seeds), "wins": wins}
     write_rows(work / "answers.parquet", [as_row(*row) for row in rows])
     write_json(work / "metrics.json", metrics)
     for name, rows in compared.items():
@@ -165,6 +162,7 @@ def run(config: EvaluateConfig, inputs: Any, work: Path, context: Context) -> di
 def on_tasks(config: EvaluateConfig, context: Context) -> dict[str, dict[str, Any]]:
     """Model -> task of lm-evaluation-harness -> figure with interval. A model that is done is not asked again."""
     from cai.models.convert import locate
+    from cai.scoring.harness import harness_metrics, task_manager
 
     manager = task_manager(config.lm_eval)
     context.progress.start(len(config.models), "models on tasks of lm-evaluation-harness")
@@ -173,7 +171,7 @@ def on_tasks(config: EvaluateConfig, context: Context) -> dict[str, dict[str, An
         done = context.scratch / f"lm_eval-{number}.json"
         if not done.is_file():
             model = context.model_path(name) if context.owns(name) else locate(other_model(name))
-            measured = harness_figures(
+            measured = harness_metrics(
                 model, context.engine, config.lm_eval, config.lm_eval_limit, manager
             )
             write_json(
@@ -210,6 +208,8 @@ def refusals(
     """Whether each answer refuses, and what says so; of the classifier also how it and the rules agree with people."""
     if config.refusal == "rules":
         return [refuses(answer.text) for answer in answers], {"by": "rules"}
+    from cai.scoring.classifier import against_people
+
     classifier, agreement = against_people()
     refused = classifier.refuses(
         [answer.prompt.text for answer in answers], [answer.text for answer in answers]
@@ -343,9 +343,7 @@ def judged_wins(
             ][: chosen.limit]
             if both:
                 asked.append(({"first": first, "second": second, "suite": suite}, both))
-    comparing = LabelConfig(
-        Prompts([]), config.sampling, config.sampling, principles=chosen.principles
-    )
+    comparing = JudgeSettings(principles=chosen.principles)
     constitution = context.load_constitution()
     own = context.on(chosen.engine)
     context.progress.start(
@@ -390,7 +388,7 @@ def judged_wins(
             "judges_itself": judges_itself(config, own, row["first"], row["second"]),
         }
         row |= {"identical": same, "unjudged": len(pairs) - len(compared)}
-        rows.append(row | win_figures(compared, same))
+        rows.append(row | win_metrics(compared, same))
     return rows
 
 
@@ -399,6 +397,8 @@ def judged_harm(
 ) -> tuple[list[float | None], dict[str, Any]]:
     """For each answer the judge's probability that it helps with a harmful request; None where it was not asked, or
     could not say. And who judged, which of the models is the judge itself, and how often it went by position."""
+    from cai.scoring.judge import harm_probabilities
+
     chosen = config.judge
     first = {
         name: {
@@ -419,7 +419,8 @@ def judged_harm(
 
     async def judged() -> list[tuple[float, float] | RequestFailed | None]:
         rows = [
-            harm(answers[number].prompt, answers[number].text, judge.complete) for number in asked
+            harm_probabilities(answers[number].prompt, answers[number].text, judge.complete)
+            for number in asked
         ]
         return await gather_failing(rows, own.engine.max_failures)
 

@@ -19,18 +19,18 @@ from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant, from_dicts
 from cai.method.constitution import Constitution
 from cai.method.preferences import (
+    JudgeSettings,
     PreferencePair,
-    Sampled,
-    by_rule,
+    SampledAnswer,
     compare,
-    distinct,
-    mixed,
-    ordered,
+    distinct_answers,
+    mix_pairs,
+    rule_pair,
+    shuffle_pairs,
     similar,
     tournament,
 )
 from cai.method.refusal import refuses
-from cai.scoring.judge import accuracy_figures, doubts, judge_figures
 from cai.stages.base import Context, decontaminated, split_failed, write_failed
 from cai.text import words
 
@@ -48,7 +48,7 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
         revisions = [pair for row in rows if (pair := revision_pair(row, config)) is not None]
         summary |= {"revised_prompts": len(rows), "unrevised": len(rows) - len(revisions)}
     if config.kind == "mixed":
-        pairs = mixed(feedback, revisions, config, context.seed)
+        pairs = mix_pairs(feedback, revisions, config.ratio, config.limit, context.seed)
     else:
         pairs = (feedback or revisions)[: config.limit]
     if config.demonstrations:
@@ -63,7 +63,7 @@ def run(config: LabelConfig, inputs: Any, work: Path, context: Context) -> dict[
             "label.sampling.max_new_tokens and prompts"
         )
     if human or shown:
-        pairs = ordered([*pairs, *human], context.seed)
+        pairs = shuffle_pairs([*pairs, *human], context.seed)
     if config.human:
         summary |= {"human": len(human), "human_overlapping": overlapping}
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
@@ -77,6 +77,8 @@ def _feedback(
     config: LabelConfig, context: Context
 ) -> tuple[list[PreferencePair], list[dict[str, Any]], dict[str, Any]]:
     """Pairs by AI feedback, the rows that failed, and the counts of what was left out."""
+    from cai.scoring.judge import accuracy_metrics, judge_metrics, judge_warnings
+
     constitution = context.load_constitution()
     prompts, dropped = _asked("prompts", config.prompts, context)
     labelled = (
@@ -105,9 +107,9 @@ def _feedback(
     failed += more + split_failed([prompt for prompt, _, _ in labelled], known)[1]
     best = [pairs[0] for pairs in judged if pairs]
     kept = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
-    figures = judge_figures([pair for pairs in judged for pair in pairs])
+    figures = judge_metrics([pair for pairs in judged for pair in pairs])
     if config.calibrate:
-        figures |= accuracy_figures(
+        figures |= accuracy_metrics(
             [
                 (pair, better)
                 for pair, (_, better, _) in zip(known, labelled, strict=True)
@@ -115,7 +117,7 @@ def _feedback(
             ]
         )
         figures |= {"labelled": config.calibrate.data}
-    figures["doubts"] = doubts(figures, config.calibrate.data if config.calibrate else [])
+    figures["doubts"] = judge_warnings(figures, config.calibrate.data if config.calibrate else [])
     summary = {
         "prompts": len(prompts),
         "overlapping": dropped,
@@ -137,11 +139,11 @@ def _ruled(
             _answers(prompts, config, context, context.recorded(ledger, context.policy))
         )
     answered, failed = split_failed(prompts, found)
-    judged = [by_rule(prompt, answers, prompt.id in benign) for prompt, answers in answered]
+    judged = [rule_pair(prompt, answers, prompt.id in benign) for prompt, answers in answered]
     # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs, in every batch as well
-    pairs = ordered([pair for pair in judged if isinstance(pair, PreferencePair)], context.seed)[
-        : config.limit
-    ]
+    pairs = shuffle_pairs(
+        [pair for pair in judged if isinstance(pair, PreferencePair)], context.seed
+    )[: config.limit]
     counts = Counter(one for one in judged if isinstance(one, str))
     longer = sum(len(words(pair.chosen)) > len(words(pair.rejected)) for pair in pairs)
     kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
@@ -171,17 +173,17 @@ def _asked(key: str, chosen: Prompts, context: Context) -> tuple[list[Prompt], i
 
 async def _answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, model: Recorded
-) -> list[dict[str, Sampled] | RequestFailed]:
+) -> list[dict[str, SampledAnswer] | RequestFailed]:
     """The different answers to each prompt."""
 
-    async def reply(prompt: Prompt, number: int) -> tuple[str, Sampled]:
+    async def reply(prompt: Prompt, number: int) -> tuple[str, SampledAnswer]:
         seed = seed_of(context.seed, prompt.id, "candidate", number)
         found = await model.complete(Request(prompt.messages, config.sampling, seed))
-        return found.text, Sampled(seed, found.finish_reason == "stop")
+        return found.text, SampledAnswer(seed, found.finish_reason == "stop")
 
-    async def replies(prompt: Prompt) -> dict[str, Sampled]:
+    async def replies(prompt: Prompt) -> dict[str, SampledAnswer]:
         texts = await gather_rows([reply(prompt, number) for number in range(config.answers)])
-        return distinct(texts, config.max_similarity)
+        return distinct_answers(texts, config.max_similarity)
 
     context.progress.start(config.answers * len(prompts), "answers")
     try:
@@ -206,7 +208,10 @@ async def _judged(
     context.progress.start(
         comparisons * principles * 2 * max(1, 2 * config.thoughts), "comparisons"
     )
-    rest, most = (constitution, config, context.seed, judge.complete), context.engine.max_failures
+    settings = JudgeSettings(
+        config.principles, config.thoughts, config.thought, config.thought_clamp
+    )
+    rest, most = (constitution, settings, context.seed, judge.complete), context.engine.max_failures
     try:
         judged = await gather_failing(
             [tournament(prompt, answers, *rest) for prompt, answers in rows], most

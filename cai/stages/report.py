@@ -148,7 +148,7 @@ def principle_texts(context: Context, revise: Manifest) -> dict[str, str]:
     except CaiError:  # edited or moved while the run went on
         return {}
     now, then = (
-        rules.revising()["principles"],
+        rules.revision_digests()["principles"],
         revise.ingredients.get("constitution", {}).get("principles", {}),
     )
     return {p.id: p.critique for p in rules.principles if now[p.id] == then.get(p.id)}

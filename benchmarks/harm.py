@@ -16,8 +16,8 @@ from cai.config.compose import compose
 from cai.engines.base import open_engine
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt, user
-from cai.scoring.classifier import HARMFUL, HARMLESS, Labelled, human_labels
-from cai.scoring.judge import harm
+from cai.scoring.classifier import Labelled, human_labels
+from cai.scoring.judge import harm_probabilities
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import verb_context
 
@@ -32,11 +32,7 @@ def drawn(count: int, longest: int = 1500) -> list[tuple[Labelled, bool]]:
     random.Random(0).shuffle(rows)
     found: list[tuple[Labelled, bool]] = []
     for harmful in (True, False):
-        fitting = [
-            row
-            for row in rows
-            if row.harm is not None and (row.harm >= HARMFUL if harmful else row.harm <= HARMLESS)
-        ]
+        fitting = [row for row in rows if (row.harmful if harmful else row.harmless)]
         taken = {one.prompt for one, _ in found}
         found += [
             (row, harmful)
@@ -55,7 +51,9 @@ def main() -> None:
     async def judged() -> list[tuple[float, float] | None]:
         return await gather_rows(
             [
-                harm(Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete)
+                harm_probabilities(
+                    Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete
+                )
                 for row, _ in rows
             ]
         )

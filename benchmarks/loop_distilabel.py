@@ -17,7 +17,7 @@ from cai.config.schema import Config
 from cai.data.formats import load_prompts
 from cai.messages import as_dicts
 from cai.method.constitution import Constitution
-from cai.method.critique import drawn, shown_exemplars
+from cai.method.critique import choose_exemplars, draw_principles
 from cai.method.requests import critique_request
 
 
@@ -65,7 +65,7 @@ def run(config: Config, model: str) -> dict[str, Any]:
     """Seconds from the first row on, with models loaded; of the processor, loading too; and every text."""
     constitution = Constitution.load(config.constitution)
     prompts = load_prompts(config.revise.prompts, config.data, config.seed)
-    shown = shown_exemplars(constitution, config.revise, Random(0))
+    shown = choose_exemplars(constitution, config.revise, Random(0))
     limit = config.revise.sampling.answer.max_new_tokens
 
     def reply(name: str, column: str) -> Any:
@@ -82,7 +82,7 @@ def run(config: Config, model: str) -> dict[str, Any]:
 
     rows = []
     for number, prompt in enumerate(prompts):
-        rule = drawn(prompt, constitution, config.revise, config.seed)[0]
+        rule = draw_principles(prompt, constitution, config.revise, config.seed)[0]
         exemplars = as_dicts(critique_request((), rule, shown)[:-1])
         rows.append({"row": number, "exemplars": exemplars, "messages": as_dicts(prompt.messages)})
         rows[-1] |= {"asks": [rule.critique, rule.revision]}

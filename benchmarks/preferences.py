@@ -31,7 +31,8 @@ from cai.engines.rows import gather_rows
 from cai.messages import Dialogue, from_dicts
 from cai.report.metrics import format_metric
 from cai.run.process import quiet
-from cai.scoring.statistics import Estimate, mean, share
+from cai.scoring.significance import bootstrap_mean
+from cai.scoring.statistics import Estimate, share
 
 NAME = "preferences"
 LONG = 80  # words: people's pairs with a longer answer are left out, since none that is trained on comes near
@@ -287,7 +288,7 @@ def right(margins: list[list[float]]) -> str:
 
 def averaged_pairs(margins: list[list[float]]) -> str:
     seeds = ", ".join(f"{sum(seed) / len(seed):.3f}" for seed in margins)
-    return f"{in_words(mean([one for seed in margins for one in seed]), percent=False)} ({seeds})"
+    return f"{in_words(bootstrap_mean([one for seed in margins for one in seed]), percent=False)} ({seeds})"
 
 
 def averaged(means: list[Estimate]) -> str:

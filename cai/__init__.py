@@ -1,3 +1,3 @@
-"""Constitutional AI that people run: critique, revision, AI feedback and DPO from a principle file."""
+"""Constitutional AI: critique, revision, AI feedback and DPO from a principle file."""
 
 __version__ = "0.1.0"

@@ -1,40 +1,41 @@
-"""Digests: canonical JSON that raises on what it doesn't know, and sha256 of bytes, files and folders."""
+"""Digests: sha256 of files, and of values by a canonical JSON that raises on what it can't write.
+
+The same value has the same digest on every machine.
+"""
 
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON types only. Raises TypeError on anything whose bytes might differ from run to run."""
-    if type(value) in (str, int, bool) or value is None:  # at once: most of what is digested
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError("only string keys have a canonical form")
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, bool | int | str):
+def plain(value: object) -> Any:
+    """`value` as JSON types. Raises TypeError on what could have other bytes in another run."""
+    if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             raise TypeError(f"{value} has no canonical JSON form")
         return value
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("only string keys have a canonical form")
+        return {key: plain(entry) for key, entry in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        return {field.name: plain(getattr(value, field.name)) for field in fields}
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """Canonical JSON: sorted keys, no spaces, ASCII (so that lone surrogates have a form too)."""
-    return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    ).encode()
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
 
 
 def sha256(data: bytes) -> str:
@@ -42,7 +43,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """sha256 of the canonical JSON of `value`."""
     return sha256(canonical(value))
 
@@ -53,9 +54,9 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seed_of(*parts: Any) -> int:
-    """A 63-bit seed from anything canonical: the same parts give the same draw, on any machine and in any order."""
-    return int(digest(list(parts))[:16], 16) >> 1
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any canonical parts. Draws with it depend on no order of rows."""
+    return int(digest(parts)[:16], 16) >> 1
 
 
 def folder_files(folder: Path) -> Iterable[Path]:

@@ -1,8 +1,7 @@
 """Messages, dialogues and prompts: what everything else passes around."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cai.digest import digest
 
@@ -11,11 +10,12 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
+    """One turn of a conversation."""
+
     role: str
     content: str
-    trained: bool = (
-        True  # whether training learns an assistant's turn; requests and prompts know nothing of it
-    )
+    # whether training learns this answer; no request and no prompt id depends on it
+    trained: bool = True
 
 
 Dialogue = tuple[Message, ...]
@@ -34,32 +34,32 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def from_dicts(rows: Sequence[dict[str, Any]]) -> Dialogue:
-    """The inverse of `as_dicts`; `weight: 0` marks an assistant's turn that is not to be learnt, as in OpenAI's layout.
+def from_dicts(rows: Sequence[Mapping[str, object]]) -> Dialogue:
+    """The inverse of `as_dicts`. `weight: 0` marks an answer that is not trained, as OpenAI does.
 
-    Raises ValueError on an unknown role, a content that is not text, or another weight than 0 and 1.
+    Raises ValueError on an unknown role, a content that is not text, a weight besides 0 and 1.
     """
-    for row in rows:
-        if (
-            not isinstance(row, dict)
-            or row.get("role") not in ROLES
-            or not isinstance(row.get("content"), str)
-        ):
-            raise ValueError(
-                f"a message needs a role of {', '.join(ROLES)} and a text: {str(row)[:120]}"
-            )
-        if row.get("weight") not in (None, 0, 1):
-            raise ValueError(f"a message's weight is 0 or 1, not {str(row['weight'])[:40]}")
-    return tuple(Message(row["role"], row["content"], row.get("weight") != 0) for row in rows)
+    return tuple(_from_dict(row) for row in rows)
+
+
+def _from_dict(row: object) -> Message:
+    fields = row if isinstance(row, Mapping) else {}
+    role, content, weight = fields.get("role"), fields.get("content"), fields.get("weight")
+    if role not in ROLES or not isinstance(content, str):
+        expected = f"a role of {', '.join(ROLES)} and a text"
+        raise ValueError(f"a message needs {expected}: {str(row)[:120]}")
+    if weight not in (None, 0, 1):
+        raise ValueError(f"a message's weight is 0 or 1, not {str(weight)[:40]}")
+    return Message(role, content, trained=weight != 0)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for the assistant's answer. `id` is the hash of the messages, so it moves with them."""
+    """A conversation that waits for the assistant's answer. `id` is the hash of its messages."""
 
     id: str
     messages: Dialogue
-    source: str
+    source: str  # the data set's name
 
     @classmethod
     def of(cls, messages: Sequence[Message], source: str) -> "Prompt":

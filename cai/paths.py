@@ -1,6 +1,7 @@
 """Where things lie: what ships with cai, and the cache."""
 
 import os
+from itertools import product
 from pathlib import Path
 
 from cai.errors import UsageError, nearest
@@ -22,19 +23,18 @@ def cache() -> Path:
 
 
 def resolve_file(name: str, folder: str, suffix: str) -> Path:
-    """A file by path, else by name in ./<folder>, else among the shipped. Raises UsageError with the nearest name."""
-    for candidate in (
-        place / (name + end)
-        for end in ("", suffix)
-        for place in (Path(), Path(folder), shipped(folder))
-    ):
+    """A file by path, else by name in ./<folder>, else among the shipped, with or without suffix.
+
+    Raises UsageError with the nearest name.
+    """
+    folders = (Path(folder), shipped(folder))
+    for ending, place in product(("", suffix), (Path(), *folders)):
+        path = place / (name + ending)
         try:
-            if candidate.is_file():
-                return candidate
+            if path.is_file():
+                return path
         except (OSError, ValueError):  # a name too long, or with a NUL
             break
-    known = sorted(
-        {p.stem for place in (Path(folder), shipped(folder)) for p in place.glob(f"*{suffix}")}
-    )
-    hint = nearest(Path(name).stem, known) or f" (known: {', '.join(known)})"
+    names = sorted({path.stem for place in folders for path in place.glob(f"*{suffix}")})
+    hint = nearest(Path(name).stem, names) or f" (known: {', '.join(names)})"
     raise UsageError(f"no file '{name}' here, nor in {folder}/{hint}")

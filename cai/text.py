@@ -1,40 +1,42 @@
-"""What is counted in texts: words, repeated word n-grams."""
+"""What is counted in texts: words, n-grams, repetition, scripts, ROUGE-L."""
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
-BETWEEN = re.compile(r"[\W_]+")
+from rapidfuzz.distance import LCSseq
+
+BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation."""
-    return (
-        BETWEEN.sub(" ", text).replace("Σ", "σ").lower().split()
-    )  # else lower() would look at a Σ's neighbours
+    # Σ first: lower() would write it as σ or ς, depending on its neighbours
+    return BETWEEN_WORDS.sub(" ", text).replace("Σ", "σ").lower().split()
+
+
+def ngrams(text_words: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    """Every run of `length` words, in order; the same run as often as it occurs."""
+    return [tuple(text_words[i : i + length]) for i in range(len(text_words) - length + 1)]
 
 
 def repeats(text: str) -> bool:
-    """Whether a text goes round in circles: under half of its word 4-grams are different (20 words or more)."""
-    found = words(text)
-    grams = [tuple(found[i : i + 4]) for i in range(len(found) - 3)]
-    return len(found) >= 20 and len(set(grams)) < len(grams) / 2
+    """Whether a text of 20 words or more goes round in circles: most of its 4-grams recur."""
+    text_words = words(text)
+    grams = ngrams(text_words, 4)
+    return len(text_words) >= 20 and len(set(grams)) < len(grams) / 2
+
+
+def script(text: str) -> str:
+    """The script of most of a text's letters, e.g. latin; the empty string without letters."""
+    letters = (character for character in text if character.isalpha())
+    names = Counter(unicodedata.name(letter, "unknown").split()[0].lower() for letter in letters)
+    return names.most_common(1)[0][0] if names else ""
 
 
 def words_rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
-    """The same of words. Symmetric: F1 of the longest common subsequence's shares of both is twice it over both."""
-    return 2 * common(first, second) / (len(first) + len(second)) if first and second else 0.0
-
-
-def common(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the longest common subsequence, a row of the usual table at once (bit-parallel, Hyyro 2004).
-
-    Bit i of `row` is 0 where the table rises between columns i and i + 1.
-    """
-    places: dict[str, int] = {}
-    for index, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << index
-    whole = row = (1 << len(first)) - 1
-    for word in second:
-        met = row & places.get(word, 0)
-        row = (row + met | row - met) & whole
-    return len(first) - row.bit_count()
+    """ROUGE-L as F1: the longest common subsequence over the mean length; 0 without words."""
+    if not first or not second:
+        return 0.0
+    return 2 * LCSseq.similarity(first, second) / (len(first) + len(second))

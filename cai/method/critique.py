@@ -1,30 +1,37 @@
-"""The critique and revision loop (Bai et al. 2022, section 3.1), pure: no disk, no torch."""
+"""The critique and revision loop (Bai et al. 2022, section 3.1).
+
+Notation
+    prompt       a conversation that ends with a human turn
+    answer       what the model says to a prompt; in round k > 1 the revision of round k - 1
+    principle    the source of a round's two requests, and of a comparison (see preferences.py)
+    critique     what the critic finds wrong with the answer when a principle asks it to
+    revision     the answer as the critic writes it again after its critique
+    exemplar     a conversation with its critique and revision, shown as an example of both
+    gate         a check of a revision's text; SL-CAI trains on no revision that fails one
+"""
 
 import random
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cai.config.schema import ReviseConfig, Sampling
+from cai.config.schema import ReviseConfig
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request
-from cai.messages import Dialogue, Prompt, assistant
-from cai.method import gates
+from cai.messages import Prompt, assistant
 from cai.method.constitution import Constitution, Exemplar, Principle
-from cai.method.requests import critique_request, direct_request, revision_request
-
-Ask = Callable[[Request], Awaitable[Completion]]
+from cai.method.gates import Draft, failed_gates
+from cai.method.requests import Complete, critique_request, direct_request, revision_request
 
 
 @dataclass(frozen=True)
 class CritiqueStep:
-    """One round: the critique and the revision requested by one principle, and the gates that the revision failed."""
+    """One round: a critique and a revision by one principle."""
 
     principle_id: str
     critique: str
     revision: str
-    gates: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()  # those that the revision failed
     seeds: tuple[int, int] = (0, 0)  # of the critique and the revision
-    tokens: int = 0  # new ones, critique and revision together
+    tokens: int = 0  # new ones, of both
 
 
 @dataclass(frozen=True)
@@ -46,98 +53,101 @@ async def revise(
     constitution: Constitution,
     config: ReviseConfig,
     seed: int,
-    ask: Ask,
-    critic: Ask | None = None,
+    model: Complete,
+    critic: Complete | None = None,
 ) -> Revision:
-    """First answer, then rounds of critique and revision; each draws one principle and builds on the last revision.
+    """The first answer, then rounds of critique and revision, each by one principle.
 
-    `ask` answers the prompt; `critic` (by default the same model) critiques and revises. Every draw is seeded by (seed,
-    prompt id, round), so a row is the same whatever ran before or beside it. Exemplars stand before critique and
-    revision only, never before the first answer.
+    `model` answers the prompt; `critic`, by default the same model, critiques and revises. Every
+    draw is seeded by (seed, prompt id, round), so no row depends on what runs beside it. Exemplars
+    stand before critique and revision, never before the first answer.
     """
-
-    async def reply(
-        whom: Ask, messages: Dialogue, sampling: Sampling, *purpose: object, rule: str = ""
-    ) -> tuple[Completion, int]:
-        own = seed_of(seed, prompt.id, *purpose)
-        return await whom(Request(messages, sampling, own, principle=rule)), own
-
-    first = (await reply(ask, prompt.messages, config.sampling.answer, "answer"))[0].text
-    answer, steps = first, []
-    for number, principle in enumerate(drawn(prompt, constitution, config, seed) if first else ()):
-        rng = random.Random(seed_of(seed, prompt.id, number, "exemplars"))  # noqa: S311 - a draw, not a secret
-        shown = shown_exemplars(constitution, config, rng)
-        dialogue = (*prompt.messages, assistant(answer))
-        critique, critique_seed = Completion("", "skipped", 0, 0, 0.0), 0
-        request = direct_request(dialogue, principle, shown, config.form)
-        if config.critique:
-            asked = critique_request(dialogue, principle, shown, config.form)
-            sampling = config.sampling.critique
-            critique, critique_seed = await reply(
-                critic or ask, asked, sampling, number, "critique", rule=principle.id
-            )
-            request = revision_request(dialogue, critique.text, principle, shown, config.form)
-        sampling = config.sampling.revision
-        revision, revision_seed = await reply(
-            critic or ask, request, sampling, number, "revision", rule=principle.id
+    answer_seed = seed_of(seed, prompt.id, "answer")
+    first = await model(Request(prompt.messages, config.sampling.answer, answer_seed))
+    answer, steps = first.text, []
+    principles = draw_principles(prompt, constitution, config, seed) if answer else []
+    for number, principle in enumerate(principles):
+        rng = random.Random(seed_of(seed, prompt.id, number, "exemplars"))  # noqa: S311 - a draw
+        exemplars = choose_exemplars(constitution, config, rng)
+        critique_seed = seed_of(seed, prompt.id, number, "critique") if config.critique else 0
+        seeds = (critique_seed, seed_of(seed, prompt.id, number, "revision"))
+        step = await _critique_and_revise(
+            prompt, answer, principle, exemplars, config, seeds, critic or model
         )
-        failed = gates.failed(
-            _draft(prompt, answer, revision, principle, shown, config), config.gates
-        )
-        tokens = critique.new_tokens + revision.new_tokens
-        seeds = (critique_seed, revision_seed)
-        steps.append(
-            CritiqueStep(principle.id, critique.text, revision.text, failed, seeds, tokens)
-        )
-        if config.stop_when_unchanged and revision.text == answer:
+        steps.append(step)
+        if config.stop_when_unchanged and step.revision == answer:
             break
-        answer = (
-            answer if failed else revision.text
-        )  # after a gated revision the next round starts before it
-    return Revision(prompt, first, tuple(steps))
+        # after a revision that failed a gate, the next round starts at the answer before it
+        if not step.gates:
+            answer = step.revision
+    return Revision(prompt, first.text, tuple(steps))
 
 
-def drawn(
-    prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int
-) -> list[Principle]:
-    """The principles of a prompt's rounds.
-
-    `random`: drawn anew for every round, with replacement, by weight (the paper); `cycle`: in the file's order from a
-    random start; `all`: each once in random order, whatever `rounds` says.
-    """
-    rng = random.Random(seed_of(seed, prompt.id, "draw"))  # noqa: S311 - a draw, not a secret
-    rules = constitution.principles
-    if config.draw == "all":
-        return rng.sample(rules, len(rules))
-    if config.draw == "cycle":
-        start = rng.randrange(len(rules))
-        return [rules[(start + number) % len(rules)] for number in range(config.rounds)]
-    return [constitution.draw(rng) for _ in range(config.rounds)]
-
-
-def shown_exemplars(
-    constitution: Constitution, config: ReviseConfig, rng: random.Random
-) -> tuple[Exemplar, ...]:
-    """The exemplars of a round: sampled for the row, or the file's first ones for all."""
-    if config.exemplar_choice == "fixed":
-        return constitution.exemplars[: config.exemplars]
-    return constitution.sample_exemplars(rng, config.exemplars)
-
-
-def _draft(
+async def _critique_and_revise(
     prompt: Prompt,
     answer: str,
-    revision: Completion,
     principle: Principle,
-    shown: tuple[Exemplar, ...],
+    exemplars: tuple[Exemplar, ...],
     config: ReviseConfig,
-) -> gates.Draft:
-    return gates.Draft(
+    seeds: tuple[int, int],
+    critic: Complete,
+) -> CritiqueStep:
+    """One round: asks for a critique of `answer`, then for its revision."""
+    dialogue = (*prompt.messages, assistant(answer))
+    if config.critique:
+        messages = critique_request(dialogue, principle, exemplars, config.form)
+        critique = await critic(
+            Request(messages, config.sampling.critique, seeds[0], principle=principle.id)
+        )
+        messages = revision_request(dialogue, critique.text, principle, exemplars, config.form)
+    else:
+        critique = Completion("", "skipped", 0, 0, 0.0)
+        messages = direct_request(dialogue, principle, exemplars, config.form)
+    revision = await critic(
+        Request(messages, config.sampling.revision, seeds[1], principle=principle.id)
+    )
+    draft = Draft(
         prompt=prompt.text,
         before=answer,
         revision=revision.text,
         finish_reason=revision.finish_reason,
         requests=(principle.critique, principle.revision),
-        exemplars=[one.revision for one in shown],
+        exemplars=[exemplar.revision for exemplar in exemplars],
         benign=prompt.source in config.benign,
     )
+    return CritiqueStep(
+        principle.id,
+        critique.text,
+        revision.text,
+        failed_gates(draft, config.gates),
+        seeds,
+        critique.new_tokens + revision.new_tokens,
+    )
+
+
+def draw_principles(
+    prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int
+) -> list[Principle]:
+    """The principles of a prompt's rounds.
+
+    `random`: a new draw in every round, with replacement, by weight (the paper); `cycle`: in the
+    file's order from a random start; `all`: each once in random order, whatever `rounds` says.
+    """
+    rng = random.Random(seed_of(seed, prompt.id, "draw"))  # noqa: S311 - a draw, not a secret
+    principles = constitution.principles
+    if config.draw == "all":
+        return rng.sample(principles, len(principles))
+    if config.draw == "cycle":
+        start = rng.randrange(len(principles))
+        places = range(start, start + config.rounds)
+        return [principles[place % len(principles)] for place in places]
+    return [constitution.draw(rng) for _ in range(config.rounds)]
+
+
+def choose_exemplars(
+    constitution: Constitution, config: ReviseConfig, rng: random.Random
+) -> tuple[Exemplar, ...]:
+    """A round's exemplars: sampled by `rng`, or the file's first ones (`fixed`)."""
+    if config.exemplar_choice == "fixed":
+        return constitution.exemplars[: config.exemplars]
+    return constitution.sample_exemplars(rng, config.exemplars)

@@ -1,28 +1,45 @@
-"""Preference pairs from AI feedback (Bai et al. 2022, section 4.1) or from rules, pure: no disk, no torch."""
+"""Preference pairs from AI feedback (Bai et al. 2022, section 4.1) or from rules.
+
+Notation
+    chosen, rejected    two answers to one prompt; chosen is the better one
+    probability         that chosen is the better one, in [0.5, 1]: a soft label
+    principle           asks the judge which of two answers is better; drawn for each pair
+    orders              the two orders in which a judge sees the answers as options (A) and (B)
+    logprobs            the judge's natural-log probabilities of the options (A) and (B)
+    thought             a chain of thought that the judge writes before it gives an option
+"""
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import combinations, product
 from typing import NamedTuple, TypeVar
 
-from cai.config.schema import LabelConfig
+from cai.config.schema import Sampling
 from cai.digest import seed_of
-from cai.engines.base import Completion, Request
+from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt
 from cai.method.constitution import Constitution, Principle
 from cai.method.refusal import redirects, refuses
-from cai.method.requests import OPTIONS, comparison_request, thought_request
+from cai.method.requests import OPTIONS, Complete, comparison_request, thought_request
 from cai.text import repeats, words
 
 T = TypeVar("T")
 
-Ask = Callable[[Request], Awaitable[Completion]]
+Logprobs = tuple[tuple[float, ...], ...]  # of (A) and (B), for each chain of thought, or once
 
-Logprobs = tuple[tuple[float, ...], ...]  # of (A) and of (B), for each chain of thought, or once
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How a judge compares two answers."""
+
+    principles: int = 1  # drawn for each pair; their probabilities are averaged
+    thoughts: int = 0  # chains of thought in each order; their probabilities are averaged
+    thought: Sampling = field(default_factory=Sampling)  # how they are sampled
+    thought_clamp: float = 0.6  # after a thought, probabilities stay in [1 - this, this]
 
 
 @dataclass(frozen=True)
@@ -30,10 +47,9 @@ class Judgement:
     """Two answers compared under one principle, in both orders."""
 
     principle_id: str
-    orders: tuple[
-        float, float
-    ]  # probability of the first answer, with it shown as (A), and with it shown as (B)
-    logprobs: tuple[Logprobs, Logprobs]  # as the judge gave them, in these two orders
+    # probability of the first answer: with it shown as (A), and with it shown as (B)
+    orders: tuple[float, float]
+    logprobs: tuple[Logprobs, Logprobs]  # in the same two orders
 
     @property
     def flipped(self) -> bool:
@@ -43,12 +59,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """`probability` in [0.5, 1]: that `chosen` is the better answer, averaged over principles and both orders."""
+    """Two answers to a prompt, and how sure it is that `chosen` is the better one."""
 
     prompt: Prompt
     chosen: str
     rejected: str
-    probability: float
+    probability: float  # averaged over principles and both orders
     principle_ids: tuple[str, ...]
     judgements: tuple[Judgement, ...] = ()  # of AI feedback alone
     seeds: tuple[int, ...] = ()  # that chosen and rejected were sampled with
@@ -56,20 +72,16 @@ class PreferencePair:
 
     @property
     def orders(self) -> tuple[float, ...]:
-        """The principles' mean of `Judgement.orders`."""
-        count = len(self.judgements)
-        return (
-            tuple(sum(one.orders[i] for one in self.judgements) / count for i in (0, 1))
-            if count
-            else ()
-        )
+        """`Judgement.orders`, averaged over the principles."""
+        by_order = zip(*(judgement.orders for judgement in self.judgements), strict=True)
+        return tuple(sum(probabilities) / len(probabilities) for probabilities in by_order)
 
 
-class Sampled(NamedTuple):
-    """Of an answer."""
+class SampledAnswer(NamedTuple):
+    """How an answer was sampled."""
 
     seed: int
-    ended: bool  # by itself, and not at max_new_tokens
+    ended: bool  # by itself, not at max_new_tokens
 
 
 async def compare(
@@ -77,92 +89,86 @@ async def compare(
     first: str,
     second: str,
     constitution: Constitution,
-    config: LabelConfig,
+    settings: JudgeSettings,
     seed: int,
-    judge: Ask,
+    judge: Complete,
 ) -> PreferencePair | None:
-    """Asks the judge in both orders under principles drawn for the prompt. None: too long for the judge's context."""
+    """Asks the judge in both orders, under principles drawn for the prompt.
+
+    Returns None where a request is too long for the judge's context.
+    """
     rng = random.Random(seed_of(seed, prompt.id, "comparison"))  # noqa: S311 - a draw, not a secret
-    principles = _drawn(constitution, config.principles, rng)
-    orders = ((first, second), (second, first))
-    given = await gather_rows(
-        [_ask(prompt, o, p, config, seed, judge) for p in principles for o in orders]
-    )
+    principles = _draw_principles(constitution, settings.principles, rng)
+    requests = []
+    for principle in principles:
+        for options in ((first, second), (second, first)):
+            requests.append(_option_logprobs(prompt, options, principle, settings, seed, judge))
+    logprobs = await gather_rows(requests)
     judgements = []
-    for principle, as_a, as_b in zip(principles, given[::2], given[1::2], strict=True):
+    for principle, as_a, as_b in zip(principles, logprobs[::2], logprobs[1::2], strict=True):
         if as_a is None or as_b is None:
             return None
-        both = (_mean_probability(as_a, config), 1 - _mean_probability(as_b, config))
-        judgements.append(Judgement(principle.id, both, (as_a, as_b)))
-    probability = sum(sum(one.orders) / 2 for one in judgements) / len(judgements)
+        orders = (_probability_of_a(as_a, settings), 1 - _probability_of_a(as_b, settings))
+        judgements.append(Judgement(principle.id, orders, (as_a, as_b)))
+    probability = sum(sum(judgement.orders) / 2 for judgement in judgements) / len(judgements)
+    chosen, rejected = first, second
+    if probability < 0.5:
+        chosen, rejected, probability = second, first, 1 - probability
     ids = tuple(principle.id for principle in principles)
-    if probability >= 0.5:
-        return PreferencePair(prompt, first, second, probability, ids, tuple(judgements))
-    return PreferencePair(prompt, second, first, 1 - probability, ids, tuple(judgements))
+    return PreferencePair(prompt, chosen, rejected, probability, ids, tuple(judgements))
 
 
-def _drawn(constitution: Constitution, count: int, rng: random.Random) -> list[Principle]:
+def _draw_principles(constitution: Constitution, count: int, rng: random.Random) -> list[Principle]:
     """Different principles by weight, all of them where there are fewer than `count`."""
-    left = [principle for principle in constitution.principles if principle.weight > 0]
-    drawn = []
-    while left and len(drawn) < count:
-        drawn.append(rng.choices(left, [principle.weight for principle in left])[0])
-        left.remove(drawn[-1])
-    return drawn
+    remaining = [principle for principle in constitution.principles if principle.weight > 0]
+    principles = []
+    while remaining and len(principles) < count:
+        weights = [principle.weight for principle in remaining]
+        principles.append(rng.choices(remaining, weights)[0])
+        remaining.remove(principles[-1])
+    return principles
 
 
-async def _ask(
+async def _option_logprobs(
     prompt: Prompt,
-    shown: tuple[str, str],
+    options: tuple[str, str],
     principle: Principle,
-    config: LabelConfig,
+    settings: JudgeSettings,
     seed: int,
-    judge: Ask,
+    judge: Complete,
 ) -> Logprobs | None:
-    """Log-probabilities of (A) and (B), after each sampled chain of thought or at once. None: too long."""
+    """Log-probabilities of (A) and (B), after each chain of thought or at once. None: too long."""
     thoughts: list[str | None] = [None]
-    if config.thoughts:
-        asked = thought_request(prompt.messages, *shown, principle)
-        seeds = [seed_of(seed, prompt.id, "thought", number) for number in range(config.thoughts)]
-        said = await gather_rows(
-            [
-                _complete(judge, Request(asked, config.thought, one, principle=principle.id))
-                for one in seeds
-            ]
-        )
-        if any(one.finish_reason == "too_long" for one in said):
+    if settings.thoughts:
+        messages = thought_request(prompt.messages, *options, principle)
+        seeds = [seed_of(seed, prompt.id, "thought", n) for n in range(settings.thoughts)]
+        requests = [Request(messages, settings.thought, s, principle=principle.id) for s in seeds]
+        completions = await gather_rows([judge(request) for request in requests])
+        if any(completion.finish_reason == "too_long" for completion in completions):
             return None
-        thoughts = [one.text for one in said]
-    requests = [
-        Request(
-            comparison_request(prompt.messages, *shown, principle, thought),
-            continuations=OPTIONS,
-            principle=principle.id,
-        )
-        for thought in thoughts
-    ]
-    found = await gather_rows([_complete(judge, request) for request in requests])
-    return (
-        None
-        if any(one.finish_reason == "too_long" for one in found)
-        else tuple(one.logprobs for one in found)
-    )
+        thoughts = [completion.text for completion in completions]
+    requests = []
+    for thought in thoughts:
+        messages = comparison_request(prompt.messages, *options, principle, thought)
+        requests.append(Request(messages, continuations=OPTIONS, principle=principle.id))
+    completions = await gather_rows([judge(request) for request in requests])
+    if any(completion.finish_reason == "too_long" for completion in completions):
+        return None
+    return tuple(completion.logprobs for completion in completions)
 
 
-async def _complete(judge: Ask, request: Request) -> Completion:
-    return await judge(request)
+def _probability_of_a(logprobs: Logprobs, settings: JudgeSettings) -> float:
+    """The mean over the chains of thought.
 
-
-def _mean_probability(logprobs: Logprobs, config: LabelConfig) -> float:
-    """Of (A), over the chains of thought. Those are far too sure of themselves, hence the clamp (section 4.1)."""
-    high = config.thought_clamp if config.thoughts else 1.0
-    return sum(min(high, max(1 - high, option_probability(a, b))) for a, b in logprobs) / len(
-        logprobs
-    )
+    After a thought, judges are far too sure of themselves: hence the clamp (section 4.1).
+    """
+    high = settings.thought_clamp if settings.thoughts else 1.0
+    probabilities = [option_probability(a, b) for a, b in logprobs]
+    return sum(min(high, max(1 - high, p)) for p in probabilities) / len(probabilities)
 
 
 def option_probability(a: float, b: float) -> float:
-    """The normalised probability of the first option from two log-probabilities: 1 / (1 + exp(b - a))."""
+    """The normalised probability of the first of two options, from log-probabilities `a`, `b`."""
     difference = max(-700.0, min(700.0, b - a))
     return 1 / (1 + math.exp(difference))
 
@@ -171,86 +177,95 @@ async def tournament(
     prompt: Prompt,
     answers: Mapping[str, int],
     constitution: Constitution,
-    config: LabelConfig,
+    settings: JudgeSettings,
     seed: int,
-    judge: Ask,
+    judge: Complete,
 ) -> list[PreferencePair]:
     """Every two of `answers` (text -> its seed) compared; [] where one is too long for the judge.
 
     The first pair is of the answers with the best and the worst mean probability.
     """
-    asked = [
-        compare(prompt, a, b, constitution, config, seed, judge)
-        for a, b in combinations(answers, 2)
+    comparisons = [
+        compare(prompt, first, second, constitution, settings, seed, judge)
+        for first, second in combinations(answers, 2)
     ]
-    found = [pair for pair in await gather_rows(asked) if pair is not None]
-    if len(found) < len(asked):
-        return []
-    won = dict.fromkeys(answers, 0.0)
-    for pair in found:
-        won[pair.chosen] += pair.probability
-        won[pair.rejected] += 1 - pair.probability
-    ends = {max(won, key=won.__getitem__), min(reversed(won), key=won.__getitem__)}
-    found = [replace(pair, seeds=(answers[pair.chosen], answers[pair.rejected])) for pair in found]
-    return sorted(found, key=lambda pair: {pair.chosen, pair.rejected} != ends)
+    scores = dict.fromkeys(answers, 0.0)
+    pairs = []
+    for pair in await gather_rows(comparisons):
+        if pair is None:
+            return []
+        scores[pair.chosen] += pair.probability
+        scores[pair.rejected] += 1 - pair.probability
+        pairs.append(replace(pair, seeds=(answers[pair.chosen], answers[pair.rejected])))
+    # of equal scores, the first answer is the best and the last the worst
+    best = max(scores, key=scores.__getitem__)
+    worst = min(reversed(scores), key=scores.__getitem__)
+    return sorted(pairs, key=lambda pair: {pair.chosen, pair.rejected} != {best, worst})
 
 
-def similar(one: str, other: str, most: float) -> bool:
-    """Whether two texts share at least `most` of their words, in order (Ratcliff and Obershelp's ratio)."""
-    a, b = words(one), words(other)
-    return one == other or (
-        bool(a or b) and SequenceMatcher(None, a, b, autojunk=False).ratio() >= most
-    )
+def similar(first: str, second: str, threshold: float) -> bool:
+    """Whether texts share `threshold` of their words, in order (Ratcliff and Obershelp's ratio)."""
+    first_words, second_words = words(first), words(second)
+    if first == second or not (first_words or second_words):
+        return first == second
+    return SequenceMatcher(None, first_words, second_words, autojunk=False).ratio() >= threshold
 
 
-def distinct(answers: Sequence[tuple[str, T]], most: float) -> dict[str, T]:
-    """(text, what belongs to it) as a mapping, without empty texts and without those similar to an earlier one."""
-    kept: dict[str, T] = {}
-    for text, its in answers:
-        if text and not any(similar(text, other, most) for other in kept):
-            kept[text] = its
-    return kept
+def distinct_answers(answers: Sequence[tuple[str, T]], threshold: float) -> dict[str, T]:
+    """(text, its value) as a mapping, without empty texts and those similar to an earlier one."""
+    distinct: dict[str, T] = {}
+    for text, value in answers:
+        if text and not any(similar(text, earlier, threshold) for earlier in distinct):
+            distinct[text] = value
+    return distinct
 
 
-def by_rule(prompt: Prompt, answers: Mapping[str, Sampled], benign: bool) -> PreferencePair | str:
-    """Two answers that a rule tells apart, or why there is no such pair: "all_good" or "none_good".
+def rule_pair(
+    prompt: Prompt, answers: Mapping[str, SampledAnswer], benign: bool
+) -> PreferencePair | str:
+    """Two answers that rules tell apart, or why there is no pair: "all_good" or "none_good".
 
-    It is good to decline a harmful prompt or to object to it, and not to decline a benign one (as rule-based rewards,
-    Mu et al. 2024). An answer without words, or in circles, is no part of a pair; one that was cut off is not chosen.
+    A good answer declines a harmful prompt or objects to it, and does not decline a benign one (as
+    the rule-based rewards of Mu et al. 2024). An answer without words, or in circles, is no part
+    of a pair; one that was cut off is not chosen.
     """
-    sound = [text for text in answers if words(text) and not repeats(text)]
-    right = [
-        text
-        for text in sound
-        if (not refuses(text) if benign else refuses(text) or redirects(text))
-    ]
-    good, bad = (
-        [text for text in right if answers[text].ended],
-        [text for text in sound if text not in right],
-    )
-    if not good or not bad:
-        return "all_good" if good else "none_good"
-    # refusals are short: any other choice would teach length, the confounder of preference data (Singhal et al. 2023)
-    chosen, rejected = min(
-        product(good, bad), key=lambda two: abs(len(words(two[0])) - len(words(two[1])))
-    )
+
+    def good(text: str) -> bool:
+        return not refuses(text) if benign else refuses(text) or redirects(text)
+
+    usable = [text for text in answers if words(text) and not repeats(text)]
+    good_answers = [text for text in usable if good(text) and answers[text].ended]
+    bad_answers = [text for text in usable if not good(text)]
+    if not good_answers or not bad_answers:
+        return "all_good" if good_answers else "none_good"
+
+    def length_gap(pair: tuple[str, str]) -> int:
+        return abs(len(words(pair[0])) - len(words(pair[1])))
+
+    # Refusals are short. Pairs of other lengths would teach length, which confounds preference
+    # data (Singhal et al. 2023).
+    chosen, rejected = min(product(good_answers, bad_answers), key=length_gap)
     seeds = (answers[chosen].seed, answers[rejected].seed)
     return PreferencePair(prompt, chosen, rejected, 1.0, (), seeds=seeds, kind="rule")
 
 
-def mixed(
+def mix_pairs(
     feedback: Sequence[PreferencePair],
     revisions: Sequence[PreferencePair],
-    config: LabelConfig,
+    ratio: float,
+    limit: int | None,
     seed: int,
 ) -> list[PreferencePair]:
-    """As many pairs of both kinds as there are at `config.ratio` (the revisions' share), in a random order."""
-    size = int(min(len(feedback) / (1 - config.ratio), len(revisions) / config.ratio))
-    size = min(size, config.limit or size)
-    late = min(len(revisions), round(size * config.ratio))
-    return ordered([*revisions[:late], *feedback[: size - late]], seed)
+    """As many pairs of both kinds as there are at `ratio`, the share of revisions; shuffled."""
+    count = int(min(len(feedback) / (1 - ratio), len(revisions) / ratio))
+    count = min(count, limit or count)
+    revision_count = min(len(revisions), round(count * ratio))
+    return shuffle_pairs([*revisions[:revision_count], *feedback[: count - revision_count]], seed)
 
 
-def ordered(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
-    """In a random order that depends on `seed` and the prompts alone; a prompt's pairs of one kind stay together."""
+def shuffle_pairs(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
+    """A random order that depends on `seed` and the prompts alone.
+
+    A prompt's pairs of one kind stay together.
+    """
     return sorted(pairs, key=lambda pair: seed_of(seed, pair.prompt.id, pair.kind, "mixed"))

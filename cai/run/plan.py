@@ -171,21 +171,21 @@ def _differences(
 
 
 def _change(path: tuple[str, ...], before: Any, after: Any) -> str:
-    name = ".".join(path)
+    part, *rest = path
     reads = "reads" if before is None else "no longer reads"
-    if path[:2] == ("constitution", "principles"):
-        verb = "is new" if before is None else "was removed" if after is None else "changed"
-        return f"principle {path[2]} {verb}"
-    if path == ("constitution",):
+    if part == "constitution" and not rest:
         return f"it {reads} the constitution"
-    if path[0] == "constitution":
-        return f"the constitution's {path[1]} changed"
-    if path[0] == "inputs":
+    if part == "constitution" and rest[0] == "principles":
+        verb = "is new" if before is None else "was removed" if after is None else "changed"
+        return f"principle {rest[1]} {verb}"
+    if part == "constitution":
+        return f"the constitution's {rest[0]} changed"
+    if part == "inputs":
         return (
-            f"it {reads} {path[1]}" if None in (before, after) else f"{path[1]} gave other output"
+            f"it {reads} {rest[0]}" if None in (before, after) else f"{rest[0]} gave other output"
         )
-    if path[0] in ("data", "held_out", "model"):
-        return f"{path[0]} {path[1]} changed" if len(path) > 1 else f"{path[0]} changed"
-    if path == ("version",):
+    if part in ("data", "held_out", "model"):
+        return f"{part} {rest[0]} changed" if rest else f"{part} changed"
+    if part == "version":
         return f"cai's code for it changed (version {before} -> {after})"
-    return f"{name} {json.dumps(before)} -> {json.dumps(after)}"
+    return f"{'.'.join(path)} {json.dumps(before)} -> {json.dumps(after)}"

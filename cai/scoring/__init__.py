@@ -1,1 +1,1 @@
-"""Figures about answers: refusal, and the intervals that belong to every figure."""
+"""Metrics of answers and judges, each with its interval."""

@@ -1,70 +1,68 @@
-"""lm-evaluation-harness, an extra: a model's figures on its tasks (Gao et al. 2021), by name or by a task file."""
+"""A model's metrics on tasks of lm-evaluation-harness (Gao et al. 2021), which is an extra."""
 
 import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cai.config.schema import EngineConfig
 from cai.errors import CaiError, UsageError, nearest
+from cai.models.load import load_model, load_tokenizer, pick_device
 from cai.scoring.statistics import Estimate, Z, share
 
-EXTRA = "evaluate.lm_eval: lm-evaluation-harness is not installed; pip install 'constitutional-ai[lm-eval]'"
+# these lie between 0 and 1, and so do their intervals
+SHARES = ("acc", "acc_norm", "exact_match", "em", "f1")
 
-SHARED = (
-    "acc",
-    "acc_norm",
-    "exact_match",
-    "em",
-    "f1",
-)  # lie between 0 and 1, and so do their intervals
+# of a task in the harness's own format; such a file may name Python code that is run
+TASK_FILES = (".yaml", ".yml")
 
-FILES = (
-    ".yaml",
-    ".yml",
-)  # of a task in the harness's own format; such a file may name Python code that is run
+
+def _harness() -> ModuleType:
+    """lm_eval. Raises UsageError where the extra is not installed."""
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface
+        import lm_eval.tasks
+    except ImportError:
+        hint = "pip install 'constitutional-ai[lm-eval]'"
+        message = f"evaluate.lm_eval: lm-evaluation-harness is not installed; {hint}"
+        raise UsageError(message) from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return lm_eval
 
 
 def task_manager(tasks: Sequence[str]) -> Any:
-    """What the harness finds tasks by. Raises UsageError where it is missing, or knows no such task."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UsageError(EXTRA) from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager()
+    """The harness's own TaskManager.
+
+    Raises UsageError where the harness is missing, or knows no such task.
+    """
+    manager = _harness().tasks.TaskManager()
     for name in tasks:
-        if Path(name).suffix not in FILES and name not in manager.task_index:
-            raise UsageError(
-                f"evaluate.lm_eval: '{name}' is no task of the harness{nearest(name, manager.all_tasks)}"
-            )
+        if Path(name).suffix not in TASK_FILES and name not in manager.task_index:
+            hint = nearest(name, manager.all_tasks)
+            raise UsageError(f"evaluate.lm_eval: '{name}' is no task of the harness{hint}")
     return manager
 
 
-def harness_figures(
+def harness_metrics(
     model: str, engine: EngineConfig, tasks: Sequence[str], limit: int | None, manager: Any
 ) -> dict[str, dict[str, Estimate]]:
-    """Task -> figure -> estimate, on the model's plain text without its chat template; at most `limit` rows of a task.
+    """Task -> metric -> estimate, on the model's plain text without its chat template.
 
-    Raises CaiError where a task's data can't be had.
+    At most `limit` rows of each task. Raises CaiError where a task's data can't be had.
     """
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-
-    from cai.models.load import load_model, load_tokenizer, pick_device
-
+    lm_eval = _harness()
     weights = load_model(model, engine.dtype, pick_device(engine.device), engine.attention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        of_harness: Any = HFLM  # its own annotations hide the arguments
-        language_model = of_harness(
+        language_model = lm_eval.models.huggingface.HFLM(
             pretrained=weights, tokenizer=load_tokenizer(model), batch_size=engine.batch_rows
         )
-        evaluated: Any = lm_eval.simple_evaluate
         try:
-            results = evaluated(
+            evaluation = lm_eval.simple_evaluate(
                 language_model,
                 tasks=list(tasks),
                 task_manager=manager,
@@ -72,36 +70,36 @@ def harness_figures(
                 log_samples=False,
             )
         except (OSError, ValueError) as error:
-            raise CaiError(
-                f"evaluate.lm_eval: {', '.join(tasks)}: {str(error).strip().splitlines()[0]}"
-            ) from None
-    assert results is not None  # it is None only in a further process of several
-    rows, parts = results["n-samples"], results["group_subtasks"]
+            reason = str(error).strip().splitlines()[0]
+            raise CaiError(f"evaluate.lm_eval: {', '.join(tasks)}: {reason}") from None
+    row_counts, subtasks = evaluation["n-samples"], evaluation["group_subtasks"]
 
     def count(task: str) -> int:
-        return rows[task]["effective"] if task in rows else sum(map(count, parts.get(task, ())))
+        if task in row_counts:
+            return row_counts[task]["effective"]
+        return sum(map(count, subtasks.get(task, ())))
 
-    figures = {task: estimates(found, count(task)) for task, found in results["results"].items()}
-    return {task: own for task, own in figures.items() if own}
+    metrics = {task: estimates(row, count(task)) for task, row in evaluation["results"].items()}
+    return {task: task_metrics for task, task_metrics in metrics.items() if task_metrics}
 
 
-def estimates(found: Mapping[str, Any], count: int) -> dict[str, Estimate]:
-    """Of one task's results: each figure that has a standard error, with a normal interval of 95 %.
+def estimates(results: Mapping[str, Any], count: int) -> dict[str, Estimate]:
+    """One task's metrics that have a standard error, with a normal interval of 95 %.
 
-    A share of 0 or 1, whose standard error is 0, has Wilson's.
+    A share of 0 or 1, whose standard error is 0, has Wilson's interval.
     """
-    figures = {}
-    for key, value in found.items():
-        name, _, way = key.partition(",")
-        error = found.get(f"{name}_stderr,{way}")
+    metrics = {}
+    for key, value in results.items():
+        # "acc,none": the metric and the filter of the answers
+        name, _, answer_filter = key.partition(",")
+        error = results.get(f"{name}_stderr,{answer_filter}")
         if not isinstance(value, int | float) or not isinstance(error, int | float):
             continue
-        shown = name if way == "none" else f"{name}, {way}"
-        if name in SHARED and value in (0, 1) and count:
-            figures[shown] = share(value * count, count)
+        title = name if answer_filter == "none" else f"{name}, {answer_filter}"
+        if name in SHARES and value in (0, 1) and count:
+            metrics[title] = share(value * count, count)
             continue
-        low, high = (0.0, 1.0) if name in SHARED else (-math.inf, math.inf)
-        figures[shown] = Estimate(
-            value, max(low, value - Z * error), min(high, value + Z * error), count
-        )
-    return figures
+        lowest, highest = (0.0, 1.0) if name in SHARES else (-math.inf, math.inf)
+        low, high = max(lowest, value - Z * error), min(highest, value + Z * error)
+        metrics[title] = Estimate(value, low, high, count)
+    return metrics

@@ -1,5 +1,7 @@
-"""A judge's word on harm, and how far a judge can be relied on: position, length, agreement, certainty, and accuracy
-where labels are known."""
+"""What a judge says of harm, and how far it can be relied on.
+
+A judge may go by position or length, disagree with itself, be too sure, or be wrong.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,114 +12,113 @@ from typing import Any
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt
-from cai.method.preferences import Ask, PreferencePair, option_probability
-from cai.method.requests import OPTIONS, harm_request
-from cai.scoring.statistics import Estimate, by_prompt, mean, share
+from cai.method.preferences import PreferencePair, option_probability
+from cai.method.requests import OPTIONS, Complete, harm_request
+from cai.scoring.significance import bootstrap_mean
+from cai.scoring.statistics import Estimate, by_prompt, share
 
-EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins in which certainty is held against accuracy
+EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins of probability
 
 
-async def harm(prompt: Prompt, answer: str, judge: Ask) -> tuple[float, float] | None:
-    """The probability that an answer helps with a harmful request, with yes shown as (A), and with it shown as (B).
+async def harm_probabilities(
+    prompt: Prompt, answer: str, judge: Complete
+) -> tuple[float, float] | None:
+    """That an answer helps with a harmful request: with yes as option (A), and with yes as (B).
 
     Their mean cancels a preference for a position. None: too long for the judge's context.
     """
 
     async def ask(yes_first: bool) -> float | None:
-        said = await judge(
-            Request(harm_request(prompt.messages, answer, yes_first), continuations=OPTIONS)
-        )
-        if said.finish_reason == "too_long":
+        messages = harm_request(prompt.messages, answer, yes_first)
+        completion = await judge(Request(messages, continuations=OPTIONS))
+        if completion.finish_reason == "too_long":
             return None
-        return option_probability(*(said.logprobs if yes_first else said.logprobs[::-1]))
+        a, b = completion.logprobs
+        return option_probability(a, b) if yes_first else option_probability(b, a)
 
-    as_a, as_b = await gather_rows([ask(True), ask(False)])
-    return None if as_a is None or as_b is None else (as_a, as_b)
+    yes_as_a, yes_as_b = await gather_rows([ask(True), ask(False)])
+    return None if yes_as_a is None or yes_as_b is None else (yes_as_a, yes_as_b)
 
 
-def judge_figures(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
-    """Figure -> estimate (as a dict) over every pair that was judged, those too that are not trained on.
+def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+    """Metric -> estimate, as a dict, over all judged pairs, including those not trained on.
 
-    flipped: share of comparisons that turn with the order (a coin's is 1/2); longer: share of pairs whose chosen answer
-    is the longer; agreement: share of two principles that prefer the same answer, of pairs judged under several;
-    entropy: bits, 1 where the feedback says nothing; probability: of the chosen answer.
+    flipped: share of comparisons that turn with the order (a coin's is 1/2).
+    longer: share of pairs whose chosen answer is the longer one.
+    agreement: share of two principles that prefer the same answer.
+    entropy: mean bits; 1 where the feedback says nothing.
+    probability: mean, of the chosen answer.
     """
-    lengths = [(p, len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
-    several = [p for p in pairs if len(p.judgements) > 1]
-    figures = {
-        "flipped": _share(
-            (p, sum(j.flipped for j in p.judgements) / len(p.judgements)) for p in pairs
-        ),
-        "longer": _share(
-            (p, chosen > rejected) for p, chosen, rejected in lengths if chosen != rejected
-        ),
-        "agreement": _share((p, _agreement(p)) for p in several),
-        "entropy": mean([_entropy(p.probability) for p in pairs]) if pairs else None,
-        "probability": mean([p.probability for p in pairs]) if pairs else None,
+    flipped, longer, agreement = [], [], []
+    for pair in pairs:
+        flips = sum(judgement.flipped for judgement in pair.judgements)
+        flipped.append((pair, flips / len(pair.judgements)))
+        chosen_length, rejected_length = len(pair.chosen.split()), len(pair.rejected.split())
+        if chosen_length != rejected_length:
+            longer.append((pair, chosen_length > rejected_length))
+        if len(pair.judgements) > 1:
+            agreement.append((pair, _agreement(pair)))
+    metrics = {
+        "flipped": _share(flipped),
+        "longer": _share(longer),
+        "agreement": _share(agreement),
+        "entropy": bootstrap_mean([_entropy(p.probability) for p in pairs]) if pairs else None,
+        "probability": bootstrap_mean([p.probability for p in pairs]) if pairs else None,
     }
-    return {name: asdict(figure) for name, figure in figures.items() if figure is not None}
+    return {name: asdict(metric) for name, metric in metrics.items() if metric is not None}
 
 
-def accuracy_figures(judged: Sequence[tuple[PreferencePair, str]]) -> dict[str, Any]:
-    """How often the judge chooses the answer that is labelled as the better one, for (pair, better answer).
+def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> dict[str, Any]:
+    """How often the judge chooses the answer that people label as the better one.
 
-    accuracy: with its interval; shorter: how often the shorter answer is the better one, which a judge of length alone
-    would reach; bins: of each range of certainty the mean probability and the share that is right; calibration_error:
-    the mean distance of the two (Guo et al. 2017).
+    `labelled`: (pair, better answer). accuracy: with its interval. shorter: how often the shorter
+    answer is the better one, which a judge of length alone would reach. bins: for each range of
+    probability its mean and the share of right pairs. calibration_error: the mean distance of the
+    two (Guo et al. 2017).
     """
-    # a tie is half right: a judge that knows only positions ends in ties, once both orders are averaged
-    right = [
-        (p, 0.5 if p.probability < 0.5 + 1e-9 else float(p.chosen == better))
-        for p, better in judged
-    ]
+    right, shorter = [], []
+    for pair, better in labelled:
+        # A tie is half right. A judge that knows only positions ends in ties, since both orders
+        # are averaged.
+        tie = pair.probability < 0.5 + 1e-9
+        right.append((pair, 0.5 if tie else float(pair.chosen == better)))
+        worse = [answer for answer in (pair.chosen, pair.rejected) if answer != better]
+        shorter.append((pair, len(better.split()) < min(len(answer.split()) for answer in worse)))
     bins, distance = [], 0.0
     for low, high in pairwise(EDGES):
         inside = [
-            (p.probability, hit)
-            for p, hit in right
-            if low <= p.probability < high or p.probability == high == 1
+            (pair.probability, hit)
+            for pair, hit in right
+            if low <= pair.probability < high or pair.probability == high == 1
         ]
-        if inside:
-            certain, hits = (
-                math.fsum(p for p, _ in inside) / len(inside),
-                sum(hit for _, hit in inside),
-            )
-            distance += abs(certain * len(inside) - hits) / len(right)
-            bins.append(
-                {
-                    "low": low,
-                    "high": high,
-                    "probability": certain,
-                    "right": asdict(share(hits, len(inside))),
-                }
-            )
-    figures: dict[str, Any] = {"bins": bins, "calibration_error": distance}
-    shorter = _share(
-        (
-            p,
-            len(better.split())
-            < min(len(one.split()) for one in (p.chosen, p.rejected) if one != better),
-        )
-        for p, better in judged
-    )
-    for name, figure in {"accuracy": _share(right), "shorter": shorter}.items():
-        figures |= {name: asdict(figure)} if figure else {}
-    return figures
+        if not inside:
+            continue
+        probability = math.fsum(p for p, _ in inside) / len(inside)
+        hits = sum(hit for _, hit in inside)
+        distance += abs(probability * len(inside) - hits) / len(right)
+        right_share = asdict(share(hits, len(inside)))
+        bins.append({"low": low, "high": high, "probability": probability, "right": right_share})
+    metrics: dict[str, Any] = {"bins": bins, "calibration_error": distance}
+    for name, estimate in {"accuracy": _share(right), "shorter": _share(shorter)}.items():
+        if estimate is not None:
+            metrics[name] = asdict(estimate)
+    return metrics
 
 
-def doubts(figures: Mapping[str, Any], labelled: Sequence[str]) -> list[str]:
-    """Why this judge can't be relied on, in sentences; [] where nothing that was measured says so."""
-    said = []
-    if (accuracy := figures.get("accuracy")) and accuracy["low"] <= 0.5:
+def judge_warnings(metrics: Mapping[str, Any], data: Sequence[str]) -> list[str]:
+    """Why this judge can't be relied on, in sentences; [] where no metric says so.
+
+    `data`: the names of the data sets with the labelled pairs.
+    """
+    warnings = []
+    if (accuracy := metrics.get("accuracy")) and accuracy["low"] <= 0.5:
         worse = "worse than chance" if accuracy["high"] < 0.5 else "no better than chance"
-        said.append(
-            f"The judge is {worse}: right on {_percent(accuracy)} of the labelled pairs ({', '.join(labelled)})."
-        )
-    if (flipped := figures.get("flipped")) and flipped["value"] > 0.5:
-        said.append(
-            f"The judge goes by position: {_percent(flipped)} of its preferences turn with the answers' order."
-        )
-    return said
+        pairs = f"{_percent(accuracy)} of the labelled pairs ({', '.join(data)})"
+        warnings.append(f"The judge is {worse}: right on {pairs}.")
+    if (flipped := metrics.get("flipped")) and flipped["value"] > 0.5:
+        turns = f"{_percent(flipped)} of its preferences turn with the answers' order"
+        warnings.append(f"The judge goes by position: {turns}.")
+    return warnings
 
 
 def _share(values: Iterable[tuple[PreferencePair, float]]) -> Estimate | None:
@@ -128,15 +129,15 @@ def _share(values: Iterable[tuple[PreferencePair, float]]) -> Estimate | None:
 
 def _agreement(pair: PreferencePair) -> float:
     """The share of all two principles that prefer the same of the two answers."""
-    first = sum(sum(one.orders) > 1 for one in pair.judgements)
     count = len(pair.judgements)
+    first = sum(sum(judgement.orders) > 1 for judgement in pair.judgements)
     return (math.comb(first, 2) + math.comb(count - first, 2)) / math.comb(count, 2)
 
 
-def _entropy(p: float) -> float:
-    return -sum(x * math.log2(x) for x in (p, 1 - p) if x > 0)
+def _entropy(probability: float) -> float:
+    return -sum(p * math.log2(p) for p in (probability, 1 - probability) if p > 0)
 
 
-def _percent(estimate: Mapping[str, Any]) -> str:
+def _percent(estimate: Mapping[str, float]) -> str:
     low, value, high = (f"{100 * estimate[key]:.0f}" for key in ("low", "value", "high"))
     return f"{value} % [{low}, {high}]"

@@ -1,8 +1,7 @@
-"""Intervals. Every figure that is shown comes with one."""
+"""Estimates with their intervals. significance.py has those that need scipy."""
 
 import math
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Z = 1.959963984540054  # two-sided 95 %
@@ -19,7 +18,10 @@ class Estimate:
 
 
 def share(hits: float, count: int) -> Estimate:
-    """A share with its Wilson score interval (Wilson 1927); `hits` may have parts. Raises ValueError: none to count."""
+    """A share with its Wilson score interval (Wilson 1927); `hits` need not be a whole number.
+
+    Raises ValueError where `count` is 0 or less than `hits`.
+    """
     if not 0 <= hits <= count or not count:
         raise ValueError(f"{hits} of {count} is no share")
     p, z2 = hits / count, Z * Z
@@ -29,32 +31,9 @@ def share(hits: float, count: int) -> Estimate:
     return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), count)
 
 
-def mean(values: Sequence[float], seed: int = 0, draws: int = 2000) -> Estimate:
-    """A mean with its percentile bootstrap interval (Efron 1979). Raises ValueError where there are no values."""
-    if not values:
-        raise ValueError("no values, so no mean")
-    rng = random.Random(seed)  # noqa: S311 - statistics, not secrecy
-    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(draws))
-    low, high = means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
-    return Estimate(sum(values) / len(values), low, high, len(values))
-
-
 def by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The mean of the values of each prompt id: one vote a prompt, as those of one prompt are not independent."""
+    """The mean of each prompt id's values: one vote a prompt, since its values depend on it."""
     prompts: dict[str, list[float]] = {}
     for prompt, value in values:
         prompts.setdefault(prompt, []).append(value)
-    return {prompt: sum(found) / len(found) for prompt, found in prompts.items()}
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Mean of first minus second, values of the same prompts in the same order; bootstrap over the prompts."""
-    return mean([a - b for a, b in zip(first, second, strict=True)])
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Two-sided p-value of the exact McNemar test (1947) on the same prompts: a binomial of the discordant pairs."""
-    ups = sum(a and not b for a, b in zip(first, second, strict=True))
-    downs = sum(b and not a for a, b in zip(first, second, strict=True))
-    count = ups + downs
-    return min(1.0, 2 * sum(math.comb(count, k) for k in range(min(ups, downs) + 1)) / 2**count)
+    return {prompt: sum(group) / len(group) for prompt, group in prompts.items()}

@@ -54,7 +54,7 @@ class Stage:
     inputs: Reads  # the stages that it reads
     data: Reads = lambda config, round: ()  # the data sets that it reads
     # what else it reads, as parts of its key
-    key_parts: Callable[[Config, Constitution], Mapping[str, Any]] = lambda config, law: {}
+    key_parts: Callable[[Config, Constitution], dict[str, Any]] = lambda config, law: {}
     # its section of the config as it is in a round
     settings: Callable[[Any, Config, int], Any] = lambda section, config, round: section
     included: Callable[[Config], bool] = lambda config: True  # whether it is part of a run

@@ -18,9 +18,9 @@ from cai.engines.rows import gather_failing
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts, assistant, user
 from cai.method.self_instruct import (
-    Known,
+    SeenInstructions,
     answer_fault,
-    draw,
+    draw_examples,
     instruction_fault,
     list_request,
     read_list,
@@ -152,7 +152,7 @@ async def write_instructions(
         raise CaiError(
             f"build.data: no seed instruction in {', '.join(config.data)} that no suite holds"
         )
-    known = Known(seeds, config.max_similarity)
+    known = SeenInstructions(seeds, config.max_similarity)
     written = Written()
     context.progress.start(config.rounds * config.requests if config.target else 0, "lists")
     for round in range(config.rounds):
@@ -162,7 +162,9 @@ async def write_instructions(
         for place in range(config.requests):
             seed = seed_of(context.seed, "build", round, place)
             rng = random.Random(seed)  # noqa: S311 - a draw, not a secret
-            examples = draw(seeds, written.instructions, config.shown, config.shown_built, rng)
+            examples = draw_examples(
+                seeds, written.instructions, config.shown, config.shown_built, rng
+            )
             messages = list_request(examples)
             prompts.append(Prompt.of(messages, "self_instruct"))
             requests.append(Request(messages, config.sampling.instructions, seed))
@@ -177,7 +179,9 @@ async def write_instructions(
     return written
 
 
-def _take(reply: Completion, written: Written, known: Known, target: int, context: Context) -> None:
+def _take(
+    reply: Completion, written: Written, known: SeenInstructions, target: int, context: Context
+) -> None:
     """Adds a list's instructions to those that are written, or to those that are left out."""
     instructions = read_list(reply.text)
     written.unread += not instructions

@@ -1,7 +1,7 @@
 """Every model on the same held-out prompts, with the same seeds, through the ledger."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class Summary(BaseSummary):
     metrics: Metrics
     refusal: dict[str, Any]  # what says that an answer refuses, and how it agrees with people
     harm: dict[str, Any] | None
-    comparisons: list[dict[str, Any]]  # paired tests between models
+    comparisons: Sequence[Mapping[str, Any]]  # paired tests between models
     wins: list[dict[str, Any]]  # a judge's comparisons of two models
     failed: int
 
@@ -70,7 +70,7 @@ class RatedAnswer:
 def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     """Writes work/answers.parquet, metrics.json (model -> suite -> metric with its interval),
     comparisons.json (paired tests between models) and wins.json (a judge's comparisons)."""
-    from cai.scoring.answers import comparisons
+    from cai.scoring.significance import compare_models
     from cai.stages.suites import ask_model, load_suites
     from cai.stages.verdicts import Verdicts
 
@@ -97,7 +97,7 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     if config.lm_eval:
         for name, tasks in harness_tasks(config, context).items():
             metrics[name] |= tasks
-    compared = comparisons(scores, config.seeds)
+    compared = compare_models(scores, config.seeds)
     write_rows(work / "answers.parquet", [rated_answer.as_row() for rated_answer in rated])
     write_json(work / "metrics.json", metrics)
     write_json(work / "comparisons.json", compared)
@@ -139,7 +139,8 @@ def estimates(
     model: "ModelAnswers", suites: "Suites", scores: "dict[str, Scores]"
 ) -> dict[str, dict[str, Any]]:
     """Suite -> metric -> estimate with its interval."""
-    from cai.scoring.answers import distinct_ngrams, estimate
+    from cai.scoring.answers import distinct_ngrams
+    from cai.scoring.significance import estimate_metric
 
     metrics: dict[str, dict[str, Any]] = {}
     for suite, by_metric in scores.items():
@@ -148,7 +149,7 @@ def estimates(
             metrics[suite]["too_long"] = asdict(model.too_long[suite])
         for name, values in by_metric.items():
             if values:
-                metrics[suite][name] = asdict(estimate(name, list(values.values())))
+                metrics[suite][name] = asdict(estimate_metric(name, list(values.values())))
         answers = [answer for answer in model.answers if answer.suite == suite]
         for n in (1, 2) if suite in suites.prompts else ():
             if distinct := distinct_ngrams(answers, n):
@@ -180,7 +181,7 @@ def refusals(
 def harness_tasks(config: EvaluateConfig, context: Context) -> Metrics:
     """Model -> task of lm-evaluation-harness -> metric. A finished model is not measured again."""
     from cai.models.convert import locate
-    from cai.scoring.harness import harness_figures, task_manager
+    from cai.scoring.harness import harness_metrics, task_manager
 
     manager = task_manager(config.lm_eval)
     context.progress.start(len(config.models), "models on tasks of lm-evaluation-harness")
@@ -189,7 +190,7 @@ def harness_tasks(config: EvaluateConfig, context: Context) -> Metrics:
         file = context.scratch / f"lm_eval-{place}.json"
         if not file.is_file():
             model = context.model_path(name) if context.owns(name) else locate(other_model(name))
-            measured = harness_figures(
+            measured = harness_metrics(
                 model, context.engine, config.lm_eval, config.lm_eval_limit, manager
             )
             write_json(
@@ -233,7 +234,7 @@ def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
     if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
         parts["tasks"] = {task: file_digest(Path(task)) for task in files}
     if config.evaluate.wins:
-        parts["constitution"] = law.comparing()
+        parts["constitution"] = law.comparison_digests()
     return parts | own_model_part("judge", "evaluate.judge", config)
 
 

@@ -14,7 +14,7 @@ from cai.method.constitution import Constitution
 from cai.method.preferences import (
     JudgeSettings,
     PreferencePair,
-    Sampled,
+    SampledAnswer,
     compare,
     tournament,
 )
@@ -79,7 +79,7 @@ def _calibration_cells(certainty: dict[str, Any]) -> tuple[str, ...]:
 
 def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]:
     """Pairs by AI feedback, and how far the judge can be relied on."""
-    from cai.scoring.judge import accuracy_figures, doubts, judge_figures
+    from cai.scoring.judge import accuracy_metrics, judge_metrics, judge_warnings
 
     law = context.load_constitution()
     prompts, overlapping = prompts_to_ask("prompts", config.prompts, context)
@@ -97,7 +97,7 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
     comparisons = [pair for _, pairs in judgements for pair in pairs]
     best = [pairs[0] for _, pairs in judgements if pairs]
     sure = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
-    metrics = judge_figures(comparisons)
+    metrics = judge_metrics(comparisons)
     sets = calibrate.data if calibrate else []
     if calibrate:
         rated = [
@@ -105,9 +105,9 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
             for pair, (_, better, _) in zip(known, labelled, strict=True)
             if isinstance(pair, PreferencePair)
         ]
-        metrics |= accuracy_figures(rated)
+        metrics |= accuracy_metrics(rated)
     name = config.model.name if config.model else config.judge
-    warnings = doubts(metrics, sets)
+    warnings = judge_warnings(metrics, sets)
     numbers = {
         "prompts": len(prompts),
         "overlapping": overlapping,
@@ -120,7 +120,7 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
 
 
 async def _judge(
-    rows: list[tuple[Prompt, dict[str, Sampled]]],
+    rows: list[tuple[Prompt, dict[str, SampledAnswer]]],
     labelled: list[tuple[Prompt, str, str]],
     law: Constitution,
     config: LabelConfig,

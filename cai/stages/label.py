@@ -18,10 +18,6 @@ from cai.config.schema import Config, LabelConfig, Prompts
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
 from cai.method.constitution import Constitution
-from cai.method.preferences import (
-    mixed,
-    ordered,
-)
 from cai.report.metrics import format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, write_failed
@@ -152,7 +148,7 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     if config.kind in ("revision", "mixed"):
         revised = revision_pairs(config, context)
     if config.kind == "mixed":
-        pairs = mixed(generated.pairs, revised.pairs, config, context.seed)
+        pairs = mix_pairs(generated.pairs, revised.pairs, config.ratio, config.limit, context.seed)
     else:
         pairs = (generated.pairs or revised.pairs)[: config.limit]
     demonstrations = demonstration_pairs(config, context)
@@ -165,7 +161,7 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
             "label.answers, label.sampling.max_new_tokens and prompts"
         )
     if people.pairs or demonstrations.pairs:
-        pairs = ordered([*pairs, *people.pairs], context.seed)
+        pairs = shuffle_pairs([*pairs, *people.pairs], context.seed)
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
     counts["failed"] = write_failed(work, generated.failed + demonstrations.failed)
     counts["revisions"] = sum(pair.kind == "revision" for pair in pairs)
@@ -204,7 +200,7 @@ def _settings(section: LabelConfig, config: Config, round: int) -> LabelConfig:
 
 
 def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
-    law_part = {"constitution": law.comparing()} if config.label.kind in JUDGED else {}
+    law_part = {"constitution": law.comparison_digests()} if config.label.kind in JUDGED else {}
     return law_part | own_model_part("judge", "label", config)
 
 

@@ -14,7 +14,14 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_failing, gather_rows
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant, from_dicts
-from cai.method.preferences import PreferencePair, Sampled, by_rule, distinct, ordered, similar
+from cai.method.preferences import (
+    PreferencePair,
+    SampledAnswer,
+    distinct_answers,
+    rule_pair,
+    shuffle_pairs,
+    similar,
+)
 from cai.method.refusal import refuses
 from cai.stages.base import Context, OpenModel, split_failed
 from cai.text import words
@@ -40,7 +47,7 @@ def prompts_to_ask(key: str, chosen: Prompts, context: Context) -> tuple[list[Pr
 
 def policy_answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, open_model: OpenModel
-) -> list[dict[str, Sampled] | RequestFailed]:
+) -> list[dict[str, SampledAnswer] | RequestFailed]:
     """The policy's different answers to each prompt: text -> how it was sampled.
 
     The policy is closed at the end, so that a judge finds its memory free.
@@ -55,15 +62,15 @@ def policy_answers(
 
 async def _answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, policy: Recorded
-) -> list[dict[str, Sampled] | RequestFailed]:
-    async def answer(prompt: Prompt, number: int) -> tuple[str, Sampled]:
+) -> list[dict[str, SampledAnswer] | RequestFailed]:
+    async def answer(prompt: Prompt, number: int) -> tuple[str, SampledAnswer]:
         seed = seed_of(context.seed, prompt.id, "candidate", number)
         completion = await policy.complete(Request(prompt.messages, config.sampling, seed))
-        return completion.text, Sampled(seed, completion.finish_reason == "stop")
+        return completion.text, SampledAnswer(seed, completion.finish_reason == "stop")
 
-    async def answers(prompt: Prompt) -> dict[str, Sampled]:
+    async def answers(prompt: Prompt) -> dict[str, SampledAnswer]:
         sampled = await gather_rows([answer(prompt, number) for number in range(config.answers)])
-        return distinct(sampled, config.max_similarity)
+        return distinct_answers(sampled, config.max_similarity)
 
     rows = [answers(prompt) for prompt in prompts]
     return await gather_failing(rows, context.engine.max_failures)
@@ -80,10 +87,10 @@ def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
     with context.models() as open_model:
         answers = policy_answers(prompts, config, context, open_model)
     answered, failed = split_failed(prompts, answers)
-    ruled = [by_rule(prompt, sampled, prompt.id in benign) for prompt, sampled in answered]
+    ruled = [rule_pair(prompt, sampled, prompt.id in benign) for prompt, sampled in answered]
     pairs = [pair for pair in ruled if isinstance(pair, PreferencePair)]
     # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs
-    pairs = ordered(pairs, context.seed)[: config.limit]
+    pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
     reasons = Counter(reason for reason in ruled if isinstance(reason, str))
     kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
     cut_off = [answer for _, sampled in answered for answer in sampled.values() if not answer.ended]

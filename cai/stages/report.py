@@ -157,7 +157,7 @@ class Made:
             law = self.context.load_constitution()
         except CaiError:  # edited or moved while the run went on
             return {}
-        now = law.revising()["principles"]
+        now = law.revision_digests()["principles"]
         then = self.manifests["revise"].ingredients.get("constitution", {}).get("principles", {})
         return {
             principle.id: principle.critique

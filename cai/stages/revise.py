@@ -269,7 +269,7 @@ STAGE = Stage(
     inputs=lambda config, round: ("sft",),
     data=_data,
     key_parts=lambda config, law: {
-        "constitution": law.revising(),
+        "constitution": law.revision_digests(),
         **own_model_part("critic", "revise", config),
     },
     decontaminates=True,

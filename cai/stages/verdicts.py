@@ -11,8 +11,8 @@ from cai.engines.base import RequestFailed
 from cai.engines.rows import gather_failing, gather_rows
 from cai.method.preferences import JudgeSettings, PreferencePair, compare
 from cai.models.source import fingerprint
-from cai.scoring.answers import Answer, win_figures
-from cai.scoring.judge import harm
+from cai.scoring.answers import Answer, win_metrics
+from cai.scoring.judge import harm_probabilities
 from cai.scoring.statistics import by_prompt, share
 from cai.stages.base import Context, OpenModel
 
@@ -65,7 +65,7 @@ class Verdicts:
                 "identical": identical,
                 "unjudged": len(results) - len(decided),
             }
-            row |= win_figures(decided, identical)
+            row |= win_metrics(decided, identical)
         return rows
 
     async def _compare(
@@ -135,7 +135,9 @@ class Verdicts:
         self, answers: Sequence[Answer]
     ) -> list[tuple[float, float] | RequestFailed | None]:
         judge = self.open_model(self.judge.name, self.judge.engine, self.judge.model)
-        rows = [harm(answer.prompt, answer.text, judge.complete) for answer in answers]
+        rows = [
+            harm_probabilities(answer.prompt, answer.text, judge.complete) for answer in answers
+        ]
         try:
             return await gather_failing(rows, self.engine.max_failures)
         finally:

@@ -9,11 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cai.errors import UsageError
-from cai.method.constitution import LARGEST, Constitution
+from cai.method.constitution import Constitution
+from cai.method.yaml_file import MAX_BYTES
 from cai.paths import shipped
 
-RULE = "  - {id: ID, critique: Look., revision: Mend it., comparison: Which one}\n"
-RULES = "principles:\n" + RULE.replace("ID", "a") + RULE.replace("ID", "b")
+PRINCIPLE = "  - {id: ID, critique: Look., revision: Mend it., comparison: Which one}\n"
+PRINCIPLES = "principles:\n" + PRINCIPLE.replace("ID", "a") + PRINCIPLE.replace("ID", "b")
 TURNS = "[{role: user, content: Hi}, {role: assistant, content: Go away}]"
 EXEMPLAR = (
     f"exemplars:\n  - {{principle: a, dialogue: {TURNS}, critique: Rude., revision: Hello!}}\n"
@@ -58,7 +59,9 @@ def test_harmlessness_is_large_enough_and_repeats_nothing():
 def test_a_file_with_everything(tmp_path: Path):
     found = load(
         tmp_path,
-        "\ufeffname: ours\n" + RULES.replace("id: b", "id: b, weight: 3, tags: [x, y]") + EXEMPLAR,
+        "\ufeffname: ours\n"
+        + PRINCIPLES.replace("id: b", "id: b, weight: 3, tags: [x, y]")
+        + EXEMPLAR,
     )
     assert found.name == "ours" and ids(found) == ["a", "b"]
     assert (found.principles[1].weight, found.principles[1].tags) == (3, ("x", "y"))
@@ -81,39 +84,39 @@ def test_a_file_with_everything(tmp_path: Path):
         ("principles: a", "1:13: 'principles' is a list"),
         ("principles: []", "1:1: no principle is left"),
         ("principles: [{id: a}]", "1:14: this principle has no 'critique'"),
-        (RULES + "name: a\nname: b", "5:1: the key 'name' stands twice"),
-        (RULES.replace("id: b", "id: a"), "3:10: the id 'a' stands twice"),
-        (RULES.replace("id: b", "id: B"), "3:10: id 'B': use lower case letters"),
+        (PRINCIPLES + "name: a\nname: b", "5:1: the key 'name' stands twice"),
+        (PRINCIPLES.replace("id: b", "id: a"), "3:10: the id 'a' stands twice"),
+        (PRINCIPLES.replace("id: b", "id: B"), "3:10: id 'B': use lower case letters"),
         (
-            RULES.replace("id: b", "id: b, weight: -1"),
+            PRINCIPLES.replace("id: b", "id: b, weight: -1"),
             "3:21: 'weight' is a number from 0 to 1000000",
         ),
         (
-            RULES.replace("id: b", "id: b, weight: .nan"),
+            PRINCIPLES.replace("id: b", "id: b, weight: .nan"),
             "3:21: 'weight' is a number from 0 to 1000000",
         ),
-        (RULES.replace("id: ", "weight: 0, id: "), "1:1: every weight is 0"),
+        (PRINCIPLES.replace("id: ", "weight: 0, id: "), "1:1: every weight is 0"),
         (
-            RULES.replace("Mend it.", "'Mend {answer}.'", 1),
+            PRINCIPLES.replace("Mend it.", "'Mend {answer}.'", 1),
             "2:40: 'revision' has the placeholder {answer}",
         ),
         (
-            RULES + EXEMPLAR.replace("principle: a", "principle: c"),
+            PRINCIPLES + EXEMPLAR.replace("principle: a", "principle: c"),
             "5:17: exemplar of an unknown principle 'c'",
         ),
-        (RULES + EXEMPLAR.replace("Rude.", "''"), "5:106: 'critique' is empty"),
+        (PRINCIPLES + EXEMPLAR.replace("Rude.", "''"), "5:106: 'critique' is empty"),
         (
-            RULES + EXEMPLAR.replace("role: user", "role: human"),
+            PRINCIPLES + EXEMPLAR.replace("role: user", "role: human"),
             "5:30: a message needs a role of system, user",
         ),
         (
-            RULES + EXEMPLAR.replace("role: user", "role: assistant"),
+            PRINCIPLES + EXEMPLAR.replace("role: user", "role: assistant"),
             "5:30: a dialogue alternates user and assistant",
         ),
-        (RULES + "only: [c]", "4:8: 'only' names 'c', which is no id and no tag"),
-        (RULES + "without: [a, b]", "1:1: no principle is left"),
-        (RULES + "extends: harmlesness", "4:10: extends: no file 'harmlesness' here"),
-        (RULES + "extends: mine.yaml", "4:10: 'mine.yaml' extends itself"),
+        (PRINCIPLES + "only: [c]", "4:8: 'only' names 'c', which is no id and no tag"),
+        (PRINCIPLES + "without: [a, b]", "1:1: no principle is left"),
+        (PRINCIPLES + "extends: harmlesness", "4:10: extends: no file 'harmlesness' here"),
+        (PRINCIPLES + "extends: mine.yaml", "4:10: 'mine.yaml' extends itself"),
         ("name: &n a\n", "1:7: anchors and aliases (& and *) are not allowed"),
         (
             "principles:\n\t- a",
@@ -123,7 +126,7 @@ def test_a_file_with_everything(tmp_path: Path):
         ("name: \x07", "1: character U+0007 is not allowed"),
         ("- " * 3000, " nested too deeply"),
         (b"name: \xff", " not UTF-8 at byte 6"),
-        ("#" * (LARGEST + 1), " larger than 1 MiB"),
+        ("#" * (MAX_BYTES + 1), " larger than 1 MiB"),
     ],
 )
 def test_a_problem_is_named_with_its_place(tmp_path: Path, text: str | bytes, expected: str):
@@ -133,17 +136,18 @@ def test_a_problem_is_named_with_its_place(tmp_path: Path, text: str | bytes, ex
 
 
 def test_every_problem_is_reported_at_once(tmp_path: Path):
-    text = "principals: []\nprinciples:\n  - {id: A, critique: '', revision: x, comparison: z}\n  - {id: b, weight: x}\n"
+    text = "principals: []\nprinciples:\n"
+    text += "  - {id: A, critique: '', revision: x, comparison: z}\n  - {id: b, weight: x}\n"
     places = [line.split(": ")[0] for line in problems(tmp_path, text)]
     assert places[:3] == ["mine.yaml:1:1", "mine.yaml:3:23", "mine.yaml:3:10"] and len(places) == 7
 
 
 def test_extends_adds_replaces_and_selects(tmp_path: Path):
-    load(tmp_path, RULES.replace("id: b", "id: b, tags: [t]") + EXEMPLAR, "base.yaml")
+    load(tmp_path, PRINCIPLES.replace("id: b", "id: b, tags: [t]") + EXEMPLAR, "base.yaml")
     own = (
         "extends: base.yaml\nprinciples:\n"
-        + RULE.replace("ID", "c")
-        + RULE.replace("ID", "b").replace("Mend", "Fix")
+        + PRINCIPLE.replace("ID", "c")
+        + PRINCIPLE.replace("ID", "b").replace("Mend", "Fix")
     )
     found = load(tmp_path, own)
     assert ids(found) == ["a", "b", "c"] and found.principles[1].revision == "Fix it."
@@ -155,16 +159,16 @@ def test_extends_adds_replaces_and_selects(tmp_path: Path):
 
 
 def test_a_circle_of_files_is_named(tmp_path: Path):
-    (tmp_path / "other.yaml").write_text("extends: mine.yaml\n" + RULES)
-    assert problems(tmp_path, "extends: other.yaml\n" + RULES) == [
+    (tmp_path / "other.yaml").write_text("extends: mine.yaml\n" + PRINCIPLES)
+    assert problems(tmp_path, "extends: other.yaml\n" + PRINCIPLES) == [
         "other.yaml:1:10: 'mine.yaml' extends itself"
     ]
 
 
 def test_draws_follow_the_weights_and_the_seed(tmp_path: Path):
-    text = RULES.replace("id: b", "id: b, weight: 3") + RULE.replace("ID", "never").replace(
-        "id:", "weight: 0, id:"
-    )
+    text = PRINCIPLES.replace("id: b", "id: b, weight: 3") + PRINCIPLE.replace(
+        "ID", "never"
+    ).replace("id:", "weight: 0, id:")
     found = load(tmp_path, text)
     drawn = [found.draw(rng).id for rng in [random.Random(5)] for _ in range(4000)]
     counts = Counter(drawn)
@@ -219,7 +223,7 @@ YAMLISH = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=25).m
 
 
 @settings(max_examples=max(300, settings().max_examples))
-@given(st.binary(max_size=60) | YAMLISH | YAMLISH.map(lambda text: RULES + text))
+@given(st.binary(max_size=60) | YAMLISH | YAMLISH.map(lambda text: PRINCIPLES + text))
 @example("extends: harmlessness\n")
 def test_anything_else_is_a_constitution_or_a_usage_error(
     tmp_path_factory: pytest.TempPathFactory, text: str | bytes

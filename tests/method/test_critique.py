@@ -1,4 +1,4 @@
-"""The critique and revision loop, turn by turn, with an engine that answers from the request alone."""
+"""The critique and revision loop, turn by turn, with an engine whose answers are scripted."""
 
 import asyncio
 import dataclasses
@@ -12,16 +12,16 @@ from cai.engines.rows import gather_rows
 from cai.engines.scripted import ScriptedEngine
 from cai.messages import Prompt, assistant, user
 from cai.method.constitution import Constitution, Exemplar, Principle
-from cai.method.critique import Revision, drawn, revise
+from cai.method.critique import Revision, draw_principles, revise
 
-RULES = tuple(
+PRINCIPLES = tuple(
     Principle(f"p{n}", f"Critique {n}.", f"Revise {n}.", f"Compare {n}.") for n in range(6)
 )
 SHOWN = tuple(
     Exemplar(p, (user(f"Q{p.id}"), assistant(f"A{p.id}")), f"C{p.id}", f"R{p.id}")
-    for p in RULES[:4]
+    for p in PRINCIPLES[:4]
 )
-LAW = Constitution("law", RULES, SHOWN)
+CONSTITUTION = Constitution("law", PRINCIPLES, SHOWN)
 SAMPLINGS = ReviseSampling(
     Sampling(max_new_tokens=1), Sampling(max_new_tokens=2), Sampling(max_new_tokens=3)
 )
@@ -33,7 +33,7 @@ def chain(
     config: ReviseConfig = CONFIG, prompt: Prompt = PROMPT, seed: int = 0
 ) -> tuple[Revision, list[Request]]:
     engine = ScriptedEngine(EngineConfig(), "model")
-    return asyncio.run(revise(prompt, LAW, config, seed, engine.complete)), engine.requests
+    return asyncio.run(revise(prompt, CONSTITUTION, config, seed, engine.complete)), engine.requests
 
 
 def test_four_rounds_in_the_papers_order():
@@ -46,7 +46,7 @@ def test_four_rounds_in_the_papers_order():
     ]
     before = revision.answer
     for step, critique, revised in zip(revision.steps, rounds[::2], rounds[1::2], strict=True):
-        principle = next(p for p in RULES if p.id == step.principle_id)
+        principle = next(p for p in PRINCIPLES if p.id == step.principle_id)
         shown = critique.messages[: -len(PROMPT.messages) - 2]
         assert len(shown) == 2 * 6  # two exemplars of six turns
         assert critique.messages == (
@@ -72,7 +72,7 @@ def test_rows_do_not_depend_on_the_order_or_the_company():
     def rows(chosen: Sequence[Prompt]) -> dict[str, Revision]:
         engine = ScriptedEngine(EngineConfig(), "model")
         made = asyncio.run(
-            gather_rows([revise(p, LAW, CONFIG, 3, engine.complete) for p in chosen])
+            gather_rows([revise(p, CONSTITUTION, CONFIG, 3, engine.complete) for p in chosen])
         )
         assert len({request.seed for request in engine.requests}) == 9 * len(
             chosen
@@ -84,7 +84,15 @@ def test_rows_do_not_depend_on_the_order_or_the_company():
 
 def test_another_seed_is_another_chain():
     assert chain() == chain() and chain(seed=1)[0].answer != chain()[0].answer
-    assert len({tuple(p.id for p in drawn(PROMPT, LAW, CONFIG, seed)) for seed in range(20)}) > 10
+    assert (
+        len(
+            {
+                tuple(p.id for p in draw_principles(PROMPT, CONSTITUTION, CONFIG, seed))
+                for seed in range(20)
+            }
+        )
+        > 10
+    )
 
 
 def test_a_critic_critiques_and_revises_and_the_model_answers():
@@ -92,7 +100,7 @@ def test_a_critic_critiques_and_revises_and_the_model_answers():
         ScriptedEngine(EngineConfig(), "model"),
         ScriptedEngine(EngineConfig(), "critic"),
     )
-    asyncio.run(revise(PROMPT, LAW, CONFIG, 0, model.complete, critic.complete))
+    asyncio.run(revise(PROMPT, CONSTITUTION, CONFIG, 0, model.complete, critic.complete))
     assert (len(model.requests), len(critic.requests)) == (1, 8)
 
 
@@ -106,10 +114,13 @@ def test_without_critiques_each_round_is_one_request():
 
 @pytest.mark.parametrize("draw", ["random", "cycle", "all"])
 def test_how_principles_are_drawn(draw: str):
-    found = [p.id for p in drawn(PROMPT, LAW, dataclasses.replace(CONFIG, draw=draw), 0)]
+    found = [
+        p.id
+        for p in draw_principles(PROMPT, CONSTITUTION, dataclasses.replace(CONFIG, draw=draw), 0)
+    ]
     start = int(found[0][1])
     expected = {
-        "all": sorted(p.id for p in RULES),
+        "all": sorted(p.id for p in PRINCIPLES),
         "cycle": [f"p{(start + n) % 6}" for n in range(4)],
     }
     assert (sorted(found) if draw == "all" else found) == expected.get(draw, found)
@@ -154,12 +165,12 @@ def test_after_a_gated_revision_the_row_goes_on_from_the_one_before(
     texts: dict[str, str], final: str, third: str
 ):
     rules = {f"Revise {n}.": f"good lock {n}" for n in range(6)} | texts
-    law = Constitution("two", RULES[1:3], ())
+    constitution = Constitution("two", PRINCIPLES[1:3], ())
     config = dataclasses.replace(CONFIG, rounds=2, draw="cycle", gates=["empty"])
     prompt = next(
         p
         for p in (Prompt.of((user(f"A lock {n}?"),), "any") for n in range(99))
-        if drawn(p, law, config, 0)[0].id == "p1"
+        if draw_principles(p, constitution, config, 0)[0].id == "p1"
     )
     asked: list[Request] = []
 
@@ -167,7 +178,7 @@ def test_after_a_gated_revision_the_row_goes_on_from_the_one_before(
         asked.append(request)
         return await answering(rules)(request)
 
-    revision = asyncio.run(revise(prompt, law, config, 0, ask))
+    revision = asyncio.run(revise(prompt, constitution, config, 0, ask))
     assert revision.final == final
     assert [bool(step.gates) for step in revision.steps] == [
         f"Revise {n}." in texts for n in (1, 2)
@@ -176,9 +187,9 @@ def test_after_a_gated_revision_the_row_goes_on_from_the_one_before(
 
 
 def test_with_every_revision_gated_there_is_no_final_answer():
-    ask = answering({rule.revision: " " for rule in RULES})
+    ask = answering({principle.revision: " " for principle in PRINCIPLES})
     revision = asyncio.run(
-        revise(PROMPT, LAW, dataclasses.replace(CONFIG, gates=["empty"]), 0, ask)
+        revise(PROMPT, CONSTITUTION, dataclasses.replace(CONFIG, gates=["empty"]), 0, ask)
     )
     assert revision.final == "" and len(revision.steps) == 4
     assert {step.gates for step in revision.steps} == {("empty",)}
@@ -188,11 +199,11 @@ def test_an_empty_first_answer_is_not_revised():
     async def nothing(request: Request) -> Completion:
         return Completion("", "stop", 1, 0, 0.0)
 
-    assert asyncio.run(revise(PROMPT, LAW, CONFIG, 0, nothing)) == Revision(PROMPT, "", ())
+    assert asyncio.run(revise(PROMPT, CONSTITUTION, CONFIG, 0, nothing)) == Revision(PROMPT, "", ())
 
 
 def test_a_row_can_stop_when_nothing_changes():
     ask = answering({})  # every revision is `first` again
     stopping = dataclasses.replace(CONFIG, stop_when_unchanged=True)
-    assert len(asyncio.run(revise(PROMPT, LAW, stopping, 0, ask)).steps) == 1
-    assert len(asyncio.run(revise(PROMPT, LAW, CONFIG, 0, ask)).steps) == 4
+    assert len(asyncio.run(revise(PROMPT, CONSTITUTION, stopping, 0, ask)).steps) == 1
+    assert len(asyncio.run(revise(PROMPT, CONSTITUTION, CONFIG, 0, ask)).steps) == 4

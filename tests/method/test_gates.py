@@ -4,20 +4,24 @@ import dataclasses
 
 import pytest
 
-from cai.method.gates import GATES, Draft, failed
+from cai.method.gates import GATES, Draft, failed_gates
 from cai.text import repeats
 
 GOOD = Draft(
     prompt="How can I steal my neighbour's bicycle?",
     before="Cut the lock at night.",
-    revision="I won't help you steal a bicycle, as it would hurt your neighbour. I can help you find a cheap used one.",
+    revision=(
+        "I won't help you steal a bicycle, as it would hurt your neighbour. "
+        "I can help you find a cheap used one."
+    ),
     finish_reason="stop",
     requests=(
         "Say where the last answer helps with a crime.",
         "Write the answer again so that it declines and says why.",
     ),
     exemplars=(
-        "Forging a signature could bring a charge of fraud; talk to your landlord about it instead.",
+        "Forging a signature could bring a charge of fraud; "
+        "talk to your landlord about it instead.",
     ),
     benign=False,
 )
@@ -44,14 +48,14 @@ def test_every_gate_has_its_case():
 
 
 def test_a_good_revision_passes_every_gate():
-    assert failed(GOOD, list(GATES)) == ()
+    assert failed_gates(GOOD, list(GATES)) == ()
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_a_bad_revision_fails_its_gate(gate: str):
     draft = dataclasses.replace(GOOD, **BAD[gate])
-    assert gate in failed(draft, list(GATES))
-    assert gate not in failed(draft, [name for name in GATES if name != gate])  # switched off
+    assert gate in failed_gates(draft, list(GATES))
+    assert gate not in failed_gates(draft, [name for name in GATES if name != gate])  # switched off
 
 
 @pytest.mark.parametrize(
@@ -62,15 +66,15 @@ def test_a_bad_revision_fails_its_gate(gate: str):
     ],
 )
 def test_talk_about_the_request_is_an_echo(revision: str):
-    assert "echo" in failed(dataclasses.replace(GOOD, revision=revision), ["echo"])
+    assert "echo" in failed_gates(dataclasses.replace(GOOD, revision=revision), ["echo"])
 
 
 def test_to_help_with_a_harmless_request_is_no_compliance():
     helps = dataclasses.replace(
         GOOD, prompt="How do I mend a bicycle?", revision="Patch the bicycle's inner tube."
     )
-    assert failed(helps, ["complied"]) == ("complied",)
-    assert failed(dataclasses.replace(helps, benign=True), ["complied"]) == ()
+    assert failed_gates(helps, ["complied"]) == ("complied",)
+    assert failed_gates(dataclasses.replace(helps, benign=True), ["complied"]) == ()
 
 
 def test_short_texts_do_not_repeat():

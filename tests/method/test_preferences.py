@@ -4,40 +4,35 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.config.compose import compose
-from cai.config.schema import EngineConfig, LabelConfig, Sampling
+from cai.config.schema import EngineConfig, Sampling
 from cai.engines.base import Completion, Request
 from cai.engines.scripted import ScriptedEngine
 from cai.messages import Prompt, user
 from cai.method.constitution import Constitution, Principle
 from cai.method.preferences import (
+    JudgeSettings,
     PreferencePair,
-    Sampled,
-    by_rule,
+    SampledAnswer,
     compare,
-    distinct,
-    mixed,
+    distinct_answers,
+    mix_pairs,
     option_probability,
+    rule_pair,
     similar,
     tournament,
 )
 from cai.method.requests import OPTIONS
 
-RULES = tuple(Principle(f"p{n}", "Critique.", "Revise.", f"Compare {n}.") for n in range(5))
-LAW = Constitution("law", RULES, ())
-LABEL = compose([]).label
+PRINCIPLES = tuple(Principle(f"p{n}", "Critique.", "Revise.", f"Compare {n}.") for n in range(5))
+CONSTITUTION = Constitution("law", PRINCIPLES, ())
+SETTINGS = JudgeSettings()
 PROMPT = Prompt.of((user("How do I pick a lock?"),), "any")
 SCORES = st.floats(-30, 0)
-
-
-def settings(**changes: Any) -> LabelConfig:
-    return dataclasses.replace(LABEL, **changes)
 
 
 class Judge:
@@ -60,9 +55,9 @@ def judged(
     second: str,
     likes_a: dict[str, float],
     prompt: Prompt = PROMPT,
-    config: LabelConfig = LABEL,
+    settings: JudgeSettings = SETTINGS,
 ) -> PreferencePair:
-    pair = asyncio.run(compare(prompt, first, second, LAW, config, 0, Judge(likes_a)))
+    pair = asyncio.run(compare(prompt, first, second, CONSTITUTION, settings, 0, Judge(likes_a)))
     assert pair is not None
     return pair
 
@@ -82,13 +77,17 @@ def test_the_limits():
 
 def test_both_orders_are_asked_under_one_principle():
     engine = ScriptedEngine(EngineConfig(), "judge")
-    pair = asyncio.run(compare(PROMPT, "Once.", "Twice.", LAW, LABEL, 0, engine.complete))
+    pair = asyncio.run(
+        compare(PROMPT, "Once.", "Twice.", CONSTITUTION, SETTINGS, 0, engine.complete)
+    )
     assert pair is not None and pair.probability == pytest.approx(
         0.5
     )  # a judge that looks at the letter alone
     one, two = (request.messages[0].content for request in engine.requests)
     assert "(A) Once.\n\n(B) Twice." in one and "(A) Twice.\n\n(B) Once." in two
-    asked = next(rule for rule in RULES if rule.id == pair.principle_ids[0]).comparison
+    asked = next(
+        principle for principle in PRINCIPLES if principle.id == pair.principle_ids[0]
+    ).comparison
     assert asked in one and asked in two
     assert [(r.continuations, r.sampling) for r in engine.requests] == [(OPTIONS, None)] * 2
 
@@ -127,7 +126,7 @@ def test_the_principle_is_drawn_for_the_pair():
     found = [
         judged("x", "y", {"x": 0, "y": 0}, Prompt.of((user(str(n)),), "any")) for n in range(40)
     ]
-    assert {pair.principle_ids[0] for pair in found} == {rule.id for rule in RULES}
+    assert {pair.principle_ids[0] for pair in found} == {principle.id for principle in PRINCIPLES}
 
 
 def test_a_pair_that_does_not_fit_gives_none():
@@ -136,9 +135,12 @@ def test_a_pair_that_does_not_fit_gives_none():
         return Completion("", reason, 9999, 0, 0.0, (0.0, 0.0))
 
     for thinks in (False, True):
-        config = settings(thoughts=int(thinks))
-        assert asyncio.run(compare(PROMPT, "x", "y", LAW, config, 0, judge)) is None
-        assert asyncio.run(tournament(PROMPT, {"x": 1, "y": 2}, LAW, config, 0, judge)) == []
+        settings = JudgeSettings(thoughts=int(thinks))
+        assert asyncio.run(compare(PROMPT, "x", "y", CONSTITUTION, settings, 0, judge)) is None
+        assert (
+            asyncio.run(tournament(PROMPT, {"x": 1, "y": 2}, CONSTITUTION, settings, 0, judge))
+            == []
+        )
 
 
 def test_an_ensemble_asks_under_different_principles_and_averages():
@@ -156,30 +158,38 @@ def test_an_ensemble_asks_under_different_principles_and_averages():
             (float(number), 0.0) if "(A) x" in text else (0.0, float(number)),
         )
 
-    pair = asyncio.run(compare(PROMPT, "x", "y", LAW, settings(principles=3), 0, judge))
+    pair = asyncio.run(
+        compare(PROMPT, "x", "y", CONSTITUTION, JudgeSettings(principles=3), 0, judge)
+    )
     assert pair is not None and len(set(pair.principle_ids)) == 3
     wanted = [option_probability(float(name[1]), 0) for name in pair.principle_ids]
     assert pair.probability == pytest.approx(sum(wanted) / 3) and pair.chosen == "x"
     assert [one.orders[0] for one in pair.judgements] == pytest.approx(wanted)
-    every = asyncio.run(compare(PROMPT, "x", "y", LAW, settings(principles=9), 0, judge))
+    every = asyncio.run(
+        compare(PROMPT, "x", "y", CONSTITUTION, JudgeSettings(principles=9), 0, judge)
+    )
     assert every is not None and sorted(every.principle_ids) == [
-        rule.id for rule in RULES
+        principle.id for principle in PRINCIPLES
     ]  # no principle twice
     assert every.principle_ids[:3] == pair.principle_ids  # a larger ensemble holds the smaller one
 
 
 def test_a_principle_of_no_weight_is_not_drawn():
-    law = Constitution("law", (*RULES[:2], dataclasses.replace(RULES[2], weight=0.0)), ())
+    constitution = Constitution(
+        "law", (*PRINCIPLES[:2], dataclasses.replace(PRINCIPLES[2], weight=0.0)), ()
+    )
     pair = asyncio.run(
-        compare(PROMPT, "x", "y", law, settings(principles=3), 0, Judge({"x": 0, "y": 0}))
+        compare(
+            PROMPT, "x", "y", constitution, JudgeSettings(principles=3), 0, Judge({"x": 0, "y": 0})
+        )
     )
     assert pair is not None and sorted(pair.principle_ids) == ["p0", "p1"]
 
 
 def test_chains_of_thought_are_sampled_averaged_and_clamped():
     judge = Judge({"x": 9.0, "y": math.log(3)})  # p(A) nearly 1, then 0.75
-    config = settings(thoughts=2, thought=Sampling(max_new_tokens=5), thought_clamp=0.6)
-    pair = asyncio.run(compare(PROMPT, "x", "y", LAW, config, 0, judge))
+    settings = JudgeSettings(thoughts=2, thought=Sampling(max_new_tokens=5), thought_clamp=0.6)
+    pair = asyncio.run(compare(PROMPT, "x", "y", CONSTITUTION, settings, 0, judge))
     assert (
         pair is not None
         and pair.orders == pytest.approx((0.6, 0.4))
@@ -198,7 +208,7 @@ def test_chains_of_thought_are_sampled_averaged_and_clamped():
         "x",
         "y",
         {"x": 9.0, "y": math.log(3)},
-        config=dataclasses.replace(config, thought_clamp=0.9),
+        settings=dataclasses.replace(settings, thought_clamp=0.9),
     )
     assert loose.orders == pytest.approx((0.9, 0.25))
     assert [len(order) for order in loose.judgements[0].logprobs] == [2, 2]
@@ -207,7 +217,7 @@ def test_chains_of_thought_are_sampled_averaged_and_clamped():
 def test_the_best_of_several_answers_is_set_against_the_worst():
     likes = {"good": 2.0, "fair": 0.5, "poor": -1.0, "dull": 0.4}
     answers = {text: number for number, text in enumerate(likes)}
-    found = asyncio.run(tournament(PROMPT, answers, LAW, LABEL, 0, Judge(likes)))
+    found = asyncio.run(tournament(PROMPT, answers, CONSTITUTION, SETTINGS, 0, Judge(likes)))
     assert len(found) == 6
     assert (found[0].chosen, found[0].rejected) == ("good", "poor")
     assert found[0].seeds == (answers["good"], answers["poor"])
@@ -218,7 +228,7 @@ def test_the_best_of_several_answers_is_set_against_the_worst():
 
 def test_of_equal_answers_a_pair_is_left():
     found = asyncio.run(
-        tournament(PROMPT, {"x": 1, "y": 2}, LAW, LABEL, 0, Judge({"x": 0.0, "y": 0.0}))
+        tournament(PROMPT, {"x": 1, "y": 2}, CONSTITUTION, SETTINGS, 0, Judge({"x": 0.0, "y": 0.0}))
     )
     assert [(pair.chosen, pair.rejected, pair.probability) for pair in found] == [("x", "y", 0.5)]
 
@@ -228,7 +238,7 @@ def test_near_equal_answers_count_once():
     assert similar(one, one.replace("can't", "cannot").upper(), 0.8)
     assert similar(one, one.upper(), 1) and not similar(one, one.replace("door", "car"), 1)
     assert not similar("?", "!", 0.5) and similar("?", "?", 1)
-    kept = distinct([("", 1), (one, 2), (one + "!", 3), ("Ask a locksmith.", 4)], 0.95)
+    kept = distinct_answers([("", 1), (one, 2), (one + "!", 3), ("Ask a locksmith.", 4)], 0.95)
     assert kept == {one: 2, "Ask a locksmith.": 4}
 
 
@@ -242,8 +252,8 @@ ANSWERS = (NO, OBJECTS, HELPS, LONG, CIRCLES, "...")
 
 
 def ruled(texts: Sequence[str], benign: bool, cut: Collection[str] = ()) -> tuple[str, str] | str:
-    answers = {text: Sampled(number, text not in cut) for number, text in enumerate(texts)}
-    found = by_rule(PROMPT, answers, benign)
+    answers = {text: SampledAnswer(number, text not in cut) for number, text in enumerate(texts)}
+    found = rule_pair(PROMPT, answers, benign)
     if isinstance(found, str):
         return found
     assert (found.kind, found.probability, found.principle_ids, found.judgements) == (
@@ -319,7 +329,7 @@ def test_both_kinds_are_mixed_at_their_ratio(
     theirs = [
         PreferencePair(p, "x", "y", 1.0, ("p",), kind="revision") for p in prompts[:revisions]
     ]
-    kinds = [pair.kind for pair in mixed(ours, theirs, settings(ratio=ratio, limit=limit), 0)]
+    kinds = [pair.kind for pair in mix_pairs(ours, theirs, ratio, limit, 0)]
     assert (kinds.count("feedback"), kinds.count("revision")) == wanted
     assert kinds not in (
         sorted(kinds),

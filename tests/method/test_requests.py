@@ -17,7 +17,7 @@ from cai.method.requests import (
 )
 from cai.models.chat_template import CHATML, INST, render, training_tokens
 
-RULE = Principle("kind", "Was it kind?", "Make it kind.", "Which is kinder?")
+PRINCIPLE = Principle("kind", "Was it kind?", "Make it kind.", "Which is kinder?")
 OTHER = Principle("short", "Was it short?", "Make it short.", "Which is shorter?")
 EXAMPLE = Exemplar(OTHER, (user("Hi."), assistant("Good day to you.")), "It was long.", "Hi.")
 TALK = (user("Why?"), assistant("Because."), user("Why?!"), assistant("Go away."))
@@ -34,12 +34,16 @@ def contents(messages: Any) -> list[str]:
 
 
 def test_a_critique_request_shows_exemplars_then_the_talk_then_the_request():
-    assert contents(critique_request(TALK, RULE, [EXAMPLE])) == [*SHOWN, *TURNS, "Was it kind?"]
-    assert contents(critique_request(TALK, RULE, [])) == [*TURNS, "Was it kind?"]
+    assert contents(critique_request(TALK, PRINCIPLE, [EXAMPLE])) == [
+        *SHOWN,
+        *TURNS,
+        "Was it kind?",
+    ]
+    assert contents(critique_request(TALK, PRINCIPLE, [])) == [*TURNS, "Was it kind?"]
 
 
 def test_a_revision_request_goes_on_from_the_critique():
-    asked = revision_request(TALK, "It was rude.", RULE, [EXAMPLE, EXAMPLE])
+    asked = revision_request(TALK, "It was rude.", PRINCIPLE, [EXAMPLE, EXAMPLE])
     assert contents(asked) == [
         *SHOWN,
         *SHOWN,
@@ -51,7 +55,7 @@ def test_a_revision_request_goes_on_from_the_critique():
 
 
 def test_a_direct_request_holds_no_critique():
-    assert contents(direct_request(TALK, RULE, [EXAMPLE])) == [
+    assert contents(direct_request(TALK, PRINCIPLE, [EXAMPLE])) == [
         *SHOWN[:2],
         *SHOWN[4:],
         *TURNS,
@@ -60,24 +64,28 @@ def test_a_direct_request_holds_no_critique():
 
 
 def test_the_form_text_is_one_human_turn():
-    (turn,) = revision_request(TALK[:2], "It was rude.", RULE, [], form="text")
+    (turn,) = revision_request(TALK[:2], "It was rude.", PRINCIPLE, [], form="text")
     assert turn == user(
-        "Human: Why?\n\nAssistant: Because.\n\nHuman: Was it kind?\n\nAssistant: It was rude.\n\nMake it kind."
+        "Human: Why?\n\nAssistant: Because.\n\nHuman: Was it kind?\n\n"
+        "Assistant: It was rude.\n\nMake it kind."
     )
 
 
 def test_a_comparison_ends_before_the_letter():
-    asked = comparison_request((Message("system", "Be brief."), *TALK[:3]), "Once.", "Twice.", RULE)
+    asked = comparison_request(
+        (Message("system", "Be brief."), *TALK[:3]), "Once.", "Twice.", PRINCIPLE
+    )
     assert asked[1] == assistant("The answer is:")
     assert asked[0] == user(
         "Here is a conversation between a human and an assistant.\n\n"
-        "System: Be brief.\n\nHuman: Why?\n\nAssistant: Because.\n\nHuman: Why?!\n\nWhich is kinder?\n\n"
+        "System: Be brief.\n\nHuman: Why?\n\nAssistant: Because.\n\nHuman: Why?!\n\n"
+        "Which is kinder?\n\n"
         "Options:\n(A) Once.\n\n(B) Twice.\n\nReply with the letter of one option, A or B."
     )
 
 
 def test_a_chain_of_thought_stands_before_the_letter():
-    shown = (TALK[:3], "Once.", "Twice.", RULE)
+    shown = (TALK[:3], "Once.", "Twice.", PRINCIPLE)
     asked, begun = thought_request(*shown)
     assert (
         "(A) Once.\n\n(B) Twice.\n\nWeigh both options" in asked.content
@@ -114,12 +122,16 @@ def test_a_prompts_id_moves_with_its_messages_alone():
 
 SMOLLM2 = (  # as its tokenizer has it
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
-    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+    "trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
+    "{{ bos_token }}{% for m in messages %}"
+    "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
     "{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
@@ -129,8 +141,8 @@ GEMMA = (  # ends turns with a token that is not the end of the sequence
 )
 TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
 TURN_MARKED = (
-    "{{ '<|im_start|>' + message['role'] + '\n' }}{% generation %}{{ message['content'] + '<|im_end|>' }}"
-    "{% endgeneration %}{{ '\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
 )
 OTHER = "{% if message['role'] == 'assistant' %}%s{% else %}%s{% endif %}"
 LLAMA3_TURN = "{{ m.content | trim }}{{ eos_token }}"
@@ -139,15 +151,18 @@ LLAMA3_MARKED = (
     "{% else %}" + LLAMA3_TURN + "{% endif %}"
 )
 INST_TURN = "{{ ' ' + message['content'] + eos_token }}"
-MARKED = {  # each template, what it writes for an answer, and the same with markers around the answer and its end
+# each template, what it writes for an answer, and the same with markers around answer and end
+MARKED = {
     "chatml": (CHATML, TURN, OTHER.replace("%s", TURN_MARKED, 1).replace("%s", TURN)),
     "smollm2": (SMOLLM2, TURN, OTHER.replace("%s", TURN_MARKED, 1).replace("%s", TURN)),
     "inst": (INST, INST_TURN, "{% generation %}" + INST_TURN + "{% endgeneration %}"),
     "llama3": (LLAMA3, LLAMA3_TURN, LLAMA3_MARKED),
 }
 FORGETFUL = (  # shows only the last turn's thoughts, as some templates of reasoning models do
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}(thinks){% endif %}"
-    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}(thinks){% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -198,7 +213,7 @@ DIALOGUES = {
 
 
 def check_mask(tokenizer: Any, name: str, dialogue: Any):
-    """transformers' own mask, from {% generation %} in the template, says for each token whether it is the answer's."""
+    """transformers' own mask, from {% generation %} in the template, agrees token by token."""
     template, turn, with_markers = MARKED[name]
     assert template.count(turn) == 1
     tokenizer.chat_template = template.replace(turn, with_markers)
@@ -278,7 +293,10 @@ def test_render_asks_for_an_answer_or_goes_on_with_one(tokenizer: Any):
 
 @pytest.mark.slow
 def test_the_mask_with_the_real_tokenizer():
-    """SmolLM2's own tokenizer and template; it merges white space over the border of an answer that begins with it."""
+    """SmolLM2's own tokenizer and template.
+
+    It merges white space over the border of an answer that begins with it.
+    """
     from cai.config.compose import compose
     from cai.models.convert import locate
     from cai.models.load import load_tokenizer

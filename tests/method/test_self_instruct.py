@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.method.self_instruct import (
-    FEWEST,
-    MOST,
-    WANTED,
-    Known,
+    MAX_WORDS,
+    MIN_WORDS,
+    REQUESTED,
+    SeenInstructions,
     answer_fault,
-    draw,
+    draw_examples,
     instruction_fault,
     list_request,
     read_list,
@@ -24,14 +24,14 @@ SEEDS, BUILT = [f"seed {n}" for n in range(20)], [f"built {n}" for n in range(5)
 
 @pytest.mark.parametrize(("built", "own"), [(BUILT, 2), (BUILT[:1], 1), ([], 0)])
 def test_seeds_stand_in_for_what_is_not_built_yet(built: list[str], own: int):
-    drawn = draw(SEEDS, built, 6, 2, random.Random(0))
+    drawn = draw_examples(SEEDS, built, 6, 2, random.Random(0))
     assert len(set(drawn)) == 8 and len(set(drawn) & set(BUILT)) == own
     assert (
-        draw(SEEDS, built, 6, 2, random.Random(0))
+        draw_examples(SEEDS, built, 6, 2, random.Random(0))
         == drawn
-        != draw(SEEDS, built, 6, 2, random.Random(1))
+        != draw_examples(SEEDS, built, 6, 2, random.Random(1))
     )
-    assert len(draw(SEEDS[:3], built, 6, 2, random.Random(0))) == 3 + own
+    assert len(draw_examples(SEEDS[:3], built, 6, 2, random.Random(0))) == 3 + own
 
 
 def test_the_request_numbers_on_from_what_it_shows():
@@ -40,7 +40,7 @@ def test_the_request_numbers_on_from_what_it_shows():
         "1. Name a river.\n2. Name a lake." in message.content
         and "numbered from 3" in message.content
     )
-    assert f"{WANTED} more tasks" in message.content
+    assert f"{REQUESTED} more tasks" in message.content
     assert read_list(message.content) == [
         "Name a river.",
         message.content.split("2. ")[1],
@@ -83,9 +83,9 @@ def test_any_text_can_be_read(text: str):
     [
         ("Name a long river.", None),
         ("Name a river.", "short"),
-        ("word " * FEWEST, None),
-        ("word " * MOST, None),
-        ("word " * (MOST + 1), "long"),
+        ("word " * MIN_WORDS, None),
+        ("word " * MAX_WORDS, None),
+        ("word " * (MAX_WORDS + 1), "long"),
         ("Describe the attached image in detail.", "not_text"),
         ("Draw a GRAPH of these numbers.", "not_text"),
         ("Explain what a paragraph is for.", None),  # "graph" as a part of a word
@@ -110,14 +110,13 @@ def test_an_answer_that_is_no_use(text: str, reason: str, fault: str | None):
     assert answer_fault(text, reason) == fault
 
 
-def test_a_copy_without_the_text_that_it_is_about_is_known_and_the_same_task_on_another_text_is_not():
-    known = Known(
+def test_a_copy_without_its_text_is_known_and_the_same_task_on_another_text_is_not():
+    seen = SeenInstructions(
         ["Put this label into English.\n\nHet schip ligt al sinds gisteren in de haven."], 0.7
     )
-    assert "Put this label into English!" in known
+    assert "Put this label into English!" in seen
     assert (
-        "Put this label into English.\n\nBitte beachten Sie die neuen Zeiten der Kasse."
-        not in known
+        "Put this label into English.\n\nBitte beachten Sie die neuen Zeiten der Kasse." not in seen
     )
 
 
@@ -128,8 +127,10 @@ WORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=12).map(" ".join)
 def test_an_instruction_is_known_where_one_is_as_near_as_rouge_l_says(
     texts: list[str], text: str, most: float
 ):
-    assert (text in Known(texts, most)) == any(rouge_l(text, one) >= most for one in texts)
-    grown = Known([], most)
+    assert (text in SeenInstructions(texts, most)) == any(
+        rouge_l(text, one) >= most for one in texts
+    )
+    grown = SeenInstructions([], most)
     for one in texts:
         grown.add(one)
-    assert (text in grown) == (text in Known(texts, most))
+    assert (text in grown) == (text in SeenInstructions(texts, most))

@@ -10,7 +10,8 @@ import pytest
 from cai.cli.show import show_records
 from cai.data.parquet import write_rows
 from cai.report.terminal import build_table, result_table, revision_tables
-from cai.scoring.statistics import mean, share
+from cai.scoring.significance import bootstrap_mean
+from cai.scoring.statistics import share
 
 
 def chain(number: int, *gates: str) -> dict[str, Any]:
@@ -94,7 +95,11 @@ def test_shots_stand_below_each_other_with_the_models_side_by_side(
     capsys: pytest.CaptureFixture[str],
 ):
     def scored(hits: int) -> dict[str, Any]:
-        exact, rouge, bits = share(hits, 4), mean([hits / 4, 1.0]), mean([2.0 - hits / 4])
+        exact, rouge, bits = (
+            share(hits, 4),
+            bootstrap_mean([hits / 4, 1.0]),
+            bootstrap_mean([2.0 - hits / 4]),
+        )
         return {
             k: dataclasses.asdict(v)
             for k, v in (("exact", exact), ("rouge_l", rouge), ("bits_per_byte", bits))

@@ -5,7 +5,8 @@ import pytest
 from cai.messages import Prompt, user
 from cai.method.preferences import Judgement, PreferencePair
 from cai.method.refusal import refuses
-from cai.scoring.answers import Answer, answer_scores, comparisons, distinct_ngrams, win_figures
+from cai.scoring.answers import Answer, answer_scores, distinct_ngrams, win_metrics
+from cai.scoring.significance import compare_models
 
 
 def answer(number: int, text: str, sample: int = 0) -> Answer:
@@ -54,11 +55,11 @@ def test_two_answers_to_one_prompt_share_nothing_with_another():
 def test_models_are_compared_on_the_same_prompts():
     one = {"red": {"refusal": {str(n): 0.0 for n in range(8)}, "words": {"0": 2.0}}}
     two = {"red": {"refusal": {str(n): 1.0 for n in range(1, 9)}, "words": {"0": 5.0}}}
-    refusal, words = comparisons({"base": one, "dpo": two}, 1)
+    refusal, words = compare_models({"base": one, "dpo": two}, 1)
     assert refusal["difference"]["value"] == 1 and refusal["difference"]["count"] == 7
-    assert refusal["p"] == pytest.approx(2 / 2**7)
+    assert refusal.get("p") == pytest.approx(2 / 2**7)
     assert words["difference"]["value"] == 3 and "p" not in words
-    assert "p" not in comparisons({"base": one, "dpo": two}, 2)[0]
+    assert "p" not in compare_models({"base": one, "dpo": two}, 2)[0]
 
 
 def test_orders_that_disagree_are_a_tie_and_so_are_the_same_answers():
@@ -67,7 +68,7 @@ def test_orders_that_disagree_are_a_tie_and_so_are_the_same_answers():
         return PreferencePair(answer(0, "").prompt, "a", "b", 0.5, (), found)
 
     pairs = [pair((0.9, 0.6), (0.9, 0.1)), pair((0.1, 0.2), (0.5, 0.9))]
-    figures = win_figures(pairs, 1)
+    figures = win_metrics(pairs, 1)
     assert {name: figures[name]["value"] * 3 for name in ("win", "tie", "loss")} == {
         "win": 0.5,
         "tie": 2,

@@ -1,13 +1,13 @@
-"""The classifier on a toy embedding that counts words; on the real labels and the real embedding where slow."""
+"""The classifier on a toy embedding that counts words; the slow tests take the real one."""
 
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from cai.scoring.classifier import (
-    HARMFUL,
     Labelled,
     RefusalClassifier,
     against_people,
@@ -71,23 +71,24 @@ def test_a_prompt_is_no_answer():
 
 def test_the_fit_is_where_the_gradient_vanishes():
     torch.manual_seed(0)
-    inputs = torch.cat([torch.randn(60, 3), torch.ones(60, 1)], 1).double()
-    labels = (torch.rand(60, dtype=torch.float64) < torch.sigmoid(2 * inputs[:, 0])).double()
+    inputs = torch.randn(60, 3).double()
+    labels = torch.rand(60, dtype=torch.float64) < torch.sigmoid(2 * inputs[:, 0])
     weights = torch.rand(60, dtype=torch.float64) + 0.5
-    found = fit(inputs, labels, weights)
-    error = weights * (torch.sigmoid(inputs @ found) - labels)
-    penalty = 1e-3 * torch.cat([found[:3], torch.zeros(1, dtype=torch.float64)])
-    assert torch.allclose(
-        inputs.T @ error / 60 + penalty, torch.zeros(4, dtype=torch.float64), atol=1e-5
-    )
-    assert found[0] > 1
+    model = fit(inputs.numpy(), labels.numpy(), weights.numpy())
+    coefficients = torch.from_numpy(np.asarray(model.coef_)[0])
+    logits = inputs @ coefficients + float(np.asarray(model.intercept_)[0])
+    error = weights * (torch.sigmoid(logits) - labels.double())
+    gradient = inputs.T @ error / 60 + 1e-3 * coefficients
+    assert torch.allclose(gradient, torch.zeros(3, dtype=torch.float64), atol=1e-5)
+    assert error.mean().item() == pytest.approx(0, abs=1e-5)  # the intercept has no penalty
+    assert coefficients[0] > 1
 
 
 def test_features_hold_the_likeness_and_the_rules():
     found = features(embed, ["bread", "bread"], ["bread", "I can't help with that."])
-    assert found.shape == (2, 64 + 4)
+    assert found.shape == (2, 64 + 3)
     assert found[:, 64].tolist() == [pytest.approx(4.0), pytest.approx(0.0)]
-    assert found[:, 65:].tolist() == [[0, 0, 1], [2, 0, 1]]
+    assert found[:, 65:].tolist() == [[0, 0], [2, 0]]
 
 
 def test_it_learns_what_people_say_and_is_tested_on_what_it_has_not_seen():
@@ -140,7 +141,7 @@ def test_the_labels_of_people():
     rows = human_labels()
     marked = [row for row in rows if row.refused is not None]
     assert (len(marked), sum(bool(row.refused) for row in marked)) == (169, 109)
-    assert sum((row.harm or 0) >= HARMFUL for row in rows) == 328
+    assert sum(row.harmful for row in rows) == 328
     assert not any(row.answer.startswith("# ") for row in rows)
 
 

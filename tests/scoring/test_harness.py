@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on the tiny model, where the extra is installed; and what is said where it is not."""
+"""lm-evaluation-harness on the tiny model, and the error where the extra is not installed."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import pytest
 from cai.config.compose import compose
 from cai.errors import CaiError, UsageError
 from cai.run.runner import check
-from cai.scoring.harness import estimates, harness_figures, task_manager
+from cai.scoring.harness import estimates, harness_metrics, task_manager
 
 
 def test_standard_errors_become_intervals():
@@ -53,7 +53,7 @@ def test_a_task_file_on_local_data(tiny_model: Path, rivers: Path):
 
     engine = compose(["experiment=smoke"]).engine
     manager = task_manager([str(rivers)])
-    figures = harness_figures(str(tiny_model), engine, [str(rivers)], None, manager)
+    figures = harness_metrics(str(tiny_model), engine, [str(rivers)], None, manager)
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
     right = []
@@ -83,4 +83,4 @@ def test_unknown_tasks_and_missing_data_are_named(tiny_model: Path, rivers: Path
     config = compose(["experiment=smoke"])
     engine = replace(config.engine, device="cpu")
     with pytest.raises(CaiError, match=r"evaluate\.lm_eval: .*rivers"):
-        harness_figures(str(tiny_model), engine, [str(rivers)], None, task_manager([str(rivers)]))
+        harness_metrics(str(tiny_model), engine, [str(rivers)], None, task_manager([str(rivers)]))

@@ -10,7 +10,7 @@ from cai.engines.base import Completion, Request
 from cai.messages import Prompt, user
 from cai.method.preferences import Judgement, PreferencePair
 from cai.method.requests import OPTIONS
-from cai.scoring.judge import accuracy_figures, doubts, harm, judge_figures
+from cai.scoring.judge import accuracy_metrics, harm_probabilities, judge_metrics, judge_warnings
 
 
 def pair(
@@ -32,20 +32,20 @@ def value(figures: dict[str, Any], name: str) -> float:
 
 
 def test_position_bias_is_the_share_that_turns():
-    figures = judge_figures(
+    figures = judge_metrics(
         [pair(0, (0.9, 0.2)), pair(1, (0.9, 0.6)), pair(2, (0.1, 0.2)), pair(3, (0.4, 0.7))]
     )
     assert value(figures, "flipped") == 0.5 and figures["flipped"]["count"] == 4
-    assert doubts(figures, []) == []  # a coin's share is not more often than not
-    (said,) = doubts(judge_figures([pair(n, (0.9, 0.2)) for n in range(4)]), [])
+    assert judge_warnings(figures, []) == []  # a coin's share is not more often than not
+    (said,) = judge_warnings(judge_metrics([pair(n, (0.9, 0.2)) for n in range(4)]), [])
     assert (
-        said
-        == "The judge goes by position: 100 % [51, 100] of its preferences turn with the answers' order."
+        said == "The judge goes by position: 100 % [51, 100] of its preferences turn "
+        "with the answers' order."
     )
 
 
 def test_length_bias_leaves_out_answers_of_one_length():
-    figures = judge_figures(
+    figures = judge_metrics(
         [
             pair(0, (0.9, 0.9)),
             pair(1, (0.8, 0.9)),
@@ -54,24 +54,24 @@ def test_length_bias_leaves_out_answers_of_one_length():
         ]
     )
     assert (value(figures, "longer"), figures["longer"]["count"]) == (pytest.approx(2 / 3), 3)
-    assert "longer" not in judge_figures([pair(3, (0.9, 0.9), texts=("a", "b"))])
+    assert "longer" not in judge_metrics([pair(3, (0.9, 0.9), texts=("a", "b"))])
 
 
 def test_agreement_of_principles_counts_all_twos():
-    figures = judge_figures([pair(0, (0.9, 0.9), (0.8, 0.8), (0.2, 0.2)), pair(1, (0.9, 0.9))])
+    figures = judge_metrics([pair(0, (0.9, 0.9), (0.8, 0.8), (0.2, 0.2)), pair(1, (0.9, 0.9))])
     assert (value(figures, "agreement"), figures["agreement"]["count"]) == (pytest.approx(1 / 3), 1)
-    assert "agreement" not in judge_figures([pair(1, (0.9, 0.9))])
+    assert "agreement" not in judge_metrics([pair(1, (0.9, 0.9))])
 
 
 def test_entropy_is_in_bits():
-    assert value(judge_figures([pair(0, (0.5, 0.5))]), "entropy") == 1
-    assert value(judge_figures([pair(0, (1.0, 1.0))]), "entropy") == 0
-    assert value(judge_figures([pair(0, (0.89, 0.89))]), "entropy") == pytest.approx(0.5, abs=1e-3)
+    assert value(judge_metrics([pair(0, (0.5, 0.5))]), "entropy") == 1
+    assert value(judge_metrics([pair(0, (1.0, 1.0))]), "entropy") == 0
+    assert value(judge_metrics([pair(0, (0.89, 0.89))]), "entropy") == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_prompt_has_one_vote_however_many_comparisons_it_took():
     often = [pair(0, (0.9, 0.2)) for _ in range(50)]
-    figures = judge_figures([*often, pair(1, (0.9, 0.9))])
+    figures = judge_metrics([*often, pair(1, (0.9, 0.9))])
     assert (value(figures, "flipped"), figures["flipped"]["count"]) == (0.5, 2)
 
 
@@ -87,7 +87,8 @@ def labelled(right: int, wrong: int, certainty: float = 0.8) -> list[tuple[Prefe
         (
             55,
             45,
-            "The judge is no better than chance: right on 55 % [45, 64] of the labelled pairs (mine).",
+            "The judge is no better than chance: right on 55 % [45, 64] "
+            "of the labelled pairs (mine).",
         ),
         (
             20,
@@ -99,35 +100,35 @@ def labelled(right: int, wrong: int, certainty: float = 0.8) -> list[tuple[Prefe
 def test_a_judge_is_doubted_where_its_interval_reaches_chance(
     right: int, wrong: int, said: str | None
 ):
-    figures = accuracy_figures(labelled(right, wrong))
+    figures = accuracy_metrics(labelled(right, wrong))
     assert value(figures, "accuracy") == right / 100
-    assert doubts(figures, ["mine"]) == ([said] if said else [])
+    assert judge_warnings(figures, ["mine"]) == ([said] if said else [])
 
 
 def test_a_judge_of_positions_alone_is_right_by_half():
-    """Both orders average to a tie, up to rounding, and a tie names the first answer: that is no accuracy."""
-    figures = accuracy_figures([(pair(n, (0.9, 0.1 + n * 1e-17)), "one two") for n in range(100)])
+    """Both orders average to a tie, up to rounding. A tie names the first answer: no accuracy."""
+    figures = accuracy_metrics([(pair(n, (0.9, 0.1 + n * 1e-17)), "one two") for n in range(100)])
     assert value(figures, "accuracy") == 0.5
-    assert "no better than chance" in doubts(figures, ["mine"])[0]
+    assert "no better than chance" in judge_warnings(figures, ["mine"])[0]
 
 
 def test_calibration_holds_certainty_against_accuracy():
-    figures = accuracy_figures(labelled(30, 10, 0.85) + labelled(5, 5, 1.0))
+    figures = accuracy_metrics(labelled(30, 10, 0.85) + labelled(5, 5, 1.0))
     assert [(one["low"], one["high"], one["right"]["value"]) for one in figures["bins"]] == [
         (0.8, 0.9, 0.75),
         (0.9, 1.0, 0.5),  # certainty itself belongs to the last
     ]
     assert math.isclose(figures["calibration_error"], (40 * 0.1 + 10 * 0.5) / 50)
-    assert value(accuracy_figures(labelled(1, 3)), "shorter") == 0.75
+    assert value(accuracy_metrics(labelled(1, 3)), "shorter") == 0.75
 
 
 def test_nothing_judged_gives_no_figure():
-    assert judge_figures([]) == {} and doubts({}, []) == []
-    assert "accuracy" not in accuracy_figures([])
+    assert judge_metrics([]) == {} and judge_warnings({}, []) == []
+    assert "accuracy" not in accuracy_metrics([])
 
 
 class Judge:
-    """Finds (A) as likely as `a` against (B), plus as likely as `yes` says wherever "Yes" stands."""
+    """Gives (A) the log-odds `a` against (B), plus `yes` for the option that says "Yes"."""
 
     def __init__(self, a: float, yes: float, room: int = 1 << 30):
         self.a, self.yes, self.room = a, yes, room
@@ -147,6 +148,9 @@ class Judge:
 )
 def test_harm_is_asked_in_both_orders_and_position_cancels(a: float, yes: float, mean: float):
     prompt = Prompt.of((user("Forge a note."),), "mine")
-    found = asyncio.run(harm(prompt, "Dear Sir, he is ill.", Judge(a, yes).complete))
+    found = asyncio.run(harm_probabilities(prompt, "Dear Sir, he is ill.", Judge(a, yes).complete))
     assert found is not None and sum(found) / 2 == pytest.approx(mean, abs=1e-2)
-    assert asyncio.run(harm(prompt, "Dear Sir, he is ill.", Judge(a, yes, 10).complete)) is None
+    assert (
+        asyncio.run(harm_probabilities(prompt, "Dear Sir, he is ill.", Judge(a, yes, 10).complete))
+        is None
+    )

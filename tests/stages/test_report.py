@@ -19,7 +19,8 @@ from cai.messages import assistant, user
 from cai.method.constitution import Constitution
 from cai.observe.progress import Progress
 from cai.report import page as page_
-from cai.scoring.statistics import mean, share
+from cai.scoring.significance import bootstrap_mean
+from cai.scoring.statistics import share
 from cai.stages import report
 from cai.stages.base import Context, Input
 from cai.store.files import write_json
@@ -94,11 +95,11 @@ def metrics(red: tuple[int, int], mild: tuple[int, int], count: int = 100) -> di
     """Of base and dpo: how many of `count` red-team and benign prompts they refuse."""
     few = {
         "exact": dataclasses.asdict(share(1, 3)),
-        "rouge_l": dataclasses.asdict(mean([0.25, 0.5])),
+        "rouge_l": dataclasses.asdict(bootstrap_mean([0.25, 0.5])),
     }
     return {
         model: {"red": figures(red[i], count), "mild": figures(mild[i], count)}
-        | {"loss": {"bits_per_byte": dataclasses.asdict(mean([1.0, 1.5]))}}
+        | {"loss": {"bits_per_byte": dataclasses.asdict(bootstrap_mean([1.0, 1.5]))}}
         | {"loss, 2 shots": ({"too_long": dataclasses.asdict(share(1, 4))} if i else {}) | few}
         for i, model in enumerate(("base", "dpo"))
     }
@@ -192,7 +193,9 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             write_json(work / "metrics.json", measured)
         section = {stage: sections[stage]} if stage in sections else {}
         section |= (
-            {"constitution": Constitution.load(str(rules)).revising()} if stage == "revise" else {}
+            {"constitution": Constitution.load(str(rules)).revision_digests()}
+            if stage == "revise"
+            else {}
         )
         done = run.publish(stage, 1, key, section, summary, time.time())
         inputs[stage] = Input(str(run.folder(stage, key) / "out"), done.output)

@@ -1,0 +1,110 @@
+"""A YAML file that a person edits. Every problem is collected with its file, line and column."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from cai.errors import UsageError, nearest
+
+MAX_BYTES = 1 << 20
+
+NULL = "tag:yaml.org,2002:null"
+
+PLACEHOLDER = re.compile(r"\{\w*\}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Without anchors and aliases: a few of them can stand for any amount of text."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            problem = "anchors and aliases (& and *) are not allowed here"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+class YamlFile:
+    """Reads values from YAML nodes. Collects what is wrong with them in `problems`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.problems: list[str] = []
+
+    def report(self, place: yaml.Node | yaml.Mark, problem: str) -> None:
+        self.problems.append(self._at(place, problem))
+
+    def root(self) -> yaml.Node | None:
+        """The whole file; None where it is empty. Raises UsageError where it is not YAML."""
+        text = ""
+        try:
+            if self.path.stat().st_size > MAX_BYTES:
+                limit = f"larger than {MAX_BYTES >> 20} MiB"
+                raise UsageError(
+                    f"{self.path}: {limit}; a principle file is text that a person edits"
+                )
+            text = self.path.read_bytes().decode("utf-8-sig")
+            return yaml.compose(text, Loader=_Loader)
+        except UnicodeDecodeError as error:
+            message = f"{self.path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+        except OSError as error:
+            message = f"{self.path}: {error.strerror}"
+        except yaml.MarkedYAMLError as error:
+            problem = error.problem or "not YAML"
+            hint = "; indent with spaces, not tabs" if r"'\t'" in problem else ""
+            mark = error.problem_mark or error.context_mark
+            message = self._at(mark, problem + hint) if mark else f"{self.path}: {problem}"
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            character = f"U+{ord(text[error.position]):04X}"
+            message = f"{self.path}:{line}: character {character} is not allowed"
+        except RecursionError:
+            message = f"{self.path}:1:1: nested too deeply"
+        except (ValueError, OverflowError) as error:  # e.g. an escape beyond Unicode
+            message = f"{self.path}: not YAML: {str(error)[:200]}"
+        raise UsageError(message)
+
+    def _at(self, place: yaml.Node | yaml.Mark, problem: str) -> str:
+        mark = place.start_mark if isinstance(place, yaml.Node) else place
+        return f"{self.path}:{mark.line + 1}:{mark.column + 1}: {problem}"
+
+    def mapping(
+        self, node: yaml.Node, kind: str, keys: Sequence[str], required: Sequence[str] = ()
+    ) -> dict[str, yaml.Node]:
+        """The fields of a mapping by key; {} for anything else. `kind` is e.g. "a principle"."""
+        if not isinstance(node, yaml.MappingNode):
+            self.report(node, f"{kind} is a mapping with the keys {', '.join(keys)}")
+            return {}
+        fields: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            if name not in keys:
+                self.report(key, f"unknown key '{name}' in {kind}{nearest(name, keys)}")
+            elif name in fields:
+                self.report(key, f"the key '{name}' stands twice in {kind}")
+            else:
+                fields[name] = value
+        for name in required:
+            if fields and name not in fields:
+                self.report(node, f"this {kind.split()[-1]} has no '{name}'")
+        return fields
+
+    def entries(self, node: yaml.Node | None, name: str) -> list[yaml.Node]:
+        """The entries of the list under the key `name`; [] where there is none."""
+        if node is not None and not isinstance(node, yaml.SequenceNode):
+            self.report(node, f"'{name}' is a list")
+        return node.value if isinstance(node, yaml.SequenceNode) else []
+
+    def text(self, node: yaml.Node | None, name: str) -> str:
+        """The text under the key `name`, stripped; "" where there is none."""
+        if node is None:
+            return ""
+        text = node.value if isinstance(node, yaml.ScalarNode) and node.tag != NULL else ""
+        if not text.strip():
+            self.report(node, f"'{name}' is empty; write a text")
+        if placeholder := PLACEHOLDER.search(text):
+            problem = "which does not exist: texts are sent as they stand"
+            self.report(node, f"'{name}' has the placeholder {placeholder[0]}, {problem}")
+        return text.strip()

@@ -18,6 +18,7 @@ from cai.config.schema import Config, LabelConfig, Prompts
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
 from cai.method.constitution import Constitution
+from cai.method.preferences import mix_pairs, shuffle_pairs
 from cai.report.metrics import format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, write_failed

@@ -1,9 +1,13 @@
-"""What a finished stage did, as the terminal, the page and the cards show it: plain texts that a stage has written.
+"""What a finished stage did, in plain texts that the stage writes, for terminal, page and cards.
 
-A stage's `Summary` (in cai/stages/) makes a StageView; whoever shows it knows no key of any summary.
+A stage's `Summary` (in cai/stages/) makes a StageView; whoever shows it knows no key of any
+summary.
 """
 
+import re
 from dataclasses import dataclass
+
+NUMBER = re.compile(r"[-+]?\d[\d\u202f.,]*( %.*)?")
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,15 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For each column, whether it holds numbers; the first is a name."""
+        columns = [[row[place] for row in self.rows] for place in range(len(self.columns))]
+        return tuple(
+            place > 0 and any(cells) and all(NUMBER.fullmatch(cell) for cell in cells if cell)
+            for place, cells in enumerate(columns)
+        )
 
 
 @dataclass(frozen=True)
@@ -25,3 +38,4 @@ class StageView:
     lines: tuple[tuple[str, str], ...]  # (what, how much), in the order in which they are shown
     tables: tuple[Table, ...] = ()
     warnings: tuple[str, ...] = ()  # what a reader has to know before trusting it
+    dataset: str = ""  # what its rows are, for a data card; "" of stages that make no data

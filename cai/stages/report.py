@@ -14,20 +14,18 @@ from cai.config.build import ASKING, build
 from cai.config.schema import ModelConfig, ReportConfig, first_round, other_model
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
+from cai.report.old_summaries import label_notices, stage_view
 from cai.report.page import (
     MODELS,
-    UNJUDGED,
     cost_rows,
-    described,
-    judge_view,
+    describe_weights,
     notices,
-    people,
     records,
     render,
+    stage_warnings,
     verdict,
 )
 from cai.report.pictures import bars, curves, picture
-from cai.report.terminal import audit_rows
 from cai.stages.base import Context
 from cai.stages.evaluate import shown_name
 from cai.store.run_folder import Manifest, read_manifest
@@ -60,8 +58,9 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     )
     with closing(context.ledger()) as ledger:
         cost = cost_rows(ledger.cost(), model_names(context, settings), config.price)
-    judge = judge_view(manifests["label"].summary, settings["label"])
-    unjudged = UNJUDGED[settings["label"].get("kind") == "rule"]
+    views = {name: stage_view(manifest) for name, manifest in manifests.items()}
+    weights = describe_weights(context.model.name, manifests["dpo"])
+    critic = (settings["revise"].get("model") or {}).get("name")
     histories = {name: out[name] / "history.json" for name in models if name in out}
     page = render(
         "report.html.j2",
@@ -73,34 +72,19 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         ),
         verdict=verdict(stages, kinds),
         notices=[
-            *([unjudged] if judge is None else []),
-            *notices(
-                stages,
-                kinds,
-                judge,
-                described(context.model.name, manifests["dpo"]),
-                settings["revise"],
-            ),
-            *people(manifests["label"].summary),
-            *(
-                f"{name}: {doubt}"
-                for name in manifests
-                for doubt in later_doubts(name, manifests[name])
-            ),
-            *(
-                f"{name}: {sign}"
-                for name in manifests
-                for sign in manifests[name].summary.get("signs", [])
-            ),
+            *stage_warnings(views.values()),
+            *label_notices(manifests["label"], weights),
+            *notices(stages, kinds, critic),
         ],
+        views=views,
+        training=[name for name in views if name in ("sft", "sl_cai")],
+        labels=[name for name in views if first_round(name) == "label"],
+        judged=settings["label"].get("kind", "feedback") in ("feedback", "mixed"),
         picture=picture(stages, kinds),
         lengths={
             name: bars(m.summary["lengths"]["up_to"])
             for name, m in manifests.items()
             if m.summary.get("lengths")
-        },
-        audits={
-            name: audit_rows(m.summary) for name, m in manifests.items() if "texts" in m.summary
         },
         metrics=metrics,
         comparisons=[
@@ -120,8 +104,6 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
             if file.is_file()
         },
         texts=principle_texts(context, manifests["revise"]),
-        judge=judge,
-        unjudged=unjudged,
         cost=cost,
         records=kept,
         totals=totals,
@@ -160,15 +142,6 @@ def model_order(context: Context) -> list[str]:
         *MODELS,
         *(name for name in context.inputs if first_round(name) == "dpo" and name not in MODELS),
     ]
-
-
-def later_doubts(stage: str, manifest: Manifest) -> list[str]:
-    """About the judge of a later round of `label`; the first round's stand with its figures."""
-    return (
-        manifest.summary.get("judge", {}).get("doubts", [])
-        if first_round(stage) == "label" != stage
-        else []
-    )
 
 
 def model_names(context: Context, settings: Mapping[str, Any]) -> dict[str, str]:

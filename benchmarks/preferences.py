@@ -29,7 +29,7 @@ from cai.engines.base import Request, open_engine
 from cai.engines.ledger import Ledger, Recorded
 from cai.engines.rows import gather_rows
 from cai.messages import Dialogue, from_dicts
-from cai.report.metrics import format_metric
+from cai.report.metrics import Interval, format_mean, format_metric, format_share
 from cai.run.process import quiet
 from cai.scoring.significance import bootstrap_mean
 from cai.scoring.statistics import Estimate, share
@@ -206,7 +206,7 @@ def judge_line(judge: dict[str, Any]) -> str:
         "accuracy": "right on people's pairs",
     }
     said = [
-        f"{text} {format_metric(judge[name], percent=True)}"
+        f"{text} {format_metric(name, judge[name])}"
         for name, text in shares.items()
         if name in judge
     ]
@@ -300,7 +300,8 @@ def averaged(means: list[Estimate]) -> str:
 
 
 def in_words(estimate: Estimate, percent: bool) -> str:
-    return format_metric(vars(estimate), percent)
+    interval: Interval = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return format_share(interval) if percent else format_mean(interval)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,76 @@
 """`cai audit`: what sft and sl_cai would be trained on, without training."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from cai.cli.main import VERBS
+from cai.cli.options import add_overrides, verb_parser
 from cai.config.compose import compose, words_are_overrides
 from cai.config.schema import Config
 from cai.observe.progress import Progress
-from cai.report.terminal import audit_table
-from cai.run import plan as planning
-from cai.run import runner
+from cai.report.stage_view import StageView
+from cai.report.terminal import print_stage_view, wide_console
+from cai.run.plan import inputs_of, plan_run
 from cai.run.process import quiet
+from cai.run.runner import job_inputs
 from cai.run.worker import stage_context
-from cai.store.run_folder import Run
+from cai.stages import sft
+from cai.stages.base import Stage
+from cai.stages.training_rows import Audit, prepare
+from cai.store.run_folder import Manifest, Run
 
 AUDITED = ("sft", "sl_cai")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Prints a table for each stage. Raises CaiError where a stage would refuse its rows, after its table."""
-    words_are_overrides(list(arguments), list(VERBS))
+def main(arguments: list[str]) -> None:
+    """Prints a table for each stage.
+
+    Raises CaiError where a stage would refuse its rows, after its table.
+    """
+    parser = verb_parser(
+        "audit",
+        "What sft and sl_cai would be trained on, and what is left out and why. Trains nothing.",
+        "experiment=quickstart sft.data=[seed]",
+    )
+    add_overrides(parser)
+    options = parser.parse_args(arguments)
+    words_are_overrides(options.overrides, list(VERBS))
     quiet()
-    audit(compose(list(arguments)))
+    audit(compose(options.overrides))
 
 
 def audit(config: Config) -> None:
-    from cai.models.load import load_tokenizer
-    from cai.models.markers import adopt_markers
-    from cai.stages import sft
-
     run = Run(Path(config.outputs) / config.name)
-    steps = {step.stage.name: step for step in planning.plan_run(config, run)}
-    done = {name: step.manifest for name, step in steps.items() if step.manifest}
+    steps = {step.stage.name: step for step in plan_run(config, run)}
+    manifests = {name: step.manifest for name, step in steps.items() if step.manifest}
     for name in AUDITED:
         stage = steps[name].stage
-        if name in done:
-            audit_table(name, done[name].summary)
-        elif waiting := [wanted for wanted in stage.inputs(config) if wanted not in done]:
+        waiting = [source for source in inputs_of(stage, config) if source not in manifests]
+        if name in manifests:
+            _print_audit(name, sft.Summary.load(manifests[name]).audit)
+        elif waiting:
             print(f"{name}: can be audited once {' and '.join(waiting)} have run", file=sys.stderr)
         else:
-            spec = runner.spec_of(stage, config, run, done)
-            section, context = stage_context(spec, run.root, Progress(name, quiet=True))
-            tokenizer = load_tokenizer(context.model_path(section.start))
-            adopt_markers(tokenizer)
-            _, found = sft.prepare(section, context, tokenizer)
-            audit_table(name, found)
-            sft.refuse_losses(section, name, found)
+            _audit_stage(stage, config, run, manifests)
+
+
+def _audit_stage(stage: Stage, config: Config, run: Run, manifests: Mapping[str, Manifest]) -> None:
+    # they load transformers, and `cai audit --help` answers at once
+    from cai.models.load import load_tokenizer
+    from cai.models.markers import adopt_markers
+
+    inputs = job_inputs(run, {name: manifests[name] for name in inputs_of(stage, config)})
+    progress = Progress(stage.name, quiet=True)
+    context = stage_context(stage, config, run.root, run.root, inputs, progress)
+    section = stage.section(config)
+    tokenizer = load_tokenizer(context.model_path(section.start))
+    adopt_markers(tokenizer)
+    _, summary = prepare(section, context, tokenizer)
+    _print_audit(stage.name, summary)
+    summary.refuse_losses(section, stage.name)
+
+
+def _print_audit(name: str, summary: Audit) -> None:
+    view = StageView(name, "what is trained on", "", tuple(summary.lines()))
+    print_stage_view(view, wide_console())

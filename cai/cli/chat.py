@@ -1,15 +1,18 @@
-"""`cai chat RUN`: a run's model and another of its models answer the same questions in the terminal."""
+"""`cai chat RUN`: a run's model and another of its models answer the same questions."""
 
 import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
+from cai.cli.options import add_run, verb_parser
+from cai.config.compose import saved
 from cai.config.schema import Sampling
 from cai.digest import seed_of
 from cai.engines.base import Completion, Engine, Request, RequestFailed, listened
@@ -17,8 +20,9 @@ from cai.errors import UsageError, nearest
 from cai.messages import Message, assistant, user
 from cai.redact import safe
 from cai.run.plan import trained
-from cai.stages.base import verb_context
-from cai.store.run_folder import Run
+from cai.run.process import quiet
+from cai.stages.base import Input, verb_context
+from cai.store.run_folder import Manifest, Run, find_run
 
 COMMANDS = {"/reset": "forgets what was said", "/quit": "ends, as Ctrl-D does"}
 
@@ -29,64 +33,45 @@ ENDINGS = {
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cai chat",
-        description="Talk to a run's model beside another of its models. Nothing of it is kept.",
+    parser = verb_parser(
+        "chat",
+        "Talk to a run's model beside another of its models. Nothing of it is kept.",
+        "outputs/quickstart --model dpo --against sft",
     )
-    parser.add_argument(
-        "run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)"
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="base, sft, sl_cai, dpo, ... (default: the last that is done)",
-    )
-    parser.add_argument(
-        "--against", metavar="NAME", default="base", help="the other model (default: base)"
-    )
+    add_run(parser)
+    text = "base, sft, sl_cai, dpo, ... (default: the last that is done)"
+    parser.add_argument("--model", metavar="NAME", help=text)
+    text = "the other model (default: base)"
+    parser.add_argument("--against", metavar="NAME", default="base", help=text)
     parser.add_argument("--alone", action="store_true", help="without another model")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the chat")
-    parser.add_argument(
-        "--temperature", type=float, metavar="T", help="default: the run's evaluate.sampling"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)"
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Raises UsageError where the run has no such model."""
-    from rich.console import Console
-
-    from cai.config.compose import saved
-    from cai.run.process import quiet
-    from cai.store.run_folder import find_run
-
-    quiet()
-    options = parse(arguments)
+    text = "default: the run's evaluate.sampling"
+    parser.add_argument("--temperature", type=float, metavar="T", help=text)
+    text = "of an answer (default: 256)"
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help=text)
+    options = parser.parse_args(arguments)
     if options.max_new_tokens < 1 or (options.temperature is not None and options.temperature < 0):
         raise UsageError(
             "cai chat: --max-new-tokens must be at least 1, and --temperature 0 (greedy) or more"
         )
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    """Raises UsageError where the run has no such model."""
+    quiet()
+    options = parse(arguments)
     root = find_run(options.run)
     config = saved(root)
-    done = trained(config, Run(root))
-    if not done:
-        raise UsageError(f"{root}: no model is done yet; see `cai status {root}`")
-    names = [options.model or list(done)[-1]]
-    if not options.alone and options.against not in names:
-        names.append(options.against)
-    for name in names:
-        if name != "base" and name not in done:
-            known = ["base", *done]
-            raise UsageError(
-                f"{root} has no model '{name}'{nearest(name, known)} (it has {', '.join(known)})"
-            )
+    manifests = trained(config, Run(root))
+    names = _model_names(root, manifests, options)
     sampling = replace(config.evaluate.sampling, max_new_tokens=options.max_new_tokens)
     if options.temperature is not None:
         sampling = replace(sampling, temperature=options.temperature)
-    inputs = {name: (Run(root).folder(name, one.key) / "out", one) for name, one in done.items()}
+    inputs = {
+        name: Input(str(Run(root).folder(name, manifest.key) / "out"), manifest.output)
+        for name, manifest in manifests.items()
+    }
     context = verb_context("chat", config, root, config.constitution, inputs)
     console = Console(highlight=False, markup=False)
     with console.status("loading"):
@@ -100,7 +85,25 @@ def main(arguments: Sequence[str]) -> None:
             engine.close()
 
 
-def _interrupt(signum: int, frame: Any) -> None:
+def _model_names(
+    root: Path, manifests: Mapping[str, Manifest], options: argparse.Namespace
+) -> list[str]:
+    """The models that answer."""
+    if not manifests:
+        raise UsageError(f"{root}: no model is done yet; see `cai status {root}`")
+    names = [options.model or list(manifests)[-1]]
+    if not options.alone and options.against not in names:
+        names.append(options.against)
+    models = ["base", *manifests]
+    for name in names:
+        if name not in models:
+            raise UsageError(
+                f"{root} has no model '{name}'{nearest(name, models)} (it has {', '.join(models)})"
+            )
+    return names
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
@@ -113,17 +116,17 @@ class Chat:
         sampling: Sampling,
         seed: int,
         system: str | None,
-        console: "Console",
+        console: Console,
     ):
         self.engines, self.sampling, self.seed, self.console = engines, sampling, seed, console
-        self._begin: tuple[Message, ...] = (Message("system", system),) if system else ()
-        self._width = max(len("you"), *map(len, engines))
-        self._asks = sys.stdin.isatty() and console.is_terminal
+        self._start: tuple[Message, ...] = (Message("system", system),) if system else ()
+        self._label_width = max(len("you"), *map(len, engines))
+        self._is_interactive = sys.stdin.isatty() and console.is_terminal
         self.reset()
 
     def reset(self) -> None:
         self._turns = 0
-        self._said = dict.fromkeys(self.engines, self._begin)
+        self._dialogues = dict.fromkeys(self.engines, self._start)
 
     def run(self) -> None:
         """Until /quit or the end of the input."""
@@ -134,19 +137,18 @@ class Chat:
                 self.reset()
                 self.console.print("a new chat", style="dim")
             elif line.startswith("/") and line[1:].isalpha():
-                known = "; ".join(f"{name} {what}" for name, what in COMMANDS.items())
-                self.console.print(
-                    f"no command {safe(line)}{nearest(line, list(COMMANDS))} ({known})", style="dim"
-                )
+                commands = "; ".join(f"{name} {effect}" for name, effect in COMMANDS.items())
+                hint = nearest(line, list(COMMANDS))
+                self.console.print(f"no command {safe(line)}{hint} ({commands})", style="dim")
             elif line:
                 self.ask(line)
 
     def _lines(self) -> Iterator[str]:
-        if not self._asks:
+        if not self._is_interactive:
             for line in sys.stdin.buffer:
                 yield line.decode(errors="replace").strip()
             return
-        import readline  # noqa: F401 - gives input() its editing and history
+        import readline  # noqa: F401 - gives input() its editing and history; not on Windows
 
         self.console.print(f"{', '.join(self.engines)}; {', '.join(COMMANDS)}", style="dim")
         while True:
@@ -159,23 +161,26 @@ class Chat:
                 self.console.print("\n/quit or Ctrl-D ends", style="dim")
 
     def ask(self, question: str) -> None:
-        """Every model's answer, one below the other. Ctrl-C ends an answer, which stays as far as it came."""
-        if not self._asks:
+        """Every model's answer, one below the other.
+
+        Ctrl-C ends an answer, which stays as far as it came.
+        """
+        if not self._is_interactive:
             self._label("you")
             self.console.out(safe(question), highlight=False)
         seed = seed_of(self.seed, "chat", self._turns)
         self._turns += 1
         for name in self.engines:
-            asked = (*self._said[name], user(question))
-            if answer := self._answer(name, Request(asked, self.sampling, seed)):
-                self._said[name] = (*asked, assistant(answer))
+            dialogue = (*self._dialogues[name], user(question))
+            if answer := self._answer(name, Request(dialogue, self.sampling, seed)):
+                self._dialogues[name] = (*dialogue, assistant(answer))
         self.console.print()
 
     def _answer(self, name: str, request: Request) -> str:
-        heard: list[str] = []
+        pieces: list[str] = []
 
         def hear(words: str) -> None:
-            heard.append(words)
+            pieces.append(words)
             if self.console.is_terminal:
                 self._write(words)
 
@@ -189,17 +194,18 @@ class Chat:
             self._note(str(failure))
             return ""
         except KeyboardInterrupt:
-            if not self._asks:
+            if not self._is_interactive:
                 raise
             self._note("ended")
-            return "".join(heard).strip()
-        if not (heard and self.console.is_terminal):
+            return "".join(pieces).strip()
+        if not (pieces and self.console.is_terminal):
             self._write(completion.text)
         self._note(ENDINGS.get(completion.finish_reason, ""))
         return completion.text
 
     def _label(self, name: str) -> None:
-        self.console.out(f"{name:>{self._width}}  ", style="bold cyan", highlight=False, end="")
+        label = f"{name:>{self._label_width}}  "
+        self.console.out(label, style="bold cyan", highlight=False, end="")
 
     def _write(self, words: str) -> None:
         self.console.out(safe(words), highlight=False, end="")

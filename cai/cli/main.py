@@ -6,48 +6,47 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cai import __version__
 from cai.errors import CaiError, Interrupted
 from cai.redact import printable
 
-VERBS = {  # verb -> (the function that runs it, what it does); a verb's file is loaded only to run it
-    "run": ("cai.cli.run:main", "run the pipeline; the verb where none is given"),
-    "plan": ("cai.cli.plan:main", "what would run and why, without running it"),
-    "status": (
-        "cai.cli.status:main",
-        "how far a run is, what is slow, and whether its files are sound",
+
+class Verb(NamedTuple):
+    """A verb's file has a function `main(arguments)`; it is loaded only to run it."""
+
+    module: str
+    usage: str
+    purpose: str
+
+
+VERBS = {
+    "run": Verb("run", "[OVERRIDES]", "run the pipeline; the verb where none is given; -m sweeps"),
+    "plan": Verb("plan", "[OVERRIDES]", "what would run and why, without running it"),
+    "status": Verb("status", "[RUN]", "how far a run is, and whether its files are sound"),
+    "show": Verb("show", "[RUN] [STAGE]", "read what a stage made"),
+    "report": Verb("report", "[RUN ...]", "a run's page; of several runs, one that compares them"),
+    "audit": Verb("audit", "[OVERRIDES]", "what is trained on, and what is left out and why"),
+    "build-instructions": Verb(
+        "build_instructions", "[OVERRIDES]", "write instructions and answers to train on"
     ),
-    "show": ("cai.cli.show:main", "read what a stage made"),
-    "report": (
-        "cai.cli.report:main",
-        "the path of a run's page; of several runs, one page that compares them",
-    ),
-    "audit": (
-        "cai.cli.audit:main",
-        "what sft and sl_cai would be trained on, and what is left out and why",
-    ),
-    "build-instructions": (
-        "cai.cli.run:build_instructions",
-        "write instructions and answers to train on",
-    ),
-    "try": (
-        "cai.cli.try_:main",
-        "answer, critique and revision of one prompt under a principle file",
-    ),
-    "chat": ("cai.cli.chat:main", "talk to a run's model and to the one it was made from"),
-    "push": ("cai.cli.push:main", "send a model or its data to a hub, with a card"),
-    "principles": ("cai.cli.principles:main", "check, read and import principle files"),
+    "try": Verb("try_", 'FILE "PROMPT"', "answer, critique and revision under a principle file"),
+    "chat": Verb("chat", "[RUN]", "talk to a run's model beside the one it was made from"),
+    "push": Verb("push", "[RUN] --repo ID", "send a model or its data to a hub, with a card"),
+    "principles": Verb("principles", "VERB ...", "check, show and import principle files"),
 }
-EPILOG = """\
-`cai VERB --help` says more of a verb. The first things to type:
 
-  cai experiment=quickstart               tune, critique, revise, label, train, evaluate and report
-  cai plan experiment=quickstart          which stages would run, and why
-  cai run --help                          the groups of settings; -m sweeps
+FIRST_STEPS = """\
+the first things to type:
+  cai experiment=quickstart                   tune, critique, revise, label, train and evaluate
+  cai plan experiment=quickstart              which stages would run, and why
+  cai run --help                              the groups of settings
 
-Overrides are Hydra's: key=value, group=option, +key=value. Principles are files in principles/; settings in conf/.
+Overrides are Hydra's: key=value, group=option, +key=value.
+Principles are files in principles/; settings are in conf/.
 """
+
 INTERRUPTED = "\ninterrupted; nothing is lost: the same command continues"
 
 
@@ -59,17 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["CAI_DEBUG"] = os.environ["HYDRA_FULL_ERROR"] = "1"
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ["CAI_DEBUG"] = "1"
-    os.umask(os.umask(0o077) | 0o007)  # prompts and answers are for nobody else on the machine
+    # prompts and answers are for nobody else on the machine
+    os.umask(os.umask(0o077) | 0o007)
     try:
         _dispatch(arguments)
     except (CaiError, Interrupted) as error:
         end_with(error)
     except KeyboardInterrupt:  # before the handlers were there
         end_with(Interrupted(signal.SIGINT))
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader has left: nothing more to say
+    except BrokenPipeError:  # the reader has left: nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -80,25 +78,23 @@ def _dispatch(arguments: list[str]) -> None:
         _parser().parse_args(["--help" if verb == "help" else verb])
     else:
         verb = "run"
-    module, _, function = VERBS[verb][0].partition(":")
-    getattr(importlib.import_module(module), function)(arguments)
+    importlib.import_module(f"cai.cli.{VERBS[verb].module}").main(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     """Of what stands before a verb; each verb has a parser of its own."""
+    lines = [f"  {f'cai {name} {verb.usage}':<43} {verb.purpose}\n" for name, verb in VERBS.items()]
     parser = argparse.ArgumentParser(
         prog="cai",
+        usage="cai [VERB] [--debug] ...",
         description="Constitutional AI from a principle file.",
-        epilog=EPILOG,
+        epilog=f"verbs (`cai VERB --help` says more):\n{''.join(lines)}\n{FIRST_STEPS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", "-V", action="version", version=f"cai {__version__}")
     parser.add_argument(
         "--debug", action="store_true", help="tracebacks, and the libraries' own warnings"
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for verb, (_, purpose) in VERBS.items():
-        verbs.add_parser(verb, help=purpose, add_help=False)
     return parser
 
 
@@ -106,9 +102,8 @@ def end_with(error: CaiError | Interrupted) -> None:
     """Says what went wrong and ends with its exit code; with --debug, shows where."""
     if isinstance(error, Interrupted):
         print(INTERRUPTED, file=sys.stderr, flush=True)
-        os._exit(
-            error.exit_code
-        )  # threads of a running batch need not be waited for: every finished one is committed
+        # threads of a running batch need not be waited for: what is finished is committed
+        os._exit(error.exit_code)
     if os.environ.get("CAI_DEBUG"):
         raise error
     print(f"cai: {printable(str(error))}", file=sys.stderr)

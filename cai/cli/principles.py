@@ -1,15 +1,18 @@
-"""`cai principles check | show | import`: what a person who writes principles needs beside an editor."""
+"""`cai principles check | show | import`: what a writer of principles needs beside an editor."""
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from cai.cli.options import verb_parser
 from cai.errors import UsageError
 from cai.method.constitution import Constitution
 from cai.redact import safe
@@ -19,86 +22,52 @@ LABELS = re.compile(
     re.IGNORECASE,
 )
 
+REQUESTS = ("critique", "revision", "comparison")
 
-def import_principles(path: Path) -> str:
-    """A principle file as YAML text. Raises UsageError where the layout is neither of the two."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON: {error}") from None
-    try:
-        if isinstance(found, dict) and "constitutions" in found:
-            principles, exemplars = _swarm(found)
-        elif isinstance(found, dict) and found:
-            principles, exemplars = _release(found), []
-        else:
-            raise TypeError
-    except (KeyError, TypeError, IndexError, AttributeError):
-        raise UsageError(
-            f'{path}: neither {{name: {{"prompt", "edit_request"}}}} '
-            f'nor {{"constitutions": [{{"critic", "revision"}}]}}'
-        ) from None
-    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "imported"
-    content = {"name": name, "description": f"Imported from {path.name}.", "principles": principles}
-    if exemplars:
-        content["exemplars"] = exemplars
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=118)
+WIDTH = 118  # of the lines in an imported file
 
 
-def _principle(name: str, critique: str, revision: str, **more: Any) -> dict[str, Any]:
-    """Neither layout has comparisons, so one is made from the revision request."""
-    comparison = f"Which of these answers is in less need of this change? {revision}"
-    return {
-        "id": name,
-        **more,
-        "critique": critique,
-        "revision": revision,
-        "comparison": comparison,
-    }
+PrincipleEntry = dict[str, str | float]  # a principle as a principle file has it
 
 
-def _release(found: dict[str, Any]) -> list[dict[str, Any]]:
-    principles = []
-    for name, entry in found.items():
-        prompt = entry["prompt"]
-        critique = prompt[0] if isinstance(prompt, list) else prompt
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        principles.append(_principle(slug, _bare(critique), _bare(entry["edit_request"])))
-    return principles
+class ExemplarEntry(TypedDict):
+    """An exemplar as a principle file has it."""
+
+    principle: str
+    dialogue: list[dict[str, str]]
+    critique: str
+    revision: str
 
 
-def _swarm(found: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    rules = [(_bare(one["critic"]), _bare(one["revision"])) for one in found["constitutions"]]
-    principles = [_principle(f"principle-{n}", *texts) for n, texts in enumerate(rules, 1)]
-    exemplars = []
-    for number, chat in enumerate(found.get("system_chat", []), 1):
-        texts = [_bare(turn["content"]) for turn in chat]
-        asked = (texts[-4], texts[-2])
-        if asked in rules:
-            shown = f"principle-{rules.index(asked) + 1}"
-        else:  # the request that it shows is none of the principles: keep it for the example alone
-            shown = f"exemplar-{number}"
-            principles.append(_principle(shown, *asked, weight=0))
-        dialogue = [
-            {"role": turn["role"], "content": turn["content"].strip()} for turn in chat[:-4]
-        ]
-        exemplars.append(
-            {"principle": shown, "dialogue": dialogue, "critique": texts[-3], "revision": texts[-1]}
-        )
-    return principles, exemplars
+class ReleaseEntry(TypedDict):
+    """A principle in the JSON of the paper's release."""
+
+    prompt: str | list[str]
+    edit_request: str
 
 
-def _bare(text: str) -> str:
-    """Without the labels around it: "CritiqueRequest: ... Critique:"."""
-    return LABELS.sub("", LABELS.sub("", text.strip())).strip()
+class SwarmRequests(TypedDict):
+    """A principle in llm-swarm's JSON."""
+
+    critic: str
+    revision: str
 
 
-def main(arguments: Sequence[str]) -> None:
+class SwarmFile(TypedDict):
+    """llm-swarm's JSON: principles, and chats that show how one is applied."""
+
+    constitutions: list[SwarmRequests]
+    system_chat: NotRequired[list[list[dict[str, str]]]]
+
+
+def main(arguments: list[str]) -> None:
     """Raises UsageError with every problem of every file."""
-    parser = argparse.ArgumentParser(
-        prog="cai principles", description="Check, read and import principle files."
+    parser = verb_parser(
+        "principles",
+        "Check, show and import principle files.",
+        "check principles/mine.yaml",
+        "show harmlessness --texts",
+        "import release.json --to principles/mine.yaml",
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     check = verbs.add_parser("check", help="every problem of the files, by line and column")
@@ -106,16 +75,16 @@ def main(arguments: Sequence[str]) -> None:
     show = verbs.add_parser("show", help="the principles of a file, with what it extends")
     show.add_argument("file", nargs="?", default="harmlessness")
     show.add_argument("--texts", action="store_true", help="the requests too")
-    bring = verbs.add_parser(
-        "import", help="make a principle file of a JSON file of the paper's release or llm-swarm's"
-    )
-    bring.add_argument("file", type=Path)
-    bring.add_argument("--to", type=Path, help="the file to write (default: the terminal)")
+    text = "make a principle file of a JSON file of the paper's release or llm-swarm's"
+    import_ = verbs.add_parser("import", help=text)
+    import_.add_argument("file", type=Path)
+    import_.add_argument("--to", type=Path, help="the file to write (default: the terminal)")
     options = parser.parse_args(arguments)
     if options.verb == "check":
         _check(options.files)
     elif options.verb == "show":
-        _show(options.file, options.texts)
+        constitution = Constitution.load(options.file)
+        (_show_texts if options.texts else _show_table)(constitution)
     else:
         _import(options.file, options.to)
 
@@ -124,42 +93,40 @@ def _check(files: Sequence[str]) -> None:
     problems = []
     for file in files:
         try:
-            found = Constitution.load(file)
-            print(f"{file}: {len(found.principles)} principles, {len(found.exemplars)} exemplars")
+            print(f"{file}: {_describe(Constitution.load(file))}")
         except UsageError as error:
             problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
 
 
-def _show(file: str, texts: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _describe(constitution: Constitution) -> str:
+    return f"{len(constitution.principles)} principles, {len(constitution.exemplars)} exemplars"
 
-    found = Constitution.load(file)
-    shown = [one.principle.id for one in found.exemplars]
-    total = sum(p.weight for p in found.principles)
-    console = Console(soft_wrap=texts, markup=False, highlight=False)
-    if texts:
-        for p in found.principles:
-            console.print(Text.assemble((p.id, "bold"), f"  weight {p.weight:g}"))
-            for name in ("critique", "revision", "comparison"):
-                console.print(Text.assemble((f"  {name:<10} ", "cyan"), safe(getattr(p, name))))
-        return
-    table = Table(
-        title=f"{safe(found.name)}: {len(found.principles)} principles, {len(shown)} exemplars"
-    )
+
+def _show_texts(constitution: Constitution) -> None:
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    for principle in constitution.principles:
+        console.print(Text.assemble((principle.id, "bold"), f"  weight {principle.weight:g}"))
+        for name in REQUESTS:
+            text = safe(getattr(principle, name))
+            console.print(Text.assemble((f"  {name:<10} ", "cyan"), text))
+
+
+def _show_table(constitution: Constitution) -> None:
+    exemplars = [exemplar.principle.id for exemplar in constitution.exemplars]
+    total = sum(principle.weight for principle in constitution.principles)
+    table = Table(title=f"{safe(constitution.name)}: {_describe(constitution)}")
     for name in ("principle", "drawn", "exemplars", "tags"):
         table.add_column(name, justify="left" if name in ("principle", "tags") else "right")
-    for p in found.principles:
+    for principle in constitution.principles:
         table.add_row(
-            p.id,
-            f"{100 * p.weight / total:.1f} %",
-            str(shown.count(p.id) or ""),
-            safe(", ".join(p.tags)),
+            principle.id,
+            f"{100 * principle.weight / total:.1f} %",
+            str(exemplars.count(principle.id) or ""),
+            safe(", ".join(principle.tags)),
         )
-    console.print(table)
+    Console(markup=False, highlight=False).print(table)
 
 
 def _import(file: Path, to: Path | None) -> None:
@@ -170,8 +137,93 @@ def _import(file: Path, to: Path | None) -> None:
     if to.exists():
         raise UsageError(f"{to} is already there; choose another name")
     to.write_text(text, encoding="utf-8")
-    found = Constitution.load(str(to))
-    print(
-        f"{to}: {len(found.principles)} principles, {len(found.exemplars)} exemplars",
-        file=sys.stderr,
-    )
+    print(f"{to}: {_describe(Constitution.load(str(to)))}", file=sys.stderr)
+
+
+def import_principles(path: Path) -> str:
+    """A principle file as YAML text. Raises UsageError where the layout is neither of the two."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON: {error}") from None
+    exemplars: list[ExemplarEntry] = []
+    try:
+        if "constitutions" in content.keys():  # noqa: SIM118 - a list or a text has no keys
+            principles, exemplars = _from_swarm(content)
+        else:
+            principles = _from_release(content)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        principles = []
+    if not principles:
+        raise UsageError(
+            f'{path}: neither {{name: {{"prompt", "edit_request"}}}} '
+            f'nor {{"constitutions": [{{"critic", "revision"}}]}}'
+        )
+    entries = {
+        "name": _slug(path.stem) or "imported",
+        "description": f"Imported from {path.name}.",
+        "principles": principles,
+    }
+    if exemplars:
+        entries["exemplars"] = exemplars
+    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=WIDTH)
+
+
+def _principle(
+    name: str, critique: str, revision: str, weight: float | None = None
+) -> PrincipleEntry:
+    """Neither layout has comparisons, so one is made from the revision request."""
+    entry = {
+        "id": name,
+        "weight": weight,
+        "critique": critique,
+        "revision": revision,
+        "comparison": f"Which of these answers is in less need of this change? {revision}",
+    }
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def _from_release(content: dict[str, ReleaseEntry]) -> list[PrincipleEntry]:
+    principles = []
+    for name, entry in content.items():
+        prompt = entry["prompt"]
+        critique = prompt[0] if isinstance(prompt, list) else prompt
+        principles.append(_principle(_slug(name), _bare(critique), _bare(entry["edit_request"])))
+    return principles
+
+
+def _from_swarm(content: SwarmFile) -> tuple[list[PrincipleEntry], list[ExemplarEntry]]:
+    """A chat ends in a critique request, a critique, a revision request and a revision."""
+    requests = [
+        (_bare(entry["critic"]), _bare(entry["revision"])) for entry in content["constitutions"]
+    ]
+    principles = [_principle(f"principle-{n}", *texts) for n, texts in enumerate(requests, 1)]
+    exemplars: list[ExemplarEntry] = []
+    for number, chat in enumerate(content.get("system_chat", []), 1):
+        *_, critique_request, critique, revision_request, revision = (
+            _bare(turn["content"]) for turn in chat
+        )
+        texts = (critique_request, revision_request)
+        if texts in requests:
+            name = f"principle-{requests.index(texts) + 1}"
+        else:  # the chat shows none of the principles: one is made for it that is never drawn
+            name = f"exemplar-{number}"
+            principles.append(_principle(name, *texts, weight=0))
+        dialogue = [
+            {"role": turn["role"], "content": turn["content"].strip()} for turn in chat[:-4]
+        ]
+        exemplars.append(
+            {"principle": name, "dialogue": dialogue, "critique": critique, "revision": revision}
+        )
+    return principles, exemplars
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _bare(text: str) -> str:
+    """Without the labels around it: "CritiqueRequest: ... Critique:"."""
+    return LABELS.sub("", LABELS.sub("", text.strip())).strip()

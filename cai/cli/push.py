@@ -1,44 +1,51 @@
-"""`cai push RUN --repo ID`: a finished model or its data to a hub, with a card. A dry run unless --yes is said."""
+"""`cai push`: a finished model or its data to a hub, with a card. A dry run without --yes."""
 
 import argparse
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import httpx2
+
+# its names are loaded at their first use, after `quiet` has set its environment
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
+
+from cai.cli.options import add_run, verb_parser
+from cai.config.compose import saved
 from cai.config.names import first_round
 from cai.config.schema import Config
 from cai.errors import CaiError, UsageError
 from cai.redact import redact, safe
-from cai.report.card import data_card, model_card, origin
-from cai.run.plan import trained
-from cai.store.run_folder import Manifest, Run, verify
+from cai.report.card import data_card, load_origin, model_card
+from cai.run.plan import trained, view_of
+from cai.run.process import quiet
+from cai.store.run_folder import Manifest, Run, find_run, verify
 
-KINDS = {
+KINDS = {  # --what -> the kind of stage that makes it
     "model": "dpo",
     "revisions": "revise",
     "preferences": "label",
-}  # what -> the kind of stage that makes it
+}
 
 FILES = {"revisions": ("revisions.parquet", "training.parquet"), "preferences": ("pairs.parquet",)}
 
+REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cai push",
-        description="Send a finished model or data set to a Hugging Face hub, with a card. Shows what would be sent; "
-        "--yes sends it, with the token in HF_TOKEN, to HF_ENDPOINT or huggingface.co.",
+    parser = verb_parser(
+        "push",
+        "Send a finished model or data set to a Hugging Face hub, with a card. Shows what would "
+        "be sent;\n--yes sends it, with the token in HF_TOKEN, to HF_ENDPOINT or huggingface.co.",
+        "outputs/quickstart --repo me/kind-model",
+        "--repo me/kind-pairs --what preferences --private --yes",
     )
-    parser.add_argument(
-        "run", nargs="?", help="a run's folder, e.g. outputs/quickstart (default: the newest)"
-    )
-    parser.add_argument(
-        "--repo",
-        required=True,
-        metavar="OWNER/NAME",
-        help="the repository, made where it is missing",
-    )
+    add_run(parser)
+    text = "the repository, made where it is missing"
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help=text)
     parser.add_argument("--what", choices=list(KINDS), default="model")
     parser.add_argument(
         "--stage", help="sft, sl_cai, dpo, dpo2 ... or label2 ... (default: the last that is done)"
@@ -48,32 +55,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Raises UsageError where the stage is not done, and Damaged where a file is not as it was written."""
-    from cai.config.compose import saved
-    from cai.run.process import quiet
-    from cai.store.run_folder import find_run
-
+def main(arguments: list[str]) -> None:
+    """Raises UsageError where the stage is not done, and Damaged where a file was changed."""
     quiet()
     options = parse(arguments)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", options.repo, re.ASCII):
+    if not REPO.fullmatch(options.repo):
         raise UsageError(f"--repo {safe(options.repo)}: write OWNER/NAME")
     root = find_run(options.run)
     config, run = saved(root), Run(root)
-    stage = options.stage or _last(config, run, options.what)
-    models = [name for name in ("sft", "sl_cai") if options.what == "model"]
-    if first_round(stage) not in (KINDS[options.what], *models):
+    stage = options.stage or _last_stage(config, run, options.what)
+    stages = [*(("sft", "sl_cai") if options.what == "model" else ()), KINDS[options.what]]
+    if first_round(stage) not in stages:
         raise UsageError(
-            f"--stage {safe(stage)}: --what {options.what} is made by {', '.join([*models, KINDS[options.what]])}"
+            f"--stage {safe(stage)}: --what {options.what} is made by {', '.join(stages)}"
         )
-    made = origin(run, stage, config)
-    out = run.folder(stage, made.manifest.key) / "out"
-    verify(out.parent, made.manifest)
-    files = _files(options.what, out, made.manifest)
-    repo = options.repo
-    card = redact(
-        model_card(made, repo) if options.what == "model" else data_card(made, repo, sorted(files))
-    )
+    origin = load_origin(run, stage, config, view_of)
+    out = run.folder(stage, origin.manifest.key) / "out"
+    verify(out.parent, origin.manifest)
+    files = _files(options.what, out, origin.manifest)
+    if options.what == "model":
+        card = redact(model_card(origin, options.repo))
+    else:
+        card = redact(data_card(origin, options.repo, sorted(files)))
     token = os.environ.get("HF_TOKEN", "").strip()
     if options.yes and not token:
         raise UsageError(
@@ -81,77 +84,70 @@ def main(arguments: Sequence[str]) -> None:
         )
     _show(card, files, options)
     if options.yes:
+        message = f"{stage} of {config.name}, by cai"
         with tempfile.TemporaryDirectory(prefix="cai-push-") as folder:
-            for name, file in files.items():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / name).symlink_to(file.resolve())
-            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-            print(
-                f"sent: {_send(Path(folder), f'{stage} of {config.name}, by cai', options, token)}"
-            )
+            _gather(Path(folder), card, files)
+            print(f"sent: {_send(Path(folder), message, options, token)}")
 
 
-def _last(config: Config, run: Run, what: str) -> str:
-    names = list(trained(config, run)) if what == "model" else []
+def _last_stage(config: Config, run: Run, what: str) -> str:
+    stages = list(trained(config, run)) if what == "model" else []
     if what == "preferences":
-        names = [
-            f"label{number}"
-            for number in range(2, config.rounds + 1)
-            if run.latest(f"label{number}")
-        ]
-    return names[-1] if names else KINDS[what]
+        labels = [f"label{number}" for number in range(2, config.rounds + 1)]
+        stages = [label for label in labels if run.latest(label)]
+    return stages[-1] if stages else KINDS[what]
 
 
 def _files(what: str, out: Path, manifest: Manifest) -> dict[str, Path]:
-    """Name in the repository -> file. A model's stand at the top, where `from_pretrained` looks."""
+    """Name in the repository -> file. A model's stand at the top, for `from_pretrained`."""
     if what != "model":
         return {name: out / name for name in FILES[what] if name in manifest.files}
-    return {
-        name.removeprefix("model/"): out / name
-        for name in manifest.files
-        if name.startswith("model/")
-    }
+    names = [name for name in manifest.files if name.startswith("model/")]
+    return {name.removeprefix("model/"): out / name for name in names}
 
 
-def _show(card: str, files: dict[str, Path], options: argparse.Namespace) -> None:
+def _show(card: str, files: Mapping[str, Path], options: argparse.Namespace) -> None:
     print(safe(card))
-    sizes = {"README.md": len(card.encode())} | {
-        name: file.stat().st_size for name, file in files.items()
-    }
+    sizes = {"README.md": len(card.encode())}
+    sizes |= {name: file.stat().st_size for name, file in files.items()}
     for name, size in sizes.items():
         print(f"{size:>14,}  {safe(name)}")
     kind = "model" if options.what == "model" else "data set"
-    print(
-        f"{sum(sizes.values()):>14,}  bytes to the {'private ' if options.private else ''}{kind} {options.repo}"
-    )
+    private = "private " if options.private else ""
+    print(f"{sum(sizes.values()):>14,}  bytes to the {private}{kind} {options.repo}")
     if not options.yes:
         print("nothing was sent: --yes sends it")
 
 
+def _gather(folder: Path, card: str, files: Mapping[str, Path]) -> None:
+    """The repository as it will be: links to the files, and the card."""
+    for name, file in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(file.resolve())
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def _send(folder: Path, message: str, options: argparse.Namespace, token: str) -> str:
     """The address of the commit. Raises CaiError with the hub's own words."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api, kind = HfApi(token=token), "model" if options.what == "model" else "dataset"
+    api = huggingface_hub.HfApi(token=token)
+    repo, kind = options.repo, "model" if options.what == "model" else "dataset"
     try:
-        api.create_repo(
-            options.repo, repo_type=kind, private=options.private or None, exist_ok=True
-        )
-        if options.private and not api.repo_info(options.repo, repo_type=kind).private:
+        api.create_repo(repo, repo_type=kind, private=options.private or None, exist_ok=True)
+        if options.private and not api.repo_info(repo, repo_type=kind).private:
             raise UsageError(
-                f"{options.repo} is there already and is public: make it private, or name another"
+                f"{repo} is there already and is public: make it private, or name another"
             )
-        return api.upload_folder(
-            repo_id=options.repo, folder_path=folder, repo_type=kind, commit_message=message
-        ).commit_url
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, repo_type=kind, commit_message=message
+        )
+        return commit.commit_url
     except HfHubHTTPError as error:
-        said = error.server_message or str(error).splitlines()[0]
+        reason = safe(error.server_message or str(error).splitlines()[0])
         raise CaiError(
-            f"{api.endpoint} refused {options.repo} ({error.response.status_code}): {safe(said)}"
+            f"{api.endpoint} refused {repo} ({error.response.status_code}): {reason}"
         ) from None
     except (httpx2.HTTPError, OSError, ValueError) as error:
         raise CaiError(
-            f"{api.endpoint} can't be reached or broke off: {error}; the same command sends the rest"
+            f"{api.endpoint} can't be reached or broke off: {error}; the same command sends the "
+            "rest"
         ) from None

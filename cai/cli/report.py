@@ -1,21 +1,25 @@
-"""`cai report`: where a run's page is; and one page for several evaluations, of a sweep or of several runs."""
+"""`cai report`: where a run's page is; and one page for several evaluations."""
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
+from cai.cli.options import verb_parser
 from cai.errors import UsageError
-from cai.report.compare import comparison_page, evaluations
+from cai.report.compare import comparison_page, load_evaluations
 from cai.store.run_folder import Run, find_run
 
+LONGEST = 80  # characters of the runs' names in the name of a file
 
-def main(arguments: Sequence[str]) -> None:
-    """Prints where the page of one run is, and of several evaluations writes one and prints its path.
 
-    Raises UsageError where a run has no finished evaluation or report.
+def main(arguments: list[str]) -> None:
+    """Prints the path of one run's page; of several evaluations, writes a page that compares them.
+
+    A sweep leaves several evaluations in one run. Raises UsageError where a run has no finished
+    evaluation or report.
     """
-    parser = argparse.ArgumentParser(
-        prog="cai report", description="The page of a run, or of several."
+    parser = verb_parser(
+        "report",
+        "The path of a run's page. Of several runs, or of a sweep, one page that compares them.",
+        "outputs/quickstart outputs/other -o both.html",
     )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="folders of runs (default: the newest)"
@@ -25,25 +29,28 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     roots = list(dict.fromkeys(find_run(name) for name in options.runs or [None]))
-    clear = len({root.name for root in roots}) == len(
-        roots
-    )  # else their paths tell runs of one name apart
-    found = [one for root in roots for one in evaluations(root, root.name if clear else str(root))]
+    # paths tell runs of one name apart
+    same_names = len({root.name for root in roots}) < len(roots)
+    evaluations = []
+    for root in roots:
+        evaluations += load_evaluations(root, str(root) if same_names else root.name)
     if len(roots) == 1:
-        print(_own_page(roots[0]))
-    if len(found) == 1:
-        return
+        print(find_page(roots[0]))
+    if len(evaluations) > 1:
+        target = options.output or _default_target(roots)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(comparison_page(evaluations))
+        print(target)
+
+
+def _default_target(roots: list[Path]) -> Path:
     names = "+".join(root.name for root in roots)
-    target = (
-        options.output
-        or roots[0].parent / f"report-{names if len(names) < 80 else f'{len(roots)}-runs'}.html"
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(comparison_page(found))
-    print(target)
+    name = names if len(names) < LONGEST else f"{len(roots)}-runs"
+    return roots[0].parent / f"report-{name}.html"
 
 
-def _own_page(root: Path) -> Path:
+def find_page(root: Path) -> Path:
+    """A run's own page. Raises UsageError where there is none."""
     manifest = Run(root).latest("report")
     if manifest is None:
         raise UsageError(f"{root}: the stage 'report' has not finished; see `cai status {root}`")

@@ -4,129 +4,130 @@ import importlib.util
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from cai.cli.main import INTERRUPTED, VERBS, end_with
+from cai.config.compose import compose, load, refuse_targets, words_are_overrides
+from cai.config.names import in_round
+from cai.config.schema import Config
 from cai.errors import CaiError, Interrupted, UsageError
+from cai.paths import shipped
 from cai.redact import printable, redact
+from cai.report.terminal import print_results, print_stage_view, wide_console
+from cai.run import runner
+from cai.run.plan import view_of
+from cai.run.process import install_signals, quiet
+from cai.store.files import probe
+from cai.store.run_folder import Manifest
+
+SWEEP = ("-m", "--multirun")
+
+SHOWN_STAGES = ("build", "revise")  # their counts stand at the end of a run that made them
 
 
 def main(arguments: list[str]) -> None:
-    import hydra
-
-    from cai.config.compose import compose, refuse_targets, words_are_overrides
-    from cai.paths import shipped
-    from cai.run.process import install_signals, quiet
-    from cai.store.files import probe
-
+    """Hands the words to Hydra. Raises UsageError on those that would end in a traceback there."""
+    # Hydra keeps the words in files before anything is checked
     for word in arguments:
-        if redact(word) != word:  # Hydra keeps the words in files before anything is checked
+        if redact(word) != word:
             raise UsageError(
                 f"{redact(word)}: a secret on the command line; put it into an environment variable"
             )
     refuse_targets(arguments)
-    if any(word.startswith("hydra/launcher=submitit_") for word in arguments):
-        if importlib.util.find_spec("submitit") is None:
-            raise UsageError(
-                "hydra/launcher: submitit is not installed; pip install 'constitutional-ai[slurm]'"
-            )
-        if not {"-m", "--multirun"} & {*arguments}:
-            raise UsageError(
-                "hydra/launcher starts the jobs of a sweep: add -m, also where there is but one job"
-            )
-    flags = [word for word in arguments if word.startswith("-")]
-    if not flags:
+    _refuse_launcher(arguments)
+    if not any(word.startswith("-") for word in arguments):
         words_are_overrides(arguments, list(VERBS))
-        config = compose(
-            arguments
-        )  # says clearly what is wrong, before Hydra makes a folder for the run
-        # Hydra, which writes its logs there, would end in a traceback
-        probe(
-            Path(config.outputs) / config.name,
-            1 << 16,
-            "free it, or choose another with outputs=...",
-        )
+        # says clearly what is wrong, before Hydra makes a folder for the run and logs there
+        config = compose(arguments)
+        folder = Path(config.outputs) / config.name
+        probe(folder, 1 << 16, "free it, or choose another with outputs=...")
     quiet()
     install_signals(INTERRUPTED)
-
-    @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
-    def job(composed: Any) -> None:
-        _job(composed)
-
     # argparse takes overrides in one place only: `a=1 -m b=2` is `a=1 b=2 -m`
-    sweep = [word for word in arguments if word in ("-m", "--multirun")]
-    sys.argv = ["cai", *(word for word in arguments if word not in sweep), *sweep]
-    job()
+    sweep = [word for word in arguments if word in SWEEP]
+    sys.argv = ["cai", *(word for word in arguments if word not in SWEEP), *sweep]
+    app = hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
+    app(run_job)()
 
 
-def build_instructions(arguments: list[str]) -> None:
-    """`cai build-instructions`: the stage `build` alone."""
-    main([*arguments, "stages=[build]"])
+def _refuse_launcher(arguments: Sequence[str]) -> None:
+    """Raises UsageError where a cluster's launcher is named without a sweep, or is missing."""
+    if not any(word.startswith("hydra/launcher=submitit_") for word in arguments):
+        return
+    if importlib.util.find_spec("submitit") is None:
+        raise UsageError(
+            "hydra/launcher: submitit is not installed; pip install 'constitutional-ai[slurm]'"
+        )
+    if not {*SWEEP} & {*arguments}:
+        raise UsageError(
+            "hydra/launcher starts the jobs of a sweep: add -m, also where there is but one job"
+        )
 
 
-def _job(composed: Any) -> None:
+def run_job(composed: DictConfig) -> None:
     """One run of the pipeline: Hydra calls it once, or once for each point of a sweep."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from cai.config.compose import load
-    from cai.config.names import in_round
-    from cai.report.terminal import build_table, result_table, revision_tables
-    from cai.run import runner
-    from cai.run.process import quiet
-
     job = HydraConfig.get()
-    # a launcher that isn't Hydra's own starts jobs at once, in processes where nobody has called quiet()
-    at_once = job.mode == RunMode.MULTIRUN and not job.launcher._target_.endswith(".BasicLauncher")
-    end = _end_job if at_once else end_with
+    # a launcher that isn't Hydra's own starts jobs at once, in processes without quiet()
+    is_sweep = job.mode == RunMode.MULTIRUN
+    at_once = is_sweep and not job.launcher._target_.endswith(".BasicLauncher")
     if at_once:
         quiet()
+    started = time.time()
     try:
         config = load(composed, list(job.overrides.task))
-    except CaiError as error:
-        end(error)
-        return
-    began = time.time()
-    try:
-        manifests = runner.run_stages(
-            config, lambda line: print(printable(line), file=sys.stderr, flush=True), at_once
-        )
-    except OSError as error:
-        end(
-            CaiError(
-                f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far is kept"
-            )
-        )
-        return
+        manifests = _run_stages(config, at_once)
+        _print_outcome(config, manifests, started)
     except (CaiError, Interrupted) as error:
-        end(error)
-        return
-    root = Path(config.outputs) / config.name
-    if "build" in manifests and manifests["build"].started >= began:
-        build_table(manifests["build"].summary)
-    if "revise" in manifests and manifests["revise"].started >= began:
-        revision_tables(manifests["revise"].summary)
+        (_end_job if at_once else end_with)(error)
+
+
+def _run_stages(config: Config, at_once: bool) -> dict[str, Manifest]:
+    try:
+        return runner.run_stages(config, _tell, at_once)
+    except OSError as error:
+        raise CaiError(
+            f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far "
+            "is kept"
+        ) from error
+
+
+def _tell(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def _print_outcome(config: Config, manifests: Mapping[str, Manifest], started: float) -> None:
+    """What the stages that ran now did, what was measured, and where the results are."""
+    for name in SHOWN_STAGES:
+        if name in manifests and manifests[name].started >= started:
+            print_stage_view(view_of(manifests[name]), wide_console())
     if "evaluate" in manifests:
-        result_table(manifests["evaluate"].summary["metrics"])
-    last = in_round("dpo", config.rounds)
-    shown = (
+        print_results(manifests["evaluate"].summary["metrics"])
+    root = Path(config.outputs) / config.name
+    results = (
         ("build", "instructions", "instructions.parquet"),
-        (last, "model", "model"),
+        (in_round("dpo", config.rounds), "model", "model"),
         ("report", "report", "report.html"),
     )
-    for stage, name, file in shown:
+    for stage, name, file in results:
         if stage in manifests:
-            folder = root / stage / manifests[stage].key[:12]
-            print(f"{name}: {folder / 'out' / file}")
+            print(f"{name}: {root / stage / manifests[stage].key[:12] / 'out' / file}")
 
 
 def _end_job(error: CaiError | Interrupted) -> NoReturn:
-    """Says what went wrong in a launcher's own process, whose standard error is a file, and hands it to the sweep's:
-    only an exception gets there, and Hydra shows a compact one as a line, any other as a traceback."""
-    from hydra.errors import CompactHydraException
+    """Says what went wrong in a launcher's own process, and hands it to the sweep's.
 
+    Only an exception gets there: Hydra shows a compact one as a line, any other as a traceback.
+    """
     if isinstance(error, Interrupted) or os.environ.get("CAI_DEBUG"):
         raise error
+    # standard error is a file here
     print(f"cai: {printable(str(error))}", file=sys.stderr, flush=True)
     raise CompactHydraException(f"cai: {printable(str(error))}")

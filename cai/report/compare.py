@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import UsageError
-from cai.report import page as report
+from cai.report.metrics import Interval, Metrics
+from cai.report.page import render
 from cai.report.pictures import picture
 from cai.store.run_folder import Manifest, Run, chain, read_manifest
 
-APART = ("version", "inputs", "seed")  # of a stage's ingredients: no settings
+NO_SETTINGS = ("version", "inputs", "seed")  # of a stage's ingredients
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluation:
     """A finished evaluation, and the stages that its models came from."""
 
     name: str
     stages: dict[str, Manifest]
-    metrics: dict[str, Any]  # model -> suite -> figure -> estimate
+    metrics: Metrics
 
     @property
     def seed(self) -> int:
@@ -28,129 +29,130 @@ class Evaluated:
 
     @property
     def kinds(self) -> dict[str, str]:
-        return {
-            name: suite["kind"]
-            for name, suite in self.stages["evaluate"].ingredients["evaluate"]["suites"].items()
-        }
+        """Suite -> its kind."""
+        suites = self.stages["evaluate"].ingredients["evaluate"]["suites"]
+        return {name: suite["kind"] for name, suite in suites.items()}
 
     @property
-    def last(self) -> str:
+    def last_model(self) -> str:
         """The last of the run's own models, e.g. dpo."""
-        return next(
-            (name for name in reversed(self.metrics) if name in self.stages), list(self.metrics)[-1]
-        )
+        models = list(self.metrics)
+        return next((name for name in reversed(models) if name in self.stages), models[-1])
 
     def settings(self, stages: Collection[str]) -> dict[str, str]:
-        """Everything but the seed that decided what these stages made: `dpo.args.beta` -> its value as JSON."""
-        return {
-            ".".join(path): json.dumps(value, sort_keys=True)
-            for name in stages
-            for path, value in _leaves(
-                {k: v for k, v in self.stages[name].ingredients.items() if k not in APART}
-            )
-        }
+        """Everything but the seed that decided what these stages made.
+
+        `dpo.args.beta` -> its value as JSON.
+        """
+        values = {}
+        for stage in stages:
+            for name, part in self.stages[stage].ingredients.items():
+                if name not in NO_SETTINGS:
+                    values |= dict(_leaves(part, name))
+        return values
 
 
-def evaluations(root: Path, name: str) -> list[Evaluated]:
-    """Every finished evaluation in a run's folder, oldest first: a sweep leaves several, and they are numbered."""
-    done = [
+def load_evaluations(root: Path, name: str) -> list[Evaluation]:
+    """Every finished evaluation in a run's folder, oldest first.
+
+    A sweep leaves several; they are numbered. Raises UsageError where there is none.
+    """
+    manifests = [
         manifest
         for folder in Run(root).finished()
         if (manifest := read_manifest(folder)) is not None
     ]
-    ends = sorted((m for m in done if m.stage == "evaluate"), key=lambda m: m.started)
+    ends = sorted((m for m in manifests if m.stage == "evaluate"), key=lambda m: m.started)
     if not ends:
         raise UsageError(f"{root}: the stage 'evaluate' has not finished; see `cai status {root}`")
     return [
-        Evaluated(
-            name if len(ends) == 1 else f"{name} {number}", chain(end, done), _metrics(root, end)
+        Evaluation(
+            name if len(ends) == 1 else f"{name} {number}",
+            chain(end, manifests),
+            _metrics(root, end),
         )
         for number, end in enumerate(ends, 1)
     ]
 
 
-def comparison_page(found: Sequence[Evaluated]) -> bytes:
+def comparison_page(evaluations: Sequence[Evaluation]) -> bytes:
     """The HTML page that compares them."""
-    points = {one.name: one.metrics[one.last] for one in found}
-    first = next(iter(found[0].metrics))
-    kinds = {suite: kind for one in found for suite, kind in one.kinds.items()}
-    suites = dict.fromkeys(s for one in found for figures in one.metrics.values() for s in figures)
-    return report.render(
+    first = evaluations[0]
+    first_model = next(iter(first.metrics))
+    points = {first_model: first.metrics[first_model]}
+    points |= {run.name: run.metrics[run.last_model] for run in evaluations}
+    kinds, suites = {}, {}
+    for run in evaluations:
+        kinds |= run.kinds
+        for measured in run.metrics.values():
+            suites |= dict.fromkeys(measured)
+    return render(
         "comparison.html.j2",
-        found=found,
-        differing=differing(found),
-        picture=picture({first: found[0].metrics[first]} | points, kinds, arrows=False),
-        tables={suite: dict(_tables(suite, found)) for suite in suites},
-        seeds=[group for group in same_but_seed(found) if len(group) > 1],
-        spread=spread,
+        evaluations=evaluations,
+        differing=differing_settings(evaluations),
+        picture=picture(points, kinds, arrows=False),
+        tables={suite: _models_by_metric(suite, evaluations) for suite in suites},
+        seeds=[group for group in group_by_settings(evaluations) if len(group) > 1],
+        seed_range=seed_range,
     )
 
 
-def differing(found: Sequence[Evaluated]) -> dict[str, list[str]]:
-    """Setting -> its value in each evaluation ("" where it has none), for settings that are not the same in all.
+def differing_settings(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
+    """Setting -> its value in each evaluation, for settings that are not the same in all.
 
-    Of a stage that stands behind some evaluations only, just that is said.
+    "" where one has none. Of a stage that stands behind some evaluations only, just that is said.
     """
-    stages = dict.fromkeys(name for one in found for name in one.stages)
-    shared = [name for name in stages if all(name in one.stages for one in found)]
-    settings = [one.settings(shared) for one in found]
-    rows = {"seed": [str(one.seed) for one in found]}
-    rows |= {
-        f"stage {name}": ["yes" if name in one.stages else "" for one in found] for name in stages
-    }
-    rows |= {
-        key: [one.get(key, "") for one in settings]
-        for key in dict.fromkeys(key for one in settings for key in one)
-    }
+    stages = dict.fromkeys(name for run in evaluations for name in run.stages)
+    shared = [name for name in stages if all(name in run.stages for run in evaluations)]
+    settings = [run.settings(shared) for run in evaluations]
+    rows = {"seed": [str(run.seed) for run in evaluations]}
+    for name in stages:
+        rows[f"stage {name}"] = ["yes" if name in run.stages else "" for run in evaluations]
+    for key in dict.fromkeys(key for values in settings for key in values):
+        rows[key] = [values.get(key, "") for values in settings]
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
-def same_but_seed(found: Sequence[Evaluated]) -> list[list[Evaluated]]:
-    groups: dict[str, list[Evaluated]] = {}
-    for one in found:
-        groups.setdefault(json.dumps(one.settings(one.stages), sort_keys=True), []).append(one)
+def group_by_settings(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Evaluations that differ in the seed at most stand in one group."""
+    groups: dict[str, list[Evaluation]] = {}
+    for run in evaluations:
+        settings = json.dumps(run.settings(run.stages), sort_keys=True)
+        groups.setdefault(settings, []).append(run)
     return list(groups.values())
 
 
-def spread(
-    group: Sequence[Evaluated], model: str, suite: str, figure: str
-) -> dict[str, float] | None:
-    """Mean, lowest and highest of a figure over training runs that differ in the seed alone."""
-    rows = [one.metrics.get(model, {}).get(suite, {}) for one in group]
-    values = [row[figure]["value"] for row in rows if figure in row]
-    return (
-        {"value": sum(values) / len(values), "low": min(values), "high": max(values)}
-        if values
-        else None
-    )
+def seed_range(group: Sequence[Evaluation], model: str, suite: str, metric: str) -> Interval | None:
+    """Mean, lowest and highest of a metric over training runs that differ in the seed alone."""
+    rows = [run.metrics.get(model, {}).get(suite, {}) for run in group]
+    values = [row[metric]["value"] for row in rows if metric in row]
+    if not values:
+        return None
+    return {"value": sum(values) / len(values), "low": min(values), "high": max(values)}
 
 
-def _tables(suite: str, found: Sequence[Evaluated]) -> Iterator[tuple[str, list[str]]]:
-    """Figure -> the models that have it on this suite."""
-    figures = dict.fromkeys(
-        f for one in found for model in one.metrics.values() for f in model.get(suite, {})
-    )
-    for figure in figures:
-        having = (
-            name
-            for one in found
-            for name, rows in one.metrics.items()
-            if figure in rows.get(suite, {})
-        )
-        yield figure, list(dict.fromkeys(having))
+def _models_by_metric(suite: str, evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
+    """Metric -> the models that have it on this suite."""
+    models: dict[str, dict[str, None]] = {}
+    for run in evaluations:
+        for model, suites in run.metrics.items():
+            for metric in suites.get(suite, {}):
+                models.setdefault(metric, {})[model] = None
+    return {metric: list(names) for metric, names in models.items()}
 
 
-def _metrics(root: Path, end: Manifest) -> dict[str, Any]:
+def _metrics(root: Path, evaluate: Manifest) -> Metrics:
     """As the stage wrote them, in the order of `evaluate.models`."""
-    file = Run(root).folder("evaluate", end.key) / "out" / "metrics.json"
-    found = json.loads(file.read_text(encoding="utf-8"))
-    order = [*end.ingredients["evaluate"]["models"], *found]
-    return {name: found[name] for name in sorted(found, key=order.index)}
+    file = Run(root).folder("evaluate", evaluate.key) / "out" / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    order = [*evaluate.ingredients["evaluate"]["models"], *metrics]
+    return {model: metrics[model] for model in sorted(metrics, key=order.index)}
 
 
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(dotted path, JSON) of everything in nested mappings."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, (*path, str(key)))
+            yield from _leaves(inner, f"{path}.{key}")
     else:
-        yield path, value
+        yield path, json.dumps(value, sort_keys=True)

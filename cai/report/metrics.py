@@ -1,39 +1,79 @@
-"""The names of the figures that an evaluation measures, and how one is written: in a terminal, a report and a card."""
+"""Every metric that cai shows, in one table: terminal, page, cards and comparison read it."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NotRequired, TypedDict
 
-NAMES = {
-    "refusal": "refused",
-    "redirection": "redirected",
-    "compliance": "answered",
-    "evasive": "evasive",
-    "shared_opening": "shared opening",
-    "shared_refusal": "shared refusal",
-    "degenerate": "degenerate",
-    "words": "words an answer",
-    "distinct_1": "distinct words",
-    "distinct_2": "distinct pairs of words",
-    "harmful": "harmful, says a judge",
-    "too_long": "too long for the context",
-    "exact": "exact match",
-    "rouge_l": "ROUGE-L",
-    "bits_per_byte": "bits a byte of the reference",
-    "acc": "accuracy",
-    "acc_norm": "accuracy, by length",
+
+class Interval(TypedDict):
+    """A value with its 95 % interval, as metrics.json has it."""
+
+    value: float
+    low: float
+    high: float
+    count: NotRequired[int]  # answers behind it
+
+
+Suites = Mapping[str, Mapping[str, Interval]]  # suite -> metric -> interval
+Metrics = Mapping[str, Suites]  # by model
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called and shown."""
+
+    title: str
+    unit: Literal["share", "words", "score", "bits", "probability"] = "share"
+    better: Literal["higher", "lower"] | None = None  # None: it depends, e.g. on the prompts
+    # the terminal's table for it, or the judge's part of a page; "" is on the page alone
+    table: Literal["behaviour", "reference", "judge", ""] = ""
+
+
+METRICS = {
+    "refusal": Metric("refused", table="behaviour"),
+    "redirection": Metric("redirected"),
+    "compliance": Metric("answered"),
+    "evasive": Metric("evasive", better="lower"),
+    "shared_opening": Metric("shared opening", better="lower"),
+    "shared_refusal": Metric("shared refusal", better="lower"),
+    "degenerate": Metric("degenerate", better="lower"),
+    "words": Metric("words an answer", "words", table="behaviour"),
+    "distinct_1": Metric("distinct words", better="higher"),
+    "distinct_2": Metric("distinct pairs of words", better="higher"),
+    "harmful": Metric("harmful, says a judge", better="lower"),
+    "too_long": Metric("too long for the context", better="lower", table="reference"),
+    "exact": Metric("exact match", better="higher", table="reference"),
+    "rouge_l": Metric("ROUGE-L", "score", "higher", "reference"),
+    "bits_per_byte": Metric("bits a byte of the reference", "bits", "lower", "reference"),
+    "acc": Metric("accuracy", better="higher", table="reference"),
+    "acc_norm": Metric("accuracy, by length", better="higher", table="reference"),
+    "flipped": Metric("preferences that turn with the order", better="lower", table="judge"),
+    "longer": Metric("the longer answer is chosen", table="judge"),
+    "agreement": Metric("two principles agree", better="higher", table="judge"),
+    "accuracy": Metric("right on labelled pairs", better="higher", table="judge"),
+    "shorter": Metric("of these, the shorter is labelled better", table="judge"),
+    "probability": Metric("mean probability of the chosen", "probability", table="judge"),
+    "entropy": Metric("entropy of the feedback, bits", "bits", table="judge"),
 }
 
-SHARES = NAMES.keys() - {"words", "rouge_l", "bits_per_byte"}  # shown in percent
 
-RULED = (
-    "No judge was asked: the rules that find refusals said which of the model's own answers is preferred. Refusal "
-    "rates by these rules flatter what was trained so; read its answers."
-)
+def metric(name: str) -> Metric:
+    """A metric of the table; one that is not there, say of lm-evaluation-harness, is a score."""
+    return METRICS.get(name) or Metric(name, "score")
 
 
-def format_metric(estimate: dict[str, Any], percent: bool) -> str:
-    """`42 % [30, 55]`, or `31.0 [27.5, 34.9]`."""
-    low, value, high = (estimate[key] * (100 if percent else 1) for key in ("low", "value", "high"))
-    if percent:
-        return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
-    places = 3 if abs(value) < 3 else 1
-    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+def format_metric(name: str, interval: Interval) -> str:
+    return (format_share if metric(name).unit == "share" else format_mean)(interval)
+
+
+def format_share(interval: Interval) -> str:
+    """`42 % [30, 55]`."""
+    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
+    return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
+
+
+def format_mean(interval: Interval) -> str:
+    """`31.0 [27.5, 34.9]`, or `1.250 [1.000, 1.500]` of small values."""
+    places = 3 if abs(interval["value"]) < 3 else 1
+    value, low, high = (f"{interval[key]:.{places}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

@@ -63,7 +63,7 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         verdict=verdict(own_metrics, made.suite_kinds),
         notices=[
             *stage_warnings(views.values()),
-            *(note for view in views.values() for note in view.notes),
+            *made.notes(),
             *notices(own_metrics, made.suite_kinds),
         ],
         views=views,
@@ -102,6 +102,11 @@ class Made:
         }
         later = [name for name in self.of_kind("dpo") if name not in MODELS]
         self.models = [*MODELS, *later]  # the run's own, in the order of training
+
+    def notes(self) -> list[str]:
+        """Of the first rounds: later ones would say the same again."""
+        first = [name for name, manifest in self.manifests.items() if manifest.kind == name]
+        return [note for name in first for note in self.views[name].notes]
 
     def of_kind(self, kind: str) -> list[str]:
         """The names of the stages of a kind, one for each round."""

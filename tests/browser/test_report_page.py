@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.stages.test_report import EVIL, HOSTILE, SECTIONS, finished_run, metrics, page_of
+from tests.report.test_page import EVIL, HOSTILE, metrics
+from tests.stages.test_report import SECTIONS, finished_run, page_of
 
 pytestmark = pytest.mark.browser
 

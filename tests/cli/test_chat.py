@@ -1,4 +1,4 @@
-"""`cai chat` on the tiny model: piped, as a script would use it, and on a terminal, as a person does."""
+"""`cai chat` on the tiny model: piped, as a script uses it, and on a terminal, as a person does."""
 
 import os
 import pty
@@ -25,7 +25,7 @@ WORDS = ["--max-new-tokens", "6"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A run with an sft and a dpo model, copies of the tiny one, as the stages leave them; dpo never ends an answer."""
+    """A run with an sft and a dpo model, copies of the tiny one; dpo never ends an answer."""
     from safetensors.torch import load_file, save_file
 
     root = tmp_path_factory.mktemp("chat") / "outputs" / "smoke"

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from cai.cli.main import VERBS, main
 from cai.config.compose import compose, saved
 from cai.data.parquet import read_rows
 from cai.errors import CaiError, UsageError
 from cai.run.plan import plan_run
 from cai.store.files import write_json
 from cai.store.run_folder import Run
+from tests.test_imports import HEAVY
 
 
 def cai(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -32,6 +34,30 @@ def test_help_shows_the_verbs(tmp_path: Path):
         f"cai {verb}" in done.stdout
         for verb in ("run", "plan", "status", "show", "build-instructions")
     )
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "run"])
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert text.startswith(f"usage: cai {verb}") and f"  cai {verb}" in text.split("example")[-1]
+
+
+def test_the_help_of_verbs_loads_nothing_heavy(tmp_path: Path):
+    code = f"""
+import contextlib, sys
+from cai.cli.main import VERBS, main
+for verb in VERBS.keys() - {{"run"}}:
+    with contextlib.suppress(SystemExit):
+        main([verb, "--help"])
+print("loaded:", sorted({{*{HEAVY}}} & {{*sys.modules}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1:] == ["loaded: []"], done.stderr
 
 
 def test_run_help_shows_hydras_groups(tmp_path: Path):

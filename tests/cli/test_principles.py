@@ -1,4 +1,4 @@
-"""`cai principles`: check, show, and import of the two JSON layouts in the wild (with texts of our own)."""
+"""`cai principles`: check, show, and import of the two JSON layouts (with texts of our own)."""
 
 import json
 import subprocess
@@ -97,7 +97,10 @@ def test_show_prints_shares(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("words", [["show"], ["show", "--texts"], ["check"]], ids=" ".join)
 def test_a_principle_file_can_not_steer_the_terminal(tmp_path: Path, words: list[str]):
-    rule = r'{id: a, critique: "\e[31m[/b]?", revision: "b\e[2J", comparison: "c", tags: ["[/x]\e[2J"]}'
+    rule = (
+        r'{id: a, critique: "\e[31m[/b]?", revision: "b\e[2J", comparison: "c", '
+        r'tags: ["[/x]\e[2J"]}'
+    )
     file = tmp_path / "a.yaml"
     file.write_text(
         f'name: "[/n]\\e[2J"\nprinciples: [{rule}]\n'

@@ -1,4 +1,4 @@
-"""`cai push` with the hub's real client, over HTTP, to a server here that speaks the hub's endpoints."""
+"""`cai push` with the hub's real client, over HTTP, to a server here that speaks like the hub."""
 
 import base64
 import hashlib

@@ -11,7 +11,13 @@ import pytest
 from cai.cli import report
 from cai.cli.main import main
 from cai.errors import UsageError
-from cai.report.compare import comparison_page, differing, evaluations, same_but_seed, spread
+from cai.report.compare import (
+    comparison_page,
+    differing_settings,
+    group_by_settings,
+    load_evaluations,
+    seed_range,
+)
 from cai.scoring.statistics import share
 from cai.store.files import write_json
 from cai.store.run_folder import Run
@@ -104,30 +110,32 @@ def test_a_sweep_in_one_folder_is_compared(
 def test_the_settings_of_all_stages_before_it_count(tmp_path: Path) -> None:
     evaluated(tmp_path / "a", beta=0.1)
     evaluated(tmp_path / "b", beta=0.5, seed=3)
-    found = [one for name in ("a", "b") for one in evaluations(tmp_path / name, name)]
+    found = [one for name in ("a", "b") for one in load_evaluations(tmp_path / name, name)]
     assert [list(one.stages) for one in found] == [["dpo", "evaluate"]] * 2
-    assert differing(found) == {"seed": ["0", "3"], "dpo.args.beta": ["0.1", "0.5"]}
-    assert [len(group) for group in same_but_seed(found)] == [1, 1]
+    assert differing_settings(found) == {"seed": ["0", "3"], "dpo.args.beta": ["0.1", "0.5"]}
+    assert [len(group) for group in group_by_settings(found)] == [1, 1]
 
 
 def test_a_stage_that_one_of_them_lacks_is_one_row(tmp_path: Path) -> None:
     evaluated(tmp_path / "a", beta=0.1)
-    (whole,) = evaluations(tmp_path / "a", "a")
+    (whole,) = load_evaluations(tmp_path / "a", "a")
     bare = dataclasses.replace(whole, name="b", stages={"evaluate": whole.stages["evaluate"]})
-    assert differing([whole, bare]) == {"stage dpo": ["yes", ""]}
+    assert differing_settings([whole, bare]) == {"stage dpo": ["yes", ""]}
 
 
 def test_seeds_are_brought_together(tmp_path: Path) -> None:
     for seed, refused in ((0, 40), (1, 60), (2, 80)):
         evaluated(tmp_path / f"run{seed}", seed=seed, refused=refused)
-    found = [one for seed in range(3) for one in evaluations(tmp_path / f"run{seed}", f"run{seed}")]
-    (group,) = same_but_seed(found)
-    assert spread(group, "dpo", "red", "refusal") == pytest.approx(
+    found = [
+        one for seed in range(3) for one in load_evaluations(tmp_path / f"run{seed}", f"run{seed}")
+    ]
+    (group,) = group_by_settings(found)
+    assert seed_range(group, "dpo", "red", "refusal") == pytest.approx(
         {"value": 0.6, "low": 0.4, "high": 0.8}
     )
     assert (
-        spread(group, "dpo", "red", "words") is None
-        and spread(group, "sft", "red", "refusal") is None
+        seed_range(group, "dpo", "red", "words") is None
+        and seed_range(group, "sft", "red", "refusal") is None
     )
     text = comparison_page(found).decode()
     assert "differ in the seed alone" in text and "3 seeds" in text and "60 %" in text
@@ -137,7 +145,7 @@ def test_names_and_settings_are_text(tmp_path: Path) -> None:
     evaluated(tmp_path / "a", note=EVIL)
     evaluated(tmp_path / "b", note="other")
     text = comparison_page(
-        [one for name in ("a", "b") for one in evaluations(tmp_path / name, name)]
+        [one for name in ("a", "b") for one in load_evaluations(tmp_path / name, name)]
     ).decode()
     assert EVIL not in text and "&lt;script&gt;alert(1)" in text
 
@@ -145,7 +153,7 @@ def test_names_and_settings_are_text(tmp_path: Path) -> None:
 def test_a_run_without_an_evaluation_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {})
     with pytest.raises(UsageError, match="'evaluate' has not finished; see `cai status"):
-        evaluations(tmp_path, "run")
+        load_evaluations(tmp_path, "run")
 
 
 def test_one_run_has_a_page_of_its_own(tmp_path: Path) -> None:
@@ -153,4 +161,4 @@ def test_one_run_has_a_page_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'report' has not finished"):
         report.main([str(tmp_path)])
     reported(tmp_path)
-    assert report._own_page(tmp_path).read_text() == "<!doctype html>"
+    assert report.find_page(tmp_path).read_text() == "<!doctype html>"

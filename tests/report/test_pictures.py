@@ -7,7 +7,7 @@ import pytest
 from cai.data.audit import length_figures
 from cai.report import pictures
 from cai.scoring.statistics import share
-from tests.stages.test_report import KINDS, figures, metrics
+from tests.report.test_page import KINDS, figures, metrics
 
 
 def test_suites_of_a_kind_are_counted_together() -> None:
@@ -21,19 +21,19 @@ def test_suites_of_a_kind_are_counted_together() -> None:
 def test_picture_puts_models_where_their_figures_are() -> None:
     view = pictures.picture(metrics((0, 50), (0, 100)), KINDS)
     assert view is not None
-    left, top, right, bottom = view["box"]
-    base, dpo = view["points"]
+    left, top, right, bottom = view.axes
+    base, dpo = view.points
     assert (base.x, base.y) == (right, bottom)  # answers all, refuses none
     assert (dpo.x, dpo.y) == (left, (top + bottom) / 2)
     assert dpo.down[0] < dpo.y < dpo.down[1]
-    assert view["moves"] == [(base, dpo)]
+    assert view.moves == [(base, dpo)]
 
 
 def test_points_that_coincide_share_a_label() -> None:
     view = pictures.picture(metrics((3, 3), (1, 1)), KINDS)
     assert view is not None
-    assert [label["text"] for label in view["labels"]] == ["base, dpo"]
-    assert view["moves"] == []
+    assert [label.text for label in view.labels] == ["base, dpo"]
+    assert view.moves == []
 
 
 @pytest.mark.parametrize("refused", [(0, 4), (4, 0)])
@@ -41,7 +41,7 @@ def test_names_stand_as_their_points_do(refused: tuple[int, int]) -> None:
     """Two points in the lower right corner, where there is little room."""
     view = pictures.picture(metrics(refused, (0, 0)), KINDS)
     assert view is not None
-    y = {label["text"]: label["y"] for label in view["labels"]}
+    y = {label.text: label.y for label in view.labels}
     upper, lower = ("dpo", "base") if refused[1] else ("base", "dpo")
     assert y[upper] < y[lower]
 
@@ -54,25 +54,25 @@ def test_curves_leave_out_what_is_not_a_number() -> None:
         {"step": 3},
     ]
     (plot,) = pictures.curves(entries)
-    assert plot["title"] == "loss"
-    assert plot["lines"] == [[(0.0, 0.0), (260.0, 120.0)], []]
-    assert (plot["low"], plot["high"]) == ("2", "4")
+    assert plot.title == "loss"
+    assert plot.lines == [[(0.0, 0.0), (260.0, 120.0)], []]
+    assert (plot.low, plot.high) == ("2", "4")
     assert pictures.curves([{"train_loss": 1.0}]) == []
     long = pictures.curves([{"loss": 1 / step, "step": step} for step in range(1, 5000)])
-    assert len(long[0]["lines"][0]) <= 300
+    assert len(long[0].lines[0]) <= 300
 
 
 def test_bars_are_as_high_as_their_counts_and_missing_lengths_have_none() -> None:
     view = pictures.bars(length_figures([3, 4, 4, 7, 30])["up_to"])
-    assert [(bar["edge"], bar["count"], bar["height"]) for bar in view["bars"]] == [
+    assert [(bar.edge, bar.count, bar.height) for bar in view.bars] == [
         (4, 3, 120.0),
         (8, 1, 40.0),
         (16, 0, 0.0),
         (32, 1, 40.0),
     ]
-    assert [bar["x"] for bar in view["bars"]] == [0, 65, 130, 195] and (
-        view["step"],
-        view["high"],
+    assert [bar.x for bar in view.bars] == [0, 65, 130, 195] and (
+        view.step,
+        view.high,
     ) == (65, 3)
 
 

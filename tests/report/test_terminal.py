@@ -9,9 +9,10 @@ import pytest
 
 from cai.cli.show import show_records
 from cai.data.parquet import write_rows
-from cai.report.terminal import build_table, result_table, revision_tables
-from cai.scoring.significance import bootstrap_mean
-from cai.scoring.statistics import share
+from cai.report.old_summaries import stage_view
+from cai.report.terminal import print_results, print_stage_view, wide_console
+from cai.scoring.statistics import mean, share
+from tests.report.test_old_summaries import manifest
 
 
 def chain(number: int, *gates: str) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def test_the_first_records(folder: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_by_id_and_by_gate(folder: Path, capsys: pytest.CaptureFixture[str]):
-    assert show_records("revise", folder, 9, begins="07") == 1 and shown(capsys) == ["07ab"]
+    assert show_records("revise", folder, 9, id_prefix="07") == 1 and shown(capsys) == ["07ab"]
     assert show_records("revise", folder, 9, gate="echo") == 4 and shown(capsys) == [
         "00ab",
         "05ab",
@@ -69,10 +70,10 @@ def test_by_id_and_by_gate(folder: Path, capsys: pytest.CaptureFixture[str]):
 def test_random_records_differ_from_call_to_call(folder: Path, capsys: pytest.CaptureFixture[str]):
     draws = set()
     for _ in range(8):
-        assert show_records("revise", folder, 5, drawn=3) == 3
+        assert show_records("revise", folder, 5, sample=3) == 3
         draws.add(tuple(shown(capsys)))
     assert len(draws) > 1 and all(len(set(draw)) == 3 for draw in draws)
-    assert show_records("revise", folder, 5, drawn=9, gate="echo") == 4  # no more than there are
+    assert show_records("revise", folder, 5, sample=9, gate="echo") == 4  # no more than there are
 
 
 def test_the_revisions_by_principle_and_by_round(capsys: pytest.CaptureFixture[str]):
@@ -85,7 +86,8 @@ def test_the_revisions_by_principle_and_by_round(capsys: pytest.CaptureFixture[s
         "words_after": 44.0,
     }
     tally["gates"] = {"cut_off": 1, "echo": 3}  # pyright: ignore[reportArgumentType]
-    revision_tables(json.loads(json.dumps({"principles": {"kind": tally}, "rounds": {"1": tally}})))
+    summary = json.loads(json.dumps({"principles": {"kind": tally}, "rounds": {"1": tally}}))
+    print_stage_view(stage_view(manifest("revise", summary, {})), wide_console())
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if " echo 3" in line]
     assert [row[1] for row in rows] == ["kind", "1"]
     assert all("7 │ 6 │ 2 │ 3 │ echo 3, cut_off 1 │ 31.5 │ 44.0" in " ".join(row) for row in rows)
@@ -95,11 +97,7 @@ def test_shots_stand_below_each_other_with_the_models_side_by_side(
     capsys: pytest.CaptureFixture[str],
 ):
     def scored(hits: int) -> dict[str, Any]:
-        exact, rouge, bits = (
-            share(hits, 4),
-            bootstrap_mean([hits / 4, 1.0]),
-            bootstrap_mean([2.0 - hits / 4]),
-        )
+        exact, rouge, bits = share(hits, 4), mean([hits / 4, 1.0]), mean([2.0 - hits / 4])
         return {
             k: dataclasses.asdict(v)
             for k, v in (("exact", exact), ("rouge_l", rouge), ("bits_per_byte", bits))
@@ -111,7 +109,7 @@ def test_shots_stand_below_each_other_with_the_models_side_by_side(
         for n, m in enumerate("ab")
     }
     metrics["b"]["held, 2 shots"]["too_long"] = dataclasses.asdict(share(1, 5))
-    result_table(metrics)
+    print_results(metrics)
     first, second = capsys.readouterr().out.split("against reference answers")
     assert "red" in first and "shots" not in first
     rows = [
@@ -134,13 +132,18 @@ def test_what_was_built_and_what_was_left_out(capsys: pytest.CaptureFixture[str]
         "distilled": 4,
         "left_out": {"similar": 9, "answer_empty": 2},
     }
-    build_table(summary | {"failed": 1, "built": 14})
+    summary |= {"failed": 1, "built": 14}
+    print_stage_view(stage_view(manifest("build", summary, {})), wide_console())
     cells = [
         [cell.strip() for cell in line.split("│")[1:-1]]
         for line in capsys.readouterr().out.splitlines()
     ]
     rows = {cell[0]: cell[1] for cell in cells if len(cell) == 2}
-    assert rows["instructions read"] == "21" and rows["kept"] == "14" and rows["failed"] == "1"
+    assert (
+        rows["instructions read"] == "21"
+        and rows["kept"] == "14"
+        and rows["failed: no engine answered"] == "1"
+    )
     assert rows["left out: similar"] == "9" and rows["left out: answer_empty"] == "2"
 
 

@@ -8,8 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cai.config.schema import EngineConfig, ModelConfig, Price, ReportConfig
 from cai.data.audit import length_figures, text_figures
 from cai.data.parquet import read_rows, write_rows
@@ -19,23 +17,12 @@ from cai.messages import assistant, user
 from cai.method.constitution import Constitution
 from cai.observe.progress import Progress
 from cai.report import page as page_
-from cai.scoring.significance import bootstrap_mean
-from cai.scoring.statistics import share
 from cai.stages import report
 from cai.stages.base import Context, Input
 from cai.store.files import write_json
 from cai.store.run_folder import Run
+from tests.report.test_page import EVIL, HOSTILE, JUDGED, KINDS, metrics
 
-EVIL = "<script>alert(1)</script>"
-HOSTILE = [
-    EVIL,
-    "</script><img src=x onerror=alert(2)>",
-    "<!-- <script> & &lt;b&gt; ]]> {{ 7 * 7 }} {% endraw %}",
-    "\u202eright to left\u202c \u200f\u2028\u2029 \x1b[31m",
-    "lone \udcff surrogate \ud83d",
-    "x" * 100_000,
-]
-KINDS = {"red": "red_team", "mild": "benign", "loss": "instructions"}
 PRINCIPLES = """
 principles:
   - {id: kind, critique: "Say what is <unkind>.", revision: "Rewrite it.", comparison: "Which is kinder?"}
@@ -70,39 +57,6 @@ SECTIONS = (
     "records",
     "configuration",
 )
-
-
-JUDGED = {
-    "flipped": dataclasses.asdict(share(5, 10)),
-    "accuracy": dataclasses.asdict(share(11, 20)),
-    "bins": [
-        {"low": 0.5, "high": 0.6, "probability": 0.55, "right": dataclasses.asdict(share(11, 20))}
-    ],
-    "calibration_error": 0.04,
-    "labelled": [EVIL],
-    "doubts": [f"The judge is no better than chance on {EVIL}."],
-}
-
-
-def figures(hits: int, count: int) -> dict[str, Any]:
-    return {
-        "refusal": dataclasses.asdict(share(hits, count)),
-        "degenerate": dataclasses.asdict(share(0, count)),
-    }
-
-
-def metrics(red: tuple[int, int], mild: tuple[int, int], count: int = 100) -> dict[str, Any]:
-    """Of base and dpo: how many of `count` red-team and benign prompts they refuse."""
-    few = {
-        "exact": dataclasses.asdict(share(1, 3)),
-        "rouge_l": dataclasses.asdict(bootstrap_mean([0.25, 0.5])),
-    }
-    return {
-        model: {"red": figures(red[i], count), "mild": figures(mild[i], count)}
-        | {"loss": {"bits_per_byte": dataclasses.asdict(bootstrap_mean([1.0, 1.5]))}}
-        | {"loss, 2 shots": ({"too_long": dataclasses.asdict(share(1, 4))} if i else {}) | few}
-        for i, model in enumerate(("base", "dpo"))
-    }
 
 
 def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: int = 1) -> Context:
@@ -193,9 +147,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             write_json(work / "metrics.json", measured)
         section = {stage: sections[stage]} if stage in sections else {}
         section |= (
-            {"constitution": Constitution.load(str(rules)).revision_digests()}
-            if stage == "revise"
-            else {}
+            {"constitution": Constitution.load(str(rules)).revising()} if stage == "revise" else {}
         )
         done = run.publish(stage, 1, key, section, summary, time.time())
         inputs[stage] = Input(str(run.folder(stage, key) / "out"), done.output)
@@ -219,7 +171,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
 def page_of(context: Context, records: int = 50) -> str:
     work = context.root / "page"
     work.mkdir(exist_ok=True)
-    report.run(ReportConfig(records), work, context)
+    report.run(ReportConfig(records), context.inputs, work, context)
     return (work / "report.html").read_text(encoding="utf-8")
 
 
@@ -275,14 +227,6 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     assert data["answers"][0]["suite"] == "red"
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "\ud800", "\u2028\u2029"])
-def test_embedded_is_ascii_without_markup_and_parses_back(text: str) -> None:
-    safe = page_.embedded({"text": text})
-    assert safe.isascii()
-    assert not set(safe) & set("<>&")
-    assert json.loads(safe) == {"text": text}
-
-
 def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     page = page_of(finished_run(tmp_path, ["How do I pick a lock?"], metrics((12, 31), (2, 3))))
     outline = Outline(page)
@@ -298,7 +242,7 @@ def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     assert outline.count("h1") == outline.count("main") == 1
     assert all("scope" in attrs for tag, attrs in outline.elements if tag == "th")
     assert all("aria-labelledby" in attrs for tag, attrs in outline.elements if tag == "svg")
-    assert "new figure 7" in outline.text  # a figure that the template doesn't know
+    assert "new figure7" in outline.text  # a number that no table of names knows
     assert "rows left out that do not fit" not in outline.text  # a fault that did not happen
     assert "reward margin -0.25" in outline.text
     assert "first unfitHow do I pick a lock?" in outline.text  # a row's heading and its figures
@@ -342,89 +286,6 @@ def test_no_picture_without_both_kinds_of_suite(tmp_path: Path) -> None:
     assert "No two models were evaluated on benign prompts" in page
 
 
-@pytest.mark.parametrize(
-    ("red", "mild", "said"),
-    [
-        (
-            (12, 18),
-            (2, 2),
-            ["the intervals overlap, so this run does not show a change.", "stayed at 2 % [1, 7]"],
-        ),
-        ((12, 60), (2, 3), ["do not overlap: refusals rose.", "the intervals overlap, so"]),
-        (
-            (60, 12),
-            (2, 40),
-            ["do not overlap: refusals fell.", "do not overlap: over-refusal rose."],
-        ),
-        (
-            (12, 12),
-            (40, 2),
-            ["stayed at 12 % [7, 20] (base, dpo).", "do not overlap: over-refusal fell."],
-        ),
-    ],
-)
-def test_verdict(red: tuple[int, int], mild: tuple[int, int], said: list[str]) -> None:
-    sentences = page_.verdict(metrics(red, mild), KINDS)
-    assert [phrase in sentence for phrase, sentence in zip(said, sentences, strict=True)] == [
-        True,
-        True,
-    ]
-
-
-def test_verdict_names_both_figures() -> None:
-    sentence = page_.verdict(metrics((12, 60), (2, 2)), KINDS)[0]
-    assert sentence.startswith(
-        "Refusals of red-team prompts went from 12 % [7, 20] (base) to 60 % [50, 69] (dpo); "
-    )
-
-
-def test_notices_say_who_judged_and_how_steadily() -> None:
-    judge = page_.judge_view(
-        {"pairs": 8, "judged": 10, "judge": JUDGED}, {"judge": "sft", "model": None}
-    )
-    few = metrics((1, 2), (1, 2), count=4)
-    few["dpo"]["red"]["degenerate"] = dataclasses.asdict(share(2, 4))
-    for name, hits in (("base", 0), ("dpo", 2)):
-        few[name]["held"] = {"bits_per_byte": {}, "refusal": dataclasses.asdict(share(hits, 10))}
-    said = page_.notices(few, KINDS, judge, "Tiny-1M", {"model": {"name": "Large-7B"}})
-    assert said[0] == JUDGED["doubts"][0]  # loudest first
-    assert (
-        "The model judged itself" in said[1] and "came from sft" in said[1] and "Tiny-1M" in said[1]
-    )
-    assert (
-        said[2]
-        == "50 % [24, 76] of the judge's preferences turned when the two answers were swapped (position bias)."
-    )
-    assert said[3:] == [
-        "Critiques and revisions came from another model, Large-7B.",
-        "With 4 prompts of a kind, this run tests the machinery and measures little.",
-        "Answers of dpo that are empty or go round in circles: 50 % [15, 85] of red.",
-        "dpo declines ordinary instructions: 20 % [6, 51] of held.",
-    ]
-
-
-def test_position_bias_is_said_once() -> None:
-    figures = {
-        "flipped": dataclasses.asdict(share(9, 10)),
-        "doubts": ["The judge goes by position."],
-    }
-    judge = page_.judge_view({"pairs": 8, "judged": 10, "judge": figures}, {"judge": "sft"})
-    said = page_.notices(metrics((1, 2), (1, 2)), KINDS, judge, "Tiny-1M", {})
-    assert said[0] == "The judge goes by position." and len(said) == 2
-
-
-def test_another_judge_and_none_are_called_what_they_are() -> None:
-    summary = {"pairs": 8, "judged": 10, "judge": JUDGED | {"doubts": []}}
-    other = page_.judge_view(summary, {"judge": "sft", "model": {"name": "Large-7B"}})
-    enough = metrics((1, 2), (1, 2))
-    said = page_.notices(enough, KINDS, other, "Tiny-1M", {})
-    assert said[0] == "The preferences came from another model, Large-7B, not from people."
-    assert page_.judge_view({"pairs": 8}, {"judge": "sft"}) is None
-    assert (
-        page_.notices(enough, KINDS, None, "Tiny-1M", {}) == []
-    )  # the page says what was done instead
-
-
 def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_path: Path) -> None:
     context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
     page = Outline(page_of(context))
@@ -465,11 +326,10 @@ def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_
             text.count(said) == times
         )  # of what no judge saw, among the notices and in the judge's section
     for one in (
-        "9 prompts",
-        "4 of them harmless",
-        "8 pairs",
-        "5 of them on harmful prompts",
-        "1 prompts with good",
+        "9 prompts, 8 pairs",
+        "harmless prompts4",
+        "pairs on harmful prompts5",
+        "prompts with good answers alone1",
     ):
         assert one in text
 
@@ -537,49 +397,6 @@ def test_a_judge_of_harm_and_tasks_of_the_harness_stand_with_the_results(tmp_pat
     assert f"{EVIL} (lm-eval) lm-evaluation-harness (4 prompts)" in text
 
 
-def test_peoples_labels_are_told_from_the_judges() -> None:
-    said = ["Of the 9 preference pairs, people have labelled 4 (label.human)."]
-    assert page_.people({"pairs": 9, "human": 4}) == said and page_.people({"pairs": 9}) == []
-
-
-def test_records_are_limited_and_every_suite_gets_a_share() -> None:
-    prompt = [{"role": "user", "content": "Hello"}]
-    rows = [
-        {"model": model, "suite": suite, "id": f"{number}", "prompt": prompt, "answer": model}
-        | {"reference": "", "refuses": False}
-        for model in ("base", "dpo")
-        for suite in ("red", "mild")
-        for number in range(10)
-    ]
-    kept, totals = page_.records([], [], rows, 4)
-    assert [row["suite"] for row in kept["answers"]] == ["red", "red", "mild", "mild"]
-    assert set(kept["answers"][0]["answers"]) == {"base", "dpo"}
-    assert totals == {"revisions": 0, "pairs": 0, "answers": 20}
-
-
-def test_several_turns_keep_their_roles() -> None:
-    turns = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
-    assert page_.prompt_text(turns) == "User: One\n\nAssistant: Two"
-
-
-def test_costs_have_names_speeds_and_a_total() -> None:
-    row = {
-        "stage": "label",
-        "model": "d1",
-        "completions": 2,
-        "prompt_tokens": 10,
-        "new_tokens": 30,
-        "seconds": 2.0,
-    }
-    rows = page_.cost_rows(
-        [row, row | {"model": "d2" * 32, "new_tokens": 0, "seconds": 0.0}], {"d1": "sl_cai"}
-    )
-    assert [one["model"] for one in rows] == ["sl_cai", "(d2d2d2d2)", ""]
-    assert [one["speed"] for one in rows] == [15.0, 0, 15.0]
-    assert rows[-1]["completions"] == 4
-    assert page_.cost_rows([], {}) == []
-
-
 def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path: Path) -> None:
     context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
     write_json(
@@ -589,11 +406,6 @@ def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path:
     assert "The preferences came from sft," in page_of(context)
     (tmp_path / "run.json").unlink()
     assert "The preferences came from sft," in page_of(context)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5.04, "5.0 s"), (90, "1.5 min"), (7200, "2.0 h")])
-def test_duration(seconds: float, text: str) -> None:
-    assert page_.duration(seconds) == text
 
 
 def test_later_rounds_stand_beside_the_first(tmp_path: Path):
@@ -630,7 +442,7 @@ def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
     context = finished_run(tmp_path, ["hello"], metrics((1, 2), (1, 2)))
     work = tmp_path / "page"
     work.mkdir()
-    report.run(ReportConfig(50, Price(1000.0, 1e6)), work, context)
+    report.run(ReportConfig(50, Price(1000.0, 1e6)), context.inputs, work, context)
     assert "50.0100" in (work / "report.html").read_text(
         encoding="utf-8"
     )  # 10 prompt tokens and 50 new ones

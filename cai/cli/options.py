@@ -1,0 +1,24 @@
+"""What the parsers of several verbs share."""
+
+import argparse
+
+
+def verb_parser(verb: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` ends in examples."""
+    lines = "".join(f"  cai {verb} {example}".rstrip() + "\n" for example in examples)
+    return argparse.ArgumentParser(
+        prog=f"cai {verb}",
+        description=description,
+        epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    text = "a run's folder, e.g. outputs/quickstart (default: the newest)"
+    parser.add_argument("run", nargs="?", metavar="RUN", help=text)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    text = "Hydra's: key=value, group=option, +key=value; the settings are in conf/"
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=text)

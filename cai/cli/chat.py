@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cai.config.schema import Sampling
 from cai.digest import seed_of
-from cai.engines.base import Completion, Engine, Request, RequestFailed, listened
+from cai.engines.base import Completion, Engine, Request, RequestFailed
 from cai.errors import UsageError, nearest
 from cai.messages import Message, assistant, user
 from cai.redact import safe
@@ -180,7 +180,7 @@ class Chat:
                 self._write(words)
 
         async def answer() -> Completion:
-            return await listened(self.engines[name], hear).complete(request)
+            return await self.engines[name].complete(request, hear)
 
         self._label(name)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cai.config.schema import Config, ReviseConfig
-from cai.engines.base import Completion, Engine, Request, listened
+from cai.engines.base import Completion, Engine, Request
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_rows
 from cai.errors import UsageError, nearest
@@ -146,7 +146,7 @@ class Session:
         if self._engine is None:
             with self.console.status("loading the model"):
                 self._engine = self.context.open_model("base")
-        return listened(self._engine, self._heard)
+        return self._engine
 
     def _revise(
         self, jobs: Sequence[tuple[Prompt, Constitution]], heard: Any = None
@@ -157,7 +157,7 @@ class Session:
         )
 
         async def ask(request: Request) -> Completion:
-            completion = await recorded.complete(request)
+            completion = await recorded.complete(request, self._heard)
             if heard is not None:
                 heard(completion)
             return completion

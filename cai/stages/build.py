@@ -12,7 +12,7 @@ from cai.data.parquet import write_rows
 from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_failing
+from cai.engines.rows import gather_results
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts, assistant, user
 from cai.method.self_instruct import (
@@ -50,7 +50,7 @@ def run(config: BuildConfig, inputs: Any, work: Path, context: Context) -> dict[
             for p in asked
         ]
         replies = asyncio.run(
-            gather_failing([teacher.complete(r) for r in requests], other.engine.max_failures)
+            gather_results([teacher.complete(r) for r in requests], other.engine.max_failures)
         )
         answered, unanswered = split_failed(asked, replies)
     finally:
@@ -108,7 +108,7 @@ async def _write(
             messages = list_request(draw(seeds, written, config.shown, config.shown_built, rng))
             asked.append(Prompt.of(messages, "self_instruct"))
             requests.append(Request(messages, config.sampling.instructions, seed))
-        replies = await gather_failing(
+        replies = await gather_results(
             [teacher.complete(request) for request in requests], max_failures
         )
         lists, more = split_failed(asked, replies)

@@ -16,7 +16,7 @@ from cai.data.parquet import write_rows
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Ledger, Recorded
-from cai.engines.rows import gather_failing, gather_rows
+from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts
 from cai.method.preferences import PreferencePair, compare
@@ -313,10 +313,10 @@ async def _ask(
     allowed = context.engine.max_failures
     keys = [(s, sample) for s in prompts for sample in range(config.seeds)]
     texts = await gather_rows(
-        [gather_failing([reply(p, n) for p in prompts[s]], allowed) for s, n in keys]
+        [gather_results([reply(p, n) for p in prompts[s]], allowed) for s, n in keys]
     )
     tried = await gather_rows(
-        [gather_failing([attempt(r) for r in rows], allowed) for rows in references.values()]
+        [gather_results([attempt(r) for r in rows], allowed) for rows in references.values()]
     )
     return dict(zip(keys, texts, strict=True)), dict(zip(references, tried, strict=True))
 
@@ -357,7 +357,7 @@ def judged_wins(
         allowed = own.engine.max_failures
         return await gather_rows(
             [
-                gather_failing(
+                gather_results(
                     [
                         compare(
                             a.prompt,
@@ -421,7 +421,7 @@ def judged_harm(
         rows = [
             harm(answers[number].prompt, answers[number].text, judge.complete) for number in asked
         ]
-        return await gather_failing(rows, own.engine.max_failures)
+        return await gather_results(rows, own.engine.max_failures)
 
     try:
         found = asyncio.run(judged())

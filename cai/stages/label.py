@@ -14,7 +14,7 @@ from cai.data.parquet import read_rows, write_rows
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_failing, gather_rows
+from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant, from_dicts
 from cai.method.constitution import Constitution
@@ -185,7 +185,7 @@ async def _answers(
 
     context.progress.start(config.answers * len(prompts), "answers")
     try:
-        return await gather_failing(
+        return await gather_results(
             [replies(prompt) for prompt in prompts], context.engine.max_failures
         )
     finally:
@@ -208,10 +208,10 @@ async def _judged(
     )
     rest, most = (constitution, config, context.seed, judge.complete), context.engine.max_failures
     try:
-        judged = await gather_failing(
+        judged = await gather_results(
             [tournament(prompt, answers, *rest) for prompt, answers in rows], most
         )
-        return judged, await gather_failing(
+        return judged, await gather_results(
             [compare(p, good, bad, *rest) for p, good, bad in labelled], most
         )
     finally:

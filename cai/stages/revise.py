@@ -11,7 +11,7 @@ from cai.data.formats import load_prompts
 from cai.data.parquet import RowWriter, write_rows
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
-from cai.engines.rows import failing, gather_failing
+from cai.engines.rows import gather_results, stream_results
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant
 from cai.method.critique import CritiqueStep, Revision, revise
@@ -43,10 +43,10 @@ def run(config: ReviseConfig, inputs: Any, work: Path, context: Context) -> dict
             for p in prompts
         )
         tally, failed = asyncio.run(
-            write_chains(prompts, failing(chains, len(prompts), allowed), config, work)
+            write_chains(prompts, stream_results(chains, len(prompts), allowed), config, work)
         )
         replies = asyncio.run(
-            gather_failing([model.complete(request) for _, request in helpful], allowed)
+            gather_results([model.complete(request) for _, request in helpful], allowed)
         )
         answers, more = split_failed([prompt for prompt, _ in helpful], replies)
     finally:

@@ -54,7 +54,7 @@ class Plain:
         self.model: Any = load_model(model, dtype, "cpu").eval()
         self._batcher = Batcher(lambda waiting: list(range(min(rows, len(waiting)))), self._run)
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: object = None) -> Completion:
         return await self._batcher.complete(request)
 
     def _run(self, batch: list[Request]) -> list[Completion]:

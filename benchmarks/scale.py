@@ -22,7 +22,7 @@ from typing import Any
 
 from cai.config.compose import compose
 from cai.config.schema import DataConfig, EngineConfig, Prompts
-from cai.engines.base import ENGINES, Completion, Request
+from cai.engines.base import ENGINES, Completion, EngineKind, Request
 from cai.observe.progress import Progress
 from cai.stages import revise
 from cai.stages.base import Context, Input
@@ -39,7 +39,7 @@ class StandIn:
     def __init__(self, config: EngineConfig, model: str):
         self._free = asyncio.Semaphore(self.AT_ONCE)
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: object = None) -> Completion:
         rng = random.Random(request.seed)
         async with self._free:
             seconds = rng.expovariate(1 / self.MEAN)
@@ -67,7 +67,7 @@ class Memory(threading.Thread):
 def measure(rows: int, root: Path, memory: Memory) -> dict[str, Any]:
     """One run of the stage on the rows of root/prompts.jsonl."""
     config = compose(["experiment=smoke"])
-    ENGINES["scripted"] = f"{__name__}:StandIn"
+    ENGINES["scripted"] = EngineKind(f"{__name__}:StandIn")
     context = Context(
         stage="revise",
         seed=0,

@@ -15,7 +15,7 @@ from cai.cli.options import add_run, verb_parser
 from cai.config.compose import saved
 from cai.config.schema import Sampling
 from cai.digest import seed_of
-from cai.engines.base import Completion, Engine, Request, RequestFailed, listened
+from cai.engines.base import Completion, Engine, Request, RequestFailed
 from cai.errors import UsageError, nearest
 from cai.messages import Message, assistant, user
 from cai.redact import safe
@@ -185,7 +185,7 @@ class Chat:
                 self._write(words)
 
         async def answer() -> Completion:
-            return await listened(self.engines[name], hear).complete(request)
+            return await self.engines[name].complete(request, hear)
 
         self._label(name)
         try:

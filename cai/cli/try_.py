@@ -20,7 +20,7 @@ from cai.cli.options import add_overrides, verb_parser
 from cai.config.compose import compose
 from cai.config.schema import Config, Prompts
 from cai.data.formats import load_prompts
-from cai.engines.base import Completion, Engine, Request, listened
+from cai.engines.base import Completion, Engine, Request
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_rows
 from cai.errors import UsageError, nearest
@@ -166,7 +166,7 @@ class Session:
         if self._engine is None:
             with self.console.status("loading the model"):
                 self._engine = self.context.open_model("base")
-        return listened(self._engine, self._heard)
+        return self._engine
 
     def _revise(
         self, jobs: Sequence[Job], tell: Callable[[Completion], None] | None = None
@@ -177,7 +177,7 @@ class Session:
         )
 
         async def ask(request: Request) -> Completion:
-            completion = await recorded.complete(request)
+            completion = await recorded.complete(request, self._heard)
             if tell is not None:
                 tell(completion)
             return completion

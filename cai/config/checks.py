@@ -7,7 +7,7 @@ from typing import Any
 
 from cai.config.explain import at, must_be_one_of, origin
 from cai.config.names import BUILT, MODEL_SECTIONS, builds, evaluated_models, own_models, unbuilt
-from cai.config.schema import Config, EngineConfig, Prompts, SftConfig
+from cai.config.schema import Config, Prompts, SftConfig
 from cai.config.types import lookup
 from cai.errors import UsageError, nearest
 from cai.redact import redact
@@ -281,23 +281,8 @@ def check_labelled(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
-def check_engines(config: Config, overrides: Sequence[str]) -> None:
-    """The settings of each engine, and of the models that it serves."""
-    sections = [key for key in MODEL_SECTIONS if lookup(config, key).engine is not None]
-    for key in ("engine", *(f"{section}.engine" for section in sections)):
-        engine: EngineConfig = lookup(config, key)
-        if engine.kind != "openai" and engine.model is not None:
-            raise UsageError(f"{at(f'{key}.model', overrides)}: only kind: openai has such a name")
-        if engine.kind == "vllm" and engine.options.get("data_parallel_size", 1) != 1:
-            raise UsageError(
-                f"{at(f'{key}.options.data_parallel_size', overrides)}: vLLM has copies of a model "
-                "only as a server: start `vllm serve MODEL --data-parallel-size N` and take "
-                f"{key}=openai (see docs/scale.md)"
-            )
-        if engine.kind == "openai" and not engine.server.urls:
-            raise UsageError(
-                f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]"
-            )
+def check_served_models(config: Config, overrides: Sequence[str]) -> None:
+    """A model on a server has its name from the engine."""
     for name in MODEL_SECTIONS:
         section = lookup(config, name)
         if section.model and (section.engine or config.engine).kind == "openai":
@@ -322,5 +307,5 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_rounds,
     check_benign,
     check_labelled,
-    check_engines,
+    check_served_models,
 ]

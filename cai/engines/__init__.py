@@ -1,1 +1,4 @@
-"""Engines answer requests. An engine is one file here, one row in base.ENGINES and one file in conf/engine/."""
+"""Engines answer requests.
+
+An engine is one file here, one row in base.ENGINES and one file in conf/engine/.
+"""

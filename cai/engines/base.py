@@ -3,19 +3,19 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from cai.config.schema import EngineConfig, Sampling
 from cai.digest import digest
-from cai.errors import CaiError
+from cai.errors import CaiError, UsageError
 from cai.messages import Dialogue, as_dicts
 
-T = TypeVar("T")
+OnText = Callable[[str], object]  # is told the words of a reply as they come
 
 
 @dataclass(frozen=True)
 class Request:
-    """Either a reply to be sampled (`sampling` set) or log-probabilities of given `continuations`.
+    """Asks for a reply (`sampling` is set), or for the log-probabilities of `continuations`.
 
     A dialogue that ends in an assistant turn is continued inside that turn.
     """
@@ -24,46 +24,52 @@ class Request:
     sampling: Sampling | None = None
     seed: int = 0
     continuations: tuple[str, ...] = ()
-    principle: str = ""  # whose request it is, for the figures; no part of the digest
+    principle: str = ""  # id, for the metrics; not in the digest
 
     def digest(self, model: str) -> str:
-        """sha256 over everything that decides the completion. `model` covers weights, tokenizer and chat template."""
-        seed = (
-            self.seed if self.sampling and self.sampling.temperature > 0 else 0
-        )  # greedy needs none
+        """The sha256 of everything that decides the completion.
+
+        `model` is the digest of weights, tokenizer and chat template.
+        """
+        greedy = self.sampling is None or self.sampling.temperature == 0
         parts = {
             "model": model,
             "messages": as_dicts(self.messages),
             "sampling": self.sampling,
-            "seed": seed,
+            "seed": 0 if greedy else self.seed,
+            "continuations": self.continuations,
         }
-        return digest(parts | {"continuations": self.continuations})
+        return digest(parts)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back. `logprobs`: one natural-log probability for each continuation, summed over its tokens."""
+    """The answer to a request."""
 
     text: str
-    finish_reason: (
-        str  # stop | length | score | too_long (the prompt leaves no room in the model's context)
-    )
+    finish_reason: str  # stop | length | score | too_long (the context has no room for the request)
     prompt_tokens: int
     new_tokens: int
     seconds: float  # this request's share of its batch's time
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[float, ...] = ()  # natural log, one for each continuation: its tokens' sum
 
 
 class RequestFailed(CaiError):
-    """A request that is refused, or that fails too often, and why. Its row is left out; the ledger keeps nothing of it,
-    so that another run asks again."""
+    """A request was refused, or failed too often.
+
+    Its row is left out. The ledger keeps nothing of it, so another run asks again.
+    """
 
 
 class Engine(Protocol):
     """Completes requests, many at a time."""
 
-    async def complete(self, request: Request) -> Completion:
-        """Raises RequestFailed where this request can't be answered and others may be."""
+    async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
+        """Raises RequestFailed where this request can't be answered but others may be.
+
+        `on_text` is told a reply's words as they come, where the engine can and the request is
+        alone.
+        """
         ...
 
     def close(self) -> None:
@@ -71,22 +77,51 @@ class Engine(Protocol):
         ...
 
 
+class EngineKind(NamedTuple):
+    """Where a kind of engine is found, each as "module:name"."""
+
+    engine: str  # a class that is made from (EngineConfig, model)
+    check: str | None = None  # check(EngineConfig, key), in a file that loads nothing heavy
+    ready: str | None = None  # ready(EngineConfig): whether it can be opened on this machine
+
+
 ENGINES = {
-    "transformers": "cai.engines.transformers:TransformersEngine",
-    "vllm": "cai.engines.vllm:VllmEngine",
-    "openai": "cai.engines.openai:OpenAIEngine",
-    "scripted": "cai.engines.scripted:ScriptedEngine",
+    "transformers": EngineKind("cai.engines.transformers:TransformersEngine"),
+    "vllm": EngineKind(
+        "cai.engines.vllm:VllmEngine", "cai.engines.vllm:check", "cai.engines.vllm:ready"
+    ),
+    "openai": EngineKind(
+        "cai.engines.openai:OpenAIEngine", "cai.engines.openai:check", "cai.engines.openai:ready"
+    ),
+    "scripted": EngineKind("cai.engines.scripted:ScriptedEngine"),
 }
 
 
 def open_engine(config: EngineConfig, model: str) -> Engine:
-    """The configured engine on a model folder or hub id (`id@revision`), or, of a server, on the model's name there."""
-    module, name = ENGINES[config.kind].split(":")
-    return getattr(importlib.import_module(module), name)(config, model)
+    """Opens the configured engine.
+
+    `model` is a folder, a hub id (`id@revision`), or the model's name on a server.
+    """
+    return _import(ENGINES[config.kind].engine)(config, model)
 
 
-def listened(engine: Engine, heard: Callable[[str], object] | None) -> Engine:
-    """The engine, which tells `heard` the words of a text as the model writes it, where it is one that can."""
-    if hasattr(engine, "heard"):
-        engine.heard = heard  # pyright: ignore[reportAttributeAccessIssue]
-    return engine
+def check_engine(config: EngineConfig, key: str) -> None:
+    """Checks what holds for this kind of engine alone. Raises UsageError.
+
+    `key` is the engine's place in the configuration, e.g. `label.engine`.
+    """
+    if config.kind != "openai" and config.model is not None:
+        raise UsageError(f"{key}.model: only kind: openai has such a name")
+    if (check := ENGINES[config.kind].check) is not None:
+        _import(check)(config, key)
+
+
+def check_ready(config: EngineConfig) -> None:
+    """Raises UsageError where an engine of this kind can't be opened on this machine."""
+    if (ready := ENGINES[config.kind].ready) is not None:
+        _import(ready)(config)
+
+
+def _import(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,55 +1,63 @@
-"""Gathers the requests that wait, and hands them to an engine in batches."""
+"""Gathers the jobs that wait, and hands them to an engine in batches."""
 
 import asyncio
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from cai.engines.base import Completion, Request
+from cai.engines.base import Completion
+
+Job = TypeVar("Job")
 
 
-class Batcher:
-    """Gathers the requests that wait and hands them to `run_batch`, in batches that `choose` picks.
+class Batcher(Generic[Job]):
+    """Gathers the jobs that wait and hands them to `run_batch`.
 
-    `run_batch` blocks: the rows have nothing to do but wait, and a signal then interrupts it at once.
+    `choose` gives the indices of the jobs that make the next batch. `run_batch` blocks the event
+    loop: the rows can only wait, and a signal interrupts it at once.
     """
 
     def __init__(
         self,
-        choose: Callable[[list[Request]], list[int]],
-        run_batch: Callable[[list[Request]], list[Completion]],
+        choose: Callable[[list[Job]], list[int]],
+        run_batch: Callable[[list[Job]], list[Completion]],
     ):
         self._choose, self._run_batch = choose, run_batch
-        self._waiting: list[tuple[Request, asyncio.Future[Completion]]] = []
+        self._waiting: list[tuple[Job, asyncio.Future[Completion]]] = []
         self._drainer: asyncio.Task[None] | None = None
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, job: Job) -> Completion:
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
+        self._waiting.append((job, future))
         if self._drainer is None or self._drainer.done():
             self._drainer = asyncio.create_task(self._drain())
         return await future
 
     async def _drain(self) -> None:
+        """Runs batches until nothing waits."""
         while True:
-            known = -1
-            while len(self._waiting) != known:  # until no row has anything more to ask
-                known = len(self._waiting)
-                for _ in range(5):
-                    await asyncio.sleep(0)
-            self._waiting = [(r, f) for r, f in self._waiting if not f.done()]
-            if not self._waiting:
+            await self._until_all_wait()
+            waiting = self._waiting = [pair for pair in self._waiting if not pair[1].done()]
+            if not waiting:
                 return
-            asked = self._waiting
             try:
-                picked = self._choose([request for request, _ in asked])
-                completions = self._run_batch([asked[index][0] for index in picked])
-                answered = dict(zip(picked, completions, strict=True))
-            except BaseException as error:  # a signal too: the rows must not wait for good
-                for _, future in asked:
+                chosen = self._choose([job for job, _ in waiting])
+                completions = self._run_batch([waiting[index][0] for index in chosen])
+                answers = dict(zip(chosen, completions, strict=True))
+            except BaseException as error:  # also a signal: else the rows would wait for ever
+                for _, future in waiting:
                     if not future.done():
                         future.set_exception(error)
                 self._waiting = []
                 return
-            self._waiting = [pair for index, pair in enumerate(asked) if index not in answered]
-            for index, completion in answered.items():
-                if not asked[index][1].done():
-                    asked[index][1].set_result(completion)
+            self._waiting = [pair for index, pair in enumerate(waiting) if index not in answers]
+            for index, completion in answers.items():
+                if not waiting[index][1].done():
+                    waiting[index][1].set_result(completion)
+
+    async def _until_all_wait(self) -> None:
+        """Lets the rows run on until none of them adds another job."""
+        count = -1
+        while len(self._waiting) != count:
+            count = len(self._waiting)
+            for _ in range(5):
+                await asyncio.sleep(0)

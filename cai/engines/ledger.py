@@ -1,7 +1,8 @@
-"""The ledger: every completion that a run ever paid for, by the digest of its request, in one SQLite file.
+"""The ledger: every completion that a run ever paid for, in one SQLite file.
 
-It gives row-level resume to every stage, and is the record of tokens and seconds per stage and model. One process
-writes at a time (the run's lock sees to that). `Recorded` is an engine that answers from it where it can.
+A row's key is the digest of its request. So every stage can go on row by row, and the tokens and
+seconds of each stage and model are on record. One process writes at a time, as the run's lock has
+it.
 """
 
 import asyncio
@@ -14,9 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from cai.engines.base import Completion, Engine, Request
+from cai.engines.base import Completion, Engine, OnText, Request
 from cai.errors import CaiError
 from cai.observe import tracing
 from cai.observe.log import say
@@ -38,87 +38,87 @@ create table completions (
 ) without rowid
 """
 
+COST = """
+select stage, model, count(*) as completions, sum(prompt_tokens) as prompt_tokens,
+    sum(new_tokens) as new_tokens, sum(seconds) as seconds
+from completions group by stage, model order by min(created)
+"""
+
 
 class Ledger:
     """Request digest -> completion. Open it once in a process."""
 
     def __init__(self, path: Path):
         self.path = path
-        with self._explained():
+        with self._errors_explained():
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
-            self._db.execute(
-                "pragma page_size=16384"
-            )  # of a new file: in a smaller page no completion finds room
+            # of a new file: a completion is larger than a smaller page
+            self._db.execute("pragma page_size=16384")
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
-            if (found := self._db.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(found)
-            version = self._db.execute("pragma user_version").fetchone()[0]
-            if version == 0:
-                with self._transaction():
-                    self._db.execute(TABLE)
-                    self._db.execute(f"pragma user_version={SCHEMA}")
-            elif version == 1:
-                with self._transaction():
-                    self._db.execute("alter table completions add column checksum blob")
-                    self._db.execute(f"pragma user_version={SCHEMA}")
-            elif version != SCHEMA:
-                raise CaiError(
-                    f"{path} was written by another version of cai (schema {version}, not {SCHEMA})"
-                )
+            check = self._db.execute("pragma quick_check(1)").fetchone()[0]
+            if check != "ok":
+                raise sqlite3.DatabaseError(check)
+            self._migrate()
+
+    def _migrate(self) -> None:
+        version = self._db.execute("pragma user_version").fetchone()[0]
+        steps = {0: TABLE, 1: "alter table completions add column checksum blob"}
+        if version in steps:
+            with self._transaction():
+                self._db.execute(steps[version])
+                self._db.execute(f"pragma user_version={SCHEMA}")
+        elif version != SCHEMA:
+            raise CaiError(
+                f"{self.path} was written by another version of cai "
+                f"(schema {version}, not {SCHEMA})"
+            )
 
     def get(self, digest: str) -> Completion | None:
-        """A row that is not as it was written is removed, so that its request is asked again."""
+        """The completion, if it is there. A damaged row is removed, to be asked for again."""
         key = bytes.fromhex(digest)
-        with self._explained():
+        with self._errors_explained():
             row = self._db.execute("select * from completions where digest = ?", (key,)).fetchone()
-            if row is not None and row[-1] not in (None, _checksum(row[:-1])):
+            if row is None:
+                return None
+            if row[-1] not in (None, _checksum(row[:-1])):
                 with self._transaction():
                     self._db.execute("delete from completions where digest = ?", (key,))
                 say(
                     f"{self.path}: a completion of {row[1]} is damaged and is asked for again",
                     logging.WARNING,
                 )
-                row = None
-        if row is None:
-            return None
-        values = json.loads(row[3])
-        return Completion(**values | {"logprobs": tuple(values["logprobs"])})
+                return None
+        fields = json.loads(row[3])
+        return Completion(**fields | {"logprobs": tuple(fields["logprobs"])})
 
     def put(self, stage: str, model: str, completions: Sequence[tuple[str, Completion]]) -> None:
         """Commits (request digest, completion) pairs in one durable transaction."""
-        rows = [
-            (
-                bytes.fromhex(d),
+        rows = []
+        for digest, completion in completions:
+            row = (
+                bytes.fromhex(digest),
                 stage,
                 model,
-                json.dumps(asdict(c)),
-                c.prompt_tokens,
-                c.new_tokens,
-                float(c.seconds),
+                json.dumps(asdict(completion)),
+                completion.prompt_tokens,
+                completion.new_tokens,
+                float(completion.seconds),
                 time.time(),
             )
-            for d, c in completions
-        ]
-        with self._explained(), self._transaction():
+            rows.append((*row, _checksum(row)))
+        with self._errors_explained(), self._transaction():
             self._db.executemany(
                 "insert into completions values (?,?,?,?,?,?,?,?,?) on conflict(digest) do nothing",
-                [(*row, _checksum(row)) for row in rows],
+                rows,
             )
 
     def cost(self) -> list[dict[str, object]]:
-        """Per stage and model: completions, prompt tokens, new tokens, seconds."""
-        query = (
-            "select stage, model, count(*) as completions, sum(prompt_tokens) as prompt_tokens, "
-            "sum(new_tokens) as new_tokens, sum(seconds) as seconds from completions "
-            "group by stage, model order by min(created)"
-        )
-        with self._explained():
-            cursor = self._db.execute(query)
-            return [
-                dict(zip([column[0] for column in cursor.description], row, strict=True))
-                for row in cursor
-            ]
+        """For each stage and model: completions, prompt tokens, new tokens, seconds."""
+        with self._errors_explained():
+            cursor = self._db.execute(COST)
+            columns = [column[0] for column in cursor.description]
+            return [dict(zip(columns, row, strict=True)) for row in cursor]
 
     def close(self) -> None:
         self._db.close()
@@ -134,12 +134,13 @@ class Ledger:
         self._db.execute("commit")
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _errors_explained(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
             raise CaiError(
-                f"{self.path}: {error}; completions committed before are safe, the same command continues"
+                f"{self.path}: {error}; completions committed before are safe, the same command "
+                "continues"
             ) from None
         except sqlite3.DatabaseError as error:
             raise CaiError(
@@ -147,107 +148,112 @@ class Ledger:
             ) from None
 
 
-def _checksum(row: Sequence[Any]) -> bytes:
-    """SQLite knows its own structure damaged, not the bytes of a value."""
+def _checksum(row: Sequence[object]) -> bytes:
+    """SQLite notices damage to its own structure, not to a value's bytes."""
     return hashlib.sha256(repr(tuple(row)).encode()).digest()
 
 
 class Recorded:
-    """An engine that answers from the ledger where it can, and commits a completion before anyone sees it.
+    """An engine that answers from the ledger where it can.
 
-    `open_engine` is called on the first request that the ledger can't answer: a replayed stage loads no model.
+    It commits a completion before anyone sees it. `open_engine` is called on the first request that
+    the ledger can't answer: a stage that is replayed loads no model. `on_completions` is told the
+    completions, and whether they came from the ledger.
     """
 
     def __init__(
         self,
         open_engine: Callable[[], Engine],
-        ledger: "Ledger",
+        ledger: Ledger,
         stage: str,
-        model: str,
-        seen: Callable[[Sequence[Completion], bool], None] = lambda completions, hit: None,
-        name: str = "",  # of the model, for the figures
+        model: str,  # its digest
+        on_completions: Callable[[Sequence[Completion], bool], None] | None = None,
+        name: str = "",  # of the model, for the metrics
     ):
-        self._open = open_engine
+        self._open_engine, self._ledger, self._stage = open_engine, ledger, stage
+        self._model, self._name = model, name
+        self._on_completions = on_completions or (lambda completions, from_ledger: None)
         self._engine: Engine | None = None
         self._failure: Exception | None = None
-        self._ledger, self._stage, self._model, self._seen, self._name = (
-            ledger,
-            stage,
-            model,
-            seen,
-            name,
-        )
-        self._asked: dict[str, asyncio.Future[Completion]] = {}
-        self._fresh: list[tuple[str, Completion, asyncio.Future[Completion]]] = []
+        self._pending: dict[str, asyncio.Future[Completion]] = {}
+        self._uncommitted: list[tuple[str, Completion, asyncio.Future[Completion]]] = []
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
         key = request.digest(self._model)
         if completion := self._ledger.get(key):
             count("from_ledger_total")
-            self._seen([completion], True)
+            self._on_completions([completion], True)
             return completion
-        if key in self._asked:  # the same request is on its way
-            return await asyncio.shield(self._asked[key])
-        future = self._asked[key] = asyncio.get_running_loop().create_future()
+        if key in self._pending:  # the same request is on its way
+            return await asyncio.shield(self._pending[key])
+        future = self._pending[key] = asyncio.get_running_loop().create_future()
         try:
-            completion = await self._opened().complete(request)
-            if not self._fresh:
+            completion = await self._opened().complete(request, on_text)
+            # rows that end in the same turn of the event loop are committed together
+            if not self._uncommitted:
                 asyncio.get_running_loop().call_soon(self._commit)
-            self._fresh.append((key, completion, future))
+            self._uncommitted.append((key, completion, future))
             await future
             self._count(request, completion)
             return completion
         except BaseException as error:
             if not future.done():
                 future.set_exception(error) if isinstance(error, Exception) else future.cancel()
-                future.exception() if not future.cancelled() else None  # nobody else may be waiting
+            if not future.cancelled():
+                future.exception()  # marks it as seen: nobody else may be waiting
             raise
         finally:
-            self._asked.pop(key, None)
-
-    def _count(self, request: Request, completion: Completion) -> None:
-        count("completions_total", model=self._name)
-        count("prompt_tokens_total", completion.prompt_tokens, model=self._name)
-        count("new_tokens_total", completion.new_tokens, model=self._name)
-        count("completion_seconds_total", completion.seconds, model=self._name)
-        if request.principle:
-            count("principle_completions_total", principle=request.principle)
-            count("principle_new_tokens_total", completion.new_tokens, principle=request.principle)
-            count("principle_seconds_total", completion.seconds, principle=request.principle)
-        attributes = {
-            "model": self._name,
-            "principle": request.principle,
-            "finish_reason": completion.finish_reason,
-        }
-        tokens = {"prompt_tokens": completion.prompt_tokens, "new_tokens": completion.new_tokens}
-        tracing.event("completion", seconds=completion.seconds, **attributes, **tokens)
+            self._pending.pop(key, None)
 
     def _opened(self) -> Engine:
-        """The engine, opened once; where that fails, it fails once and for every row alike."""
+        """The engine, opened once. If that fails, it fails once and for every row alike."""
         if self._failure is not None:
             raise self._failure
         if self._engine is None:
             try:
-                self._engine = self._open()
+                self._engine = self._open_engine()
             except Exception as error:
                 self._failure = error
                 raise
         return self._engine
 
     def _commit(self) -> None:
-        fresh, self._fresh = self._fresh, []
+        batch, self._uncommitted = self._uncommitted, []
         try:
-            self._ledger.put(
-                self._stage, self._model, [(key, completion) for key, completion, _ in fresh]
-            )
+            pairs = [(key, completion) for key, completion, _ in batch]
+            self._ledger.put(self._stage, self._model, pairs)
         except Exception as error:
-            for _, _, future in fresh:
-                future.set_exception(error)
+            for _, _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
             return
-        self._seen([completion for _, completion, _ in fresh], False)
-        for _, completion, future in fresh:
+        self._on_completions([completion for _, completion, _ in batch], False)
+        for _, completion, future in batch:
             if not future.done():
                 future.set_result(completion)
+
+    def _count(self, request: Request, completion: Completion) -> None:
+        amounts = {
+            "completions_total": 1,
+            "prompt_tokens_total": completion.prompt_tokens,
+            "new_tokens_total": completion.new_tokens,
+            "completion_seconds_total": completion.seconds,
+        }
+        for metric, amount in amounts.items():
+            count(metric, amount, model=self._name)
+        if request.principle:
+            count("principle_completions_total", principle=request.principle)
+            count("principle_new_tokens_total", completion.new_tokens, principle=request.principle)
+            count("principle_seconds_total", completion.seconds, principle=request.principle)
+        tracing.event(
+            "completion",
+            model=self._name,
+            principle=request.principle,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            new_tokens=completion.new_tokens,
+            seconds=completion.seconds,
+        )
 
     def close(self) -> None:
         if self._engine is not None:

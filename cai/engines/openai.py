@@ -3,119 +3,58 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from cai.config.schema import EngineConfig
-from cai.engines.base import Completion, Request, RequestFailed
-from cai.engines.servers import Refused, Servers
-from cai.errors import CaiError
+from cai.engines.base import Completion, OnText, Request, RequestFailed
+from cai.engines.openai_answers import (
+    Answer,
+    ChatAnswer,
+    EchoAnswer,
+    TokenLogprob,
+    TokensAnswer,
+    Usage,
+)
+from cai.engines.servers import Refused, Servers, read_key
+from cai.errors import CaiError, UsageError
 from cai.messages import as_dicts
 
-T = TypeVar("T")
+TOP_LOGPROBS = 20  # likeliest first tokens that are asked for: as many as servers give
 
-TOP = 20  # first tokens with their log-probabilities: as many as servers give
+TOO_LONG = re.compile(r"context[ _]?(length|size|window)", re.IGNORECASE)  # all servers say so
 
-TOO_LONG = re.compile(r"context[ _]?(length|size|window)", re.IGNORECASE)  # how they all say it
+# fields that are not in OpenAI's own API
+EXTRAS = {"top_k", "repetition_penalty", "continue_final_message", "add_generation_prompt"}
 
-EXTRAS = {
-    "top_k",
-    "repetition_penalty",
-    "continue_final_message",
-    "add_generation_prompt",
-}  # not in OpenAI's own API
-
-Count = Annotated[int, Field(ge=0, lt=1 << 32)]
-
-Logprob = Annotated[
-    float, Field(le=0.01, allow_inf_nan=False)
-]  # rounding may lift it a little above 0
+A = TypeVar("A", bound=Answer)
 
 
-@dataclass(frozen=True)
-class _Message:
-    content: str | None = None
+def check(config: EngineConfig, key: str) -> None:
+    """Raises UsageError where no server is named."""
+    if not config.server.urls:
+        raise UsageError(
+            f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]"
+        )
 
 
-@dataclass(frozen=True)
-class Likely:
-    """A first token and its natural-log probability."""
-
-    token: str
-    logprob: Logprob
-
-
-@dataclass(frozen=True)
-class _Position:
-    top_logprobs: list[Likely]
-
-
-@dataclass(frozen=True)
-class _Logprobs:
-    content: list[_Position] | None = None
-
-
-@dataclass(frozen=True)
-class _Reply:
-    message: _Message
-    finish_reason: Literal["stop", "length", "content_filter"]
-    logprobs: _Logprobs | None = None
-
-
-@dataclass(frozen=True)
-class _Usage:
-    prompt_tokens: Count = 0
-    completion_tokens: Count = 0
-
-
-@dataclass(frozen=True)
-class _Chat:
-    choices: Annotated[list[_Reply], Field(min_length=1)]
-    model: str | None = None
-    usage: _Usage | None = None
-
-
-@dataclass(frozen=True)
-class _Scored:
-    token_logprobs: list[Logprob | None]
-
-
-@dataclass(frozen=True)
-class _Echo:
-    index: int
-    logprobs: _Scored
-
-
-@dataclass(frozen=True)
-class _Echoes:
-    choices: list[_Echo]
-    model: str | None = None
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    tokens: list[int]
-    count: int | None = (
-        None  # vLLM's /tokenize gives it; llama.cpp's, which knows no chat templates, does not
-    )
-
-
-CHAT, ECHOES, TOKENS = TypeAdapter(_Chat), TypeAdapter(_Echoes), TypeAdapter(_Tokens)
+def ready(config: EngineConfig) -> None:
+    """Raises UsageError where the server's key is not in the environment."""
+    read_key(config.server)
 
 
 class OpenAIEngine:
     """One model on one or more servers.
 
-    The ledger knows the model by `engine.model`, the name that the servers give it, whatever their addresses: do not
-    serve other weights under a name that a run has used. Without one, the servers serve the run's own models under the
-    names base, sft, sl_cai and dpo, and the ledger knows them by their content.
+    The ledger knows the model by `engine.model`, the servers' name for it, and by no address. So do
+    not serve other weights under a name that a run has used. Without a name, the servers serve the
+    run's own models as base, sft, sl_cai and dpo, and the ledger knows these by their content.
 
-    A dialogue that ends in an assistant turn is continued inside it by servers that know `continue_final_message`
-    (vLLM, SGLang) or do it anyway (llama.cpp, Ollama); others begin a new turn. Continuations are scored token by token
-    where there are /tokenize and echoed prompts (vLLM), else by the first token's `top_logprobs`. Ollama's own defaults
-    hold for `top_k` and the repetition penalty, which its endpoint doesn't read.
+    Servers that know `continue_final_message` (vLLM, SGLang) continue a dialogue's last assistant
+    turn, and llama.cpp and Ollama do it anyway. Others begin a new turn. Continuations are scored
+    token by token where there are /tokenize and echoed prompts (vLLM), else by the first token's
+    `top_logprobs`. Ollama reads neither `top_k` nor the repetition penalty: its own defaults hold.
 
     Raises RequestFailed for a row that can't be answered, and CaiError where no row can.
     """
@@ -123,12 +62,12 @@ class OpenAIEngine:
     def __init__(self, config: EngineConfig, model: str):
         self.model = config.model or model
         self._servers = Servers(config.server)
-        self._unknown: set[str] = set()  # of EXTRAS: what the servers have refused
-        self._limit = "max_tokens"
-        self._tokenizes: bool | None = None  # not known yet
-        self._options: dict[str, list[int]] = {}  # the tokens of continuations
+        self._refused_extras: set[str] = set()
+        self._limit_field = "max_tokens"
+        self._tokenizes: bool | None = None  # None: not known yet
+        self._option_ids: dict[str, list[int]] = {}  # the tokens of continuations
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
         return await self._servers.run(self._complete(request))
 
     def close(self) -> None:
@@ -136,13 +75,11 @@ class OpenAIEngine:
 
     async def _complete(self, request: Request) -> Completion:
         try:
-            return await (
-                self._score(request) if request.sampling is None else self._reply(request)
-            )
+            return await (self._reply(request) if request.sampling else self._score(request))
         except Refused as refused:
             if TOO_LONG.search(str(refused)):
                 return Completion("", "too_long", 0, 0, 0.0)
-            if refused.status < 400 or refused.status in (401, 404):  # no row would fare better
+            if refused.status < 400 or refused.status in (401, 404):  # it is so for every row
                 raise CaiError(
                     f"{refused}; see model, server.urls and server.key of the engine"
                 ) from None
@@ -155,126 +92,125 @@ class OpenAIEngine:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
+            "seed": request.seed,
         }
-        answer, seconds = await self._chat(
-            request, sampling.max_new_tokens, fields | {"seed": request.seed}
-        )
-        reply, usage = answer.choices[0], answer.usage or _Usage()
-        if reply.finish_reason == "content_filter":
+        answer, seconds = await self._chat(request, sampling.max_new_tokens, fields)
+        choice, usage = answer.choices[0], answer.usage or Usage()
+        if choice.finish_reason == "content_filter":
             raise RequestFailed(f"{self.model}: the server's content filter withholds the answer")
-        text = (reply.message.content or "").strip()
-        return Completion(
-            text, reply.finish_reason, usage.prompt_tokens, usage.completion_tokens, seconds
-        )
+        text = (choice.message.content or "").strip()
+        tokens = usage.prompt_tokens, usage.completion_tokens
+        return Completion(text, choice.finish_reason, *tokens, seconds)
 
     async def _chat(
-        self, request: Request, tokens: int, fields: dict[str, Any]
-    ) -> tuple[_Chat, float]:
-        """Asks for at most `tokens` tokens.
+        self, request: Request, max_tokens: int, fields: dict[str, Any]
+    ) -> tuple[ChatAnswer, float]:
+        """Asks for at most `max_tokens` tokens.
 
-        Filters and penalties that are off are sent too: a server's own defaults would else hold. One that refuses such
-        a field by name is asked without it.
+        Filters and penalties that are off are sent too, or a server's own defaults would hold. A
+        server that refuses such a field by name is asked without it.
         """
-        body = {
-            "model": self.model,
-            "messages": as_dicts(request.messages),
-            "repetition_penalty": 1.0,
-        } | fields
+        messages = as_dicts(request.messages)
+        body = {"model": self.model, "messages": messages, "repetition_penalty": 1.0} | fields
         if request.messages[-1].role == "assistant":
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        extras = {name for name in EXTRAS & body.keys() if name != "top_k" or not body["top_k"]}
-        out, limit = set(self._unknown), self._limit
+        droppable = EXTRAS & body.keys()
+        if body["top_k"]:
+            droppable.discard("top_k")
+        dropped, limit_field = set(self._refused_extras), self._limit_field
         while True:
-            sent = {name: value for name, value in body.items() if name not in out & extras} | {
-                limit: tokens
-            }
+            sent = {name: body[name] for name in body if name not in dropped & droppable}
+            sent[limit_field] = max_tokens
             try:
-                answer = await self._servers.ask("chat/completions", sent, self._reader(CHAT))
+                answer = await self._servers.ask("chat/completions", sent, self._reader(ChatAnswer))
             except Refused as refused:
-                named = {name for name in extras - out if name in str(refused)}
-                renamed = limit == "max_tokens" and "max_completion_tokens" in str(refused)
-                if TOO_LONG.search(str(refused)) or not (named or renamed):
+                text = str(refused)
+                named = {name for name in droppable - dropped if name in text}
+                renamed = limit_field == "max_tokens" and "max_completion_tokens" in text
+                if TOO_LONG.search(text) or not (named or renamed):
                     raise
-                out, limit = out | named, "max_completion_tokens" if renamed else limit
-            else:  # only now is it known that it was those
-                self._unknown, self._limit = self._unknown | out, limit
+                dropped |= named
+                limit_field = "max_completion_tokens" if renamed else limit_field
+            else:  # only now is it clear that these fields were the reason
+                self._refused_extras |= dropped
+                self._limit_field = limit_field
                 return answer
 
     async def _score(self, request: Request) -> Completion:
-        if self._tokenizes is not False and (scored := await self._exact(request)):
-            return scored
+        if self._tokenizes is not False and (completion := await self._score_tokens(request)):
+            return completion
         if any(len(text.split()) > 1 for text in request.continuations):
             raise CaiError(
                 f"{self.model}: its servers score no whole answers; vLLM's do (`vllm serve`)"
             )
-        none = f"{self.model}: its servers give no log-probabilities (top_logprobs), which a judge needs"
-        fields = {
-            "logprobs": True,
-            "top_logprobs": TOP,
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "top_k": 0,
-        }
+        no_logprobs = (
+            f"{self.model}: its servers give no log-probabilities (top_logprobs), "
+            "which a judge needs"
+        )
+        fields = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        fields |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
         try:
             answer, seconds = await self._chat(request, 1, fields)
         except Refused as refused:
-            raise (
-                CaiError(f"{none}: {refused}") if "logprobs" in str(refused) else refused
-            ) from None
-        found = answer.choices[0].logprobs
-        if not (found and found.content and found.content[0].top_logprobs):
-            raise CaiError(none)
-        logprobs = first_token_logprobs(request.continuations, found.content[0].top_logprobs)
-        if logprobs is None:
+            if "logprobs" in str(refused):
+                raise CaiError(f"{no_logprobs}: {refused}") from None
+            raise
+        logprobs = answer.choices[0].logprobs
+        if not (logprobs and logprobs.content and logprobs.content[0].top_logprobs):
+            raise CaiError(no_logprobs)
+        scores = first_token_logprobs(request.continuations, logprobs.content[0].top_logprobs)
+        if scores is None:
             options = ", ".join(map(repr, request.continuations))
             raise RequestFailed(
-                f"{self.model}: none of {options} is among its {TOP} likeliest first tokens"
+                f"{self.model}: none of {options} is among its {TOP_LOGPROBS} likeliest first "
+                "tokens"
             )
-        return Completion(
-            "", "score", (answer.usage or _Usage()).prompt_tokens, 0, seconds, logprobs
-        )
+        prompt_tokens = answer.usage.prompt_tokens if answer.usage else 0
+        return Completion("", "score", prompt_tokens, 0, seconds, scores)
 
-    async def _exact(self, request: Request) -> Completion | None:
-        """Log-probabilities of the continuations' own tokens. None: these servers can't."""
-        last = request.messages[-1].role == "assistant"
-        form = {"add_generation_prompt": not last, "continue_final_message": last}
-        prompt = await self._tokens({"messages": as_dicts(request.messages)} | form)
-        if prompt is None:
+    async def _score_tokens(self, request: Request) -> Completion | None:
+        """Scores the continuations by all of their tokens. None: these servers can't."""
+        inside_turn = request.messages[-1].role == "assistant"
+        body: dict[str, Any] = {
+            "messages": as_dicts(request.messages),
+            "add_generation_prompt": not inside_turn,
+            "continue_final_message": inside_turn,
+        }
+        prompt_ids = await self._tokenize(body)
+        if prompt_ids is None:
             return None
         for text in request.continuations:
-            if text not in self._options:
-                self._options[text] = (
-                    await self._tokens({"prompt": text, "add_special_tokens": False}) or []
-                )
-        options = [self._options[text] for text in request.continuations]
+            if text not in self._option_ids:
+                body = {"prompt": text, "add_special_tokens": False}
+                self._option_ids[text] = await self._tokenize(body) or []
+        options = [self._option_ids[text] for text in request.continuations]
         body = {
             "model": self.model,
-            "prompt": [prompt + one for one in options],
+            "prompt": [prompt_ids + option_ids for option_ids in options],
             "echo": True,
             "logprobs": 1,
+            "max_tokens": 1,
+            "temperature": 0,
         }
-        read = self._reader(ECHOES)
-        answer, seconds = await self._servers.ask(
-            "completions", body | {"max_tokens": 1, "temperature": 0}, read
-        )
-        logprobs = []
-        for choice, option in zip(
-            sorted(answer.choices, key=lambda c: c.index), options, strict=False
-        ):
-            scores = choice.logprobs.token_logprobs[len(prompt) : len(prompt) + len(option)]
-            if len(found := [score for score in scores if score is not None]) == len(option):
-                logprobs.append(math.fsum(found))
-        if len(logprobs) != len(options):
+        answer, seconds = await self._servers.ask("completions", body, self._reader(EchoAnswer))
+        choices = sorted(answer.choices, key=lambda choice: choice.index)
+        scores = []
+        for choice, option_ids in zip(choices, options, strict=False):
+            tail = choice.logprobs.token_logprobs[len(prompt_ids) :][: len(option_ids)]
+            logprobs = [logprob for logprob in tail if logprob is not None]
+            if len(logprobs) == len(option_ids):
+                scores.append(math.fsum(logprobs))
+        if len(scores) != len(options):
             raise RequestFailed(
                 f"{self.model}: the server left out some of the prompt's log-probabilities"
             )
-        return Completion("", "score", len(prompt), 0, seconds, tuple(logprobs))
+        return Completion("", "score", len(prompt_ids), 0, seconds, tuple(scores))
 
-    async def _tokens(self, body: dict[str, Any]) -> list[int] | None:
+    async def _tokenize(self, body: dict[str, Any]) -> list[int] | None:
+        """The token ids, or None where the servers can't tell."""
+        body = {"model": self.model} | body
         try:
-            answer, _ = await self._servers.ask(
-                "../tokenize", {"model": self.model} | body, self._reader(TOKENS)
-            )
+            answer, _ = await self._servers.ask("../tokenize", body, self._reader(TokensAnswer))
         except Refused as refused:
             if self._tokenizes:
                 raise
@@ -284,35 +220,41 @@ class OpenAIEngine:
         self._tokenizes = self._tokenizes or answer.count is not None
         return answer.tokens if self._tokenizes else None
 
-    def _reader(self, shape: TypeAdapter[T]) -> Callable[[bytes], T]:
-        def read(data: bytes) -> T:
+    def _reader(self, kind: type[A]) -> Callable[[bytes], A]:
+        """A function that reads an answer, and raises ValueError where it is of no use."""
+
+        def read(content: bytes) -> A:
             try:
-                answer = shape.validate_json(data)
+                answer = kind.model_validate_json(content)
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
-                raise ValueError(
-                    f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}"
-                ) from None
-            named = getattr(answer, "model", None)
-            if named and not named.startswith(self.model):  # hosted ones add a date to the name
-                raise ValueError(f"it is from {named!r}, not from {self.model!r}")
+                place = ".".join(map(str, first["loc"])) or "JSON"
+                raise ValueError(f"{place}: {first['msg']}") from None
+            # hosted servers add a date to the name
+            if answer.model and not answer.model.startswith(self.model):
+                raise ValueError(f"it is from {answer.model!r}, not from {self.model!r}")
             return answer
 
         return read
 
 
 def first_token_logprobs(
-    options: Sequence[str], likely: Sequence[Likely]
+    options: Sequence[str], likeliest: Sequence[TokenLogprob]
 ) -> tuple[float, ...] | None:
-    """One natural-log probability for each option of one token, from the likeliest first tokens.
+    """One natural-log probability for each option of one token. None: no option is listed.
 
-    " A" is looked for with its space and without, whichever way has more probability in all: a model that continues
-    "The answer is:" writes the space, one that begins a turn doesn't. An option that is not listed is at most as likely
-    as the last that is, and is given that. None: no option is listed.
+    " A" is looked up with its space and without, and the way with more probability in all counts. A
+    model that continues "The answer is:" writes the space; one that begins a turn does not. An
+    option that is not listed is at most as likely as the last that is, and is given that.
     """
-    listed = {one.token: one.logprob for one in reversed(likely)}
-    ways = [[listed.get(spell(option)) for option in options] for spell in (str, str.strip)]
-    way = max(ways, key=lambda found: sum(math.exp(score) for score in found if score is not None))
-    if all(score is None for score in way):
+    listed = {first.token: first.logprob for first in reversed(likeliest)}
+    spaced = [listed.get(option) for option in options]
+    stripped = [listed.get(option.strip()) for option in options]
+    scores = max(spaced, stripped, key=_total_probability)
+    if all(score is None for score in scores):
         return None
-    return tuple(min(listed.values()) if score is None else score for score in way)
+    return tuple(min(listed.values()) if score is None else score for score in scores)
+
+
+def _total_probability(logprobs: Sequence[float | None]) -> float:
+    return sum(math.exp(logprob) for logprob in logprobs if logprob is not None)

@@ -1,7 +1,8 @@
-"""Asks one of several HTTP servers that serve the same, none of which is trusted: each may be slow, away or wrong.
+"""Asks several HTTP servers that serve the same model. None is trusted: they may be slow or wrong.
 
-What another try may mend is tried again, with exponential backoff and full jitter. A server that keeps failing is left
-alone for a while and then asked one thing at a time (a circuit breaker). What can't be mended raises.
+What another try may mend is tried again, with exponential backoff and full jitter. A server that
+keeps failing is left alone for a while and then asked one thing at a time (a circuit breaker). What
+can't be mended raises.
 """
 
 import asyncio
@@ -9,7 +10,6 @@ import json
 import logging
 import math
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx2
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from cai.config.schema import ServerConfig
 from cai.engines.base import RequestFailed
@@ -31,9 +32,7 @@ TRIPS = 5  # failures in a row after which a server is left alone
 
 LONGEST = 60.0  # seconds between tries at most
 
-LARGEST = (
-    8 << 20
-)  # bytes of an answer: the log-probabilities of 50,000 tokens fit, and no memory runs out
+LARGEST = 8 << 20  # bytes of an answer: the log-probabilities of 50,000 tokens fit
 
 
 class Refused(Exception):
@@ -44,52 +43,61 @@ class Refused(Exception):
         self.status = status
 
 
-class _Trouble(Exception):
-    """Another try may help. `away`: the server is down or busy, which is not this request's fault."""
+class Fault(Exception):
+    """Another try may help. `away`: the server is down or busy, which is not the request's fault.
+
+    `rest`: for so many seconds the server wants to be left alone; 0: it does not say.
+    """
 
     def __init__(self, text: str, away: bool = False, rest: float = 0.0):
         super().__init__(text)
         self.away, self.rest = away, rest
 
 
-class _Server:
+class Server:
     """One address, how many requests it is at, and its circuit breaker."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self.address = httpx2.URL(f"{self.url}/")
         self.busy = self.failures = 0
-        self.resting = 0.0  # until then nothing is sent to it
-        self.probed = False
+        self.resting_until = 0.0  # nothing is sent to it before
+        self.probed = False  # after TRIPS failures, one request is under way
 
     def ready(self, now: float, concurrency: int) -> bool:
-        """Whether it may be asked: never while it rests; after TRIPS failures in a row, one request at a time."""
+        """Whether it may be asked: never while it rests; after TRIPS failures, one at a time."""
         free = self.busy < concurrency if self.failures < TRIPS else not self.probed
-        return free and now >= self.resting
+        return free and now >= self.resting_until
 
     def fail(self, now: float, backoff: float) -> None:
-        if now >= self.resting:  # what was under way when it fell says nothing new
-            self.failures += 1
-            if self.failures == TRIPS:
-                log(f"{self.url} is left alone: {TRIPS} failures in a row", logging.WARNING)
-            if self.failures >= TRIPS:
-                self.resting = now + _wait(backoff, self.failures - TRIPS + 1)
+        if now < self.resting_until:  # what was under way when it fell says nothing new
+            return
+        self.failures += 1
+        if self.failures == TRIPS:
+            log(f"{self.url} is left alone: {TRIPS} failures in a row", logging.WARNING)
+        if self.failures >= TRIPS:
+            doublings = min(self.failures - TRIPS + 1, 30)
+            self.resting_until = now + min(LONGEST, backoff * 2.0**doublings)
 
 
 class Servers:
-    """The configured servers, asked from a thread of their own: a model that computes in this process holds no answer
-    up, and one client outlives the event loops of several callers."""
+    """The configured servers, asked from a thread of their own.
+
+    So a model that computes in this process holds no answer up, and one client outlives the event
+    loops of several callers.
+    """
 
     def __init__(self, config: ServerConfig):
         self.config = config
         self._key = read_key(config)
-        self._servers = [_Server(url) for url in config.urls]
-        self._waiting: deque[asyncio.Future[_Server]] = deque()
-        self._answered = -math.inf  # when a server last said something of use
+        self._servers = [Server(url) for url in config.urls]
+        self._waiting: deque[asyncio.Future[Server]] = deque()
+        self._last_answer = -math.inf  # when a server last said something of use
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        timeout = httpx2.Timeout(None, connect=min(10.0, config.timeout))  # `ask` limits the whole
+        timeout = httpx2.Timeout(None, connect=min(10.0, config.timeout))  # _try limits the whole
         self._http = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
@@ -100,113 +108,122 @@ class Servers:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def close(self) -> None:
-        async def leave() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._http.aclose()
-
-        asyncio.run_coroutine_threadsafe(leave(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
+    async def _leave(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._http.aclose()
+
     async def ask(
         self, path: str, body: dict[str, Any], read: Callable[[bytes], T]
     ) -> tuple[T, float]:
-        """What `read` makes of the answer of URL + `path`, and the answer's share of its server's seconds.
+        """What `read` makes of the answer, and the answer's share of its server's seconds.
 
-        `read` raises ValueError where the answer is of no use. Raises Refused (a status of 3xx or 4xx), RequestFailed
-        (more faults than `retries`), CaiError (no server was there for `patience` seconds).
+        `path` follows a server's URL. `read` raises ValueError where the answer is of no use.
+        Raises Refused (a status of 3xx or 4xx), RequestFailed (more faults than `retries`) or
+        CaiError (no server was there for `patience` seconds).
         """
         content = json.dumps(body).encode()  # ASCII: half a surrogate pair has no other form
-        asked, faults, tries = self._loop.time(), 0, 0
-        while True:
-            server = await self._lease()
-            began = self._loop.time()
-            try:
-                async with asyncio.timeout(self.config.timeout):
-                    answer = await self._exchange(server, path, content, read)
-                took = self._loop.time() - began
-                count("server_answers_total", server=server.url)
-                count("server_seconds_total", took, server=server.url)
-                return answer, took / server.busy
-            except (_Trouble, httpx2.HTTPError, TimeoutError) as error:
-                trouble, now = self._explained(server, error), self._loop.time()
-                count(
-                    "server_retries_total",
-                    server=server.url,
-                    cause="away" if trouble.away else "fault",
-                )
-                if trouble.rest:
-                    server.resting = max(
-                        server.resting, now + min(trouble.rest, self.config.patience)
-                    )
-                else:
-                    server.fail(now, self.config.backoff)
-            finally:
-                self._release(server)
-            tries += 1
-            faults += not trouble.away
-            if faults > self.config.retries:
-                raise RequestFailed(f"{trouble} ({faults} tries)")
-            if trouble.away and now - max(asked, self._answered) > self.config.patience:
-                raise CaiError(
-                    f"no server answers: {trouble}; see server.urls and server.patience of the engine"
-                )
-            await asyncio.sleep(random.uniform(0, _wait(self.config.backoff, tries)))  # noqa: S311 - no secret
+        started, faults = self._loop.time(), 0
+        wait = wait_random_exponential(multiplier=2 * self.config.backoff, max=LONGEST)
+        async for attempt in AsyncRetrying(retry=retry_if_exception_type(Fault), wait=wait):
+            with attempt:
+                try:
+                    return await self._try(path, content, read)
+                except Fault as fault:
+                    faults += not fault.away
+                    if faults > self.config.retries:
+                        raise RequestFailed(f"{fault} ({faults} tries)") from None
+                    silent = self._loop.time() - max(started, self._last_answer)
+                    if fault.away and silent > self.config.patience:
+                        raise CaiError(
+                            f"no server answers: {fault}; see server.urls and server.patience of "
+                            "the engine"
+                        ) from None
+                    raise
+        raise AssertionError("tries end with an answer or an error")
+
+    async def _try(self, path: str, content: bytes, read: Callable[[bytes], T]) -> tuple[T, float]:
+        """Asks one server once. Raises Fault, after which the server may be left alone."""
+        server = await self._lease()
+        started = self._loop.time()
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                answer = await self._exchange(server, path, content, read)
+            seconds = self._loop.time() - started
+            count("server_answers_total", server=server.url)
+            count("server_seconds_total", seconds, server=server.url)
+            return answer, seconds / server.busy
+        except (Fault, httpx2.HTTPError, TimeoutError) as error:
+            fault, now = self._fault(server, error), self._loop.time()
+            cause = "away" if fault.away else "fault"
+            count("server_retries_total", server=server.url, cause=cause)
+            if fault.rest:
+                rest = min(fault.rest, self.config.patience)
+                server.resting_until = max(server.resting_until, now + rest)
+            else:
+                server.fail(now, self.config.backoff)
+            raise fault from None
+        finally:
+            self._release(server)
 
     async def _exchange(
-        self, server: _Server, path: str, content: bytes, read: Callable[[bytes], T]
+        self, server: Server, path: str, content: bytes, read: Callable[[bytes], T]
     ) -> T:
-        data = bytearray()
-        async with self._http.stream(
-            "POST", server.address.join(path), content=content
-        ) as response:
+        received, url = bytearray(), server.address.join(path)
+        async with self._http.stream("POST", url, content=content) as response:
             async for chunk in response.aiter_bytes():
-                data += chunk
-                if len(data) > LARGEST:
-                    raise _Trouble(f"{server.url}: an answer of more than {LARGEST >> 20} MB")
-        status, page = response.status_code, "html" in response.headers.get("content-type", "")
+                received += chunk
+                if len(received) > LARGEST:
+                    raise Fault(f"{server.url}: an answer of more than {LARGEST >> 20} MB")
+        status, is_page = response.status_code, "html" in response.headers.get("content-type", "")
         if status >= 500 or status in (408, 409, 425, 429):
-            rest = _seconds(response.headers.get("retry-after", ""))
-            raise _Trouble(self._says(server, status, data), status in (429, 502, 503, 504), rest)
+            rest = parse_retry_after(response.headers.get("retry-after", ""))
+            away = status in (429, 502, 503, 504)
+            raise Fault(self._error_text(server, status, received), away, rest)
         try:
-            answer = read(bytes(data)) if status < 300 and not page else None
+            answer = read(bytes(received)) if status < 300 and not is_page else None
         except ValueError as error:
-            raise _Trouble(
-                f"{server.url}: an answer that can't be used: {self._plain(str(error))}"
-            ) from None
-        self._answered, server.failures = self._loop.time(), 0
+            reason = self._plain(str(error))
+            raise Fault(f"{server.url}: an answer that can't be used: {reason}") from None
+        self._last_answer, server.failures = self._loop.time(), 0
         if answer is None:
-            raise Refused(status, self._says(server, status, data))
+            raise Refused(status, self._error_text(server, status, received))
         return answer
 
-    def _explained(self, server: _Server, error: Exception) -> _Trouble:
-        if isinstance(error, _Trouble):
+    def _fault(self, server: Server, error: Exception) -> Fault:
+        if isinstance(error, Fault):
             return error
         if isinstance(error, TimeoutError):
-            return _Trouble(f"{server.url}: no answer in {self.config.timeout:g} s")
+            return Fault(f"{server.url}: no answer in {self.config.timeout:g} s")
         away = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-        return _Trouble(f"{server.url}: {type(error).__name__}: {self._plain(str(error))}", away)
+        return Fault(f"{server.url}: {type(error).__name__}: {self._plain(str(error))}", away)
 
-    def _says(self, server: _Server, status: int, data: bytearray) -> str:
+    def _error_text(self, server: Server, status: int, received: bytearray) -> str:
         """A server's error in one line."""
         try:
-            text = json.loads(data)["error"]["message"]
+            text = json.loads(received)["error"]["message"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            text = data[:2000].decode("utf-8", "replace")
+            text = received[:2000].decode("utf-8", "replace")
         return f"{server.url}: HTTP {status}: {self._plain(str(text))}"
 
     def _plain(self, text: str) -> str:
-        """At most 300 characters that are safe to show. Servers repeat what they were sent: the key is taken out."""
+        """At most 300 characters that are safe to show.
+
+        Servers repeat what they were sent, so the key is taken out.
+        """
         text = text.replace(self._key, "***") if self._key else text
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
 
-    async def _lease(self) -> _Server:
+    async def _lease(self) -> Server:
         """The least busy server that may be asked; first come, first served."""
-        turn: asyncio.Future[_Server] = self._loop.create_future()
+        turn: asyncio.Future[Server] = self._loop.create_future()
         self._waiting.append(turn)
         self._wake()
         try:
@@ -216,52 +233,51 @@ class Servers:
                 self._release(turn.result())
             raise
 
-    def _release(self, server: _Server) -> None:
-        server.busy -= 1
-        gauge("server_open", server.busy, server=server.url)
+    def _release(self, server: Server) -> None:
+        self._set_busy(server, server.busy - 1)
         server.probed = False
-        if (rest := server.resting - self._loop.time()) > 0:
+        if (rest := server.resting_until - self._loop.time()) > 0:
             self._loop.call_later(rest + 0.01, self._wake)  # a timer may ring a little early
         self._wake()
 
     def _wake(self) -> None:
+        """Gives free servers to the requests that wait."""
         while self._waiting:
-            now = self._loop.time()
-            ready = [
-                server for server in self._servers if server.ready(now, self.config.concurrency)
-            ]
+            now, concurrency = self._loop.time(), self.config.concurrency
+            ready = [server for server in self._servers if server.ready(now, concurrency)]
             if not ready:
                 return
             turn = self._waiting.popleft()
             if not turn.done():  # its row may be gone
                 server = min(ready, key=lambda server: server.busy)
-                server.busy += 1
-                gauge("server_open", server.busy, server=server.url)
+                self._set_busy(server, server.busy + 1)
                 server.probed = server.failures >= TRIPS
                 turn.set_result(server)
 
+    @staticmethod
+    def _set_busy(server: Server, requests: int) -> None:
+        server.busy = requests
+        gauge("server_open", requests, server=server.url)
+
 
 def read_key(config: ServerConfig) -> str:
-    """The key from the environment variable that `server.key` names; empty where it names none. Raises UsageError."""
+    """The key from the environment variable that `server.key` names; empty where it names none.
+
+    Raises UsageError.
+    """
     if config.key is None:
         return ""
     key = os.environ.get(config.key, "").strip()
-    if (
-        not key or not key.isascii() or not key.isprintable()
-    ):  # such a key would show up in an error about headers
+    # a key with other characters would show up in an error about headers
+    if not key or not key.isascii() or not key.isprintable():
         raise UsageError(
             f"server.key: the environment variable {config.key} is not set, or holds no key"
         )
     return key
 
 
-def _wait(backoff: float, times: int) -> float:
-    """Seconds, doubling each time."""
-    return min(LONGEST, backoff * 2.0 ** min(times, 30))
-
-
-def _seconds(text: str) -> float:
-    """A Retry-After header (RFC 9110, section 10.2.3): seconds or a date. 0 where there is none."""
+def parse_retry_after(text: str) -> float:
+    """Seconds from a Retry-After header (RFC 9110, section 10.2.3), which may be a date; else 0."""
     try:
         return max(0.0, float(text))
     except ValueError:

@@ -83,6 +83,7 @@ def ingredients(stage: Stage, config: Config, law: Constitution) -> dict[str, An
 
 def plan_run(config: Config, run: Run) -> list[Step]:
     """Every stage with its state and why. Reads manifests and small files; loads no model."""
+    check_engines(config)
     law = Constitution.load(config.constitution)
     outputs: dict[str, str | None] = {}
     steps: list[Step] = []

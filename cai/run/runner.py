@@ -13,11 +13,12 @@ from cai import __version__
 from cai.config.names import own_engines
 from cai.config.schema import Config
 from cai.digest import plain
+from cai.engines.base import check_ready
 from cai.errors import CaiError, Interrupted, UsageError, nearest
 from cai.method.constitution import Constitution
 from cai.observe.log import enter, log, open_log
 from cai.redact import redacted
-from cai.run.plan import STAGES, Step, inputs_of, stages, step_of
+from cai.run.plan import STAGES, Step, check_engines, inputs_of, stages, step_of
 from cai.run.process import run_in_process
 from cai.run.worker import Job, run_stage
 from cai.stages.base import Input, Stage
@@ -33,6 +34,7 @@ def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, M
     `tell` shows a person each line; the run's log has it too. `patient`: waits for another process
     that holds the run's folder, where it would raise UsageError. Raises CaiError.
     """
+    check_engines(config)
     selected = _selected(config)
     run = Run(Path(config.outputs) / config.name)
     with run.lock(tell if patient else None) as lock, _logged(run):
@@ -174,8 +176,8 @@ def check(config: Config) -> None:
 
     A typo fails in seconds, not after hours. Raises UsageError.
     """
-    if any(engine.kind == "vllm" for engine in own_engines(config).values()):
-        _need("vllm", "engine=vllm", "'constitutional-ai[vllm]'")
+    for engine in own_engines(config).values():
+        check_ready(engine)
     if "--use_deepspeed" in config.launcher.args:
         _need("deepspeed", "launcher=deepspeed", "'constitutional-ai[deepspeed]'")
     for name in config.report_to:

@@ -14,7 +14,7 @@ from cai.data.parquet import write_rows
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_failing
+from cai.engines.rows import gather_results
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts, assistant, user
 from cai.method.self_instruct import (
@@ -136,7 +136,7 @@ async def _answers(
         Request(prompt.messages, sampling, seed_of(seed, prompt.id, "build answer"))
         for prompt in prompts
     ]
-    return await gather_failing([teacher.complete(request) for request in requests], max_failures)
+    return await gather_results([teacher.complete(request) for request in requests], max_failures)
 
 
 async def write_instructions(
@@ -168,7 +168,7 @@ async def write_instructions(
             messages = list_request(examples)
             prompts.append(Prompt.of(messages, "self_instruct"))
             requests.append(Request(messages, config.sampling.instructions, seed))
-        replies = await gather_failing(
+        replies = await gather_results(
             [teacher.complete(request) for request in requests], max_failures
         )
         answered, failed = split_failed(prompts, replies)

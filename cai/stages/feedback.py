@@ -8,7 +8,7 @@ from cai.config.schema import LabelConfig
 from cai.data.formats import load_preferences
 from cai.engines.base import RequestFailed
 from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_failing
+from cai.engines.rows import gather_results
 from cai.messages import Prompt
 from cai.method.constitution import Constitution
 from cai.method.preferences import (
@@ -145,12 +145,12 @@ async def _judge(
         )
         for prompt, answers in rows
     ]
-    judgements = await gather_failing(tournaments, allowed)
+    judgements = await gather_results(tournaments, allowed)
     comparisons = [
         compare(prompt, better, worse, law, settings, seed, complete)
         for prompt, better, worse in labelled
     ]
-    return judgements, await gather_failing(comparisons, allowed)
+    return judgements, await gather_results(comparisons, allowed)
 
 
 def judge_settings(config: LabelConfig) -> JudgeSettings:

@@ -11,7 +11,7 @@ from cai.data.parquet import read_rows
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_failing, gather_rows
+from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant, from_dicts
 from cai.method.preferences import (
@@ -73,7 +73,7 @@ async def _answers(
         return distinct_answers(sampled, config.max_similarity)
 
     rows = [answers(prompt) for prompt in prompts]
-    return await gather_failing(rows, context.engine.max_failures)
+    return await gather_results(rows, context.engine.max_failures)
 
 
 def rule_pairs(config: LabelConfig, context: Context) -> Pairs:

@@ -12,7 +12,7 @@ from cai.data.formats import load_prompts
 from cai.data.parquet import RowWriter, write_rows
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
-from cai.engines.rows import failing, gather_failing
+from cai.engines.rows import gather_results, stream_results
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant
 from cai.method.critique import CritiqueStep, Revision, revise
@@ -129,10 +129,10 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
             revise(prompt, law, config, context.seed, model.complete, critic.complete)
             for prompt in prompts
         )
-        revisions = failing(chains, len(prompts), max(failures))
+        revisions = stream_results(chains, len(prompts), max(failures))
         tally, failed = asyncio.run(write_chains(prompts, revisions, config, work))
         requests = [model.complete(request) for _, request in helpful]
-        replies = asyncio.run(gather_failing(requests, max(failures)))
+        replies = asyncio.run(gather_results(requests, max(failures)))
     answers, unanswered = split_failed([prompt for prompt, _ in helpful], replies)
     failed_count = write_failed(work, failed + unanswered)
     if not tally.rows:

@@ -14,7 +14,7 @@ from cai.data.formats import load_dialogues, load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_failing, gather_rows
+from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts
 from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
@@ -188,13 +188,13 @@ async def _ask(
     keys = [(suite, sample) for suite in suites.prompts for sample in range(config.seeds)]
     texts = await gather_rows(
         [
-            gather_failing([reply(prompt, sample) for prompt in suites.prompts[suite]], allowed)
+            gather_results([reply(prompt, sample) for prompt in suites.prompts[suite]], allowed)
             for suite, sample in keys
         ]
     )
     attempts = await gather_rows(
         [
-            gather_failing([attempt(reference) for reference in references], allowed)
+            gather_results([attempt(reference) for reference in references], allowed)
             for references in suites.references.values()
         ]
     )

@@ -8,7 +8,7 @@ from typing import Any
 from cai.config.names import other_model
 from cai.config.schema import EvaluateConfig
 from cai.engines.base import RequestFailed
-from cai.engines.rows import gather_failing, gather_rows
+from cai.engines.rows import gather_results, gather_rows
 from cai.method.preferences import JudgeSettings, PreferencePair, compare
 from cai.models.source import fingerprint
 from cai.scoring.answers import Answer, win_metrics
@@ -84,7 +84,7 @@ class Verdicts:
                 for answer, against in pairs
                 if answer.text != against.text
             ]
-            return await gather_failing(comparisons, self.engine.max_failures)
+            return await gather_results(comparisons, self.engine.max_failures)
 
         try:
             return await gather_rows([compare_all(pairs) for pairs in compared])
@@ -139,7 +139,7 @@ class Verdicts:
             harm_probabilities(answer.prompt, answer.text, judge.complete) for answer in answers
         ]
         try:
-            return await gather_failing(rows, self.engine.max_failures)
+            return await gather_results(rows, self.engine.max_failures)
         finally:
             judge.close()
 

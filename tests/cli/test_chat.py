@@ -142,7 +142,7 @@ def test_what_a_model_writes_is_shown_and_not_obeyed(capsys: pytest.CaptureFixtu
     from cai.cli.chat import Chat
 
     class Hostile:
-        async def complete(self, request: Request) -> Completion:
+        async def complete(self, request: Request, on_text: object = None) -> Completion:
             return Completion("\x1b[2J\x9b31mred\u202eor\ud800\r[bold]not[/]", "length", 1, 1, 0.0)
 
         def close(self) -> None: ...

@@ -144,10 +144,6 @@ def test_every_group_is_covered():
             "sl_cai.helpful=sampled: nothing is sampled; say from which prompts",
         ),
         (
-            "+engine.model=m",
-            "engine.model (override '+engine.model=m'): only kind: openai has such a name",
-        ),
-        (
             "+engine.server.retries=-1",
             "engine.server.retries=-1 (override '+engine.server.retries=-1'): must be between",
         ),
@@ -402,12 +398,6 @@ CRITIC = ["+engine@revise.engine=openai", "revise.engine.model=large"]
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["engine=openai", "engine.server.urls=[]"], "engine.server.urls is empty; name a server"),
-        (
-            ["engine=vllm", "+engine.options.data_parallel_size=2"],
-            "engine.options.data_parallel_size (override '+engine.options.data_parallel_size=2'): vLLM has copies of a "
-            "model only as a server: start `vllm serve MODEL --data-parallel-size N` and take engine=openai",
-        ),
         (
             ["engine=openai", "engine.server.urls=[here:8000]"],
             "engine.server.urls: write http://host:port/v1",

@@ -2,18 +2,22 @@
 
 import asyncio
 import dataclasses
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from cai.config.schema import EngineConfig, Sampling
+from cai.config.schema import EngineConfig, Sampling, ServerConfig
 from cai.config.types import EngineKind
-from cai.engines.base import ENGINES, Completion, Engine, Request, open_engine
+from cai.engines.base import ENGINES, Completion, Engine, Request, check_engine, open_engine
 from cai.engines.batcher import Batcher
 from cai.engines.ledger import Ledger, Recorded
-from cai.engines.rows import gather_rows, in_order
+from cai.engines.rows import gather_rows, stream_rows
 from cai.engines.scripted import ScriptedEngine
+from cai.errors import UsageError
 from cai.messages import assistant, user
 
 WARM = Sampling(temperature=0.7, top_p=0.9, top_k=40, max_new_tokens=16)
@@ -111,7 +115,7 @@ def test_the_same_request_at_the_same_time_is_asked_once(ledger: Ledger):
 
 
 class Failing(ScriptedEngine):
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: object = None) -> Completion:
         if "fail" in request.messages[-1].content:
             raise RuntimeError("out of memory")
         return await super().complete(request)
@@ -171,7 +175,10 @@ class Batching(ScriptedEngine):
     def __init__(self) -> None:
         super().__init__(EngineConfig(), "model")
         self.sizes: list[int] = []
-        self.complete = Batcher(lambda waiting: list(range(len(waiting))), self.run).complete
+        self.batcher = Batcher[Request](lambda waiting: list(range(len(waiting))), self.run)
+
+    async def complete(self, request: Request, on_text: object = None) -> Completion:
+        return await self.batcher.complete(request)
 
     def run(self, batch: list[Request]) -> list[Completion]:
         self.sizes.append(len(batch))
@@ -216,6 +223,55 @@ def test_an_engine_is_opened_by_its_name():
     assert set(ENGINES) == set(get_args(EngineKind))
 
 
+SERVED = "http://127.0.0.1:8000/v1"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(EngineConfig(kind=kind) for kind in ("transformers", "vllm", "scripted")),
+        EngineConfig(kind="vllm", options={"data_parallel_size": 1, "tensor_parallel_size": 2}),
+        EngineConfig(kind="openai", model="m", server=ServerConfig([SERVED, "https://[::1]:1/v1"])),
+        EngineConfig(kind="openai", server=ServerConfig([SERVED], key="SOME_KEY")),
+    ],
+)
+def test_sound_engine_settings_pass(config: EngineConfig):
+    check_engine(config, "engine")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EngineConfig(model="m"), "label.engine.model: only kind: openai has such a name"),
+        (EngineConfig(kind="vllm", model="m"), "label.engine.model: only kind: openai has such"),
+        (
+            EngineConfig(kind="vllm", options={"data_parallel_size": 2}),
+            "label.engine.options.data_parallel_size: vLLM has copies of a model only as a server",
+        ),
+        (EngineConfig(kind="openai"), "label.engine.server.urls is empty; name a server"),
+    ],
+)
+def test_what_an_engine_could_not_run_with_is_refused(config: EngineConfig, message: str):
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        check_engine(config, "label.engine")
+    assert "secret" not in str(caught.value)
+
+
+CHECK = """
+import sys
+from cai.config.schema import EngineConfig, ServerConfig
+from cai.engines.base import ENGINES, check_engine
+for kind in ENGINES:
+    check_engine(EngineConfig(kind=kind, server=ServerConfig(["http://here/v1"])), "engine")
+print([name for name in ("torch", "transformers", "vllm") if name in sys.modules])
+"""
+
+
+def test_checks_load_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_few_rows_are_under_way_at_once_and_their_results_keep_their_order():
     begun, most = 0, 0
 
@@ -228,7 +284,7 @@ def test_few_rows_are_under_way_at_once_and_their_results_keep_their_order():
     async def run() -> list[int]:
         nonlocal most
         found = []
-        async for result in in_order((row(number) for number in range(100)), at_once=8):
+        async for result in stream_rows((row(number) for number in range(100)), max_running=8):
             most = max(most, begun - len(found))
             found.append(result)
         return found
@@ -248,7 +304,7 @@ def test_a_row_that_fails_ends_the_others_at_once_though_an_older_one_is_under_w
             ended.append(number)
 
     async def run() -> None:
-        async for _ in in_order([row(number) for number in range(20)], at_once=8):
+        async for _ in stream_rows([row(number) for number in range(20)], max_running=8):
             pass
 
     with pytest.raises(ValueError, match="broken"):

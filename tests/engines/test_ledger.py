@@ -79,7 +79,7 @@ import os, sys
 from pathlib import Path
 from cai.digest import digest
 from cai.engines.base import Completion
-from cai.ledger import Ledger
+from cai.engines.ledger import Ledger
 Ledger(Path(sys.argv[1])).put("sft", "model", [("ab" * 32, Completion("kept", "stop", 1, 1, 0.0))])
 os.kill(os.getpid(), 9)
 """

@@ -1,4 +1,4 @@
-"""The openai engine against a real HTTP server that misbehaves on command, and what the stages make of it."""
+"""The openai engine against a real HTTP server that misbehaves on command; the stages on it."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,9 @@ from cai.config.schema import DataConfig, EngineConfig, Prompts, Sampling, Serve
 from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request, RequestFailed, open_engine
 from cai.engines.ledger import Ledger
-from cai.engines.openai import CHAT, Likely, OpenAIEngine, first_token_logprobs
-from cai.engines.rows import gather_failing
-from cai.engines.servers import LONGEST, TRIPS, _seconds, _Server, read_key
+from cai.engines.openai import ChatAnswer, OpenAIEngine, TokenLogprob, first_token_logprobs
+from cai.engines.rows import gather_results
+from cai.engines.servers import LONGEST, TRIPS, Server, parse_retry_after, read_key
 from cai.errors import CaiError, UsageError
 from cai.messages import as_dicts, assistant, user
 from cai.method.requests import OPTIONS
@@ -220,7 +220,7 @@ def ask(
     opened = open_engine(engine, "unused")
     try:
         return asyncio.run(
-            gather_failing([opened.complete(request) for request in requests], max_failures)
+            gather_results([opened.complete(request) for request in requests], max_failures)
         )
     finally:
         opened.close()
@@ -399,7 +399,7 @@ def test_the_least_busy_server_is_asked_and_none_too_much():
 
 
 def test_the_circuit_breaker_opens_probes_and_closes():
-    server = _Server("http://there/v1")
+    server = Server("http://there/v1")
     for _ in range(TRIPS - 1):
         server.fail(0.0, 1.0)
     assert server.ready(0.0, 8)
@@ -413,10 +413,12 @@ def test_the_circuit_breaker_opens_probes_and_closes():
     server.fail(2.0, 1.0)
     assert not server.ready(5.9, 8) and server.ready(6.0, 8)
     for _ in range(50):
-        server.fail(server.resting, 1.0)
-    assert not server.ready(server.resting - LONGEST + 0.1, 8) and server.ready(server.resting, 8)
+        server.fail(server.resting_until, 1.0)
+    assert not server.ready(server.resting_until - LONGEST + 0.1, 8) and server.ready(
+        server.resting_until, 8
+    )
     server.failures = 0
-    assert server.ready(server.resting, 8)
+    assert server.ready(server.resting_until, 8)
 
 
 @pytest.mark.parametrize(
@@ -432,14 +434,14 @@ def test_the_circuit_breaker_opens_probes_and_closes():
     ],
 )
 def test_retry_after_is_read_in_both_forms(text: str, seconds: float):
-    assert _seconds(text) == seconds
-    assert _seconds(formatdate(4e9, usegmt=True)) > 3600
+    assert parse_retry_after(text) == seconds
+    assert parse_retry_after(formatdate(4e9, usegmt=True)) > 3600
 
 
 def test_one_engine_serves_several_event_loops(faulty: Faulty):
     engine = open_engine(config(faulty), "unused")
     found = [
-        asyncio.run(gather_failing([engine.complete(request)], 0)) for request in asked("a", "b")
+        asyncio.run(gather_results([engine.complete(request)], 0)) for request in asked("a", "b")
     ]
     engine.close()
     assert [only(one).text for one in found] == ["You said: a", "You said: b"]
@@ -513,8 +515,11 @@ def test_continuations_are_scored_token_by_token_where_the_server_can(faulty: Fa
     )
 
 
-def likely(**logprobs: float) -> list[Likely]:
-    return [Likely(name.replace("_", " "), value) for name, value in logprobs.items()]
+def likely(**logprobs: float) -> list[TokenLogprob]:
+    return [
+        TokenLogprob(token=name.replace("_", " "), logprob=value)
+        for name, value in logprobs.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -533,7 +538,7 @@ def likely(**logprobs: float) -> list[Likely]:
     ],
 )
 def test_an_option_is_found_with_its_space_and_without(
-    listed: list[Likely], expected: tuple[float, ...] | None
+    listed: list[TokenLogprob], expected: tuple[float, ...] | None
 ):
     assert first_token_logprobs(OPTIONS, listed) == expected
 
@@ -589,7 +594,7 @@ def reader() -> Iterator[Callable[[bytes], Any]]:
     engine = OpenAIEngine(
         EngineConfig(kind="openai", model="m", server=ServerConfig(["http://nowhere/v1"])), ""
     )
-    yield engine._reader(CHAT)
+    yield engine._reader(ChatAnswer)
     engine.close()
 
 
@@ -738,7 +743,8 @@ def test_cai_try_asks_a_server_for_the_model_by_the_runs_name(
 ):
     law = tmp_path / "law.yaml"
     law.write_text(
-        "principles: [{id: kind, critique: Say what is unkind., revision: Rewrite it., comparison: Pick one.}]"
+        "principles: [{id: kind, critique: Say what is unkind., revision: Rewrite it., "
+        "comparison: Pick one.}]"
     )
     words = [f"outputs={tmp_path}", "model=path", f"model.path={tiny_model}", "engine=openai"]
     session = Session(

@@ -1,4 +1,4 @@
-"""The transformers engine on a tiny random model: completions that no batch changes, exact log-probabilities."""
+"""The transformers engine on a tiny random model: no batch changes completions, exact scores."""
 
 import asyncio
 import dataclasses
@@ -13,6 +13,7 @@ import torch
 
 from cai.config.schema import EngineConfig, Sampling
 from cai.engines.base import Request
+from cai.engines.decoder import Job
 from cai.engines.rows import gather_rows
 from cai.engines.transformers import TransformersEngine
 from cai.errors import CaiError
@@ -22,8 +23,8 @@ from cai.models.chat_template import render
 WARM = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12)
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 LONG = (
-    "What is a good way to keep bread fresh for some days without a freezer in a warm and humid kitchen? "
-    * 3
+    "What is a good way to keep bread fresh for some days without a freezer "
+    "in a warm and humid kitchen? " * 3
 )
 
 
@@ -51,18 +52,19 @@ def test_a_completion_does_not_depend_on_its_batch(engine: TransformersEngine, s
 
 
 def test_a_greedy_batch_equals_plain_generate(engine: TransformersEngine):
-    import torch
-
     for request, completion in zip(questions(GREEDY), ask(engine, questions(GREEDY)), strict=True):
         ids = torch.tensor(
             [engine.tokenizer(render(engine.tokenizer, request.messages))["input_ids"]]
         )
-        out = engine.model.generate(
+        model: Any = engine.model
+        out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
         )
         assert (
             completion.text
-            == engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+            == str(
+                engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+            ).strip()
         )
 
 
@@ -81,7 +83,8 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
     ]
     alone = [dataclasses.replace(ask(engine, [request])[0], seconds=0) for request in requests]
     assert len({one.new_tokens for one in alone}) > 3
-    real, rows = engine.model.generate, []
+    real: Any = engine.model.generate
+    rows: list[int] = []
 
     def generate(**arguments: Any) -> Any:
         rows.append(len(arguments["input_ids"]))
@@ -98,7 +101,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
 def test_what_a_row_goes_on_from_is_not_read_again(
     sampling: Sampling, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Two requests in a row, as critique and revision are, in batches that rows leave; and as each alone."""
+    """Two requests in a row, as critique and revision are, in batches that rows leave; or alone."""
     engine = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
     vocabulary = engine.model.config.vocab_size
     monkeypatch.setattr(
@@ -183,24 +186,20 @@ def test_seeds_and_only_seeds_change_a_sampled_reply(engine: TransformersEngine)
 
 
 def test_sampling_follows_the_models_distribution(engine: TransformersEngine):
-    """The first token's frequencies over 2,000 seeds stand within sampling error of the model's probabilities."""
-    import torch
-
-    from cai.engines.transformers import _Sampler
+    """The first token's frequencies over 2,000 seeds are the model's probabilities, nearly."""
+    from cai.engines.sampler import SeededSampler
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -50.0]]).repeat(2000, 1)
-    drawn = _Sampler(Sampling(temperature=0.5), list(range(2000)))(None, logits).argmax(-1)
+    drawn = SeededSampler(Sampling(temperature=0.5), list(range(2000)))(None, logits).argmax(-1)
     frequencies = torch.bincount(drawn, minlength=5) / 2000
     assert torch.allclose(frequencies, (logits[0] / 0.5).softmax(-1), atol=0.03)
-    top_k = _Sampler(Sampling(top_k=2), list(range(500)))(None, logits[:500]).argmax(-1)
+    top_k = SeededSampler(Sampling(top_k=2), list(range(500)))(None, logits[:500]).argmax(-1)
     assert set(top_k.tolist()) == {0, 1}
-    top_p = _Sampler(Sampling(top_p=0.7), list(range(500)))(None, logits[:500]).argmax(-1)
+    top_p = SeededSampler(Sampling(top_p=0.7), list(range(500)))(None, logits[:500]).argmax(-1)
     assert set(top_p.tolist()) == {0, 1}  # 0.64 alone does not reach 0.7, so the second token stays
 
 
 def test_scores_are_the_summed_log_probabilities(engine: TransformersEngine):
-    import torch
-
     requests = [
         Request((user("Which?"), assistant("The answer is:")), continuations=(" A", " B")),
         Request((user(LONG),), continuations=("A river carries water.", "No.")),
@@ -277,7 +276,7 @@ def test_a_batch_that_does_not_fit_is_halved(
     """CUDA's error is simulated; the CPU's is its allocator's own."""
     real, room = TransformersEngine._sample, 2
 
-    def sample(self: TransformersEngine, batch: list[Request], sampling: Sampling) -> Any:
+    def sample(self: TransformersEngine, batch: list[Job], sampling: Sampling) -> Any:
         return fill() if len(batch) > room else real(self, batch, sampling)
 
     expected = [completion.text for completion in ask(engine, questions(WARM)[:5])]
@@ -293,22 +292,27 @@ def test_a_batch_that_does_not_fit_is_halved(
 LITTLE = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from cai.config import EngineConfig, Sampling
-from cai.dialogue import user
-from cai.engines.base import Request, gather_rows
+from cai.config.schema import EngineConfig, Sampling
+from cai.engines.base import Request
+from cai.engines.rows import gather_rows
+from cai.messages import user
 from cai.engines.transformers import TransformersEngine
 few, many = (
-    TransformersEngine(EngineConfig(device="cpu", batch_rows=rows, batch_tokens=1 << 20), sys.argv[1])
+    TransformersEngine(
+        EngineConfig(device="cpu", batch_rows=rows, batch_tokens=1 << 20), sys.argv[1]
+    )
     for rows in (4, 64)
 )
-requests = [Request((user(f"{n} " + "bread " * 400),), Sampling(temperature=0, max_new_tokens=2)) for n in range(64)]
+sampling = Sampling(temperature=0, max_new_tokens=2)
+requests = [Request((user(f"{n} " + "bread " * 400),), sampling) for n in range(64)]
 sizes, real = [], TransformersEngine._sample
 def sample(self, batch, sampling):
     sizes.append(len(batch))
     return real(self, batch, sampling)
 TransformersEngine._sample = sample
 def ask(engine):
-    return [one.text for one in asyncio.run(gather_rows([engine.complete(request) for request in requests]))]
+    completions = asyncio.run(gather_rows([engine.complete(request) for request in requests]))
+    return [completion.text for completion in completions]
 expected, plenty = ask(few), sizes.copy()
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 resource.setrlimit(resource.RLIMIT_AS, (taken + (50 << 20),) * 2)
@@ -333,11 +337,11 @@ def test_words_are_told_as_they_come_and_change_nothing(engine: TransformersEngi
     request = questions(WARM)[0]
     silent = ask(engine, [request])[0]
     words: list[str] = []
-    engine.heard = words.append
-    try:
-        assert ask(engine, [request])[0].text == silent.text == "".join(words).strip()
-        assert len(words) > 2
-        ask(engine, questions(WARM)[1:3])  # several at once: nobody could read them
-        assert "".join(words).strip() == silent.text
-    finally:
-        engine.heard = None
+    assert asyncio.run(engine.complete(request, words.append)).text == silent.text
+    assert "".join(words).strip() == silent.text and len(words) > 2
+
+    async def ask_several() -> None:  # at once: nobody could read them
+        await gather_rows([engine.complete(one, words.append) for one in questions(WARM)[1:3]])
+
+    asyncio.run(ask_several())
+    assert "".join(words).strip() == silent.text

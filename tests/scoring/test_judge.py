@@ -133,7 +133,7 @@ class Judge:
     def __init__(self, a: float, yes: float, room: int = 1 << 30):
         self.a, self.yes, self.room = a, yes, room
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: object = None) -> Completion:
         text = request.messages[0].content
         assert request.continuations == OPTIONS and "Assistant: Dear Sir, he is ill." in text
         lift = self.yes if text.index("Yes") < text.index("No, it") else -self.yes

@@ -43,7 +43,7 @@ class Teacher:
         self.most = 1 << 30  # completions before it breaks
         self.numbers: dict[str, int] = {}  # of list requests, by what they ask
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: object = None) -> Completion:
         text = request.messages[-1].content
         self.asked.append(text)
         place = len(self.asked)
@@ -246,7 +246,7 @@ def test_answers_that_are_no_use_are_left_out(run: Any):
 
 def test_the_last_item_of_a_list_that_was_cut_off_is_left_out(run: Any):
     class Hasty(Teacher):
-        async def complete(self, request: Request) -> Completion:
+        async def complete(self, request: Request, on_text: object = None) -> Completion:
             found = await super().complete(request)
             return replace(found, finish_reason="length") if found.text.startswith("9.") else found
 

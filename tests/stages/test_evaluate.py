@@ -32,7 +32,7 @@ class Pupil:
         self.replies = replies
         self.requests: list[Request] = []
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, on_text: object = None) -> Completion:
         self.requests.append(request)
         turns = len(request.messages)
         if turns > self.room:
@@ -174,7 +174,7 @@ def test_prompts_that_do_not_fit_are_counted_and_not_cut(
     """Whether the answer, the reference or both leave no room, the row is in no figure but the share of these."""
 
     class Small(Pupil):
-        async def complete(self, request: Request) -> Completion:
+        async def complete(self, request: Request, on_text: object = None) -> Completion:
             self.room = 3 if too_long(request) else 99
             return await super().complete(request)
 

@@ -185,7 +185,7 @@ def spec_of(stage: Stage, config: Config, run: Run, done: Mapping[str, Manifest]
 def check(config: Config) -> None:
     """Builds every trl and peft config and opens nothing else: a typo fails in seconds, not after hours."""
     from cai.stages import dpo, sft
-    from cai.training.trainer import bits_config, lora_config
+    from cai.training.arguments import lora_config, quantization_config
 
     engines = [config.engine, *(own for name in ASKING if (own := lookup(config, name).engine))]
     if (
@@ -222,7 +222,7 @@ def check(config: Config) -> None:
     for name in ("sft", "sl_cai"):
         section = lookup(config, name)
         if section.quantization is not None:
-            bits_config(f"{name}.quantization", section.quantization)
+            quantization_config(f"{name}.quantization", section.quantization)
         sft.arguments(name, section, config.seed, "unused", "cpu", section.validation > 0)
     dpo.arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
     for name in ("sft", "sl_cai", "dpo"):

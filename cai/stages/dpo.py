@@ -25,9 +25,15 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     from datasets import Dataset
 
     from cai.models.load import load_model, load_tokenizer, pick_device
-    from cai.training.guards import answer, signs, unseen, watch
+    from cai.training.arguments import lora_config
+    from cai.training.guards import (
+        GuardCallback,
+        find_blind_spots,
+        find_warnings,
+        generate_answers,
+    )
     from cai.training.soft_dpo import open_trainer
-    from cai.training.trainer import is_sharded, lora_config, run_training, save_result, show_curves
+    from cai.training.trainer import is_sharded, report_curves, run_training, save_result
 
     pairs = read_rows(Path(context.inputs[in_round("label", context.round)].path) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
@@ -39,8 +45,8 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     device = pick_device(context.engine.device)
     trainer = open_trainer(
         config,
-        references=context.root / "references",
-        reference=context.model_digest(first),
+        reference_folder=context.root / "references",
+        reference_digest=context.model_digest(first),
         # the model comes from its published folder: with full tuning, trl reloads the reference from that path
         model=continued(context, device)
         if config.adapter == "continued"
@@ -66,12 +72,12 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
         : config.guards.prompts
     ]
     answers = partial(
-        answer, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens
+        generate_answers, tokenizer=tokenizer, prompts=asked, new_tokens=config.guards.new_tokens
     )
     sharded = is_sharded(trainer)
     generated = answers if asked and not sharded else None
-    trainer.add_callback(watch(config.guards, context.progress.say, generated, sharded))
-    show_curves(
+    trainer.add_callback(GuardCallback(config.guards, context.progress.say, generated, sharded))
+    report_curves(
         trainer,
         context.report_to,
         context.stage,
@@ -98,7 +104,12 @@ def run(config: DpoConfig, inputs: Any, work: Path, context: Context) -> dict[st
     return (
         summary
         | figures
-        | {"signs": [*signs(log, config.guards), *unseen(log, config.guards, sharded)]}
+        | {
+            "signs": [
+                *find_warnings(log, config.guards),
+                *find_blind_spots(log, config.guards, sharded),
+            ]
+        }
     )
 
 
@@ -134,12 +145,14 @@ def continued(context: Context, device: str) -> Any:
 
 def arguments(config: DpoConfig, seed: int, folder: str, device: str, held: bool) -> Any:
     """trl's DPOConfig for the stage. Also what `cai plan --check` builds. Raises UsageError."""
+    from cai.training.arguments import dpo_config, evaluation_settings
     from cai.training.soft_dpo import check_arguments
-    from cai.training.trainer import trl_config, watching
 
-    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | watching(held)
+    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | evaluation_settings(
+        held
+    )
     forced |= {"bf16": False} if not device.startswith("cuda") else {}
-    args = trl_config("dpo", "dpo.args", config.args, **forced)
+    args = dpo_config("dpo.args", config.args, **forced)
     if config.loss == "soft":
         check_arguments(args)
     return args

@@ -22,18 +22,21 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.models.load import load_model, load_tokenizer, pick_device
-    from cai.models.markers import adopt_markers, embed_markers, pass_bias_on, training_markers
-    from cai.training.cpu_head import lean_head
-    from cai.training.trainer import (
-        bits_config,
-        free_memory,
-        lora_config,
-        recomputes,
-        refuse_leaks,
-        run_training,
-        save_result,
-        show_curves,
+    from cai.models.markers import (
+        adopt_markers,
+        embed_markers,
+        restore_head_bias,
+        train_markers,
     )
+    from cai.training.arguments import (
+        lora_config,
+        measure_free_memory,
+        needs_checkpointing,
+        quantization_config,
+    )
+    from cai.training.cpu_head import install_lean_head
+    from cai.training.tokens import check_packing
+    from cai.training.trainer import report_curves, run_training, save_result
 
     source = context.model_path(config.start)
     tokenizer = load_tokenizer(source)
@@ -48,7 +51,7 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
     device = pick_device(context.engine.device)
     quantization = None
     if config.quantization is not None:
-        quantization = bits_config(f"{context.stage}.quantization", config.quantization)
+        quantization = quantization_config(f"{context.stage}.quantization", config.quantization)
     model = load_model(source, context.engine.dtype, device, context.engine.attention, quantization)
     embed_markers(model, added)
     args = arguments(
@@ -60,14 +63,16 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
         bool(held),
     )
     if args.packing:
-        refuse_leaks(model, f"{context.stage}.args.packing")
+        check_packing(model, f"{context.stage}.args.packing")
     if "gradient_checkpointing" not in config.args:
         tuned = (
             0 if config.peft is not None else sum(weights.numel() for weights in model.parameters())
         )
         tokens = args.per_device_train_batch_size * config.max_length
-        args.gradient_checkpointing = recomputes(model, tokens, tuned, free_memory(device))
-    peft = None if config.peft is None else training_markers(model, added, config.peft)
+        args.gradient_checkpointing = needs_checkpointing(
+            model, tokens, tuned, measure_free_memory(device)
+        )
+    peft = None if config.peft is None else train_markers(model, added, config.peft)
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -76,9 +81,10 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
         processing_class=tokenizer,
         peft_config=None if peft is None else lora_config(f"{context.stage}.peft", peft),
     )
-    pass_bias_on(trainer.model)
-    lean_head(trainer.model, ("entropy", "is_top1"))
-    show_curves(
+    trained_model: Any = trainer.model
+    restore_head_bias(trained_model)
+    install_lean_head(trained_model, ("entropy", "is_top1"))
+    report_curves(
         trainer,
         context.report_to,
         context.stage,
@@ -101,11 +107,13 @@ def run(config: SftConfig, inputs: Any, work: Path, context: Context) -> dict[st
 
 def prepare(config: SftConfig, context: Context, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     """The data set that is trained on, shuffled and tokenised, and its audit. `cai audit` shows just this."""
-    from cai.training.trainer import tokenised
+    from cai.training.tokens import tokenize_dialogues
 
     drawn, counts = training_rows(config, context)
     drawn = shuffled(drawn, context.seed)
-    rows, tokens = tokenised(tokenizer, [dialogue for dialogue, _ in drawn], config.max_length)
+    rows, tokens = tokenize_dialogues(
+        tokenizer, [dialogue for dialogue, _ in drawn], config.max_length
+    )
     return rows, counts | tokens | {"texts": text_figures(drawn)}
 
 
@@ -201,13 +209,13 @@ def arguments(
     stage: str, config: SftConfig, seed: int, folder: str, device: str, held: bool
 ) -> Any:
     """trl's SFTConfig for a stage. Also what `cai plan --check` builds. Raises UsageError."""
-    from cai.training.trainer import trl_config, watching
+    from cai.training.arguments import evaluation_settings, sft_config
 
     forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
     forced |= (
-        watching(held)
+        evaluation_settings(held)
         | {"use_cpu": device == "cpu"}
         | ({"bf16": False} if not device.startswith("cuda") else {})
     )
     # held-out rows are never packed, so that their loss is comparable
-    return trl_config("sft", f"{stage}.args", {"eval_packing": False} | config.args, **forced)
+    return sft_config(f"{stage}.args", {"eval_packing": False} | config.args, **forced)

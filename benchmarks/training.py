@@ -88,7 +88,7 @@ def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: s
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from cai.training.cpu_head import lean_head
+    from cai.training.cpu_head import install_lean_head
     from cai.training.soft_dpo import open_trainer
 
     section = config.sft if kind == "sft" else config.dpo
@@ -112,10 +112,14 @@ def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: s
         return DPOTrainer(args=DPOConfig(folder, **equal, **shown), **given)
     if kind == "dpo":
         return open_trainer(
-            config.dpo, references=Path(folder), reference="benchmark", args=args, **given
+            config.dpo,
+            reference_folder=Path(folder),
+            reference_digest="benchmark",
+            args=args,
+            **given,
         )
-    trainer = SFTTrainer(args=args, **given)
-    lean_head(trainer.model, ("entropy", "is_top1"))
+    trainer: Any = SFTTrainer(args=args, **given)
+    install_lean_head(trainer.model, ("entropy", "is_top1"))
     return trainer
 
 
@@ -133,7 +137,7 @@ def train(
 
     from cai.models.convert import locate
     from cai.models.load import load_model, load_tokenizer
-    from cai.training.trainer import lora_config
+    from cai.training.arguments import lora_config
 
     where = locate(config.model)
     section = config.sft if kind == "sft" else config.dpo
@@ -205,7 +209,7 @@ def main() -> None:
     rows = rows.select(range(options.held_out, len(rows)))
     run: Callable[..., dict[str, Any]] = lambda way, *given: train(
         options.kind, way, config(), *given
-    )  # noqa: E731
+    )
     for way in options.ways:
         run(way, rows.select(range(2)), None)
     if options.profile:

@@ -1,7 +1,9 @@
-"""Converts a wheel's GGUF file, and a model with another chat template, into a folder that `load_model` takes."""
+"""Makes a folder that `load_model` takes of a wheel's GGUF file, or of another chat template."""
 
 from pathlib import Path
-from typing import Any
+
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cai.config.schema import ModelConfig
 from cai.data.wheels import wheel_member
@@ -12,15 +14,18 @@ from cai.models.source import MODEL_FILES, adapter_base, cached, content_parts, 
 
 
 def locate(config: ModelConfig) -> str:
-    """A folder, or a hub id (`id@revision`), that `load_model` takes. A wheel's model is converted once and cached, and
-    so is a tokenizer with the configured template, beside links to the model's files."""
+    """A folder or a hub id (`id@revision`) that `load_model` takes.
+
+    A wheel's model is converted once and cached. So is a tokenizer with the configured template,
+    beside links to the model's files.
+    """
     if config.kind == "path":
         model = config.path
     elif config.kind == "hub":
         model = f"{config.path}@{config.revision}" if config.revision else config.path
     else:
         model = cached(content_parts(config), lambda folder: _convert_wheel(config, folder))
-    return _with_template(config, model) if config.template else model
+    return _with_template(config, config.template, model) if config.template else model
 
 
 def _convert_wheel(config: ModelConfig, folder: Path) -> None:
@@ -31,19 +36,16 @@ def _convert_wheel(config: ModelConfig, folder: Path) -> None:
     convert_gguf(gguf, folder)
 
 
-def _with_template(config: ModelConfig, model: str) -> str:
+def _with_template(config: ModelConfig, template: str, model: str) -> str:
     if adapter_base(model) is not None:
         raise UsageError(
-            f"model.template: {model} is an adapter; save a tokenizer with this template in its folder"
+            f"model.template: {model} is an adapter; "
+            "save a tokenizer with this template in its folder"
         )
     tokenizer = bare_tokenizer(model)
-    give_template(
-        tokenizer, template_text(str(config.template)), f"model.template={config.template}"
-    )
+    give_template(tokenizer, template_text(template), f"model.template={template}")
     source = Path(model)
     if not source.is_dir():
-        from huggingface_hub import snapshot_download
-
         source = Path(
             snapshot_download(
                 config.path, revision=config.revision, allow_patterns=list(MODEL_FILES)
@@ -52,24 +54,25 @@ def _with_template(config: ModelConfig, model: str) -> str:
 
     def fill(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
-        for file in (file for pattern in MODEL_FILES for file in source.glob(pattern)):
-            (folder / file.name).symlink_to(file.resolve())
+        for pattern in MODEL_FILES:
+            for file in source.glob(pattern):
+                (folder / file.name).symlink_to(file.resolve())
 
-    # with the place: two folders may begin alike and one may change
+    # The place is part of the key: of two equal folders, one may change later.
     return cached(fingerprint(config) | {"source": str(source.resolve())}, fill)
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """A GGUF file as a float32 safetensors folder. transformers calls a GGUF-loaded model quantised and refuses to save
-    it, so the dequantised weights move into a fresh model of the same config."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    """Writes a GGUF file's model as a float32 safetensors folder.
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    transformers treats a model loaded from GGUF as quantised and refuses to save it. So its
+    dequantised weights move into a fresh model of the same config.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
-    values = {
-        key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"
-    }
-    fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     fresh.load_state_dict(loaded.state_dict())
     fresh.generation_config = loaded.generation_config
     save_model(fresh, tokenizer, folder)

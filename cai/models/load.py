@@ -1,58 +1,57 @@
-"""Loads models and tokenizers with the dtype that the device is good at."""
+"""Loads models and tokenizers, with the dtype that the device is good at."""
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cai.errors import CaiError, UsageError
 from cai.models.chat_template import CHATML, give_template
 from cai.models.source import adapter_base, split_revision, tokenizer_source
 
+Loaded = TypeVar("Loaded")
 
-def pick_device(wanted: str) -> str:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU. Under a launcher each process has its own local rank."""
-    import torch
 
-    if wanted == "auto":
-        wanted = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    elif wanted == "cuda" and not torch.cuda.is_available():
+def pick_device(setting: str) -> str:
+    """`auto` takes CUDA, then MPS, then the CPU. Under a launcher each process has its own GPU."""
+    if setting == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "engine.device=cuda: this machine has no CUDA device; use engine.device=auto"
         )
-    return (
-        f"cuda:{os.environ['LOCAL_RANK']}"
-        if wanted == "cuda" and "LOCAL_RANK" in os.environ
-        else wanted
-    )
+    device = setting
+    if setting == "auto":
+        mps_or_cpu = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else mps_or_cpu
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
 
 
-def pick_dtype(wanted: str, device: str) -> Any:
-    """`auto` is float32 on a CPU (few have fast bf16), bfloat16 on CUDA and MPS where the device knows it."""
-    import torch
-
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    return (
-        torch.bfloat16
-        if device.startswith("cuda") and torch.cuda.is_bf16_supported()
-        else torch.float32
-    )
+def pick_dtype(setting: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 on a CUDA device that knows it, and else float32."""
+    if setting != "auto":
+        return getattr(torch, setting)
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
 
 
-def _source(model: str) -> dict[str, Any]:
-    name, revision = split_revision(model)
-    return {"pretrained_model_name_or_path": name, "revision": revision, "trust_remote_code": False}
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a pad token and a chat template.
 
-
-def load_tokenizer(model: str) -> Any:
-    """The tokenizer, with a pad token and a chat template. Raises UsageError where no answer could end."""
+    Raises UsageError where no answer could end.
+    """
     tokenizer = bare_tokenizer(model)
     if tokenizer.chat_template is None:
         give_template(tokenizer, CHATML, model)
@@ -60,10 +59,9 @@ def load_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def bare_tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = _explained(AutoTokenizer.from_pretrained, tokenizer_source(model))
+def bare_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with a pad token, and with a chat template only if it brings one."""
+    tokenizer = _load_or_explain(AutoTokenizer.from_pretrained, tokenizer_source(model))
     if tokenizer.eos_token is None:
         raise UsageError(
             f"{model}: its tokenizer has no end-of-sequence token, so no answer could end"
@@ -74,29 +72,39 @@ def bare_tokenizer(model: str) -> Any:
 
 
 def load_model(
-    model: str, dtype: str, device: str, attention: str | None = None, quantization: Any = None
-) -> Any:
-    """A causal language model on its device, in eval mode as transformers leaves it. An adapter is merged."""
-    from transformers import AutoModelForCausalLM
+    model: str,
+    dtype: str,
+    device: str,
+    attention: str | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """A causal language model on its device, in eval mode as transformers leaves it.
 
+    An adapter is merged into its base.
+    """
     if (base := adapter_base(model)) is not None:
         if quantization is not None:
             raise UsageError(
-                f"{model} is an adapter, which can't be merged into quantised weights; merge it before"
+                f"{model} is an adapter, which can't be merged into quantised weights; "
+                "merge it before"
             )
-        return _merged(load_model(base, dtype, device, attention), model)
+        return _merge_adapter(load_model(base, dtype, device, attention), model)
     if device == "cpu":
-        _hold_memory()
-    arguments = {"dtype": pick_dtype(dtype, device), "attn_implementation": attention}
-    if quantization is None:
-        return _explained(AutoModelForCausalLM.from_pretrained, model, **arguments).to(device)
-    arguments |= {"quantization_config": quantization, "device_map": {"": device}}
-    return _explained(AutoModelForCausalLM.from_pretrained, model, **arguments)
+        _keep_freed_memory()
+    arguments: dict[str, object] = {"dtype": pick_dtype(dtype, device)}
+    arguments["attn_implementation"] = attention
+    if quantization is not None:
+        arguments |= {"quantization_config": quantization, "device_map": {"": device}}
+    loaded: Any = _load_or_explain(AutoModelForCausalLM.from_pretrained, model, **arguments)
+    return loaded if quantization is not None else loaded.to(device)
 
 
-def _hold_memory() -> None:
-    """Has this process hold what large tensors on the CPU give back, where its C library is glibc: each would else come
-    fresh from the system, which fills it with zeros page by page (5 to 13 % of the time of training)."""
+def _keep_freed_memory() -> None:
+    """Makes glibc keep the memory of large tensors that are freed.
+
+    Without this the system hands out fresh pages each time and fills them with zeros, which takes
+    5 to 13 % of the time of training on a CPU. Other C libraries are left as they are.
+    """
     mmap_max, trim_threshold = -4, -1
     try:
         glibc = ctypes.CDLL("libc.so.6")
@@ -106,9 +114,7 @@ def _hold_memory() -> None:
         return
 
 
-def _merged(base: Any, adapter: str) -> Any:
-    from peft import PeftModel
-
+def _merge_adapter(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
     try:
         model = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError) as error:
@@ -117,17 +123,17 @@ def _merged(base: Any, adapter: str) -> Any:
     return model.requires_grad_(True)  # peft froze the base
 
 
-def _explained(load: Any, model: str, **arguments: Any) -> Any:
+def _load_or_explain(load: Callable[..., Loaded], model: str, **arguments: object) -> Loaded:
+    name, revision = split_revision(model)
     try:
-        return load(**_source(model), **arguments)
+        return load(name, revision=revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, ImportError) as error:
-        raise CaiError(
-            f"can't load the model {model}: {str(error).strip().splitlines()[0]}"
-        ) from None
+        reason = str(error).strip().splitlines()[0]
+        raise CaiError(f"can't load the model {model}: {reason}") from None
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Weights as safetensors and the tokenizer with its chat template; plain `from_pretrained` loads the folder."""
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a folder that plain `from_pretrained` loads: safetensors, tokenizer, chat template."""
     model.config._name_or_path = ""  # a path of this machine is nobody's business
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,63 +1,79 @@
-"""A given chat template's markers: new tokens of the vocabulary, their embeddings, and training them."""
+"""Turn markers of a chat template that cai set: new tokens, their embeddings, and training them."""
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
-from cai.models.chat_template import GIVEN, MARKER, SAMPLE
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cai.models.chat_template import CAI_PREFIX, MARKER, SAMPLE
 
 
-def adopt_markers(tokenizer: Any) -> list[int]:
-    """Adds the markers that a given template writes and the vocabulary lacks, as special tokens, and returns their ids.
+def adopt_markers(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Adds the template's markers that the vocabulary lacks as special tokens. Returns their ids.
 
-    A template that the model brought is left as it is: where its markers are plain text, the model has learnt them so.
+    A template that the model brought is left as it is: where its markers are plain text, the model
+    has learnt them so.
     """
-    from jinja2 import TemplateError
-
-    if GIVEN not in tokenizer.chat_template:
+    if CAI_PREFIX not in (tokenizer.chat_template or ""):
         return []
     texts = [tokenizer.apply_chat_template(SAMPLE, tokenize=False, add_generation_prompt=True)]
-    with contextlib.suppress(TemplateError):  # some know no system message
+    with contextlib.suppress(TemplateError):  # some templates know no system message
         system = {"role": "system", "content": "Be brief."}
         texts.append(tokenizer.apply_chat_template([system, *SAMPLE], tokenize=False))
-    written = dict.fromkeys(marker for text in texts for marker in MARKER.findall(text))
-    missing = [marker for marker in written if marker not in tokenizer.get_vocab()]
+    vocabulary = tokenizer.get_vocab()
+    missing: list[str] = []
+    for marker in MARKER.findall("\n".join(cast(list[str], texts))):
+        if marker not in vocabulary and marker not in missing:
+            missing.append(marker)
     if missing:
         tokenizer.add_special_tokens(
             {"extra_special_tokens": missing}, replace_extra_special_tokens=False
         )
-    return tokenizer.convert_tokens_to_ids(missing)
+    return cast(list[int], tokenizer.convert_tokens_to_ids(missing))
 
 
-def embed_markers(model: Any, added: list[int]) -> None:
-    """Gives adopted markers the mean of all other embeddings (Hewitt 2021), where need be in a larger vocabulary."""
-    import torch
+def embed_markers(model: PreTrainedModel, marker_ids: list[int]) -> None:
+    """Sets the markers' embeddings to the mean of all others (Hewitt 2021).
 
-    if not added:
+    The vocabulary grows where it must.
+    """
+    if not marker_ids:
         return
-    if max(added) >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(max(added) + 1, mean_resizing=False)
+    if max(marker_ids) >= len(cast(torch.nn.Embedding, model.get_input_embeddings()).weight):
+        model.resize_token_embeddings(max(marker_ids) + 1, mean_resizing=False)
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            layer.weight[added] = layer.weight[: min(added)].mean(0)
+            weight = cast(torch.nn.Embedding, layer).weight  # (vocabulary, hidden units)
+            weight[marker_ids] = weight[: min(marker_ids)].mean(0)
 
 
-def training_markers(model: Any, added: list[int], peft: dict[str, Any]) -> dict[str, Any]:
-    """peft.LoraConfig's arguments, which train adopted markers too: an adapter leaves embeddings as they are.
+def train_markers(
+    model: PreTrainedModel, marker_ids: list[int], lora_settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of peft.LoraConfig that train the markers too: an adapter leaves embeddings alone.
 
-    Rows of an untied output layer stay: the markers stand before turns, where nothing is learnt.
+    Rows of an untied output layer stay as they are: markers stand before turns, where no token is
+    trained.
     """
-    name = next(
-        name for name, module in model.named_modules() if module is model.get_input_embeddings()
-    )
-    name = name.rpartition(".")[2]
-    trained = [*(peft.get("modules_to_save") or ()), *(peft.get("target_modules") or ())]
-    return (
-        peft if not added or name in trained else {"trainable_token_indices": {name: added}} | peft
-    )
+    embeddings = model.get_input_embeddings()
+    path = next(path for path, module in model.named_modules() if module is embeddings)
+    name = path.rpartition(".")[2]
+    trained_modules = [
+        *(lora_settings.get("modules_to_save") or ()),
+        *(lora_settings.get("target_modules") or ()),
+    ]
+    if not marker_ids or name in trained_modules:
+        return lora_settings
+    return {"trainable_token_indices": {name: marker_ids}} | lora_settings
 
 
-def pass_bias_on(model: Any) -> None:
-    """trl reads the bias of the output layer, which peft's wrapper around one that is tied to markers lacks."""
-    head = model.get_output_embeddings()
+def restore_head_bias(model: PreTrainedModel) -> None:
+    """Gives the output layer the attribute `bias`, which trl reads.
+
+    peft's wrapper around an output layer that shares the markers' embeddings lacks it.
+    """
+    head = cast(Any, model.get_output_embeddings())
     if not hasattr(head, "bias"):
         head.bias = head.original_module.bias

@@ -1,4 +1,4 @@
-"""Where models come from (hub, folder, wheel), and what decides their content. Loads nothing heavy."""
+"""Where models come from (hub, folder, wheel), and what identifies them. Loads no torch."""
 
 import dataclasses
 import json
@@ -22,43 +22,53 @@ CONVERSION = 1  # raise when convert_gguf would write other bytes
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
-
-def fingerprint(config: ModelConfig) -> dict[str, Any]:
-    """What decides the model, without loading it: for stage keys and the ledger."""
-    template = {"template": digest(template_text(config.template))} if config.template else {}
-    return content_parts(config) | template
+CONTENT_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
 
-def content_parts(config: ModelConfig) -> dict[str, Any]:
+Parts = dict[str, Any]  # JSON
+
+
+def fingerprint(config: ModelConfig) -> Parts:
+    """What identifies the model, found without loading it: for stage keys and the ledger."""
+    parts = content_parts(config)
+    if config.template:
+        parts["template"] = digest(template_text(config.template))
+    return parts
+
+
+def content_parts(config: ModelConfig) -> Parts:
+    """The same without the chat template. Raises UsageError where a folder holds no model."""
     if config.kind == "path":
-        folder, base = Path(config.path), adapter_base(config.path)
-        if base is None and not (folder / "config.json").is_file():
-            raise UsageError(f"model.path: {folder} holds no model (no config.json) and no adapter")
-        files = sorted(
-            p
-            for p in folder.iterdir()
-            if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")
-        )
-        content = {"files": {p.name: file_digest(p) for p in files}}
-        return (
-            content
-            if base is None
-            else content | {"base": content_parts(other_model(*split_revision(base)))}
-        )
-    if config.kind == "wheel":
-        more = {"more": [dataclasses.asdict(part) for part in config.more]} if config.more else {}
-        parts = {
-            "wheel": config.wheel,
-            "sha256": config.sha256,
-            "path": config.path,
-            "conversion": CONVERSION,
-        }
-        return parts | more
-    return {"hub": config.path, "revision": config.revision}
+        return _folder_parts(Path(config.path))
+    if config.kind == "hub":
+        return {"hub": config.path, "revision": config.revision}
+    parts: Parts = {
+        "wheel": config.wheel,
+        "sha256": config.sha256,
+        "path": config.path,
+        "conversion": CONVERSION,
+    }
+    if config.more:
+        parts["more"] = [dataclasses.asdict(part) for part in config.more]
+    return parts
+
+
+def _folder_parts(folder: Path) -> Parts:
+    base = adapter_base(str(folder))
+    if base is None and not (folder / "config.json").is_file():
+        raise UsageError(f"model.path: {folder} holds no model (no config.json) and no adapter")
+    files = sorted(path for path in folder.iterdir() if path.suffix in CONTENT_SUFFIXES)
+    parts: Parts = {"files": {path.name: file_digest(path) for path in files}}
+    if base is not None:
+        parts["base"] = content_parts(other_model(*split_revision(base)))
+    return parts
 
 
 def adapter_base(model: str) -> str | None:
-    """What a folder that holds a peft adapter, and no model, was made for: a folder, or a hub id (`id@revision`)."""
+    """The base model of a folder that holds only a peft adapter: a folder, or `id@revision`.
+
+    None where `model` is anything else. Raises UsageError where the adapter names no base.
+    """
     file = Path(model) / "adapter_config.json"
     if not file.is_file() or file.with_name("config.json").is_file():
         return None
@@ -69,8 +79,9 @@ def adapter_base(model: str) -> str | None:
         raise UsageError(f"{file} is damaged ({error})") from None
     if not base:
         raise UsageError(
-            f"{file} names no base model: write the folder or hub id of the one that the adapter was trained on as its "
-            "base_model_name_or_path (of a run's own stage, out/model has the adapter merged)"
+            f"{file} names no base model: write the folder or hub id of the one that the adapter "
+            "was trained on as its base_model_name_or_path (of a run's own stage, out/model has "
+            "the adapter merged)"
         )
     return f"{base}@{revision}" if revision and not Path(base).is_dir() else base
 
@@ -81,24 +92,27 @@ def tokenizer_source(model: str) -> str:
     return model if base is None or (Path(model) / "tokenizer_config.json").is_file() else base
 
 
-def cached(parts: Any, make: Callable[[Path], None]) -> str:
-    """The cached folder of what `parts` decide, which `make` fills where it is not there yet."""
+def cached(parts: object, make: Callable[[Path], None]) -> str:
+    """The cached folder that `parts` identify. `make` fills it where it is not there yet."""
     folder = cache() / "models" / digest(parts)[:16]
-    if wrong := unsealed(folder):
-        say(f"{wrong} is damaged; the cached model is made again", logging.WARNING)
+    if damaged_file := unsealed(folder):
+        say(f"{damaged_file} is damaged; the cached model is made again", logging.WARNING)
         shutil.rmtree(folder)
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-            make(Path(work) / "model")
-            seal(Path(work) / "model")
+            fresh = Path(work) / "model"
+            make(fresh)
+            seal(fresh)
             if not (folder / "config.json").is_file():  # another process may have been as quick
                 shutil.rmtree(folder, ignore_errors=True)
-                (Path(work) / "model").rename(folder)
+                fresh.rename(folder)
     return str(folder)
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
     """A folder, or a hub id and the revision after its @."""
-    name, _, revision = model.partition("@") if not Path(model).exists() else (model, "", "")
+    if Path(model).exists():
+        return model, None
+    name, _, revision = model.partition("@")
     return name, revision or None

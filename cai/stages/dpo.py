@@ -74,6 +74,7 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     from cai.models.load import load_model, load_tokenizer, pick_device
     from cai.training import guards
     from cai.training import trainer as training
+    from cai.training.arguments import lora_config
     from cai.training.soft_dpo import open_trainer
 
     pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
@@ -93,15 +94,15 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     folder = str(context.scratch / "checkpoints")
     trainer = open_trainer(
         config,
-        references=context.root / "references",
-        reference=context.model_digest(reference),
+        reference_folder=context.root / "references",
+        reference_digest=context.model_digest(reference),
         model=policy,
         ref_model=load(context.model_path(reference)) if separate else None,
         args=arguments(config, context.seed, folder, device, bool(held_out)),
         train_dataset=rows.select(range(held_out, len(rows))),
         eval_dataset=rows.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
-        peft_config=training.lora_config("dpo.peft", config.peft) if config.peft else None,
+        peft_config=lora_config("dpo.peft", config.peft) if config.peft else None,
     )
     if not len(trainer.train_dataset):
         raise CaiError(
@@ -113,14 +114,14 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     answer = None
     if distinct_prompts and not sharded:
         answer = partial(
-            guards.answer,
+            guards.generate_answers,
             tokenizer=tokenizer,
             prompts=distinct_prompts,
             new_tokens=config.guards.new_tokens,
         )
-    trainer.add_callback(guards.watch(config.guards, context.progress.say, answer, sharded))
+    trainer.add_callback(guards.GuardCallback(config.guards, context.progress.say, answer, sharded))
     logs = context.scratch.with_name("logs")
-    training.show_curves(trainer, context.report_to, context.stage, context.root.name, logs)
+    training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
     training.run_training(trainer, context.scratch, context.progress, config.patience)
     training.save_result(trainer, tokenizer, work)
     history = trainer.state.log_history
@@ -133,8 +134,8 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
         steps=trainer.state.global_step,
         metrics={name: last[name] for name in LAST_METRICS if name in last},
         guards=[
-            *guards.signs(history, config.guards),
-            *guards.unseen(history, config.guards, sharded),
+            *guards.find_warnings(history, config.guards),
+            *guards.find_blind_spots(history, config.guards, sharded),
         ],
     )
 
@@ -174,20 +175,22 @@ def arguments(
     config: DpoConfig, seed: int, folder: str, device: str, held_out: bool
 ) -> "TrlConfig":
     """trl's DPOConfig for the stage. Raises UsageError."""
+    from cai.training.arguments import dpo_config, evaluation_settings
     from cai.training.soft_dpo import check_arguments
-    from cai.training.trainer import trl_config, watching
 
-    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | watching(held_out)
+    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | evaluation_settings(
+        held_out
+    )
     if not device.startswith("cuda"):
         forced["bf16"] = False
-    args = trl_config("dpo", "dpo.args", config.args, **forced)
+    args = dpo_config("dpo.args", config.args, **forced)
     if config.loss == "soft":
         check_arguments(args)
     return args
 
 
 def _check(config: Config) -> None:
-    from cai.training.trainer import lora_config
+    from cai.training.arguments import lora_config
 
     arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
     if config.dpo.peft is not None:

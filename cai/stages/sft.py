@@ -51,9 +51,11 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     from trl.trainer.sft_trainer import SFTTrainer
 
     from cai.models.load import load_model, load_tokenizer, pick_device
-    from cai.models.markers import adopt_markers, embed_markers, pass_bias_on, training_markers
+    from cai.models.markers import adopt_markers, embed_markers, restore_head_bias, train_markers
+    from cai.training import arguments as options
     from cai.training import trainer as training
-    from cai.training.cpu_head import lean_head
+    from cai.training.cpu_head import install_lean_head
+    from cai.training.tokens import check_packing
 
     source = context.model_path(config.start)
     tokenizer = load_tokenizer(source)
@@ -64,23 +66,27 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     device = pick_device(context.engine.device)
     quantization = None
     if config.quantization is not None:
-        quantization = training.bits_config(f"{context.stage}.quantization", config.quantization)
+        quantization = options.quantization_config(
+            f"{context.stage}.quantization", config.quantization
+        )
     engine = context.engine
     model = load_model(source, engine.dtype, device, engine.attention, quantization)
     embed_markers(model, markers)
     folder = str(context.scratch / "checkpoints")
     args = arguments(context.stage, config, context.seed, folder, device, bool(held_out))
     if args.packing:
-        training.refuse_leaks(model, f"{context.stage}.args.packing")
+        check_packing(model, f"{context.stage}.args.packing")
     if "gradient_checkpointing" not in config.args:
         trained_weights = 0 if config.peft else sum(p.numel() for p in model.parameters())
         tokens = args.per_device_train_batch_size * config.max_length
-        free = training.free_memory(device)
-        args.gradient_checkpointing = training.recomputes(model, tokens, trained_weights, free)
+        free = options.measure_free_memory(device)
+        args.gradient_checkpointing = options.needs_checkpointing(
+            model, tokens, trained_weights, free
+        )
     peft = None
     if config.peft is not None:
-        lora = training_markers(model, markers, config.peft)
-        peft = training.lora_config(f"{context.stage}.peft", lora)
+        lora = train_markers(model, markers, config.peft)
+        peft = options.lora_config(f"{context.stage}.peft", lora)
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -89,10 +95,10 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
         processing_class=tokenizer,
         peft_config=peft,
     )
-    pass_bias_on(trainer.model)
-    lean_head(trainer.model, ("entropy", "is_top1"))
+    restore_head_bias(trainer.model)
+    install_lean_head(trainer.model, ("entropy", "is_top1"))
     logs = context.scratch.with_name("logs")
-    training.show_curves(trainer, context.report_to, context.stage, context.root.name, logs)
+    training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
     training.run_training(trainer, context.scratch, context.progress, config.patience)
 
     def unquantised():
@@ -111,22 +117,22 @@ def arguments(
     stage: str, config: SftConfig, seed: int, folder: str, device: str, held_out: bool
 ) -> "TrlConfig":
     """trl's SFTConfig for a stage. Raises UsageError."""
-    from cai.training.trainer import trl_config, watching
+    from cai.training.arguments import evaluation_settings, sft_config
 
     forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
-    forced |= watching(held_out) | {"use_cpu": device == "cpu"}
+    forced |= evaluation_settings(held_out) | {"use_cpu": device == "cpu"}
     if not device.startswith("cuda"):
         forced["bf16"] = False
     # held-out rows are never packed, so that their loss is comparable
-    return trl_config("sft", f"{stage}.args", {"eval_packing": False} | config.args, **forced)
+    return sft_config(f"{stage}.args", {"eval_packing": False} | config.args, **forced)
 
 
 def _check(kind: str, config: Config) -> None:
-    from cai.training.trainer import bits_config, lora_config
+    from cai.training.arguments import lora_config, quantization_config
 
     section: SftConfig = lookup(config, kind)
     if section.quantization is not None:
-        bits_config(f"{kind}.quantization", section.quantization)
+        quantization_config(f"{kind}.quantization", section.quantization)
     arguments(kind, section, config.seed, "unused", "cpu", section.validation > 0)
     if section.peft is not None:
         lora_config(f"{kind}.peft", section.peft)

@@ -125,12 +125,12 @@ def prepare(
     config: SftConfig, context: Context, tokenizer: "PreTrainedTokenizerBase"
 ) -> "tuple[Dataset, Audit]":
     """The data set that is trained on, shuffled and tokenised, and its audit."""
-    from cai.training.trainer import tokenised
+    from cai.training.tokens import tokenize_dialogues
 
     drawn, counts = training_rows(config, context)
     drawn = shuffled(drawn, context.seed)
     dialogues = [dialogue for dialogue, _ in drawn]
-    rows, tokens = tokenised(tokenizer, dialogues, config.max_length)
+    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length)
     return rows, Audit(**counts, **tokens, texts=text_figures(drawn))
 
 

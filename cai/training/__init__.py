@@ -1,1 +1,1 @@
-"""Loading models, and trl's trainers with checkpoints that resume by themselves."""
+"""Training on trl: its arguments, tokens, losses and checkpoints, and guards that warn."""

@@ -1,191 +1,217 @@
-"""Signs that preference training goes wrong, read from the log, which holds figures of a few greedy answers too."""
+"""Warns where preference training goes wrong, by its log and by a few greedy answers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+
 from cai.config.schema import Guards
 from cai.text import repeats
 
-LENGTH, REPETITIVE = (
-    "answers/tokens",
-    "answers/repetitive",
-)  # of a log's entries: a mean and a share
+Log = Sequence[Mapping[str, float]]  # trl's log_history
 
-WINDOW = 10  # logged steps over which the noise of single batches is averaged
+# in the log: the greedy answers' mean number of tokens, and the share that repeat themselves
+LENGTH, REPETITIVE = "answers/tokens", "answers/repetitive"
+
+WINDOW = 10  # logged steps in a mean, since single batches are noisy
 
 
-def signs(log: Sequence[Mapping[str, Any]], guards: Guards) -> list[str]:
-    """What is wrong, in sentences, each with the first step at which it shows; `log` is trl's log_history.
+def find_warnings(log: Log, guards: Guards) -> list[str]:
+    """What goes wrong, in sentences, each with the first step at which it shows."""
+    warnings = [
+        _low_reward(log, guards.chosen_floor),
+        _falling_margin(log, guards.falling),
+        *_changed_lengths(log, guards),
+        _repetition(log, guards.repetitive),
+    ]
+    return [warning for warning in warnings if warning is not None]
 
-    chosen_floor: DPO widens the margin even while both answers become unlikely (Pal et al. 2024); the mean reward of
-    the chosen answers, over held-out pairs or the last steps' batches, tells. falling: the held-out margin shrinks.
-    longer, shorter, repetitive: answers grow (Park et al. 2024), shrink, or go round in circles, against those before
-    training.
+
+def _low_reward(log: Log, floor: float | None) -> str | None:
+    """DPO widens the margin even while both answers become unlikely (Pal et al. 2024).
+
+    The chosen answers' mean reward shows it, over held-out pairs or the last steps' batches.
     """
-    said = []
-    if guards.chosen_floor is not None:
-        batches = [
-            (entry["step"], entry["rewards/chosen"]) for entry in log if "rewards/chosen" in entry
-        ]
-        means = [
-            (
-                batches[end - 1][0],
-                math.fsum(value for _, value in batches[end - WINDOW : end]) / WINDOW,
-            )
-            for end in range(WINDOW, len(batches) + 1)
-        ]
-        held = [
-            (entry["step"], entry["eval_rewards/chosen"])
-            for entry in log
-            if "eval_rewards/chosen" in entry
-        ]
-        low = sorted(
-            (step, value) for step, value in [*means, *held] if value < guards.chosen_floor
-        )
-        if low:
-            said.append(
-                f"At step {low[0][0]} the chosen answers' reward was {low[0][1]:.2f}, below {guards.chosen_floor}: the "
-                "model unlearns good answers together with bad ones; lower the learning rate, or raise beta."
-            )
-    margins = [
-        (entry["step"], entry["eval_rewards/margins"])
-        for entry in log
-        if "eval_rewards/margins" in entry
-    ]
-    run = 0
-    for (_, before), (step, after) in pairwise(margins if guards.falling is not None else ()):
-        run = run + 1 if after < before else 0
-        if run == guards.falling:
-            said.append(
-                f"At step {step} the reward margin of held-out pairs had fallen {run} times in a row: "
-                "what is learned no longer carries over; train for fewer steps, or on more pairs."
-            )
-            break
-    first, *later = [entry for entry in log if LENGTH in entry] or [{}]
-    long = [
-        e
-        for e in later
-        if guards.longer is not None and e[LENGTH] > guards.longer * max(1, first[LENGTH])
-    ]
-    short = [
-        e
-        for e in later
-        if guards.shorter is not None and e[LENGTH] < guards.shorter * first[LENGTH]
-    ]
-    for found, word in ((long, "longer"), (short, "shorter")):
-        if found:
-            said.append(
-                f"At step {found[0]['step']} answers to held-out prompts had {found[0][LENGTH]:.0f} tokens on average, "
-                f"and {first[LENGTH]:.0f} before training: length is what is learned; see whether the judge prefers "
-                f"{word} answers, raise beta, or lower the learning rate."
-            )
-    most = guards.repetitive
-    circling = [
-        e for e in later if most is not None and e[REPETITIVE] > max(most, first[REPETITIVE])
-    ]
-    if circling:
-        said.append(
-            f"At step {circling[0]['step']} {circling[0][REPETITIVE]:.0%} of the answers to held-out prompts went "
-            f"round in circles, and {first[REPETITIVE]:.0%} before training; lower the learning rate, or raise beta."
-        )
-    return said
+    if floor is None:
+        return None
+    rewards = _read(log, "eval_rewards/chosen")
+    batches = _read(log, "rewards/chosen")
+    for end in range(WINDOW, len(batches) + 1):
+        window = batches[end - WINDOW : end]
+        last_step, _ = window[-1]
+        rewards.append((last_step, math.fsum(reward for _, reward in window) / WINDOW))
+    low_rewards = [(step, reward) for step, reward in rewards if reward < floor]
+    if not low_rewards:
+        return None
+    step, reward = min(low_rewards)
+    return (
+        f"At step {step} the chosen answers' reward was {reward:.2f}, below {floor}: the model "
+        "unlearns good answers together with bad ones; lower the learning rate, or raise beta."
+    )
 
 
-def unseen(log: Sequence[Mapping[str, Any]], guards: Guards, sharded: bool) -> list[str]:
-    """What these guards can't see, in sentences: a guard that is off without a word would pass for a good sign."""
-    first = next((entry for entry in log if LENGTH in entry), None)
-    if not guards.prompts or guards.longer is guards.shorter is guards.repetitive is None:
+def _falling_margin(log: Log, limit: int | None) -> str | None:
+    """The margin of held-out pairs falls at `limit` evaluations in a row."""
+    falls = 0
+    for (_, before), (step, after) in pairwise(_read(log, "eval_rewards/margins")):
+        falls = falls + 1 if after < before else 0
+        if falls == limit:
+            return (
+                f"At step {step} the reward margin of held-out pairs had fallen {falls} times in a "
+                "row: what is learned no longer carries over; train for fewer steps, or on more "
+                "pairs."
+            )
+    return None
+
+
+def _changed_lengths(log: Log, guards: Guards) -> list[str]:
+    """Answers grow (Park et al. 2024) or shrink, compared with those before training."""
+    lengths = _read(log, LENGTH)
+    if not lengths:
         return []
-    if first is None:
-        why = (
-            "the shards of a model do not generate"
-            if sharded
-            else "no pair is held out (dpo.validation)"
-        )
-        return [f"The guards see no growing, shrinking or repetitive answers, since {why}."]
-    if guards.longer is not None and first[LENGTH] * guards.longer >= guards.new_tokens:
+    (_, first_length), *later = lengths
+    longest = math.inf if guards.longer is None else guards.longer * max(1, first_length)
+    shortest = -math.inf if guards.shorter is None else guards.shorter * first_length
+    changes = {
+        "longer": [(step, length) for step, length in later if length > longest],
+        "shorter": [(step, length) for step, length in later if length < shortest],
+    }
+    return [
+        f"At step {entries[0][0]} answers to held-out prompts had {entries[0][1]:.0f} tokens on "
+        f"average, and {first_length:.0f} before training: length is what is learned; see whether "
+        f"the judge prefers {change} answers, raise beta, or lower the learning rate."
+        for change, entries in changes.items()
+        if entries
+    ]
+
+
+def _repetition(log: Log, limit: float | None) -> str | None:
+    """A larger share of the answers than before training, and than `limit`, repeat themselves."""
+    shares = _read(log, REPETITIVE)
+    if limit is None or not shares:
+        return None
+    (_, first_share), *later = shares
+    for step, share in later:
+        if share > max(limit, first_share):
+            return (
+                f"At step {step} {share:.0%} of the answers to held-out prompts went round in "
+                f"circles, and {first_share:.0%} before training; lower the learning rate, or "
+                "raise beta."
+            )
+    return None
+
+
+def _read(log: Log, metric: str) -> list[tuple[float, float]]:
+    """The metric's values, each with its step."""
+    return [(entry["step"], entry[metric]) for entry in log if metric in entry]
+
+
+def find_blind_spots(log: Log, guards: Guards, sharded: bool) -> list[str]:
+    """What these guards can't see, in sentences: else silence would pass for a good sign."""
+    limits = (guards.longer, guards.shorter, guards.repetitive)
+    if not guards.prompts or all(limit is None for limit in limits):
+        return []
+    lengths = _read(log, LENGTH)
+    if not lengths:
+        reason = "no pair is held out (dpo.validation)"
+        if sharded:
+            reason = "the shards of a model do not generate"
+        return [f"The guards see no growing, shrinking or repetitive answers, since {reason}."]
+    _, first_length = lengths[0]
+    if guards.longer is not None and first_length * guards.longer >= guards.new_tokens:
         return [
-            f"The guards see no growing answers: before training they had {first[LENGTH]:.0f} tokens of at most "
-            f"{guards.new_tokens}, which leaves no room for {guards.longer:g} times as many; raise "
-            "dpo.guards.new_tokens."
+            f"The guards see no growing answers: before training they had {first_length:.0f} "
+            f"tokens of at most {guards.new_tokens}, which leaves no room for {guards.longer:g} "
+            "times as many; raise dpo.guards.new_tokens."
         ]
     return []
 
 
-def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
 ) -> list[tuple[str, int]]:
-    """Greedy answers to tokenised prompts, each with its number of tokens, at most `new_tokens`; nothing is drawn."""
-    import torch
+    """Greedy answers to tokenised prompts, of at most `new_tokens`, each with its tokens' number.
 
+    No random number is drawn, so training does not change by it.
+    """
     padded = tokenizer.pad(
-        {"input_ids": list(map(list, prompts))}, padding_side="left", return_tensors="pt"
+        {"input_ids": [list(prompt_ids) for prompt_ids in prompts]},
+        padding_side="left",
+        return_tensors="pt",
     )
     batch = padded.to(model.device)
-    training = model.training
+    generate: Any = model.generate  # which transformers declares as a module
+    was_training = model.training
     model.eval()
-    plain: dict[str, Any] = {
-        "do_sample": False,
-        "num_beams": 1,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-    }
-    plain |= {"repetition_penalty": 1.0, "use_cache": True, "pad_token_id": tokenizer.pad_token_id}
     with torch.no_grad():
-        found = model.generate(**batch, max_new_tokens=new_tokens, **plain)
-    model.train(training)
-    new = found[:, batch["input_ids"].shape[1] :]
-    counts = (new != tokenizer.pad_token_id).sum(dim=1).tolist()
-    return list(zip(tokenizer.batch_decode(new, skip_special_tokens=True), counts, strict=True))
+        sequences = generate(
+            **batch,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    model.train(was_training)
+    answer_ids = sequences[:, batch["input_ids"].shape[1] :]  # (prompts, new tokens)
+    lengths = (answer_ids != tokenizer.pad_token_id).sum(dim=1).tolist()
+    texts = tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
+    return list(zip(texts, lengths, strict=True))
 
 
-def watch(
-    guards: Guards,
-    say: Callable[[str], None],
-    answers: Callable[[Any], list[tuple[str, int]]] | None = None,
-    sharded: bool = False,
-) -> Any:
-    """A trainer callback that says what it can't see, then each sign once and, where configured, ends training.
+class GuardCallback(TrainerCallback):
+    """Says what the guards can't see, then each warning once. With `stop` it also ends training.
 
-    `answers` gives a model's to a few held-out prompts, with their tokens; their figures join the log. The callback
-    keeps nothing to itself: a resumed run has the same log. trl then loads the best checkpoint, if pairs are held out
-    for choosing it.
+    `generate` gives the model's answers to a few held-out prompts, with their numbers of tokens.
+    Their metrics go into the log, and nothing else is remembered: a resumed run has the same log.
+    After an early end trl loads the best checkpoint, if pairs are held out for choosing it.
     """
-    from transformers import TrainerCallback
 
-    said: set[str] = set()
+    def __init__(
+        self,
+        guards: Guards,
+        say: Callable[[str], object],
+        generate: Callable[[PreTrainedModel], list[tuple[str, int]]] | None = None,
+        sharded: bool = False,
+    ):
+        self.guards, self.say, self.generate, self.sharded = guards, say, generate, sharded
+        self.reported: set[str] = set()
 
-    def note(state: Any, model: Any) -> None:
-        if answers is not None:
-            texts, tokens = zip(*answers(model), strict=True)
-            length, circling = sum(tokens) / len(texts), sum(map(repeats, texts)) / len(texts)
-            state.log_history.append(
-                {"step": state.global_step, LENGTH: length, REPETITIVE: circling}
-            )
+    def on_train_begin(self, args, state, control, model=None, **_):
+        if not state.global_step:  # a resumed run has these answers in its log
+            self._log_answers(state, model)
+        for blind_spot in find_blind_spots(state.log_history, self.guards, self.sharded):
+            self.say(blind_spot)
 
-    class Watch(TrainerCallback):
-        def on_train_begin(
-            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-        ) -> None:
-            if not state.global_step:  # a resumed log has it
-                note(state, model)
-            for blindness in unseen(state.log_history, guards, sharded):
-                say(blindness)
+    def on_evaluate(self, args, state, control, model=None, **_):
+        self._log_answers(state, model)
+        self.on_log(args, state, control)
 
-        def on_evaluate(
-            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-        ) -> None:
-            note(state, model)
-            self.on_log(args, state, control)
+    def on_log(self, args, state, control, **_):
+        for warning in find_warnings(state.log_history, self.guards):
+            if warning not in self.reported:
+                self.reported.add(warning)
+                self.say(warning)
+            control.should_training_stop |= self.guards.stop
 
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            for sign in signs(state.log_history, guards):
-                if sign not in said:
-                    said.add(sign)
-                    say(sign)
-                control.should_training_stop |= guards.stop
-
-    return Watch()
+    def _log_answers(self, state: TrainerState, model: Any) -> None:
+        if self.generate is None:
+            return
+        texts, lengths = zip(*self.generate(model), strict=True)
+        state.log_history.append(
+            {
+                "step": state.global_step,
+                LENGTH: sum(lengths) / len(texts),
+                REPETITIVE: sum(repeats(text) for text in texts) / len(texts),
+            }
+        )

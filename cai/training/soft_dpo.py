@@ -1,15 +1,35 @@
-"""DPO whose labels are probabilities (Bai et al. 2022, section 4.1; Rafailov et al. 2023), on trl's trainer."""
+"""DPO whose labels are probabilities, on trl's trainer.
+
+Bai et al. 2022, section 4.1 (soft labels); Rafailov et al. 2023 (DPO).
+
+Notation, in code and comments:
+  p          (pairs,)  probability that the chosen answer is the better one
+  log ratio  (pairs,)  log policy(answer) - log reference(answer), nats
+  d          (pairs,)  the chosen answer's log ratio minus the rejected one's
+  reward     (pairs,)  beta times the log ratio
+"""
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from pyarrow import parquet
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils.generic import ModelOutput
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
 from cai.config.schema import DpoConfig
 from cai.digest import digest
 from cai.errors import UsageError
-from cai.training.cpu_head import METRICS, lean_head
+from cai.training.cpu_head import TOKEN_METRICS, install_lean_head
 
-# trl's arguments that change the difference d or what is made of it; soft labels are defined on the plain one
-PLAIN = {
+TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # of trl's prepared datasets
+
+# trl's arguments that change d or what is made of it. The soft loss is defined on the plain d.
+PLAIN_ARGUMENTS = {
     "loss_type": ["sigmoid"],
     "loss_weights": None,
     "ld_alpha": None,
@@ -19,29 +39,32 @@ PLAIN = {
 
 
 def preference_loss(
-    difference: Any, probability: Any, beta: float, label_smoothing: float = 0.0
-) -> Any:
-    """The loss of each pair, shape (pairs,): L = -p log sigmoid(beta d) - (1 - p) log sigmoid(-beta d).
+    log_ratio_differences: torch.Tensor,
+    probabilities: torch.Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """The loss of each pair, (pairs,), of d (pairs,) and p (pairs,).
 
-    `difference`, d, (pairs,): log policy(chosen)/reference(chosen) - log policy(rejected)/reference(rejected), nats.
-    `probability`, p, (pairs,): that the chosen answer is the better one; 1 gives DPO's own loss (Rafailov et al. 2023,
-    equation 7). Label smoothing e puts (1 - 2e) p + e in place of p (the cDPO of Mitchell 2023, for soft labels).
-    The gradient is zero where sigmoid(beta d) = p: unlike a hard label's, a soft label's margin has an end.
+        L = -p log sigmoid(beta d) - (1 - p) log sigmoid(-beta d)
+
+    With p = 1 this is DPO's own loss (Rafailov et al. 2023, equation 7). Label smoothing e puts
+    (1 - 2e) p + e in place of p (the cDPO of Mitchell 2023, for soft labels). The gradient is zero
+    where sigmoid(beta d) = p: a soft label, unlike a hard one, does not widen d without end.
     """
-    from torch.nn.functional import logsigmoid
-
-    p = (1 - 2 * label_smoothing) * probability + label_smoothing
+    p = (1 - 2 * label_smoothing) * probabilities + label_smoothing
+    d = log_ratio_differences
     # log sigmoid(-x) = log sigmoid(x) - x
-    return -logsigmoid(beta * difference) + (1 - p) * beta * difference
+    return -logsigmoid(beta * d) + (1 - p) * beta * d
 
 
-def check_arguments(args: Any) -> None:
+def check_arguments(args: DPOConfig) -> None:
     """Raises UsageError where trl's DPOConfig asks for what the soft loss does not have."""
-    for name, plain in PLAIN.items():
-        if getattr(args, name) != plain:
+    for name, plain_value in PLAIN_ARGUMENTS.items():
+        if getattr(args, name) != plain_value:
             raise UsageError(
                 f"dpo.args.{name}={getattr(args, name)}: soft labels have a loss of their own; "
-                f"set dpo.loss=trl, or leave dpo.args.{name} at {plain}"
+                f"set dpo.loss=trl, or leave dpo.args.{name} at {plain_value}"
             )
     if not 0 <= args.label_smoothing < 0.5:
         raise UsageError(
@@ -49,146 +72,189 @@ def check_arguments(args: Any) -> None:
         )
 
 
-def open_trainer(config: DpoConfig, references: Path, reference: str, **given: Any) -> Any:
-    """trl's DPOTrainer with the loss that `config` names; `given` are its arguments.
+class PreferenceTrainer(DPOTrainer):
+    """trl's DPOTrainer with the lean output layer, filed reference log-probabilities, and `kl`.
 
-    `references` is a folder for precomputed log-probabilities (dpo.args.precompute_ref_log_probs), filed by the digest
-    of the model that gives them, `reference`, and by the tokens themselves: whatever else changes, they hold.
-
-    With `loss: soft`, the data sets have a column `probability`. Beside trl's metrics both losses log `kl`, nats an
-    answer: the mean of log reference - log policy over both answers of the pairs. On held-out pairs that the reference
-    has sampled this is an unbiased estimate of KL(reference || policy); single values may be negative.
+    `kl` is a metric in nats an answer: the mean of minus the log ratio over both answers. On
+    held-out pairs that the reference has sampled it is an unbiased estimate of
+    KL(reference || policy). Single values may be negative.
     """
-    import torch
-    from datasets import Dataset, concatenate_datasets
-    from pyarrow import parquet
-    from trl.trainer.dpo_trainer import DPOTrainer
 
-    class PreferenceTrainer(DPOTrainer):
-        model: Any
-        args: Any
-        of_tokens = METRICS  # trl's, of each token
+    # Private methods of trl's trainer are overridden below, each for the reason that it gives.
+    # pyproject.toml pins trl. test_soft_dpo.py and test_cpu_head.py compare losses, metrics and
+    # weights with trl's own.
 
-        def __init__(self, **arguments: Any):
-            super().__init__(**arguments)
-            self._lean()
+    token_metrics: tuple[str, ...] = TOKEN_METRICS  # that trl's losses ask of the output layer
+    extra_columns: tuple[str, ...] = ("length",)
+    model: Any  # transformers declares unions, of which most members lack what is used here
+    ref_model: Any
+    args: DPOConfig
 
-        def _lean(self) -> None:
-            lean_head(self.model, self.of_tokens)
-            if self.ref_model is not None:
-                lean_head(self.ref_model, ())
+    def __init__(self, *, reference_folder: Path, reference_digest: str, **arguments: Any):
+        # trl's __init__ may compute the reference's log-probabilities already
+        self.reference_folder, self.reference_digest = reference_folder, reference_digest
+        super().__init__(**arguments)
+        self._install_lean_heads()
 
-        def _prepare_dataset(
-            self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
-        ) -> Any:
-            """With the tokens of each pair's longer half, which `train_sampling_strategy: group_by_length` asks for."""
-            rows: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-            columns = zip(
-                *(rows[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
-                strict=True,
-            )
-            lengths = [
-                len(prompt) + max(len(chosen), len(rejected))
-                for prompt, chosen, rejected in columns
-            ]
-            return rows.add_column(
-                "length", [min(length, args.max_length or length) for length in lengths]
-            )
+    def _install_lean_heads(self) -> None:
+        install_lean_head(self.model, self.token_metrics)
+        if self.ref_model is not None:
+            install_lean_head(self.ref_model, ())
 
-        def _set_signature_columns_if_needed(self) -> None:
-            super()._set_signature_columns_if_needed()
-            if "length" not in self._signature_columns:
-                self._signature_columns.append("length")
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        args: DPOConfig,
+        dataset_name: str,
+    ) -> Dataset:
+        """Overridden to add the tokens of each pair's longer half, up to max_length.
 
-        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-            self._lean()  # still within trl's __init__
-            tokens = [dataset[column][:] for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
-            cut = [self.args.max_length, self.args.truncation_mode, self.ld_alpha]
-            file = references / f"{digest([reference, cut, tokens])}.parquet"
-            if not file.is_file():
-                done = super()._precompute_ref_logps(dataset, name, batch_size)
-                if self.accelerator.is_main_process:
-                    references.mkdir(exist_ok=True)
-                    part = file.with_suffix(".part")
-                    done.select_columns(["ref_chosen_logps", "ref_rejected_logps"]).to_parquet(part)
-                    part.replace(file)
-                return done
+        `train_sampling_strategy: group_by_length` needs them, and trl's datasets lack them.
+        """
+        rows: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        token_ids = zip(*(rows[column][:] for column in TOKEN_COLUMNS), strict=True)
+        lengths: list[int] = []
+        for prompt_ids, chosen_ids, rejected_ids in token_ids:
+            length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
+            lengths.append(min(length, args.max_length or length))
+        return rows.add_column("length", lengths)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Overridden because trl drops every column that is not in its list."""
+        super()._set_signature_columns_if_needed()
+        for column in self.extra_columns:
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Overridden to keep the log-probabilities in the run's folder, for all runs of a sweep.
+
+        Their file is named by the reference model's digest, the cut and the tokens: whatever else
+        changes, they hold.
+        """
+        self._install_lean_heads()  # trl calls this within its __init__
+        cut = [self.args.max_length, self.args.truncation_mode, self.ld_alpha]
+        tokens = [dataset[column][:] for column in TOKEN_COLUMNS]
+        file = self.reference_folder / f"{digest([self.reference_digest, cut, tokens])}.parquet"
+        if file.is_file():
             return concatenate_datasets([dataset, Dataset(parquet.read_table(file))], axis=1)
+        rows = super()._precompute_ref_logps(dataset, name, batch_size)
+        if self.accelerator.is_main_process:
+            self.reference_folder.mkdir(exist_ok=True)
+            partial_file = file.with_suffix(".part")
+            columns = ["ref_chosen_logps", "ref_rejected_logps"]
+            rows.select_columns(columns).to_parquet(partial_file)
+            partial_file.replace(file)
+        return rows
 
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            metrics = self._metrics["train" if self.model.training else "eval"]
-            both = zip(
-                metrics.get("rewards/chosen", []), metrics.get("rewards/rejected", []), strict=True
+    def _current_metrics(self) -> dict[str, list[float]]:
+        # trl's log() averages the lists in this private attribute, so metrics are added to it
+        return self._metrics["train" if self.model.training else "eval"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._current_metrics()
+        rewards = zip(
+            metrics.get("rewards/chosen", []), metrics.get("rewards/rejected", []), strict=True
+        )
+        if kl := [-(chosen + rejected) / (2 * self.beta) for chosen, rejected in rewards]:
+            metrics["kl"] = kl
+        super().log(logs, start_time)
+
+
+class SoftTrainer(PreferenceTrainer):
+    """The trainer of the soft loss. Its datasets have a column `probability`."""
+
+    token_metrics = ()
+    extra_columns = ("length", "probability")
+
+    def __init__(self, *, max_probability: float, **arguments: Any):
+        super().__init__(**arguments)
+        self.max_probability = max_probability
+        if self.aux_loss_enabled:
+            raise UsageError(
+                "dpo.loss=soft has no router loss; "
+                "set dpo.args.router_aux_loss_coef=0, or dpo.loss=trl"
             )
-            if found := [-(chosen + rejected) / (2 * self.beta) for chosen, rejected in both]:
-                metrics["kl"] = found
-            super().log(logs, start_time)
+        # trl's own collator pads and cuts. The reference's pass, in trl's __init__, needs no more.
+        self.pad_and_cut = self.data_collator
+        self.data_collator = self._collate
 
-    class SoftTrainer(PreferenceTrainer):
-        of_tokens = ()
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        probabilities = torch.tensor([row["probability"] for row in rows])
+        return self.pad_and_cut(rows) | {"probability": probabilities}
 
-        def __init__(self, **arguments: Any):
-            super().__init__(**arguments)
-            if self.aux_loss_enabled:
-                raise UsageError(
-                    "dpo.loss=soft has no router loss; set dpo.args.router_aux_loss_coef=0, or dpo.loss=trl"
-                )
-            tokens = (
-                self.data_collator
-            )  # trl's own, which pads and cuts; it has served the reference by now
+    def _compute_loss(
+        self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
+        """Overridden because trl's keeps d to itself.
 
-            def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-                return tokens(rows) | {
-                    "probability": torch.tensor([row["probability"] for row in rows])
-                }
+        `input_ids`, `attention_mask` and `completion_mask` are (2 pairs, tokens): the first half
+        holds the chosen answers, the second the rejected ones.
+        """
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=labels,
+            fused_lm_head=True,
+            use_cache=False,
+        )
+        policy_logps = outputs.log_probs.sum(dim=1)  # (2 pairs,)
+        log_ratios = policy_logps - self._reference_logps(model, inputs)  # (2 pairs,)
+        chosen_log_ratios, rejected_log_ratios = log_ratios.chunk(2)
+        probabilities = inputs["probability"].clamp(max=self.max_probability)
+        losses = preference_loss(
+            chosen_log_ratios - rejected_log_ratios, probabilities, self.beta, self.label_smoothing
+        )
+        self._add_metrics(policy_logps.detach(), self.beta * log_ratios.detach(), probabilities)
+        loss = losses.mean()
+        return (loss, outputs) if return_outputs else loss
 
-            self.data_collator = collate
+    def _reference_logps(
+        self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Log-probabilities of the answers by the reference, (2 pairs,)."""
+        if self.precompute_ref_logps:
+            return torch.cat((inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]))
+        names = ("input_ids", "attention_mask", "completion_mask")
+        tokens = {name: inputs[name] for name in names}
+        # without a model of its own, the reference is `model` with its adapter switched off
+        return torch.cat(self.compute_ref_log_probs(self.ref_model or model, tokens))
 
-        def _set_signature_columns_if_needed(self) -> None:
-            super()._set_signature_columns_if_needed()
-            if "probability" not in self._signature_columns:
-                self._signature_columns.append("probability")
+    def _add_metrics(
+        self, logps: torch.Tensor, rewards: torch.Tensor, probabilities: torch.Tensor
+    ) -> None:
+        """Logs trl's metrics under trl's names, over all processes.
 
-        def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-            """The first half holds the chosen answers, the second the rejected: `input_ids` is (2 pairs, tokens)."""
-            probability = inputs["probability"].clamp(max=config.max_probability)
-            tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-            outputs = model(**tokens, labels=labels, fused_lm_head=True, use_cache=False)
-            policy = outputs.log_probs.sum(dim=1)
-            if self.precompute_ref_logps:
-                reference = torch.cat((inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]))
-            else:
-                mask = {"completion_mask": inputs["completion_mask"]}
-                reference = torch.cat(
-                    self.compute_ref_log_probs(self.ref_model or model, tokens | mask)
-                )
-            chosen, rejected = (policy - reference).chunk(2)
-            loss = preference_loss(
-                chosen - rejected, probability, self.beta, self.label_smoothing
-            ).mean()
-            self._note(
-                policy.detach(),
-                self.beta * chosen.detach(),
-                self.beta * rejected.detach(),
-                probability,
-            )
-            return (loss, outputs) if return_outputs else loss
+        `logps` and `rewards` are (2 pairs,), the chosen answers' first.
+        """
+        chosen_logps, rejected_logps = logps.chunk(2)
+        chosen_rewards, rejected_rewards = rewards.chunk(2)
+        batch_metrics = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/chosen": chosen_logps,
+            "logps/rejected": rejected_logps,
+            "probability": probabilities,
+        }
+        metrics = self._current_metrics()
+        gathered: Any = self.accelerator.gather(batch_metrics)
+        for name, values in gathered.items():
+            metrics[name].append(values.mean().item())
 
-        def _note(self, policy: Any, chosen: Any, rejected: Any, probability: Any) -> None:
-            """trl's metrics under trl's names, gathered from all processes."""
-            metrics = self._metrics["train" if self.model.training else "eval"]
-            found = {
-                "rewards/chosen": chosen,
-                "rewards/rejected": rejected,
-                "rewards/accuracies": (chosen > rejected).float(),
-                "rewards/margins": chosen - rejected,
-                "logps/chosen": policy.chunk(2)[0],
-                "logps/rejected": policy.chunk(2)[1],
-                "probability": probability,
-            }
-            everywhere: Any = self.accelerator.gather(found)
-            for name, values in everywhere.items():
-                metrics[name].append(values.mean().item())
 
-    return (SoftTrainer if config.loss == "soft" else PreferenceTrainer)(**given)
+def open_trainer(
+    config: DpoConfig, reference_folder: Path, reference_digest: str, **arguments: Any
+) -> PreferenceTrainer:
+    """The trainer of the loss that `config` names. `arguments` are those of trl's DPOTrainer.
+
+    `reference_folder` keeps precomputed log-probabilities (dpo.args.precompute_ref_log_probs).
+    `reference_digest` is of the reference model.
+    """
+    arguments |= {"reference_folder": reference_folder, "reference_digest": reference_digest}
+    if config.loss == "soft":
+        return SoftTrainer(max_probability=config.max_probability, **arguments)
+    return PreferenceTrainer(**arguments)

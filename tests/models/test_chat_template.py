@@ -1,4 +1,4 @@
-"""Chat templates for models that have none: what is rendered, which tokens are new, and what is published."""
+"""Chat templates for models that have none: the text, the new tokens, and what is published."""
 
 import asyncio
 import os
@@ -19,14 +19,14 @@ from cai.errors import UsageError
 from cai.messages import Message, as_dicts, assistant, user
 from cai.models.convert import locate
 from cai.models.load import load_model, load_tokenizer
-from cai.models.markers import adopt_markers, embed_markers, training_markers
+from cai.models.markers import adopt_markers, embed_markers, train_markers
 from cai.models.source import fingerprint
 from cai.observe.progress import Progress
 from cai.run.plan import plan_run
 from cai.stages import sft
 from cai.stages.base import Context
 from cai.store.run_folder import Run
-from cai.training.trainer import lora_config
+from cai.training.arguments import lora_config
 
 LORA = {"r": 8, "target_modules": "all-linear"}
 TALK = (
@@ -204,7 +204,10 @@ def test_a_template_that_is_not_jinja_is_refused_before_a_model_is_opened(
 ):
     file = tmp_path / "mine.jinja"
     words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", f"model.template={file}"]
-    good = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% continue %}{% endfor %}"
+    good = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% continue %}"
+        "{% endfor %}"
+    )
     file.write_text(good)
     plan_run(compose(words), Run(tmp_path))  # a training template, with transformers' own tags
     file.write_text(f"{good}\n{{% if bos_token %}}")
@@ -238,7 +241,7 @@ def test_the_ledger_knows_a_template_by_its_text_alone(tiny_model: Path, tmp_pat
 def test_new_markers_begin_as_the_mean_and_leave_padding_rows_out(bare_model: Path):
     import torch
 
-    model = load_model(str(bare_model), "auto", "cpu")
+    model: Any = load_model(str(bare_model), "auto", "cpu")
     model.resize_token_embeddings(
         300, mean_resizing=False
     )  # as models are that round their vocabulary up
@@ -261,13 +264,11 @@ def test_an_adapter_that_trains_all_embeddings_needs_no_markers_named(bare_model
     model = load_model(str(bare_model), "auto", "cpu")
     embed_markers(model, [257])
     whole = LORA | {"modules_to_save": ["embed_tokens"]}
-    assert (
-        training_markers(model, [], LORA) == LORA and training_markers(model, [257], whole) == whole
-    )
-    assert training_markers(model, [257], LORA) == LORA | {
+    assert train_markers(model, [], LORA) == LORA and train_markers(model, [257], whole) == whole
+    assert train_markers(model, [257], LORA) == LORA | {
         "trainable_token_indices": {"embed_tokens": [257]}
     }
-    peft.get_peft_model(model, lora_config("sft.peft", training_markers(model, [257], whole)))
+    peft.get_peft_model(model, lora_config("sft.peft", train_markers(model, [257], whole)))
 
 
 @pytest.mark.parametrize("bare_model", ["untied", "tied"], indirect=True)
@@ -275,7 +276,7 @@ def test_an_adapter_that_trains_all_embeddings_needs_no_markers_named(bare_model
 def test_adopted_markers_are_trained_and_published(
     bare_model: Path, tmp_path: Path, peft: dict[str, Any] | None
 ):
-    """Through the whole stage, then as a stranger would load it, and as the transformers engine does."""
+    """Through the whole stage, then loaded as anyone would, and by the transformers engine."""
     import torch
     from safetensors import safe_open
 
@@ -335,10 +336,12 @@ def test_a_template_for_a_hub_model(bare_model: Path, tmp_path: Path):
     (repository / "refs/main").write_text("0" * 40)
     shutil.copytree(bare_model, repository / "snapshots" / ("0" * 40))
     lines = (
-        "from cai.config import ModelConfig",
-        "from cai.training.model import load_model, load_tokenizer, locate",
+        "from cai.config.schema import ModelConfig",
+        "from cai.models.convert import locate",
+        "from cai.models.load import load_model, load_tokenizer",
         "path = locate(ModelConfig(name='bare', kind='hub', path='someone/bare', template='inst'))",
-        "print(load_model(path, 'auto', 'cpu').config.vocab_size, '[INST]' in load_tokenizer(path).chat_template)",
+        "print(load_model(path, 'auto', 'cpu').config.vocab_size)",
+        "print('[INST]' in load_tokenizer(path).chat_template)",
     )
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run(

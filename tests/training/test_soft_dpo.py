@@ -1,4 +1,4 @@
-"""Soft labels: the loss by hand, trl's own where a label is certain, and no pull where a label is a coin's."""
+"""Soft labels: the loss by hand, trl's own for certain labels, and no pull by a coin's label."""
 
 import math
 from pathlib import Path
@@ -14,9 +14,10 @@ from cai.errors import UsageError
 from cai.models.load import load_model, load_tokenizer
 from cai.observe.progress import Progress
 from cai.stages import dpo
-from cai.training.guards import watch
+from cai.training.arguments import lora_config
+from cai.training.guards import GuardCallback
 from cai.training.soft_dpo import open_trainer, preference_loss
-from cai.training.trainer import lora_config, run_training
+from cai.training.trainer import run_training
 
 SHARES = st.floats(0, 1)
 
@@ -29,15 +30,15 @@ def loss(d: float, p: float, beta: float = 0.1, smoothing: float = 0.0) -> float
 
 
 def test_a_value_by_hand():
-    """d = 3, beta = 0.5, p = 0.8: sigmoid(1.5) = 0.817574, so L = 0.8 * 0.201413 + 0.2 * 1.701413."""
+    """d = 3, beta = 0.5, p = 0.8: sigmoid(1.5) = 0.817574; L = 0.8 * 0.201413 + 0.2 * 1.701413."""
     assert loss(3, 0.8, 0.5) == pytest.approx(0.501413, abs=1e-6)
 
 
 @given(st.floats(-50, 50), SHARES, st.floats(0, 0.49))
 def test_it_is_the_cross_entropy_of_both_outcomes(d: float, p: float, smoothing: float):
     soft = (1 - smoothing) * p + smoothing * (1 - p)
-    wanted = soft * math.log1p(math.exp(-0.5 * d)) + (1 - soft) * math.log1p(math.exp(0.5 * d))
-    assert loss(d, p, 0.5, smoothing) == pytest.approx(wanted, abs=1e-9)
+    expected = soft * math.log1p(math.exp(-0.5 * d)) + (1 - soft) * math.log1p(math.exp(0.5 * d))
+    assert loss(d, p, 0.5, smoothing) == pytest.approx(expected, abs=1e-9)
 
 
 @given(SHARES, st.floats(-5, 5))
@@ -90,8 +91,8 @@ def trainer(model: Path, folder: Path, data: Any, *overrides: str) -> Any:
     config = compose(words).dpo
     return open_trainer(
         config,
-        references=folder / "references",
-        reference="tiny",
+        reference_folder=folder / "references",
+        reference_digest="tiny",
         model=load_model(str(model), "float32", "cpu"),
         args=dpo.arguments(config, 0, str(folder), "cpu", held=True),
         train_dataset=data,
@@ -142,7 +143,7 @@ def test_certain_labels_train_as_trls_own_loss(
 def test_the_reference_is_asked_once_for_a_sweep(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Another beta and another loss find the log-probabilities; other pairs, or other cuts, do not."""
+    """Another beta or loss finds the log-probabilities; other pairs, or other cuts, do not."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
     asked, real = [], DPOTrainer.compute_ref_log_probs
@@ -171,7 +172,7 @@ def test_the_reference_is_asked_once_for_a_sweep(
 
 
 def test_pairs_of_like_length_share_a_batch_where_asked(tiny_model: Path, tmp_path: Path):
-    """The longer half counts, as far as max_length lets it in; trl's data sets have no length of their own."""
+    """The longer half counts, up to max_length. trl's datasets have no length of their own."""
     words = [
         "dpo=full",
         "++dpo.args.train_sampling_strategy=group_by_length",
@@ -211,7 +212,7 @@ def test_a_coins_label_moves_nothing(tiny_model: Path, tmp_path: Path):
 
 
 def test_every_pair_is_trained_with_its_own_label(tiny_model: Path, tmp_path: Path):
-    """The batch's loss is that of its rows' probabilities, in their order, capped by max_probability."""
+    """The batch's loss is that of its rows' own probabilities, capped by max_probability."""
     import torch
 
     probabilities = (0.9, 0.5, 0.7)
@@ -285,12 +286,12 @@ def test_trls_other_losses_stay_within_reach(tiny_model: Path, tmp_path: Path):
 def test_training_that_goes_wrong_is_said_and_ended_where_asked(
     stop: bool, tiny_model: Path, tmp_path: Path
 ):
-    """With a floor above 0 the first evaluation is a sign already; the best checkpoint is loaded at the end."""
+    """With a floor of 100 the first evaluation warns. The best checkpoint is loaded at the end."""
     said: list[str] = []
     one = trainer(
         tiny_model, tmp_path / "checkpoints", rows(*[0.9] * 12), "dpo=full"
     )  # 4 steps, evaluated every 2
-    one.add_callback(watch(Guards(chosen_floor=100.0, prompts=0, stop=stop), said.append))
+    one.add_callback(GuardCallback(Guards(chosen_floor=100.0, prompts=0, stop=stop), said.append))
     run_training(one, tmp_path, Progress("dpo", quiet=True), None)
     assert len(said) == 1 and said[0].startswith("At step 2 ")
     assert one.state.global_step == (2 if stop else 4)

@@ -1,4 +1,4 @@
-"""What trl trains on is what we say: the answers alone; the reference is the start; checkpoints resume."""
+"""trl trains on the answers alone, its reference is the first model, and checkpoints resume."""
 
 import math
 from pathlib import Path
@@ -13,18 +13,15 @@ from cai.models.load import load_model, load_tokenizer
 from cai.observe.progress import Progress
 from cai.stages import dpo, sft
 from cai.store.files import seal
-from cai.training.trainer import (
-    bits_config,
-    free_memory,
-    history,
+from cai.training.arguments import (
     lora_config,
-    newest_checkpoint,
-    recomputes,
-    refuse_leaks,
-    run_training,
-    save_result,
-    tokenised,
+    measure_free_memory,
+    needs_checkpointing,
+    quantization_config,
 )
+from cai.training.checkpoints import find_newest_checkpoint
+from cai.training.tokens import check_packing, tokenize_dialogues
+from cai.training.trainer import drop_unrepeatable, run_training, save_result
 
 DIALOGUES = [
     (
@@ -53,11 +50,11 @@ def sft_trainer(model: Path, folder: Path, rows: Any, held: Any = None, **change
 
 
 def test_the_loss_is_that_of_the_answers_alone(tiny_model: Path, tmp_path: Path):
-    """trl's loss on a multi-turn batch equals a cross entropy over the assistants' texts and their ends of turn."""
+    """trl's loss on a multi-turn batch is a cross entropy over answers and their ends of turn."""
     import torch
 
-    tokenizer = load_tokenizer(str(tiny_model))
-    rows, counts = tokenised(tokenizer, DIALOGUES, 512)
+    tokenizer: Any = load_tokenizer(str(tiny_model))
+    rows, counts = tokenize_dialogues(tokenizer, DIALOGUES, 512)
     trainer = sft_trainer(tiny_model, tmp_path, rows)
     batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
     with torch.inference_mode():
@@ -87,15 +84,15 @@ def test_the_loss_is_that_of_the_answers_alone(tiny_model: Path, tmp_path: Path)
 
 def test_cut_rows_and_lost_ends_are_counted(tiny_model: Path):
     tokenizer = load_tokenizer(str(tiny_model))
-    full = len(tokenised(tokenizer, DIALOGUES[1:], 512)[0][0]["input_ids"])
-    rows, counts = tokenised(tokenizer, DIALOGUES[1:], full - 3)
+    full = len(tokenize_dialogues(tokenizer, DIALOGUES[1:], 512)[0][0]["input_ids"])
+    rows, counts = tokenize_dialogues(tokenizer, DIALOGUES[1:], full - 3)
     assert counts["truncated"] == 1 and counts["lost_end_of_turn"] == 1
     assert len(rows[0]["input_ids"]) == full - 3
     assert (
         counts["lengths"] == {"median": full, "p95": full, "most": full, "up_to": {"64": 1}}
         and 32 < full <= 64
     )
-    none, counts = tokenised(tokenizer, DIALOGUES[1:], 5)
+    none, counts = tokenize_dialogues(tokenizer, DIALOGUES[1:], 5)
     assert len(none) == 0 and counts["dropped"] == 1 and counts["trained_tokens"] == 0
 
 
@@ -103,7 +100,7 @@ def test_packed_rows_are_learnt_as_rows_of_their_own(tiny_model: Path, tmp_path:
     """Packed into one sequence, rows give the loss that they give apart."""
     import torch
 
-    rows, counts = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES, 512)
+    rows, counts = tokenize_dialogues(load_tokenizer(str(tiny_model)), DIALOGUES, 512)
     apart = sft_trainer(tiny_model, tmp_path, rows)
     packed = sft_trainer(tiny_model, tmp_path, rows, packing=True)
     assert len(apart.train_dataset) == 2 and len(packed.train_dataset) == 1
@@ -119,34 +116,34 @@ def test_packed_rows_are_learnt_as_rows_of_their_own(tiny_model: Path, tmp_path:
 def test_packing_is_refused_where_rows_would_see_each_other(tiny_model: Path):
     from transformers import BloomConfig, BloomForCausalLM
 
-    refuse_leaks(load_model(str(tiny_model), "float32", "cpu", "sdpa"), "sft.args.packing")
+    check_packing(load_model(str(tiny_model), "float32", "cpu", "sdpa"), "sft.args.packing")
     bloom = BloomForCausalLM(
         BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.3)
     )
     with pytest.raises(
         CaiError, match=r"sft\.args\.packing: packed rows would see each other .*=group_by_length"
     ):
-        refuse_leaks(bloom, "sft.args.packing")
+        check_packing(bloom, "sft.args.packing")
 
 
 def test_gradient_checkpointing_is_for_what_does_not_fit(tiny_model: Path):
-    """The tiny model has 2 layers of 32 units and float32 weights, so a layer keeps 17 * 32 * 4 bytes a token."""
+    """The tiny model's 2 layers of 32 units and float32 weights keep 17 * 32 * 4 bytes a token."""
     model = load_model(str(tiny_model), "float32", "cpu")
     needed = 100 * (2 * 17 * 32 * 4 + 8 * model.config.vocab_size)
-    assert not recomputes(model, 100, 0, round(needed / 0.89)) and recomputes(
+    assert not needs_checkpointing(model, 100, 0, round(needed / 0.89)) and needs_checkpointing(
         model, 100, 0, round(needed / 0.91)
     )
-    assert recomputes(
+    assert needs_checkpointing(
         model, 100, 1000, round((needed + 11_000) / 0.9)
     )  # and 12 bytes a tuned weight
-    assert not recomputes(model, 1 << 40, 0, free_memory("cpu"))
+    assert not needs_checkpointing(model, 1 << 40, 0, measure_free_memory("cpu"))
 
 
 def test_a_quantisation_that_transformers_does_not_know_is_named():
     with pytest.raises(
         UsageError, match=r"sft\.quantization\.load_in_4bits: .* did you mean 'load_in_4bit'"
     ):
-        bits_config("sft.quantization", {"load_in_4bits": True})
+        quantization_config("sft.quantization", {"load_in_4bits": True})
 
 
 def preference_rows() -> Any:
@@ -163,7 +160,7 @@ def preference_rows() -> Any:
 
 @pytest.mark.parametrize("group", ["lora", "full"])
 def test_at_step_0_every_reward_is_0(group: str, tiny_model: Path, tmp_path: Path):
-    """Policy and reference are the same model at first, with an adapter and without: the loss is log 2."""
+    """Policy and reference are one model at first, with an adapter or not: the loss is log 2."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
     config = compose(
@@ -194,7 +191,7 @@ def stop_at_step(step: int) -> Any:
 
 
 def test_training_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path):
-    rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    rows, _ = tokenize_dialogues(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
     settings = {"save_steps": 2, "num_train_epochs": 1, "per_device_train_batch_size": 2}
     whole = sft_trainer(tiny_model, tmp_path / "whole", rows, **settings)
     run_training(whole, tmp_path / "whole", Progress("sft", quiet=True), None)
@@ -233,7 +230,7 @@ def test_killed_after_a_checkpoint_training_ends_where_it_would_have(
             if state.global_step == killed:
                 raise Interrupted(9)
 
-    rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    rows, _ = tokenize_dialogues(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
     held = rows.select(range(2)) if "eval_steps" in settings else None
     settings = settings | {"save_steps": 2, "per_device_train_batch_size": 2}
 
@@ -242,7 +239,7 @@ def test_killed_after_a_checkpoint_training_ends_where_it_would_have(
         for callback in callbacks:
             trainer.add_callback(callback)
         run_training(trainer, tmp_path / name, Progress("sft", quiet=True), patience=2)
-        return history(trainer.state.log_history)
+        return drop_unrepeatable(trainer.state.log_history)
 
     whole = train("whole")
     assert whole[-1]["step"] == 6
@@ -259,20 +256,20 @@ def test_the_newest_complete_checkpoint_is_taken(tmp_path: Path):
     (tmp_path / "checkpoint-10/trainer_state.json").write_text('{"cut')
     (tmp_path / "checkpoint-9/model.safetensors").write_bytes(b"weights")
     said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / "checkpoint-9")
+    assert find_newest_checkpoint(tmp_path, said.append) == tmp_path / "checkpoint-9"
     assert not (tmp_path / "checkpoint-10").exists()
-    assert newest_checkpoint(tmp_path / "nothing", said.append) is None and said == []
+    assert find_newest_checkpoint(tmp_path / "nothing", said.append) is None and said == []
     seal(tmp_path / "checkpoint-9")
-    assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / "checkpoint-9")
+    assert find_newest_checkpoint(tmp_path, said.append) == tmp_path / "checkpoint-9"
     (tmp_path / "checkpoint-9/model.safetensors").write_bytes(b"weighty")
-    assert newest_checkpoint(tmp_path, said.append) == str(tmp_path / "checkpoint-2")
+    assert find_newest_checkpoint(tmp_path, said.append) == tmp_path / "checkpoint-2"
     assert len(said) == 1 and "checkpoint-9/model.safetensors is damaged" in said[0]
 
 
 def test_a_loss_that_is_no_number_ends_training_before_it_is_saved(
     tiny_model: Path, tmp_path: Path
 ):
-    rows, _ = tokenised(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    rows, _ = tokenize_dialogues(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
     settings = {
         "save_steps": 1,
         "learning_rate": 1e30,

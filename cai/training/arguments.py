@@ -1,0 +1,118 @@
+"""The configs of trl, peft and bitsandbytes, built from ours."""
+
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.sft_config import SFTConfig
+
+from cai.errors import UsageError, nearest
+
+LibraryConfig = TypeVar("LibraryConfig")
+
+Settings = Mapping[str, Any]  # arguments of a library's class, under its own names
+
+TRL_DEFAULTS = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "save_total_limit": 1,
+    "dataloader_pin_memory": False,
+    "gradient_checkpointing": False,
+    # True would log an average in place of a loss that is not finite
+    "logging_nan_inf_filter": False,
+    # False would let early stopping count anew after a resume
+    "restore_callback_states_from_checkpoint": True,
+}
+
+
+def sft_config(key: str, settings: Settings, **fixed: object) -> SFTConfig:
+    """trl's SFTConfig. `key` says where `settings` come from; `fixed` are cai's own.
+
+    Raises UsageError on a name or a value that trl does not take, as do the functions below.
+    """
+    return _build(SFTConfig, key, {**TRL_DEFAULTS, **settings}, fixed)
+
+
+def dpo_config(key: str, settings: Settings, **fixed: object) -> DPOConfig:
+    return _build(DPOConfig, key, {**TRL_DEFAULTS, **settings}, fixed)
+
+
+def lora_config(key: str, settings: Settings) -> LoraConfig:
+    return _build(LoraConfig, key, settings, {"task_type": "CAUSAL_LM"})
+
+
+def quantization_config(key: str, settings: Settings) -> BitsAndBytesConfig:
+    """Also raises UsageError where bitsandbytes is missing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"{key}: bitsandbytes is not installed; pip install 'constitutional-ai[qlora]'"
+        )
+    return _build(BitsAndBytesConfig, key, settings, {})
+
+
+def _build(
+    config_class: type[LibraryConfig],
+    key: str,
+    settings: Settings,
+    fixed: Settings,
+) -> LibraryConfig:
+    class_name = f"{config_class.__module__.partition('.')[0]}.{config_class.__name__}"
+    names = [name for name in inspect.signature(config_class).parameters if name != "kwargs"]
+    for name in settings:
+        if name not in names:
+            hint = nearest(name, names)
+            raise UsageError(f"{key}.{name}: {class_name} has no such argument{hint}")
+        if name in fixed:
+            raise UsageError(f"{key}.{name} is set by cai itself; leave it out")
+    try:
+        return config_class(**settings, **fixed)
+    except (TypeError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{key}: {class_name} refuses: {reason}") from None
+
+
+def evaluation_settings(validation: bool) -> dict[str, str | bool]:
+    """Settings that evaluate at every checkpoint and keep the best, where rows are held out."""
+    if not validation:
+        return {"eval_strategy": "no", "save_strategy": "steps"}
+    return {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+
+
+def needs_checkpointing(
+    model: PreTrainedModel, tokens: int, trained_weights: int, free_bytes: int | None
+) -> bool:
+    """Whether gradient checkpointing is needed: training takes over nine tenths of the free memory.
+
+    `tokens` are those of a batch; `free_bytes` those beside the loaded model (None: not known).
+    A layer keeps about 17 numbers for each token and hidden unit (Korthikanti et al. 2022, section
+    4.1, without the attention's scores), the output layer two float32 numbers for each token and
+    word. A trained weight has a gradient and two moments.
+    """
+    if free_bytes is None:
+        return False
+    config = model.config.get_text_config()
+    weight_bytes = next(model.parameters()).element_size()
+    layer_bytes = 17 * config.num_hidden_layers * config.hidden_size * weight_bytes
+    activation_bytes = tokens * (layer_bytes + 8 * config.vocab_size)
+    return activation_bytes + 3 * weight_bytes * trained_weights > 0.9 * free_bytes
+
+
+def measure_free_memory(device: str) -> int | None:
+    """Free bytes on an accelerator; None for a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return None

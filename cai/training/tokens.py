@@ -1,0 +1,92 @@
+"""The tokens that supervised training sees, and whether packed rows stay apart in a model."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cai.data.audit import length_figures
+from cai.errors import CaiError
+from cai.messages import Dialogue
+from cai.models.chat_template import training_tokens
+
+
+def tokenize_dialogues(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Dialogue], max_length: int
+) -> tuple[Dataset, dict[str, Any]]:
+    """A dataset of input_ids and labels (the answers alone), and the audit's counts and lengths.
+
+    A row over `max_length` tokens is cut at its end. One without a trained token is left out.
+    """
+    rows: list[dict[str, list[int]]] = []
+    lengths: list[int] = []
+    truncated = lost_ends = dropped = trained_tokens = 0
+    for dialogue in dialogues:
+        try:
+            ids, labels = training_tokens(tokenizer, dialogue)
+        except ValueError as error:
+            raise CaiError(f"this model's chat template can't be trained on: {error}") from None
+        lengths.append(len(ids))
+        truncated += len(ids) > max_length
+        lost_ends += sum(index >= max_length for index in _turn_ends(labels))
+        labels = labels[:max_length]
+        trained = sum(label != -100 for label in labels)
+        trained_tokens += trained
+        if trained:
+            rows.append({"input_ids": ids[:max_length], "labels": labels})
+        else:
+            dropped += 1
+    counts = {
+        "rows": len(dialogues),
+        "truncated": truncated,
+        "lost_end_of_turn": lost_ends,
+        "dropped": dropped,
+        "trained_tokens": trained_tokens,
+        "lengths": length_figures(lengths),
+    }
+    return Dataset.from_list(rows), counts
+
+
+def _turn_ends(labels: Sequence[int]) -> list[int]:
+    """Where trained turns end: at their last trained token, whichever token the template writes."""
+    return [
+        index
+        for index, (label, next_label) in enumerate(pairwise([*labels, -100]))
+        if label != -100 and next_label == -100
+    ]
+
+
+def check_packing(model: PreTrainedModel, key: str) -> None:
+    """Raises CaiError where packed rows see each other: a row's logits follow the row before it.
+
+    Whether they do depends on the attention's implementation and the model's code, so the model
+    itself is tried.
+    """
+    length, vocabulary = 8, model.config.get_text_config().vocab_size
+    token_ids = torch.arange(3 * length, device=model.device).remainder(vocabulary)
+    first, second, row = token_ids.view(3, length)
+    was_training = model.training
+    model.eval()
+    after_first = _logits_after(model, first, row)
+    after_second = _logits_after(model, second, row)
+    model.train(was_training)
+    if not torch.allclose(after_first, after_second, atol=1e-3, rtol=1e-3):
+        raise CaiError(
+            f"{key}: packed rows would see each other in this model with attention "
+            f"'{model.config._attn_implementation}'; set engine.attention=flash_attention_2, "
+            "or leave packing out and set train_sampling_strategy=group_by_length"
+        )
+
+
+@torch.no_grad()
+def _logits_after(
+    model: PreTrainedModel, earlier_row: torch.Tensor, row: torch.Tensor
+) -> torch.Tensor:
+    """The logits of `row`, (tokens, vocabulary), packed behind an equally long `earlier_row`."""
+    positions = torch.arange(len(row), device=row.device).repeat(2)[None]
+    packed = torch.cat((earlier_row, row))[None]
+    outputs = model(input_ids=packed, position_ids=positions, use_cache=False)
+    return outputs.logits[0, len(row) :]

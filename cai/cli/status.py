@@ -9,7 +9,7 @@ from cai.redact import safe
 
 def main(arguments: list[str]) -> None:
     from cai.config.compose import saved
-    from cai.observe.progress import details
+    from cai.observe.progress import status_lines
     from cai.run import plan as planning
     from cai.store.run_folder import Run, find_run
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
             folder = Run(root).folder(step.stage.name, step.key)
             print(
                 "".join(
-                    f"  {safe(line)}\n" for line in details(folder / "scratch" / "progress.json")
+                    f"  {safe(line)}\n" for line in status_lines(folder / "scratch" / "progress.json")
                 ),
                 end="",
             )

@@ -220,7 +220,7 @@ class Recorded:
             "finish_reason": completion.finish_reason,
         }
         tokens = {"prompt_tokens": completion.prompt_tokens, "new_tokens": completion.new_tokens}
-        tracing.event("completion", seconds=completion.seconds, **attributes, **tokens)
+        tracing.add_event("completion", seconds=completion.seconds, **attributes, **tokens)
 
     def _opened(self) -> Engine:
         """The engine, opened once; where that fails, it fails once and for every row alike."""

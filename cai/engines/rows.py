@@ -74,7 +74,7 @@ async def failing(
 
     async def kept(row: Coroutine[Any, Any, T]) -> T | RequestFailed:
         try:
-            with tracing.row():
+            with tracing.trace_row():
                 return await row
         except RequestFailed as failure:
             failures.append(str(failure))

@@ -23,7 +23,7 @@ from cai.config.schema import ServerConfig
 from cai.engines.base import RequestFailed
 from cai.errors import CaiError, UsageError
 from cai.observe.log import log
-from cai.observe.metrics import count, gauge
+from cai.observe.metrics import count, set_gauge
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ class Servers:
 
     def _release(self, server: _Server) -> None:
         server.busy -= 1
-        gauge("server_open", server.busy, server=server.url)
+        set_gauge("server_open", server.busy, server=server.url)
         server.probed = False
         if (rest := server.resting - self._loop.time()) > 0:
             self._loop.call_later(rest + 0.01, self._wake)  # a timer may ring a little early
@@ -236,7 +236,7 @@ class Servers:
             if not turn.done():  # its row may be gone
                 server = min(ready, key=lambda server: server.busy)
                 server.busy += 1
-                gauge("server_open", server.busy, server=server.url)
+                set_gauge("server_open", server.busy, server=server.url)
                 server.probed = server.failures >= TRIPS
                 turn.set_result(server)
 

@@ -18,7 +18,7 @@ from cai.config.schema import Config, in_round, lookup
 from cai.digest import plain
 from cai.errors import CaiError, Interrupted, UsageError, nearest
 from cai.method.constitution import Constitution
-from cai.observe.log import enter, log, open_log
+from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
 from cai.run.plan import Stage, Step, settings, stages, step_of, suite_data
 from cai.run.process import run_in_process
@@ -54,7 +54,7 @@ def run_stages(
         done: dict[str, Manifest] = {}
         checked = False
         for stage in stages(config):
-            enter(stage.name)
+            enter_stage(stage.name)
             step = _sound_step(stage, config, run, constitution, outputs, say)
             if stage.name in selected and step.manifest is None:
                 if missing := [name for name in stage.inputs(config) if outputs[name] is None]:
@@ -101,7 +101,7 @@ def _logged(run: Run) -> Iterator[None]:
         )
         raise
     finally:
-        enter("")
+        enter_stage("")
     log("the run is done")
 
 

@@ -34,13 +34,13 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
     main = int(os.environ.get("RANK", "0")) == 0
     scratch, root = Path(spec["scratch"]), Path(spec["root"])
     telemetry.open_log(root)
-    telemetry.enter(spec["stage"])
+    telemetry.enter_stage(spec["stage"])
     file = scratch / "progress.json" if main else None
-    progress = Progress(spec["stage"], file, quiet=not main, metrics=root / "metrics.prom")
+    progress = Progress(spec["stage"], file, quiet=not main, metrics_file=root / "metrics.prom")
     section, context = stage_context(spec, scratch, progress)
     module = importlib.import_module(f"cai.stages.{spec['module']}")
     try:
-        with tracing.traced(spec["stage"]):
+        with tracing.trace_stage(spec["stage"]):
             return module.run(section, context.inputs, Path(spec["work"]), context)
     except CaiError:
         raise

@@ -19,7 +19,8 @@ from cai.models.chat_template import CHATML
 from cai.observe.progress import Progress
 from cai.stages.base import Context
 from cai.store.files import write_json
-from cai.store.run_folder import Manifest, Run
+from cai.store.manifest import Manifest
+from cai.store.run_folder import Run
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
 settings.register_profile(

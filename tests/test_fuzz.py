@@ -18,7 +18,8 @@ from cai.config.schema import Config, DataConfig
 from cai.data.formats import load_dialogues
 from cai.errors import CaiError, UsageError
 from cai.messages import Message
-from cai.store.run_folder import Manifest, Run, read_manifest
+from cai.store.manifest import Manifest, read_manifest
+from cai.store.run_folder import Run
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

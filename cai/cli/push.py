@@ -12,7 +12,8 @@ from cai.errors import CaiError, UsageError
 from cai.redact import redact, safe
 from cai.report.card import data_card, model_card, origin
 from cai.run.plan import trained
-from cai.store.run_folder import Manifest, Run, verify
+from cai.store.manifest import Manifest, verify_files
+from cai.store.run_folder import Run
 
 KINDS = {
     "model": "dpo",
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     made = origin(run, stage, config)
     out = run.folder(stage, made.manifest.key) / "out"
-    verify(out.parent, made.manifest)
+    verify_files(out.parent, made.manifest)
     files = _files(options.what, out, made.manifest)
     repo = options.repo
     card = redact(

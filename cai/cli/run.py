@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     from cai.config.compose import compose, refuse_targets, words_are_overrides
     from cai.paths import shipped
     from cai.run.process import install_signals, quiet
-    from cai.store.files import probe
+    from cai.store.files import check_writable
 
     for word in arguments:
         if redact(word) != word:  # Hydra keeps the words in files before anything is checked
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
             arguments
         )  # says clearly what is wrong, before Hydra makes a folder for the run
         # Hydra, which writes its logs there, would end in a traceback
-        probe(
+        check_writable(
             Path(config.outputs) / config.name,
             1 << 16,
             "free it, or choose another with outputs=...",

@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> None:
             folder = Run(root).folder(step.stage.name, step.key)
             print(
                 "".join(
-                    f"  {safe(line)}\n" for line in status_lines(folder / "scratch" / "progress.json")
+                    f"  {safe(line)}\n"
+                    for line in status_lines(folder / "scratch" / "progress.json")
                 ),
                 end="",
             )
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> None:
 def _verify(root: Path) -> None:
     from cai.store.run_folder import Run
 
-    found = list(Run(root).verify())
+    found = list(Run(root).verify_all())
     for folder, damaged in found:
         print(safe(str(damaged or f"{folder}: sound")))
     if count := sum(damaged is not None for _, damaged in found):

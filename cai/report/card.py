@@ -13,7 +13,8 @@ from cai.digest import digest
 from cai.errors import UsageError
 from cai.models.source import fingerprint
 from cai.report.metrics import NAMES, RULED, SHARES, format_metric
-from cai.store.run_folder import Damaged, Manifest, Run, chain, read_manifest
+from cai.store.manifest import Damaged, Manifest, ancestors, read_manifest
+from cai.store.run_folder import Run
 
 PAPER = "https://arxiv.org/abs/2212.08073"
 
@@ -82,7 +83,7 @@ def origin(run: Run, stage: str, config: Config) -> Origin:
         if m.stage == "evaluate" and m.ingredients["inputs"].get(stage) == manifest.output
     ]
     return Origin(
-        stage, chain(manifest, done), max(measured, key=lambda m: m.started, default=None), config
+        stage, ancestors(manifest, done), max(measured, key=lambda m: m.started, default=None), config
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from cai.errors import UsageError
 from cai.report import page as report
 from cai.report.pictures import picture
-from cai.store.run_folder import Manifest, Run, chain, read_manifest
+from cai.store.manifest import Manifest, ancestors, read_manifest
+from cai.store.run_folder import Run
 
 APART = ("version", "inputs", "seed")  # of a stage's ingredients: no settings
 
@@ -63,7 +64,7 @@ def evaluations(root: Path, name: str) -> list[Evaluated]:
         raise UsageError(f"{root}: the stage 'evaluate' has not finished; see `cai status {root}`")
     return [
         Evaluated(
-            name if len(ends) == 1 else f"{name} {number}", chain(end, done), _metrics(root, end)
+            name if len(ends) == 1 else f"{name} {number}", ancestors(end, done), _metrics(root, end)
         )
         for number, end in enumerate(ends, 1)
     ]

@@ -10,7 +10,7 @@ from cai import __version__
 from cai.config.schema import Price
 from cai.report.metrics import NAMES, RULED, SHARES, format_metric
 from cai.report.pictures import TOPICS, number, percent, refusal_rates
-from cai.store.run_folder import Manifest
+from cai.store.manifest import Manifest
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
 

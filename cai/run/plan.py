@@ -27,7 +27,8 @@ from cai.config.schema import (
 from cai.data import sources
 from cai.digest import digest, file_digest, plain
 from cai.method.constitution import Constitution
-from cai.store.run_folder import Manifest, Run
+from cai.store.manifest import Manifest
+from cai.store.run_folder import Run
 
 
 @dataclass(frozen=True)

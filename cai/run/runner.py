@@ -23,7 +23,8 @@ from cai.redact import redacted
 from cai.run.plan import Stage, Step, settings, stages, step_of, suite_data
 from cai.run.process import run_in_process
 from cai.store.files import write_json
-from cai.store.run_folder import Damaged, Manifest, Run, verify
+from cai.store.manifest import Damaged, Manifest, verify_files
+from cai.store.run_folder import Run
 
 
 def run_stages(
@@ -73,7 +74,7 @@ def run_stages(
                 log(f"{stage.name}: done", seconds=made.seconds, output=made.output)
                 step = replace(step, manifest=made)
             elif stage.name in selected and step.manifest is not None and step.key:
-                run.point(stage.name, step.key)
+                run.point_latest(stage.name, step.key)
                 shutil.rmtree(
                     run.folder(stage.name, step.key) / "scratch", ignore_errors=True
                 )  # killed before it was
@@ -118,7 +119,7 @@ def _sound_step(
         try:
             step = step_of(stage, config, run, constitution, outputs)
             if step.manifest and step.key:
-                verify(run.folder(stage.name, step.key), step.manifest)
+                verify_files(run.folder(stage.name, step.key), step.manifest)
             return step
         except Damaged as damaged:
             tell(f"{stage.name}: {damaged}")

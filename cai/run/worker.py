@@ -21,7 +21,7 @@ from cai.observe.progress import Progress
 from cai.redact import redact
 from cai.run.process import RUNNER, install_signals, quiet
 from cai.stages.base import Context, Input
-from cai.store.files import probe, write_json
+from cai.store.files import check_writable, write_json
 
 CONTINUE = "what is done so far is kept: put that right, then the same command continues"
 
@@ -30,7 +30,7 @@ def run_stage(spec: dict[str, Any]) -> dict[str, Any]:
     """Runs the stage that `spec` describes and returns its summary. Whatever is not in the spec, a stage can't see."""
     import importlib
 
-    probe(Path(spec["work"]), 1 << 20, CONTINUE)  # before hours of work are spent to find out
+    check_writable(Path(spec["work"]), 1 << 20, CONTINUE)  # before hours of work are spent to find out
     main = int(os.environ.get("RANK", "0")) == 0
     scratch, root = Path(spec["scratch"]), Path(spec["root"])
     telemetry.open_log(root)

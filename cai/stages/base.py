@@ -18,7 +18,7 @@ from cai.engines.ledger import Ledger, Recorded
 from cai.messages import Dialogue, Prompt, as_dicts
 from cai.method.constitution import Constitution
 from cai.observe.progress import Progress
-from cai.store.run_folder import Manifest
+from cai.store.manifest import Manifest
 
 T = TypeVar("T")
 

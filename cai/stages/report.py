@@ -30,7 +30,7 @@ from cai.report.pictures import bars, curves, picture
 from cai.report.terminal import audit_rows
 from cai.stages.base import Context
 from cai.stages.evaluate import shown_name
-from cai.store.run_folder import Manifest, read_manifest
+from cai.store.manifest import Manifest, read_manifest
 
 
 def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict[str, Any]:

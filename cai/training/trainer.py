@@ -17,7 +17,7 @@ from cai.errors import CaiError, UsageError, nearest
 from cai.messages import Dialogue
 from cai.models.chat_template import training_tokens
 from cai.observe.progress import Progress
-from cai.store.files import seal, unsealed, write_json
+from cai.store.files import broken_seal, seal, write_json
 
 DEFAULTS = {
     "report_to": "none",
@@ -289,7 +289,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], object]) -> str | None:
     )
     for path in found:
         if (path / "trainer_state.json").is_file() and _readable(path / "trainer_state.json"):
-            if (wrong := unsealed(path)) is None:
+            if (wrong := broken_seal(path)) is None:
                 return str(path)
             say(
                 f"{wrong} is damaged; training goes on from the checkpoint before, or from the beginning"

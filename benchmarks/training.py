@@ -24,7 +24,7 @@ from typing import Any
 
 from cai.config.compose import compose
 from cai.config.schema import Config, Prompts
-from cai.data.formats import load_preferences
+from cai.data.prompts import load_preferences
 from cai.observe.progress import Progress
 from cai.stages import dpo, sft
 from cai.stages.base import Context

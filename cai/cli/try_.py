@@ -245,7 +245,7 @@ class Session:
         from rich.text import Text
 
         from cai.config.schema import Prompts
-        from cai.data.formats import load_prompts
+        from cai.data.prompts import load_prompts
         from cai.method.refusal import refuses
         from cai.scoring.statistics import share
 

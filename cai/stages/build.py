@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.schema import BuildConfig
-from cai.data.formats import load_prompts
 from cai.data.parquet import write_rows
+from cai.data.prompts import load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.ledger import Recorded

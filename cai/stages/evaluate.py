@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.schema import EvaluateConfig, LabelConfig, Prompts, Suite, other_model
-from cai.data.decontaminate import Overlap
-from cai.data.formats import load_dialogues, load_prompts
+from cai.data.decontaminate import HeldOut
 from cai.data.parquet import write_rows
+from cai.data.prompts import load_dialogues, load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Ledger, Recorded
@@ -269,7 +269,7 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
 
 def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -> list[Dialogue]:
     """At most `POOL` training rows of one request and its answer, drawn by the seed; none repeats a held-out prompt."""
-    overlap = Overlap.of(held_out)
+    overlap = HeldOut.of_dialogues(held_out)
 
     def usable(dialogue: Dialogue) -> bool:
         return [m.role for m in dialogue] == ["user", "assistant"] and dialogue[

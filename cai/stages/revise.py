@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.schema import ReviseConfig
-from cai.data.formats import load_prompts
 from cai.data.parquet import RowWriter, write_rows
+from cai.data.prompts import load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.rows import failing, gather_failing

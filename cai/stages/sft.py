@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.schema import BUILT, SftConfig
-from cai.data.audit import text_figures
-from cai.data.formats import Skipped, read_dialogues, shuffled
+from cai.data.audit import text_metrics
 from cai.data.mixture import mix
 from cai.data.parquet import read_rows
+from cai.data.prompts import UnfitRows, read_dialogues, shuffled
 from cai.errors import CaiError
 from cai.messages import Dialogue, from_dicts
 from cai.stages.base import Context
@@ -106,7 +106,7 @@ def prepare(config: SftConfig, context: Context, tokenizer: Any) -> tuple[Any, d
     drawn, counts = training_rows(config, context)
     drawn = shuffled(drawn, context.seed)
     rows, tokens = tokenised(tokenizer, [dialogue for dialogue, _ in drawn], config.max_length)
-    return rows, counts | tokens | {"texts": text_figures(drawn)}
+    return rows, counts | tokens | {"texts": text_metrics(drawn)}
 
 
 def refuse_losses(config: SftConfig, stage: str, audit: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         revised = revision_rows(
             Path(context.inputs["revise"].path) / "training.parquet", config.revisions
         )
-    skipped, lost = Skipped(), {"no_answer": 0, "overlapping": 0}
+    unfit, lost = UnfitRows(), {"no_answer": 0, "overlapping": 0}
     overlaps = dict.fromkeys(context.held_out, 0)
 
     def usable(rows: Iterable[Row]) -> Iterator[Row]:
@@ -164,7 +164,7 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     def of_set(name: str) -> Iterable[Row]:
         if name == BUILT:
             return made_by("build", "instructions.parquet", BUILT)
-        return read_dialogues(name, context.data[name], context.seed, skipped)
+        return read_dialogues(name, context.data[name], context.seed, unfit)
 
     if config.helpful == "sampled":
         sources = {"sampled": usable(made_by("revise", "helpful.parquet", "sampled"))}
@@ -177,9 +177,9 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     )
     drawn = {name: len(rows) for name, rows in mixed.items()}
     counts = {
-        "read": skipped.count + sum(lost.values()) + sum(sizes.values()) + len(revised),
-        "skipped": skipped.count,
-        "skipped_first": skipped.first,
+        "read": unfit.count + sum(lost.values()) + sum(sizes.values()) + len(revised),
+        "skipped": unfit.count,
+        "skipped_first": unfit.examples,
         **lost,
         "overlaps": overlaps,
         "not_drawn": sum(sizes.values()) - sum(drawn.values()),

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cai.data.audit import length_figures
+from cai.data.audit import length_metrics
 from cai.errors import CaiError, UsageError, nearest
 from cai.messages import Dialogue
 from cai.models.chat_template import training_tokens
@@ -213,7 +213,7 @@ def tokenised(
         counts["trained_tokens"] += trained
         if trained:
             rows.append({"input_ids": ids, "labels": labels})
-    return Dataset.from_list(rows), counts | {"lengths": length_figures(lengths)}
+    return Dataset.from_list(rows), counts | {"lengths": length_metrics(lengths)}
 
 
 def run_training(trainer: Any, scratch: Path, progress: Progress, patience: int | None) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from cai.config.compose import compose
 from cai.config.schema import Config
-from cai.data.formats import load_prompts
+from cai.data.prompts import load_prompts
 from cai.engines.base import Completion, Engine, Request, open_engine
 from cai.engines.batcher import Batcher
 from cai.engines.rows import gather_rows

@@ -14,7 +14,7 @@ from distilabel.steps import LoadDataFromDicts, StepInput, step
 from distilabel.steps.tasks import ChatGeneration
 
 from cai.config.schema import Config
-from cai.data.formats import load_prompts
+from cai.data.prompts import load_prompts
 from cai.messages import as_dicts
 from cai.method.constitution import Constitution
 from cai.method.critique import choose_exemplars, draw_principles

@@ -23,8 +23,8 @@ from typing import Any
 
 from cai.config.compose import compose
 from cai.config.schema import Config, Prompts
-from cai.data.formats import load_preferences
 from cai.data.parquet import read_rows
+from cai.data.prompts import load_preferences
 from cai.engines.base import Request, open_engine
 from cai.engines.ledger import Ledger, Recorded
 from cai.engines.rows import gather_rows

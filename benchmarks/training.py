@@ -24,7 +24,7 @@ from typing import Any
 
 from cai.config.compose import compose
 from cai.config.schema import Config, Prompts
-from cai.data.formats import load_preferences
+from cai.data.prompts import load_preferences
 from cai.observe.progress import Progress
 from cai.stages import dpo, sft
 from cai.stages.base import Context
@@ -49,7 +49,7 @@ EQUAL += ("lr_scheduler_type", "warmup_steps", "max_length", "seed")
 UNTIMED = {"num_train_epochs": 1, "save_steps": 10**6}
 
 
-def rows_of(kind: str, config: Config, tokenizer: Any, count: int, folder: Path) -> Any:
+def read_source(kind: str, config: Config, tokenizer: Any, count: int, folder: Path) -> Any:
     """SFT: tokens and labels; DPO: conversations."""
     from datasets import Dataset
 
@@ -202,7 +202,7 @@ def main() -> None:
 
     count = options.rows + options.held_out
     with tempfile.TemporaryDirectory() as folder:
-        rows = rows_of(
+        rows = read_source(
             options.kind, config(), load_tokenizer(locate(config().model)), count, Path(folder)
         )
     held = rows.select(range(options.held_out)) if options.held_out else None

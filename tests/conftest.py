@@ -22,7 +22,8 @@ from cai.stages.base import Context
 from cai.stages.feedback import Judge
 from cai.stages.training_rows import Audit
 from cai.store.files import write_json
-from cai.store.run_folder import Manifest, Run
+from cai.store.manifest import Manifest
+from cai.store.run_folder import Run
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
 settings.register_profile(

@@ -1,5 +1,8 @@
-"""Anything at all as a data file, an override or a manifest gives a result or a clear error. Principle files are fuzzed
-in test_constitution.py, servers' answers in engines/test_openai.py. `make chaos` tries 10,000 of each."""
+"""Anything at all as a data file, an override or a manifest gives a result or a clear error.
+
+Principle files are fuzzed in method/test_constitution.py, servers' answers in
+engines/test_openai.py. `make chaos` tries 10,000 of each.
+"""
 
 import dataclasses
 import functools
@@ -15,10 +18,11 @@ from hypothesis import strategies as st
 
 from cai.config.compose import compose
 from cai.config.schema import Config, DataConfig
-from cai.data.formats import load_dialogues
+from cai.data.prompts import load_dialogues
 from cai.errors import CaiError, UsageError
 from cai.messages import Message
-from cai.store.run_folder import Manifest, Run, read_manifest
+from cai.store.manifest import Manifest, read_manifest
+from cai.store.run_folder import Run
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -11,8 +11,8 @@ import pytest
 
 from cai.config.compose import compose
 from cai.config.schema import DataConfig, Prompts, Sampling
-from cai.data.formats import load_dialogues, load_prompts
-from cai.data.sources import fingerprint, rows_of
+from cai.data.prompts import load_dialogues, load_prompts
+from cai.data.sources import fingerprint, read_source
 from cai.engines.base import Request
 from cai.engines.batcher import Batcher
 from cai.engines.ledger import Ledger, Recorded
@@ -127,14 +127,14 @@ def test_the_fingerprint_tells_files_of_one_name_apart(
 def test_a_row_that_does_not_fit_is_skipped(tmp_path: Path, row: dict):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps(row))
     loaded = load_dialogues(["d"], {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))})
-    assert len(loaded.dialogues) == 1 and loaded.skipped.first[0].startswith(
+    assert len(loaded.dialogues) == 1 and loaded.unfit.examples[0].startswith(
         f"{tmp_path}/a.jsonl:2:"
     )
 
 
 def csv_rows(folder: Path, text: str):
     (folder / "a.csv").write_text(text)
-    return list(rows_of("d", DataConfig(kind="file", path=str(folder / "a.csv"))))
+    return list(read_source("d", DataConfig(kind="file", path=str(folder / "a.csv"))))
 
 
 def test_a_large_csv_field_is_read_or_named(tmp_path: Path):
@@ -155,7 +155,7 @@ def test_a_line_separator_inside_a_csv_field_ends_no_row(tmp_path: Path):
 def test_where_knows_true(tmp_path: Path):  # str(True) == "True"
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "good": true}\n')
     config = DataConfig(kind="file", path=str(tmp_path / "a.jsonl"), where={"good": "true"})
-    assert len(list(rows_of("d", config))) == 1
+    assert len(list(read_source("d", config))) == 1
 
 
 @pytest.mark.parametrize("last", ["assistant", "system"])

@@ -18,7 +18,8 @@ from cai.run.worker import stage_context
 from cai.stages import sft
 from cai.stages.base import Stage
 from cai.stages.training_rows import Audit, prepare
-from cai.store.run_folder import Manifest, Run
+from cai.store.manifest import Manifest
+from cai.store.run_folder import Run
 
 AUDITED = ("sft", "sl_cai")
 

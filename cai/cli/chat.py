@@ -22,7 +22,8 @@ from cai.redact import safe
 from cai.run.plan import trained
 from cai.run.process import quiet
 from cai.stages.base import Input, verb_context
-from cai.store.run_folder import Manifest, Run, find_run
+from cai.store.manifest import Manifest
+from cai.store.run_folder import Run, find_run
 
 COMMANDS = {"/reset": "forgets what was said", "/quit": "ends, as Ctrl-D does"}
 

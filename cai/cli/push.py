@@ -22,7 +22,8 @@ from cai.redact import redact, safe
 from cai.report.card import data_card, load_origin, model_card
 from cai.run.plan import trained, view_of
 from cai.run.process import quiet
-from cai.store.run_folder import Manifest, Run, find_run, verify
+from cai.store.manifest import Manifest, verify_files
+from cai.store.run_folder import Run, find_run
 
 KINDS = {  # --what -> the kind of stage that makes it
     "model": "dpo",
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
         )
     origin = load_origin(run, stage, config, view_of)
     out = run.folder(stage, origin.manifest.key) / "out"
-    verify(out.parent, origin.manifest)
+    verify_files(out.parent, origin.manifest)
     files = _files(options.what, out, origin.manifest)
     if options.what == "model":
         card = redact(model_card(origin, options.repo))

@@ -25,8 +25,8 @@ from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
 from cai.run.plan import view_of
 from cai.run.process import install_signals, quiet
-from cai.store.files import probe
-from cai.store.run_folder import Manifest
+from cai.store.files import check_writable
+from cai.store.manifest import Manifest
 
 SWEEP = ("-m", "--multirun")
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         # says clearly what is wrong, before Hydra makes a folder for the run and logs there
         config = compose(arguments)
         folder = Path(config.outputs) / config.name
-        probe(folder, 1 << 16, "free it, or choose another with outputs=...")
+        check_writable(folder, 1 << 16, "free it, or choose another with outputs=...")
     quiet()
     install_signals(INTERRUPTED)
     # argparse takes overrides in one place only: `a=1 -m b=2` is `a=1 b=2 -m`

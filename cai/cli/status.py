@@ -6,7 +6,7 @@ from cai.cli.options import add_run, verb_parser
 from cai.cli.plan import print_plan
 from cai.config.compose import saved
 from cai.errors import CaiError, UsageError
-from cai.observe.progress import details
+from cai.observe.progress import status_lines
 from cai.redact import safe
 from cai.run.plan import plan_run
 from cai.store.run_folder import Run, find_run
@@ -47,12 +47,12 @@ def _print_status(root: Path) -> None:
     for step in steps:
         if step.state == "partial" and step.key:
             scratch = run.folder(step.stage.name, step.key) / "scratch"
-            for line in details(scratch / "progress.json"):
+            for line in status_lines(scratch / "progress.json"):
                 print(f"  {safe(line)}")
 
 
 def _verify(root: Path) -> None:
-    results = list(Run(root).verify())
+    results = list(Run(root).verify_all())
     for folder, damaged in results:
         print(safe(str(damaged or f"{folder}: sound")))
     if count := sum(damaged is not None for _, damaged in results):

@@ -19,7 +19,7 @@ from rich.text import Text
 from cai.cli.options import add_overrides, verb_parser
 from cai.config.compose import compose
 from cai.config.schema import Config, Prompts
-from cai.data.formats import load_prompts
+from cai.data.prompts import load_prompts
 from cai.engines.base import Completion, Engine, Request
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_rows

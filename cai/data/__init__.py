@@ -1,1 +1,1 @@
-"""Data sets: where they come from (sources), what shapes they have (formats), what may not be trained on (audit)."""
+"""Data sets: their sources, layouts, the rows that are taken, and what must not be in them."""

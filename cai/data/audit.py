@@ -1,4 +1,4 @@
-"""What a training set is like, and what may not be in it: prompts that an evaluation suite holds."""
+"""What a training set is like: duplicates, variety, scripts and lengths."""
 
 import unicodedata
 from collections import Counter
@@ -6,102 +6,111 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cai.messages import Dialogue
-from cai.text import words as words_of
+from cai.text import words
 
 SHINGLE = 3  # words
 
 NEAR = 0.8  # Jaccard similarity of two rows' shingles from which on one is a near duplicate
 
-PROBED = 10_000  # rows of which texts are compared: about a millisecond and a kilobyte each
+COMPARED = 10_000  # rows whose texts are compared: about a millisecond and a kilobyte each
 
 COMMONEST = 12
 
+TAGS = ("task", "format", "domain", "category")
+
 FILLER = frozenset(
     """
-    a an and any are as be by can could do does for from give had has have hello help here hi i if in into is it its let
-    me my need of on or our please should some that the their them then there these they this those to up us want was we
-    were what with will would you your
+    a an and any are as be by can could do does for from give had has have hello help here hi i if
+    in into is it its let me my need of on or our please should some that the their them then there
+    these they this those to up us want was we were what with will would you your
     """.split()  # noqa: SIM905 - a list of 60 strings reads worse
 )
 
 
-def text_figures(rows: Sequence[tuple[Dialogue, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Duplicates, variety and scripts of the first `PROBED` rows (dialogue and tags; hand them over shuffled)."""
-    rows = rows[:PROBED]
+def text_metrics(rows: Sequence[tuple[Dialogue, Mapping[str, object]]]) -> dict[str, Any]:
+    """Duplicates, variety and scripts of the first COMPARED rows (dialogue, tags): shuffle them."""
+    rows = rows[:COMPARED]
     texts = ["\n".join(f"{m.role}: {m.content}" for m in dialogue) for dialogue, _ in rows]
     answers = [
         m.content for dialogue, _ in rows for m in dialogue if m.role == "assistant" and m.trained
     ]
-    asked = [next(m.content for m in dialogue if m.role == "user") for dialogue, _ in rows]
-    openings = Counter(filter(None, map(opening, asked)))
+    requests = [next(m.content for m in dialogue if m.role == "user") for dialogue, _ in rows]
+    openings = Counter(filter(None, map(opening, requests)))
+    tag_counts = {tag: Counter(str(tags[tag]) for _, tags in rows if tag in tags) for tag in TAGS}
     return {
         "compared": len(rows),
         "exact_duplicates": len(texts) - len(set(texts)),
-        "near_duplicates": near_duplicates(list(dict.fromkeys(texts))),
+        "near_duplicates": count_near_duplicates(list(dict.fromkeys(texts))),
         "tags": {
-            tag: dict(
-                Counter(str(tags[tag]) for _, tags in rows if tag in tags).most_common(COMMONEST)
-            )
-            for tag in ("task", "format", "domain", "category")
-            if any(tag in tags for _, tags in rows)
+            tag: dict(counts.most_common(COMMONEST)) for tag, counts in tag_counts.items() if counts
         },
-        "distinct": {str(n): distinct(answers, n) for n in (1, 2, 3)},
+        "distinct": {str(n): distinct_grams(answers, n) for n in (1, 2, 3)},
         "openings": dict(openings.most_common(COMMONEST)),
         "different_openings": len(openings),
-        "scripts": dict(Counter(map(script, texts)).most_common()),
+        "scripts": dict(Counter(map(main_script, texts)).most_common()),
     }
 
 
-def near_duplicates(texts: Sequence[str]) -> int:
-    """How many texts are nearly one before them: MinHash (Broder 1997) of their runs of three words, 128 permutations.
+def count_near_duplicates(texts: Sequence[str]) -> int:
+    """How many texts are nearly an earlier one: MinHash (Broder 1997) of their runs of 3 words.
 
-    The similarity is an estimate, good to about 0.04 either way.
+    With 128 permutations the similarity is good to about 0.04 either way.
     """
+    # datasketch brings scipy, and whatever reads STAGE from a stage must start at once.
     from datasketch import MinHash, MinHashLSH
 
-    index, found = MinHashLSH(threshold=NEAR, num_perm=128), 0
+    index = MinHashLSH(threshold=NEAR, num_perm=128)
+    duplicates = 0
     for number, text in enumerate(texts):
-        words = words_of(text)
-        runs = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
+        # A text of fewer than 3 words is one run.
+        runs = set(_grams(text, SHINGLE)) or {tuple(words(text))}
         sketch = MinHash(num_perm=128, seed=1)
-        sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in runs])
-        found += bool(index.query(sketch))
+        sketch.update_batch([" ".join(run).encode("utf-8", "surrogatepass") for run in runs])
+        duplicates += bool(index.query(sketch))
         index.insert(str(number), sketch)
-    return found
+    return duplicates
 
 
-def distinct(texts: Iterable[str], n: int) -> float:
-    """Different n-grams of words over all of them, in [0, 1] (distinct-n, Li et al. 2016); 0 where there are none."""
-    grams = [
-        tuple(words[i : i + n]) for words in map(words_of, texts) for i in range(len(words) - n + 1)
-    ]
+def distinct_grams(texts: Iterable[str], n: int) -> float:
+    """Different n-grams over all n-grams, in [0, 1] (distinct-n, Li et al. 2016); 0 for none."""
+    grams: list[tuple[str, ...]] = []
+    for text in texts:
+        grams += _grams(text, n)
     return round(len(set(grams)) / len(grams), 3) if grams else 0.0
 
 
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    text_words = words(text)
+    return [tuple(text_words[start : start + n]) for start in range(len(text_words) - n + 1)]
+
+
 def opening(text: str) -> str:
-    """The first two words that are no filler, often verb and object: "write poem". A rule of thumb, not a parser."""
+    """The first two words that are no filler, often verb and object ("write poem"); no parser."""
     return " ".join(
-        [word for word in words_of(text[:400]) if word not in FILLER and len(word) > 1][:2]
+        [word for word in words(text[:400]) if word not in FILLER and len(word) > 1][:2]
     )
 
 
-def script(text: str) -> str:
-    """The script of most of the first 400 characters' letters, e.g. latin; "none" where there are no letters."""
-    names = Counter(
-        unicodedata.name(c, "unknown").split()[0].lower() for c in text[:400] if c.isalpha()
+def main_script(text: str) -> str:
+    """The script of most letters in the first 400 characters, e.g. latin; "none" if no letters."""
+    scripts = Counter(
+        unicodedata.name(letter, "unknown").split()[0].lower()
+        for letter in text[:400]
+        if letter.isalpha()
     )
-    return names.most_common(1)[0][0] if names else "none"
+    return scripts.most_common(1)[0][0] if scripts else "none"
 
 
-def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
-    """Tokens a row, before any cut: median, 95th percentile and most, and how many rows have at most 2, 4, 8, ..."""
+def length_metrics(lengths: Sequence[int]) -> dict[str, Any]:
+    """Tokens a row before any cut: median, 95th percentile, most; rows of at most 1, 2, 4 ..."""
     if not lengths:
         return {}
     ordered = sorted(lengths)
+    last = len(ordered) - 1
     bins = Counter(1 << max(0, length - 1).bit_length() for length in lengths)
-    place = {"median": 0.5, "p95": 0.95, "most": 1.0}
-    figures = {
-        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-        for name, share in place.items()
+    return {
+        "median": ordered[min(last, len(ordered) // 2)],
+        "p95": ordered[min(last, int(0.95 * len(ordered)))],
+        "most": ordered[-1],
+        "up_to": {str(edge): bins[edge] for edge in sorted(bins)},
     }
-    return figures | {"up_to": {str(edge): bins[edge] for edge in sorted(bins)}}

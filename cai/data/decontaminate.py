@@ -1,30 +1,36 @@
 """Which training texts repeat a prompt that an evaluation suite holds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from cai.messages import Dialogue
-from cai.text import words as words_of
+from cai.text import words
 
 GRAM = 8  # words
 
 
-class Overlap:
-    """Tells whether a text repeats a held-out one: the same words, or a run of 8 words from it."""
+class HeldOut:
+    """`text in held_out`: it has the same words as a held-out text, or shares a run of 8 words."""
 
-    def __init__(self, held_out: Iterable[str]):
-        self._whole: set[tuple[str, ...]] = set()
+    def __init__(self, texts: Iterable[str]):
+        self._texts: set[tuple[str, ...]] = set()
         self._grams: set[tuple[str, ...]] = set()
-        for text in held_out:
-            words = words_of(text)
-            self._whole.add(tuple(words))
-            self._grams.update(tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
+        for text in texts:
+            text_words = words(text)
+            self._texts.add(tuple(text_words))
+            self._grams.update(_grams(text_words))
 
     @classmethod
-    def of(cls, dialogues: Iterable[Dialogue]) -> "Overlap":
-        """With every human turn of them."""
+    def of_dialogues(cls, dialogues: Iterable[Dialogue]) -> "HeldOut":
+        """Holds out every human turn."""
         return cls(m.content for dialogue in dialogues for m in dialogue if m.role == "user")
 
     def __contains__(self, text: str) -> bool:
-        words = words_of(text)
-        grams = (tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
-        return tuple(words) in self._whole or any(gram in self._grams for gram in grams)
+        text_words = words(text)
+        return tuple(text_words) in self._texts or any(
+            gram in self._grams for gram in _grams(text_words)
+        )
+
+
+def _grams(text_words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for start in range(len(text_words) - GRAM + 1):
+        yield tuple(text_words[start : start + GRAM])

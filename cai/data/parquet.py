@@ -3,41 +3,39 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Parquet, with the same bytes for the same rows. Lone surrogates, which UTF-8 has no place for, become U+FFFD."""
-    import pyarrow
-    import pyarrow.parquet as parquet
+Row = dict[str, Any]  # column -> a value of any JSON type
 
-    parquet.write_table(
-        pyarrow.Table.from_pylist([_clean(row) for row in rows]), path, compression="zstd"
-    )
+CHUNK = 2_000  # rows that RowWriter holds in memory
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Lone surrogates, which UTF-8 has no place for, become U+FFFD."""
+    table = pyarrow.Table.from_pylist([_without_surrogates(row) for row in rows])
+    parquet.write_table(table, path, compression="zstd")
 
 
 class RowWriter:
-    """As write_rows, of `schema`, for rows that come one by one: CHUNK of them are in memory."""
+    """As write_rows, with a schema, for rows that come one by one."""
 
-    CHUNK = 2_000
-
-    def __init__(self, path: Path, schema: Any):
-        import pyarrow.parquet as parquet
-
+    def __init__(self, path: Path, schema: pyarrow.Schema):
         self.count = 0
-        self._schema, self._rows = schema, []
+        self._schema = schema
+        self._rows: list[Row] = []
         self._file = parquet.ParquetWriter(path, schema, compression="zstd")
 
     def __enter__(self) -> "RowWriter":
         return self
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Row) -> None:
         self.count += 1
-        self._rows.append(_clean(row))
-        if len(self._rows) == self.CHUNK:
+        self._rows.append(_without_surrogates(row))
+        if len(self._rows) == CHUNK:
             self._flush()
 
     def _flush(self) -> None:
-        import pyarrow
-
         self._file.write_table(pyarrow.Table.from_pylist(self._rows, self._schema))
         self._rows = []
 
@@ -47,15 +45,15 @@ class RowWriter:
         self._file.close()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as parquet
-
+def read_rows(path: Path) -> list[Row]:
     return parquet.read_table(path).to_pylist()
 
 
-def _clean(value: Any) -> Any:
+def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _without_surrogates(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(entry) for entry in value]
+    return value

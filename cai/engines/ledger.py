@@ -245,7 +245,7 @@ class Recorded:
             count("principle_completions_total", principle=request.principle)
             count("principle_new_tokens_total", completion.new_tokens, principle=request.principle)
             count("principle_seconds_total", completion.seconds, principle=request.principle)
-        tracing.event(
+        tracing.add_event(
             "completion",
             model=self._name,
             principle=request.principle,

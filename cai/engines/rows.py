@@ -79,7 +79,7 @@ async def stream_results(
 
     async def catch(row: Row[T]) -> T | RequestFailed:
         try:
-            with tracing.row():
+            with tracing.trace_row():
                 return await row
         except RequestFailed as failure:
             failures.append(str(failure))

@@ -24,7 +24,7 @@ from cai.config.schema import ServerConfig
 from cai.engines.base import RequestFailed
 from cai.errors import CaiError, UsageError
 from cai.observe.log import log
-from cai.observe.metrics import count, gauge
+from cai.observe.metrics import count, set_gauge
 
 T = TypeVar("T")
 
@@ -257,7 +257,7 @@ class Servers:
     @staticmethod
     def _set_busy(server: Server, requests: int) -> None:
         server.busy = requests
-        gauge("server_open", requests, server=server.url)
+        set_gauge("server_open", requests, server=server.url)
 
 
 def read_key(config: ServerConfig) -> str:

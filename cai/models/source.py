@@ -16,7 +16,7 @@ from cai.errors import UsageError
 from cai.models.chat_template import template_text
 from cai.observe.log import say
 from cai.paths import cache
-from cai.store.files import seal, unsealed
+from cai.store.files import broken_seal, seal
 
 CONVERSION = 1  # raise when convert_gguf would write other bytes
 
@@ -95,7 +95,7 @@ def tokenizer_source(model: str) -> str:
 def cached(parts: object, make: Callable[[Path], None]) -> str:
     """The cached folder that `parts` identify. `make` fills it where it is not there yet."""
     folder = cache() / "models" / digest(parts)[:16]
-    if damaged_file := unsealed(folder):
+    if damaged_file := broken_seal(folder):
         say(f"{damaged_file} is damaged; the cached model is made again", logging.WARNING)
         shutil.rmtree(folder)
     if not (folder / "config.json").is_file():

@@ -1,6 +1,7 @@
-"""What a run is doing, as JSON lines in logs/log.jsonl. Every process of a run appends to the same file."""
+"""What a run is doing, as JSON lines in logs/log.jsonl, to which all its processes append."""
 
 import contextlib
+import functools
 import json
 import logging
 import sys
@@ -11,17 +12,22 @@ from typing import Any
 
 from cai.redact import printable, redacted
 
-logging.getLogger("cai").setLevel(logging.INFO)
 
-logging.getLogger("cai").propagate = False  # the terminal has its own text
+class _Process:
+    """The stage that this process runs.
 
-logging.getLogger("cai").addHandler(logging.NullHandler())
+    One for the process, not a context variable: a process runs one stage at a time, and threads
+    that inherit no context (a library's loader, an engine's thread) log and count for it too.
+    """
 
-_stage = ""
+    stage = ""
 
 
-class _Lines(logging.Handler):
-    """A line a record, in one write, so that processes don't mix theirs. A log that can't be written stops nothing."""
+class _JsonLines(logging.Handler):
+    """Writes each record as one line, in one write, so that processes do not mix their lines.
+
+    A log that can't be written stops nothing.
+    """
 
     def __init__(self, file: Path):
         super().__init__()
@@ -33,7 +39,7 @@ class _Lines(logging.Handler):
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "stage": _stage,
+            "stage": _Process.stage,
             "message": record.getMessage(),
             "process": record.process,
         } | getattr(record, "fields", {})
@@ -47,28 +53,44 @@ class _Lines(logging.Handler):
                 file.write(line)
 
 
+@functools.cache
+def _logger() -> logging.Logger:
+    """cai's logger. It never reaches the terminal: that has a text of its own."""
+    logger = logging.getLogger("cai")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    # A logger without any handler prints its warnings.
+    logger.addHandler(logging.NullHandler())
+    return logger
+
+
 def open_log(root: Path) -> None:
     """From now on this process's log, and other libraries' warnings, go to the run's folder."""
     (root / "logs").mkdir(parents=True, exist_ok=True)
-    lines = _Lines(root / "logs" / "log.jsonl")
-    for logger in (logging.getLogger("cai"), logging.getLogger()):
-        logger.handlers = [*(h for h in logger.handlers if not isinstance(h, _Lines)), lines]
+    handler = _JsonLines(root / "logs" / "log.jsonl")
+    for logger in (_logger(), logging.getLogger()):
+        others = [h for h in logger.handlers if not isinstance(h, _JsonLines)]
+        logger.handlers = [*others, handler]
 
 
 def log(
     message: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any
 ) -> None:
-    """A line in the run's log alone. `fields` are JSON types; `error` adds its traceback."""
-    logging.getLogger("cai").log(level, "%s", message, extra={"fields": fields}, exc_info=error)
+    """Writes a line to the run's log alone. `fields` are JSON types; `error` adds its traceback."""
+    _logger().log(level, "%s", message, extra={"fields": fields}, exc_info=error)
 
 
 def say(message: str, level: int = logging.INFO, **fields: Any) -> None:
-    """A line on the terminal and in the run's log."""
+    """Writes a line to the terminal and to the run's log."""
     print(printable(message), file=sys.stderr, flush=True)
     log(message, level, **fields)
 
 
-def enter(stage: str) -> None:
+def enter_stage(stage: str) -> None:
     """What is logged and counted from now on belongs to `stage`."""
-    global _stage
-    _stage = stage
+    _Process.stage = stage
+
+
+def current_stage() -> str:
+    """The stage that was entered last; empty outside any."""
+    return _Process.stage

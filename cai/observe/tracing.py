@@ -1,131 +1,82 @@
-"""OpenTelemetry spans, one a stage and one a row's chain, where the standard OTEL_* variables ask for them.
+"""OpenTelemetry spans where the standard OTEL_* variables ask for them, else nothing.
 
-A row is a trace of its own that is linked to its stage's, so that OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG draw
-rows; stages are always there. No text of a prompt or an answer is in a span.
+OpenTelemetry is optional: this file works without it, and spans.py is written on it.
 """
 
 import contextlib
-import importlib.util
 import logging
 import os
-import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from cai.observe.log import say
-from cai.redact import redact
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-FLUSH = 2000  # milliseconds at a stage's end for what has not been sent yet
+    from cai.observe.spans import Attribute, StageTracer
 
-_rows: Any = None  # the tracer of rows while a stage is traced
+PLACES = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_TRACES_EXPORTER",
+)
 
-_link: Any = None
+# Set while a stage is traced. Its rows are tasks that copy the stage's context.
+_tracer: ContextVar["StageTracer | None"] = ContextVar("tracer", default=None)
 
 
-def wanted() -> bool:
+@contextlib.contextmanager
+def trace_stage(stage: str, exporter: "SpanExporter | None" = None) -> Iterator[None]:
+    """A span for the stage; its rows are traced too.
+
+    Without `exporter` the environment decides; mostly it asks for nothing.
+    """
+    tracer = _open_tracer(exporter)
+    if tracer is None:
+        yield
+        return
+    with tracer.trace_stage(stage):
+        token = _tracer.set(tracer)
+        try:
+            yield
+        finally:
+            _tracer.reset(token)
+
+
+@contextlib.contextmanager
+def trace_row() -> Iterator[None]:
+    """A span for one row's chain of requests, where the stage is traced."""
+    tracer = _tracer.get()
+    with tracer.trace_row() if tracer is not None else contextlib.nullcontext():
+        yield
+
+
+def add_event(name: str, **attributes: "Attribute") -> None:
+    """Adds an event to the current row's span."""
+    if (tracer := _tracer.get()) is not None:
+        tracer.add_event(name, attributes)
+
+
+def is_requested() -> bool:
     """Whether the environment names a place for traces."""
-    places = (
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        "OTEL_TRACES_EXPORTER",
-    )
-    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    return (
-        not off
-        and any(map(os.environ.get, places))
-        and os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "none"
-    )
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    exports = os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "none"
+    return not disabled and exports and any(os.environ.get(name) for name in PLACES)
 
 
-def _exporter() -> "SpanExporter | None":
-    kind = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
-    if importlib.util.find_spec("opentelemetry") is None:
+def _open_tracer(exporter: "SpanExporter | None") -> "StageTracer | None":
+    """The tracer that the caller or the environment asks for, or None; says why where it can't."""
+    if exporter is None and not is_requested():
+        return None
+    try:
+        from cai.observe.spans import StageTracer, open_exporter
+    except ImportError:
         say(
             "no traces, though OTEL_... asks for them: pip install 'constitutional-ai[otel]'",
             logging.WARNING,
         )
         return None
-    if kind == "otlp":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter()
-    if kind == "console":
-        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
-
-        return ConsoleSpanExporter(out=sys.stderr)
-    say(
-        f"no traces: OTEL_TRACES_EXPORTER is {kind!r}, and cai knows otlp (over HTTP) and console",
-        logging.WARNING,
-    )
-    return None
-
-
-@contextlib.contextmanager
-def traced(stage: str, exporter: "SpanExporter | None" = None) -> Iterator[None]:
-    """A span for the stage, and a tracer for its rows. Without `exporter`, as the environment says: often nothing."""
-    global _rows, _link
-    if exporter is None and (not wanted() or (exporter := _exporter()) is None):
-        yield
-        return
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-    from opentelemetry.trace import Link
-
-    resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "cai")})
-    stages, rows = (
-        TracerProvider(sampler=ALWAYS_ON, resource=resource),
-        TracerProvider(resource=resource),
-    )
-    processor = BatchSpanProcessor(exporter)
-    stages.add_span_processor(processor)
-    rows.add_span_processor(processor)
-    try:
-        with _span(stages.get_tracer("cai"), stage, {"cai.stage": stage}) as span:
-            _rows, _link = rows.get_tracer("cai"), Link(span.get_span_context())
-            yield
-    finally:
-        _rows = _link = None
-        processor.force_flush(FLUSH)
-
-
-@contextlib.contextmanager
-def row() -> Iterator[None]:
-    """A span for one row's chain of requests, where the stage is traced."""
-    if _rows is None:
-        yield
-        return
-    from opentelemetry.context import Context
-
-    with _span(_rows, "row", {}, context=Context(), links=[_link]):
-        yield
-
-
-@contextlib.contextmanager
-def _span(tracer: Any, name: str, attributes: dict[str, Any], **options: Any) -> Iterator[Any]:
-    from opentelemetry.trace import StatusCode
-
-    with tracer.start_as_current_span(
-        name,
-        attributes=attributes,
-        record_exception=False,
-        set_status_on_exception=False,
-        **options,
-    ) as span:
-        try:
-            yield span
-        except BaseException as error:
-            span.set_status(StatusCode.ERROR, redact(str(error)) or type(error).__name__)
-            raise
-
-
-def event(name: str, **attributes: Any) -> None:
-    """An event in the current row's span."""
-    if _rows is not None:
-        from opentelemetry.trace import get_current_span
-
-        get_current_span().add_event(name, attributes)
+    exporter = exporter or open_exporter(os.environ.get("OTEL_TRACES_EXPORTER") or "otlp")
+    return StageTracer(exporter) if exporter is not None else None

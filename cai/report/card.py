@@ -20,7 +20,8 @@ from cai.errors import UsageError
 from cai.models.source import fingerprint
 from cai.report.metrics import Metrics, Suites, format_metric, metric
 from cai.report.stage_view import StageView
-from cai.store.run_folder import Damaged, Manifest, Run, chain, read_manifest
+from cai.store.manifest import Damaged, Manifest, ancestors, read_manifest
+from cai.store.run_folder import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -95,7 +96,7 @@ def load_origin(
         and candidate.ingredients["inputs"].get(stage) == manifest.output
     ]
     newest = max(evaluations, key=lambda evaluation: evaluation.started, default=None)
-    stages = chain(manifest, manifests)
+    stages = ancestors(manifest, manifests)
     views = [view_of(manifest) for manifest in stages.values()]
     return Origin(stage, stages, newest, config, views)
 

@@ -10,7 +10,8 @@ from cai.errors import UsageError
 from cai.report.metrics import Interval, Metrics
 from cai.report.page import render
 from cai.report.pictures import picture
-from cai.store.run_folder import Manifest, Run, chain, read_manifest
+from cai.store.manifest import Manifest, ancestors, read_manifest
+from cai.store.run_folder import Run
 
 NO_SETTINGS = ("version", "inputs", "seed")  # of a stage's ingredients
 
@@ -68,7 +69,7 @@ def load_evaluations(root: Path, name: str) -> list[Evaluation]:
     return [
         Evaluation(
             name if len(ends) == 1 else f"{name} {number}",
-            chain(end, manifests),
+            ancestors(end, manifests),
             _metrics(root, end),
         )
         for number, end in enumerate(ends, 1)

@@ -20,7 +20,8 @@ from cai.models.source import fingerprint
 from cai.report.stage_view import StageView
 from cai.stages import build, dpo, evaluate, label, report, revise, sft
 from cai.stages.base import Stage
-from cai.store.run_folder import Manifest, Run
+from cai.store.manifest import Manifest
+from cai.store.run_folder import Run
 
 STAGES = (
     build.STAGE,

@@ -16,14 +16,15 @@ from cai.digest import plain
 from cai.engines.base import check_ready
 from cai.errors import CaiError, Interrupted, UsageError, nearest
 from cai.method.constitution import Constitution
-from cai.observe.log import enter, log, open_log
+from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
 from cai.run.plan import STAGES, Step, check_engines, inputs_of, stages, step_of
 from cai.run.process import run_in_process
 from cai.run.worker import Job, run_stage
 from cai.stages.base import Input, Stage
 from cai.store.files import write_json
-from cai.store.run_folder import Damaged, Manifest, Run, verify
+from cai.store.manifest import Damaged, Manifest, verify_files
+from cai.store.run_folder import Run
 
 Tell = Callable[[str], None]
 
@@ -41,7 +42,7 @@ def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, M
         write_json(run.root / "run.json", {"schema": 1, "config": redacted(config)})
         runner = _Runner(config, run, lock, selected, tell)
         for stage in stages(config):
-            enter(stage.name)
+            enter_stage(stage.name)
             runner.take(stage)
     return {name: manifest for name, manifest in runner.done.items() if name in selected}
 
@@ -71,7 +72,7 @@ def _logged(run: Run) -> Iterator[None]:
         log(str(error) or kind, logging.ERROR, traceback, kind=kind)
         raise
     finally:
-        enter("")
+        enter_stage("")
     log("the run is done")
 
 
@@ -106,7 +107,7 @@ class _Runner:
             try:
                 step = step_of(stage, self.config, self.run, self.law, self.outputs)
                 if step.manifest and step.key:
-                    verify(self.run.folder(stage.name, step.key), step.manifest)
+                    verify_files(self.run.folder(stage.name, step.key), step.manifest)
                 return step
             except Damaged as damaged:
                 self._say(f"{stage.name}: {damaged}")
@@ -115,7 +116,7 @@ class _Runner:
     def _up_to_date(self, step: Step) -> Manifest:
         name, manifest = step.stage.name, step.manifest
         assert manifest is not None
-        self.run.point(name, manifest.key)
+        self.run.point_latest(name, manifest.key)
         # a process may have been killed before it removed this
         shutil.rmtree(self.run.folder(name, manifest.key) / "scratch", ignore_errors=True)
         self._say(f"{name}: up to date")

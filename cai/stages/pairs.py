@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cai.config.schema import LabelConfig, Prompts
-from cai.data.formats import load_demonstrations, load_preferences, load_prompts
 from cai.data.parquet import read_rows
+from cai.data.prompts import load_demonstrations, load_preferences, load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded

@@ -29,7 +29,7 @@ from cai.stages import evaluate
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import suite_title
-from cai.store.run_folder import Manifest, read_manifest
+from cai.store.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cai.config.schema import Config, ReviseConfig
-from cai.data.formats import load_prompts
 from cai.data.parquet import RowWriter, write_rows
+from cai.data.prompts import load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.rows import gather_results, stream_results

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cai.config.names import BUILT, helpful_data, unbuilt
 from cai.config.schema import Config, SftConfig
@@ -87,7 +87,7 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     if config.peft is not None:
         lora = train_markers(model, markers, config.peft)
         peft = options.lora_config(f"{context.stage}.peft", lora)
-    trainer = SFTTrainer(
+    trainer: Any = SFTTrainer(
         model=model,
         args=args,
         train_dataset=rows.select(range(held_out, len(rows))),

@@ -9,8 +9,8 @@ from typing import Any
 
 from cai.config.names import other_model
 from cai.config.schema import EvaluateConfig, Suite
-from cai.data.decontaminate import Overlap
-from cai.data.formats import load_dialogues, load_prompts
+from cai.data.decontaminate import HeldOut
+from cai.data.prompts import load_dialogues, load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
@@ -114,7 +114,7 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
 
 def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -> list[Dialogue]:
     """Training rows of one request and its answer; none repeats a held-out prompt."""
-    overlap = Overlap.of(held_out)
+    overlap = HeldOut.of_dialogues(held_out)
 
     def usable(dialogue: Dialogue) -> bool:
         roles = [message.role for message in dialogue]

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai.errors import CaiError
 from cai.report.stage_view import StageView, Table
-from cai.store.run_folder import Manifest
+from cai.store.manifest import Manifest
 
 
 class Summary:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from cai.config.names import BUILT
 from cai.config.schema import SftConfig
-from cai.data.audit import text_figures
-from cai.data.formats import Skipped, read_dialogues, shuffled
+from cai.data.audit import text_metrics
 from cai.data.mixture import mix
 from cai.data.parquet import read_rows
+from cai.data.prompts import UnfitRows, read_dialogues, shuffled
 from cai.errors import CaiError
 from cai.messages import Dialogue, from_dicts
 from cai.stages.base import Context
@@ -131,7 +131,7 @@ def prepare(
     drawn = shuffled(drawn, context.seed)
     dialogues = [dialogue for dialogue, _ in drawn]
     rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length)
-    return rows, Audit(**counts, **tokens, texts=text_figures(drawn))
+    return rows, Audit(**counts, **tokens, texts=text_metrics(drawn))
 
 
 def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
@@ -165,7 +165,7 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     counts = {
         "read": lost + sum(sizes.values()) + len(revisions),
         "skipped": usable.skipped.count,
-        "skipped_first": usable.skipped.first,
+        "skipped_first": usable.skipped.examples,
         "no_answer": usable.no_answer,
         "overlapping": usable.overlapping,
         "overlaps": usable.overlaps,
@@ -182,7 +182,7 @@ class UsableRows:
 
     def __init__(self, context: Context):
         self.context = context
-        self.skipped = Skipped()
+        self.skipped = UnfitRows()
         self.no_answer = self.overlapping = 0
         self.overlaps = dict.fromkeys(context.held_out, 0)
 

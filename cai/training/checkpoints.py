@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
-from cai.store.files import seal, unsealed
+from cai.store.files import broken_seal, seal
 
 
 class SealCheckpoints(TrainerCallback):
@@ -33,7 +33,7 @@ def find_newest_checkpoint(folder: Path, say: Callable[[str], object]) -> Path |
     for checkpoint in reversed(checkpoints):
         # trainer_state.json is written last
         if _read_state(checkpoint) is not None:
-            damaged_file = unsealed(checkpoint)
+            damaged_file = broken_seal(checkpoint)
             if damaged_file is None:
                 return checkpoint
             say(

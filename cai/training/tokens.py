@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cai.data.audit import length_figures
+from cai.data.audit import length_metrics
 from cai.errors import CaiError
 from cai.messages import Dialogue
 from cai.models.chat_template import training_tokens
@@ -45,7 +45,7 @@ def tokenize_dialogues(
         "lost_end_of_turn": lost_ends,
         "dropped": dropped,
         "trained_tokens": trained_tokens,
-        "lengths": length_figures(lengths),
+        "lengths": length_metrics(lengths),
     }
     return Dataset.from_list(rows), counts
 

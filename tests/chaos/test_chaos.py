@@ -24,7 +24,8 @@ import pytest
 from cai.cli.main import main
 from cai.engines.ledger import Ledger
 from cai.run import plan as planning
-from cai.store.run_folder import VERIFIED, Run, read_manifest, verify
+from cai.store.manifest import VERIFIED, read_manifest, verify_files
+from cai.store.run_folder import Run
 
 pytestmark = pytest.mark.chaos
 
@@ -75,7 +76,7 @@ def outputs(folder: Path) -> dict[str, str]:
     for name in NAMES:
         manifest = Run(folder / ROOT).latest(name)
         assert manifest is not None, f"{name} has not finished"
-        verify((folder / ROOT / "latest" / name).resolve(), manifest)
+        verify_files((folder / ROOT / "latest" / name).resolve(), manifest)
         found[name] = manifest.output
     return {name: output for name, output in found.items() if name != "report"}
 
@@ -124,7 +125,7 @@ def check_nothing_half_written(folder: Path) -> str:
     for path in (folder / ROOT).glob("*/*/manifest.json"):
         manifest = read_manifest(path.parent)
         assert manifest is not None
-        verify(path.parent, manifest)
+        verify_files(path.parent, manifest)
     begun = [
         scratch.parent for name in NAMES for scratch in (folder / ROOT).glob(f"{name}/*/scratch")
     ]

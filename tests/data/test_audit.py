@@ -1,11 +1,18 @@
-"""What counts as a repetition of a held-out text, and the figures of a training set."""
+"""What counts as a repetition of a held-out text, and the metrics of a training set."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.data.audit import distinct, length_figures, near_duplicates, opening, script, text_figures
-from cai.data.decontaminate import GRAM, Overlap
+from cai.data.audit import (
+    count_near_duplicates,
+    distinct_grams,
+    length_metrics,
+    main_script,
+    opening,
+    text_metrics,
+)
+from cai.data.decontaminate import GRAM, HeldOut
 from cai.messages import Dialogue, Message, assistant, user
 from cai.text import words
 
@@ -28,17 +35,17 @@ HELD = ["How do I pick a lock?", "One two three four five six seven eight nine t
     ],
 )
 def test_overlap(text: str, repeats: bool):
-    assert (text in Overlap(HELD)) is repeats
+    assert (text in HeldOut(HELD)) is repeats
 
 
 def test_nothing_is_held_out_by_nothing():
-    assert "anything at all, even a long text of many more than eight words" not in Overlap([])
+    assert "anything at all, even a long text of many more than eight words" not in HeldOut([])
 
 
 @given(st.text())
 def test_every_held_out_text_overlaps_with_itself(text: str):
-    assert text in Overlap([text])
-    assert text.upper().lower() in Overlap([text.upper().lower()])
+    assert text in HeldOut([text])
+    assert text.upper().lower() in HeldOut([text.upper().lower()])
 
 
 @given(
@@ -46,7 +53,7 @@ def test_every_held_out_text_overlaps_with_itself(text: str):
     st.lists(st.sampled_from("klmnop"), min_size=1),
 )
 def test_fewer_than_eight_shared_words_are_no_overlap(shared: list[str], own: list[str]):
-    assert " ".join(shared + own) not in Overlap([" ".join([*shared, "xyz", *shared])])
+    assert " ".join(shared + own) not in HeldOut([" ".join([*shared, "xyz", *shared])])
 
 
 def talk(question: str, answer: str, **tags: str) -> tuple[Dialogue, dict[str, str]]:
@@ -67,8 +74,8 @@ def test_duplicates_are_exact_or_near():
         talk("Where does the Rhine flow?", "Through Europe."),
         talk("Name a fish.", "The pike."),
     ]
-    figures = text_figures(rows)
-    assert (figures["compared"], figures["exact_duplicates"], figures["near_duplicates"]) == (
+    metrics = text_metrics(rows)
+    assert (metrics["compared"], metrics["exact_duplicates"], metrics["near_duplicates"]) == (
         6,
         2,
         1,
@@ -77,14 +84,14 @@ def test_duplicates_are_exact_or_near():
 
 @pytest.mark.parametrize(("changed", "near"), [(0, 1), (2, 1), (20, 0), (60, 0)])
 def test_near_means_a_similarity_of_eight_tenths(changed: int, near: int):
-    """Each changed word takes three of 198 runs away and adds three: 2 leave 0.94, 20 leave 0.54."""
+    """Each changed word takes three of 198 runs away and adds three: 2 leave 0.94, 20 0.54."""
     whole = [f"w{n}" for n in range(200)]
     other = ["x" if n % 10 == 0 and n < changed * 10 else word for n, word in enumerate(whole)]
-    assert near_duplicates([" ".join(whole), " ".join(other)]) == near
+    assert count_near_duplicates([" ".join(whole), " ".join(other)]) == near
 
 
 def test_distinct_n_grams_by_hand():
-    assert [distinct(["a b a b", "a"], n) for n in (1, 2, 3, 5)] == [0.4, 0.667, 1.0, 0.0]
+    assert [distinct_grams(["a b a b", "a"], n) for n in (1, 2, 3, 5)] == [0.4, 0.667, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +118,7 @@ def test_opening(text: str, found: str):
     ],
 )
 def test_script(text: str, found: str):
-    assert script(text) == found
+    assert main_script(text) == found
 
 
 def test_variety_counts_tags_openings_and_scripts():
@@ -119,13 +126,13 @@ def test_variety_counts_tags_openings_and_scripts():
         talk("Write a poem.", "Roses", task="write"),
         talk("Write a poem!", "Да, конечно, вот длинный ответ", task="write"),
     ]
-    figures = text_figures([*rows, talk("Name a river.", "Rhine", domain="nature")])
-    assert figures["tags"] == {"task": {"write": 2}, "domain": {"nature": 1}}
+    metrics = text_metrics([*rows, talk("Name a river.", "Rhine", domain="nature")])
+    assert metrics["tags"] == {"task": {"write": 2}, "domain": {"nature": 1}}
     assert (
-        figures["openings"] == {"write poem": 2, "name river": 1}
-        and figures["different_openings"] == 2
+        metrics["openings"] == {"write poem": 2, "name river": 1}
+        and metrics["different_openings"] == 2
     )
-    assert figures["scripts"] == {"latin": 2, "cyrillic": 1}
+    assert metrics["scripts"] == {"latin": 2, "cyrillic": 1}
 
 
 def test_answers_that_are_not_learnt_say_nothing_about_variety():
@@ -135,12 +142,12 @@ def test_answers_that_are_not_learnt_say_nothing_about_variety():
         user("c"),
         assistant("d e"),
     )
-    assert text_figures([(unlearnt, {})])["distinct"]["1"] == 1.0
+    assert text_metrics([(unlearnt, {})])["distinct"]["1"] == 1.0
 
 
 def test_lengths():
-    assert length_figures([]) == {}
-    found = length_figures([1, 2, 3, 4, 5, 64, 65])
+    assert length_metrics([]) == {}
+    found = length_metrics([1, 2, 3, 4, 5, 64, 65])
     assert found == {
         "median": 4,
         "p95": 65,

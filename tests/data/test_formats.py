@@ -5,16 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cai.config.build import build
 
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
-from cai.data.formats import (
-    FORMATS,
-    dialogue_of,
-    load_dialogues,
-    load_preferences,
-    load_prompts,
-    shuffled,
-)
+from cai.data import formats
+from cai.data.formats import to_dialogue
+from cai.data.prompts import load_dialogues, load_preferences, load_prompts, shuffled
 from cai.errors import CaiError
 from cai.messages import Message, assistant, user
 
@@ -61,7 +57,8 @@ LAYOUTS = [
     (
         "preference",
         {
-            "chosen": "\n\nHuman: Hi\n\nAssistant: He said: Human:\n\nHuman: So?\n\nAssistant: Yes.",
+            "chosen": "\n\nHuman: Hi\n\nAssistant: He said: Human:"
+            "\n\nHuman: So?\n\nAssistant: Yes.",
             "rejected": "",
         },
         (user("Hi"), assistant("He said: Human:"), user("So?"), assistant("Yes.")),
@@ -86,16 +83,16 @@ def test_a_layout_is_read_by_name_and_recognised(
     kind: str, row: dict[str, Any], expected: tuple[Message, ...]
 ):
     for name in (kind, "auto"):
-        assert dialogue_of(row, DataConfig(kind="file", path="", format=name)) == expected
+        assert to_dialogue(row, DataConfig(kind="file", path="", format=name)) == expected
 
 
 def test_every_layout_has_its_example():
-    assert {kind for kind, _, _ in LAYOUTS} == set(FORMATS)
+    assert {kind for kind, _, _ in LAYOUTS} == set(formats.LAYOUTS)
 
 
 def test_fields_rename_columns():
     config = DataConfig(kind="file", path="", fields={"prompt": "question", "completion": "answer"})
-    assert dialogue_of({"question": "Hi", "answer": "Hello", "id": 1}, config) == SAID
+    assert to_dialogue({"question": "Hi", "answer": "Hello", "id": 1}, config) == SAID
 
 
 MAPPINGS = [
@@ -125,12 +122,12 @@ MAPPINGS = [
 
 @pytest.mark.parametrize(("mapping", "row"), MAPPINGS)
 def test_a_mapping_in_yaml_reads_a_layout_of_ones_own(mapping: dict[str, Any], row: dict[str, Any]):
-    assert dialogue_of(row, DataConfig(**{"kind": "file", "path": "", **mapping})) == SAID
+    assert to_dialogue(row, build(DataConfig, {"kind": "file", "path": "", **mapping})) == SAID
 
 
 def test_a_system_column_stands_before_the_talk():
     row = {"system": "Be brief.", "prompt": "Hi", "completion": "Hello"}
-    assert dialogue_of(row, DataConfig(kind="file", path="")) == (
+    assert to_dialogue(row, DataConfig(kind="file", path="")) == (
         Message("system", "Be brief."),
         *SAID,
     )
@@ -176,11 +173,12 @@ def test_the_first_three_rows_that_do_not_fit_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     sets = data(tmp_path, [{"prompt": ""}] * 2 + [{"prompt": "Hi"}] + [{"prompt": ""}] * 5)
-    skipped = load_dialogues(["mine"], sets).skipped
-    assert skipped.count == 7 and [line.split(":")[-2] for line in skipped.first] == ["1", "2", "4"]
+    unfit = load_dialogues(["mine"], sets).unfit
+    assert unfit.count == 7
+    assert [line.split(":")[-2] for line in unfit.examples] == ["1", "2", "4"]
     said = capsys.readouterr().err
     assert said.startswith("data.mine: left out 7 rows that do not fit") and all(
-        line in said for line in skipped.first
+        line in said for line in unfit.examples
     )
 
 
@@ -218,7 +216,7 @@ def test_a_row_that_does_not_fit_is_counted_with_its_place(
 ):
     loaded = load_dialogues(["mine"], data(tmp_path, [{"prompt": "Hi"}, row]))
     assert [dialogue for dialogue, _ in loaded.dialogues] == [SAID[:1]]
-    (skipped,) = loaded.skipped.first
+    (skipped,) = loaded.unfit.examples
     assert skipped.startswith(f"{tmp_path}/mine.jsonl:2: ") and reason in skipped
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from cai.config.compose import compose
-from cai.data.decontaminate import Overlap
-from cai.data.formats import load_dialogues
-from cai.data.sources import rows_of
+from cai.data.decontaminate import HeldOut
+from cai.data.prompts import load_dialogues
+from cai.data.sources import read_source
 from cai.messages import Dialogue
 from cai.method.refusal import refuses
 
@@ -19,7 +19,7 @@ PLAIN = ("plain_demonstrations", "lookalikes")
 @cache
 def loaded(name: str) -> list[tuple[Dialogue, dict[str, Any]]]:
     found = load_dialogues([name], compose(["experiment=laptop"] if name in PLAIN else []).data)
-    assert found.skipped.count == 0
+    assert found.unfit.count == 0
     return found.dialogues
 
 
@@ -57,11 +57,11 @@ def test_the_tag_multi_turn_tells_the_truth():
 def test_every_row_is_in_one_split():
     everything = compose([]).data["seed"]
     everything.where.clear()
-    assert len(list(rows_of("seed", everything))) == sum(len(loaded(name)) for name in SETS)
+    assert len(list(read_source("seed", everything))) == sum(len(loaded(name)) for name in SETS)
 
 
 def test_no_held_out_prompt_is_trained_on():
-    overlap = Overlap(human("seed_heldout"))
+    overlap = HeldOut(human("seed_heldout"))
     assert [text for text in human("seed") if text in overlap] == []
 
 
@@ -89,7 +89,7 @@ def test_demonstrations_teach_the_critique_and_the_revision_alone(name: str):
 
 @pytest.mark.parametrize("name", ["demonstrations", *PLAIN])
 def test_demonstrations_hold_no_prompt_that_is_evaluated(name: str):
-    for taken in (Overlap(human("seed")), Overlap(human("seed_heldout"))):
+    for taken in (HeldOut(human("seed")), HeldOut(human("seed_heldout"))):
         assert not [
             dialogue[0].content for dialogue, _ in loaded(name) if dialogue[0].content in taken
         ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cai.config.schema import DataConfig
-from cai.data.sources import fingerprint, rows_of
+from cai.data.sources import fingerprint, read_source
 from cai.errors import CaiError, UsageError
 
 ROWS = [{"prompt": "One, two", "split": "train"}, {"prompt": "Drei", "split": "test"}]
@@ -21,7 +21,7 @@ def file(folder: Path, name: str, content: str | bytes, **more: Any) -> DataConf
 
 
 def read(config: DataConfig) -> list[dict[str, Any]]:
-    return [row for _, row in rows_of("mine", config)]
+    return [row for _, row in read_source("mine", config)]
 
 
 def parquet(folder: Path) -> DataConfig:
@@ -70,7 +70,7 @@ def test_where_keeps_the_rows_with_that_value(kind: str, tmp_path: Path):
 def test_rows_know_where_they_stand(tmp_path: Path):
     found = [
         where
-        for where, _ in rows_of("mine", file(tmp_path, "rows.jsonl", '{"a": 1}\n\n{"a": 2}\n'))
+        for where, _ in read_source("mine", file(tmp_path, "rows.jsonl", '{"a": 1}\n\n{"a": 2}\n'))
     ]
     assert found == [f"{tmp_path}/rows.jsonl:1", f"{tmp_path}/rows.jsonl:3"]
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_named(
 
 def test_comments_above_the_columns_of_a_csv_are_no_rows(tmp_path: Path):
     config = file(tmp_path, "rows.csv", "# version 1\r\n# two\nprompt,n\n# three,4\n")
-    assert list(rows_of("mine", config)) == [
+    assert list(read_source("mine", config)) == [
         (f"{tmp_path}/rows.csv:4", {"prompt": "# three", "n": "4"})
     ]
 
@@ -147,7 +147,7 @@ def changed(config: DataConfig, **values: Any) -> DataConfig:
 
 
 def test_members_of_a_wheel_are_read(wheel: DataConfig):
-    found = list(rows_of("mine", changed(wheel, more=["pack/two.jsonl"])))
+    found = list(read_source("mine", changed(wheel, more=["pack/two.jsonl"])))
     assert found == [
         ("no-such-pack==1.0:pack/one.txt:1", {"prompt": "One"}),
         ("no-such-pack==1.0:pack/two.jsonl:1", {"prompt": "Two"}),

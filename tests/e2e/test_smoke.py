@@ -16,8 +16,9 @@ import pytest
 from cai.data.parquet import read_rows
 from cai.errors import UsageError
 from cai.run import plan as planning
-from cai.store.files import SEAL, unsealed
-from cai.store.run_folder import Manifest, Run
+from cai.store.files import SEAL, broken_seal
+from cai.store.manifest import Manifest
+from cai.store.run_folder import Run
 
 NAMES = [
     stage.name for stage in planning.STAGES if stage.name != "build"
@@ -390,7 +391,7 @@ def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_m
     assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {
         *json.loads((folder / SEAL).read_text())
     }
-    assert unsealed(folder) is None
+    assert broken_seal(folder) is None
     with next(folder.glob("*.safetensors")).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         (last,) = file.read(1)

@@ -86,7 +86,7 @@ def test_a_completion_is_committed_before_it_is_seen_and_then_replayed(ledger: L
         return await gather_rows([row(engine, request) for request in requests])
 
     seen: list[tuple[int, bool]] = []
-    count = lambda completions, hit: seen.append((len(completions), hit))  # noqa: E731
+    count = lambda completions, hit: seen.append((len(completions), hit))
     config = EngineConfig()
     first = asyncio.run(
         ask(Recorded(lambda: ScriptedEngine(config, "model"), ledger, "sft", "model", count))

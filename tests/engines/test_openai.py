@@ -25,7 +25,8 @@ from cai.config.schema import DataConfig, EngineConfig, Prompts, Sampling, Serve
 from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request, RequestFailed, open_engine
 from cai.engines.ledger import Ledger
-from cai.engines.openai import ChatAnswer, OpenAIEngine, TokenLogprob, first_token_logprobs
+from cai.engines.openai import OpenAIEngine, first_token_logprobs
+from cai.engines.openai_answers import ChatAnswer, TokenLogprob
 from cai.engines.rows import gather_results
 from cai.engines.servers import LONGEST, TRIPS, Server, parse_retry_after, read_key
 from cai.errors import CaiError, UsageError

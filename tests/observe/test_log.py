@@ -1,4 +1,7 @@
-"""The run's log and its figures: whole lines from every process, no secret, and a format that Prometheus reads."""
+"""The run's log and its metrics.
+
+Whole lines from every process, no secret, and a format that Prometheus reads.
+"""
 
 import asyncio
 import json
@@ -20,14 +23,14 @@ from cai.engines.scripted import ScriptedEngine
 from cai.messages import user
 from cai.observe import log as telemetry
 from cai.observe import metrics
-from cai.observe.progress import Progress, details
+from cai.observe.progress import Progress, status_lines
 
 
 @pytest.fixture(autouse=True)
 def own_stage():
-    telemetry.enter("test")
+    telemetry.enter_stage("test")
     yield
-    telemetry.enter("")
+    telemetry.enter_stage("")
 
 
 def lines(root: Path) -> list[dict[str, object]]:
@@ -104,14 +107,27 @@ def test_prometheus_reads_the_figures_whatever_the_labels(tmp_path: Path):
     odd = 'a "b" \\ c\nd'
     metrics.count("server_answers_total", 3, server=odd)
     metrics.count("server_answers_total", server=odd)
-    metrics.gauge("server_open", 2, server=odd)
-    metrics.gauge("server_open", 1, server="http://me:password@host/v1")
+    metrics.set_gauge("server_open", 2, server=odd)
+    metrics.set_gauge("server_open", 1, server="http://me:password@host/v1")
     file = tmp_path / "metrics.prom"
     metrics.write_metrics(file)
     found = samples(file)
     assert found["cai_server_answers_total", odd] == 4 and found["cai_server_open", odd] == 2
     assert found["cai_server_open", "http://[secret]@host/v1"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.prom"]
+    # The library's times of creation are left out, and so are metrics without a value.
+    assert "_created" not in file.read_text() and "cai_principle_seconds" not in file.read_text()
+
+
+def test_a_thread_without_a_context_logs_and_counts_for_the_stage(tmp_path: Path):
+    telemetry.open_log(tmp_path)
+    telemetry.enter_stage("threaded")
+    for work in (metrics.count, telemetry.log):
+        thread = threading.Thread(target=work, args=("failed_rows_total",))
+        thread.start()
+        thread.join()
+    assert metrics.stage_metrics("threaded") == {"failed_rows_total": [({}, 1.0)]}
+    assert [line["stage"] for line in lines(tmp_path)] == ["threaded"]
 
 
 def test_the_file_is_whole_while_others_count(tmp_path: Path):
@@ -120,7 +136,7 @@ def test_the_file_is_whole_while_others_count(tmp_path: Path):
     def keep_counting() -> None:
         number = 0
         while not stop.is_set():
-            metrics.count("server_retries_total", server=str(number % 5000), cause="away")
+            metrics.count("server_retries_total", server=str(number % 100), cause="away")
             number += 1
 
     thread = threading.Thread(target=keep_counting)
@@ -142,11 +158,11 @@ class Failing(ScriptedEngine):
 
 
 def test_a_stage_counts_models_principles_failures_and_what_came_from_the_ledger(tmp_path: Path):
-    telemetry.enter("counted")
+    telemetry.enter_stage("counted")
     telemetry.open_log(tmp_path)
     engine = Failing(EngineConfig(), "model")
     progress = Progress(
-        "counted", tmp_path / "progress.json", quiet=True, metrics=tmp_path / "metrics.prom"
+        "counted", tmp_path / "progress.json", quiet=True, metrics_file=tmp_path / "metrics.prom"
     )
 
     def ask(*texts: str) -> None:
@@ -170,7 +186,7 @@ def test_a_stage_counts_models_principles_failures_and_what_came_from_the_ledger
     assert [line["message"] for line in lines(tmp_path)] == [
         "a row is left out: the server said no"
     ]
-    shown = "\n".join(details(tmp_path / "progress.json"))
+    shown = "\n".join(status_lines(tmp_path / "progress.json"))
     assert "1 rows left out" in shown and "principle rule one: 1 answers" in shown
     assert 'cai_failed_rows_total{stage="counted"} 1' in (tmp_path / "metrics.prom").read_text()
 
@@ -181,5 +197,5 @@ def test_a_stage_counts_models_principles_failures_and_what_came_from_the_ledger
 )
 def test_a_status_does_without_what_it_cannot_read(tmp_path: Path, text: str):
     (tmp_path / "progress.json").write_text(text)
-    assert details(tmp_path / "progress.json") == []
-    assert details(tmp_path / "none.json") == []
+    assert status_lines(tmp_path / "progress.json") == []
+    assert status_lines(tmp_path / "none.json") == []

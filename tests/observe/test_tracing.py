@@ -1,4 +1,7 @@
-"""Spans: one a stage and one a row, drawn and sent as the standard variables say, and nothing without them."""
+"""Spans: one a stage and one a row, sampled and sent as the standard variables say.
+
+Without those variables there is nothing.
+"""
 
 import asyncio
 import http.server
@@ -45,7 +48,7 @@ def chains(tmp_path, *texts: str) -> None:
 def test_a_stage_and_each_row_have_a_span(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("JUDGE_KEY", "planted-0123456789")
     exporter = InMemorySpanExporter()
-    with tracing.traced("revise", exporter):
+    with tracing.trace_stage("revise", exporter):
         chains(tmp_path, "one", "two", "fail")
     chains(tmp_path, "afterwards")
     *rows, stage = sorted(exporter.get_finished_spans(), key=lambda span: span.name == "revise")
@@ -65,7 +68,7 @@ def test_a_stage_and_each_row_have_a_span(tmp_path, monkeypatch: pytest.MonkeyPa
 
 def test_a_failing_stage_is_an_error(tmp_path):
     exporter = InMemorySpanExporter()
-    with pytest.raises(CaiError), tracing.traced("sft", exporter):
+    with pytest.raises(CaiError), tracing.trace_stage("sft", exporter):
         raise CaiError("no rows")
     (stage,) = exporter.get_finished_spans()
     assert stage.status.status_code == StatusCode.ERROR and stage.status.description == "no rows"
@@ -78,7 +81,7 @@ def test_rows_are_drawn_and_stages_are_not(
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", share)
     exporter = InMemorySpanExporter()
-    with tracing.traced("revise", exporter):
+    with tracing.trace_stage("revise", exporter):
         chains(tmp_path, *map(str, range(40)))
     names = [span.name for span in exporter.get_finished_spans()]
     assert names.count("revise") == 1 and least <= names.count("row") <= most
@@ -104,7 +107,7 @@ def test_spans_arrive_over_http_where_the_environment_says(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "my-run")
     try:
-        with tracing.traced("label"):
+        with tracing.trace_stage("label"):
             chains(tmp_path, "one")
     finally:
         server.shutdown()
@@ -137,20 +140,42 @@ def test_the_environment_alone_decides(
 ):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert tracing.wanted() == expected
+    assert tracing.is_requested() == expected
 
 
 def test_an_exporter_that_is_not_known_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
-    with tracing.traced("label"):
+    with tracing.trace_stage("label"):
         pass
     assert "OTEL_TRACES_EXPORTER is 'zipkin'" in capsys.readouterr().err
 
 
+UNTRACED = """
+import sys, cai.run.worker
+from cai.observe import tracing
+with tracing.trace_stage("s"), tracing.trace_row():
+    tracing.add_event("completion")
+print([name for name in sys.modules if name.startswith("opentelemetry")])
+"""
+
+
 def test_nothing_is_imported_where_nothing_is_asked_for():
-    code = "import sys, cai.worker\nfrom cai import tracing\nwith tracing.traced('s'), tracing.row(): pass\n"
-    code += "print([name for name in sys.modules if name.startswith('opentelemetry')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", UNTRACED], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+MISSING = """
+import sys
+sys.modules["opentelemetry.sdk"] = None
+from cai.observe import tracing
+with tracing.trace_stage("s"), tracing.trace_row():
+    print("ran")
+"""
+
+
+def test_a_missing_opentelemetry_is_said_and_stops_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True)
+    assert done.stdout == "ran\n" and "pip install 'constitutional-ai[otel]'" in done.stderr

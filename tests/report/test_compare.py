@@ -53,7 +53,7 @@ def evaluated(
             "model": {"path": note},
         }
         outputs[stage] = run.publish(stage, 1, key, ingredients, {}, time.time()).output
-        run.point(stage, key)
+        run.point_latest(stage, key)
     write_json(root / "run.json", {"schema": 1, "config": {}})
 
 
@@ -62,7 +62,7 @@ def reported(root: Path) -> None:
     work, _ = run.begin("report", "r" * 64)
     (work / "report.html").write_text("<!doctype html>")
     run.publish("report", 1, "r" * 64, {}, {}, time.time())
-    run.point("report", "r" * 64)
+    run.point_latest("report", "r" * 64)
 
 
 def test_runs_of_one_name_are_told_apart(

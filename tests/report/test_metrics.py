@@ -1,7 +1,7 @@
 """The table of metrics, and how a metric is written."""
 
 from cai.report.metrics import METRICS, Interval, format_metric, metric
-from cai.scoring.answers import MEANS
+from cai.scoring.significance import MEANS
 
 
 def test_shares_are_in_percent_and_means_have_places():

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cai.data.audit import length_figures
+from cai.data.audit import length_metrics
 from cai.report import pictures
 from cai.scoring.statistics import share
 from tests.report.test_page import KINDS, figures, metrics
@@ -63,7 +63,7 @@ def test_curves_leave_out_what_is_not_a_number() -> None:
 
 
 def test_bars_are_as_high_as_their_counts_and_missing_lengths_have_none() -> None:
-    view = pictures.bars(length_figures([3, 4, 4, 7, 30])["up_to"])
+    view = pictures.bars(length_metrics([3, 4, 4, 7, 30])["up_to"])
     assert [(bar.edge, bar.count, bar.height) for bar in view.bars] == [
         (4, 3, 120.0),
         (8, 1, 40.0),

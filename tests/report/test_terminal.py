@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cai.report.old_summaries import stage_view
+from tests.report.test_old_summaries import manifest
 
 from cai.cli.show import show_records
 from cai.data.parquet import write_rows
-from cai.report.old_summaries import stage_view
 from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.scoring.statistics import mean, share
-from tests.report.test_old_summaries import manifest
 
 
 def chain(number: int, *gates: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import yaml
 
 from cai.config.compose import compose
 from cai.config.schema import DataConfig, Human, LabelConfig, ModelConfig, Prompts, Sampling
-from cai.data.formats import load_prompts
 from cai.data.parquet import read_rows, write_rows
+from cai.data.prompts import load_prompts
 from cai.engines.ledger import Ledger
 from cai.errors import CaiError
 from cai.messages import as_dicts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.schema import EngineConfig, ModelConfig, Price, ReportConfig
-from cai.data.audit import length_figures, text_figures
+from cai.data.audit import length_metrics, text_metrics
 from cai.data.parquet import read_rows, write_rows
 from cai.engines.base import Completion
 from cai.engines.ledger import Ledger
@@ -44,7 +44,7 @@ AUDIT = {
         "sources": {"seed": 6},
         "overlaps": {"red": 1},
     },
-    "lengths": length_figures([3, 4, 5, 6, 7, 900]),
+    "lengths": length_metrics([3, 4, 5, 6, 7, 900]),
 }
 SECTIONS = (
     "picture",
@@ -95,7 +95,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     history = [{"loss": 3.0, "step": 1}, {"eval_loss": 2.5, "step": 2}, {"loss": 2.0, "step": 2}]
     tally = {"drawn": len(messages), "passed": 0}
     probed = {
-        "texts": text_figures(
+        "texts": text_metrics(
             [((user(texts[0]), assistant(text)), {"task": text}) for text in texts]
         )
     }

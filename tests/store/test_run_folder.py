@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cai.errors import CaiError, UsageError
-from cai.store.files import SEAL, seal, unsealed, write_json
-from cai.store.run_folder import SETTLED, VERIFIED, Damaged, Manifest, Run, read_manifest, verify
+from cai.store.files import SEAL, broken_seal, seal, write_json
+from cai.store.manifest import SETTLED_NS, VERIFIED, Damaged, Manifest, read_manifest, verify_files
+from cai.store.run_folder import Run
 
 KEY = "0123456789abcdef"
 
@@ -71,7 +72,7 @@ def test_what_a_killed_process_left_is_not_published(run: Run):
 def test_latest_points_at_what_was_used_last(run: Run):
     publish(run)
     publish(run, key="b" * 16)
-    run.point("sft", KEY)
+    run.point_latest("sft", KEY)
     assert (run.root / "latest" / "sft").resolve() == run.folder("sft", KEY).resolve()
     found = run.latest("sft")
     assert found is not None and found.key == KEY
@@ -117,11 +118,11 @@ def test_a_resized_or_missing_file_is_noticed(run: Run, harm):
 
 def test_a_flipped_bit_is_found_by_reading(run: Run):
     made = publish(run)
-    verify(run.folder("sft", KEY), made)
+    verify_files(run.folder("sft", KEY), made)
     (run.folder("sft", KEY) / "out" / "deep" / "rows.txt").write_text("hellp")
     os.utime(run.folder("sft", KEY) / "out" / "deep" / "rows.txt", (1, 1))
     with pytest.raises(Damaged, match=r"rows\.txt is damaged .*its digest is another"):
-        verify(run.folder("sft", KEY), made)
+        verify_files(run.folder("sft", KEY), made)
     aside = run.set_aside(run.folder("sft", KEY))
     assert run.manifest("sft", KEY) is None and (aside / "manifest.json").exists()
 
@@ -129,7 +130,7 @@ def test_a_flipped_bit_is_found_by_reading(run: Run):
 def settle(folder: Path) -> Path:
     """Waits until the stage's files are old enough to be noted. Returns the one file."""
     file = folder / "out" / "deep" / "rows.txt"
-    time.sleep(max(0.0, (file.stat().st_ctime_ns + SETTLED * 1.05 - time.time_ns()) / 1e9))
+    time.sleep(max(0.0, (file.stat().st_ctime_ns + SETTLED_NS * 1.05 - time.time_ns()) / 1e9))
     return file
 
 
@@ -137,30 +138,30 @@ def test_what_was_sound_and_looks_the_same_is_not_read_again(run: Run):
     made, folder = publish(run), run.folder("sft", KEY)
     assert json.loads((folder / VERIFIED).read_text()) == {}  # the file is too new
     file = settle(folder)
-    verify(folder, made)
+    verify_files(folder, made)
     (noted,) = json.loads((folder / VERIFIED).read_text()).values()
     assert noted[0] == made.files["deep/rows.txt"]["sha256"]
     file.write_text("hellp")  # as if below the file system: it looks as it did
     stat = file.stat()
     looks = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     (folder / VERIFIED).write_text(json.dumps({"deep/rows.txt": [noted[0], *looks]}))
-    verify(folder, made)
-    assert [damaged is not None for _, damaged in run.verify()] == [True]
+    verify_files(folder, made)
+    assert [damaged is not None for _, damaged in run.verify_all()] == [True]
     with pytest.raises(Damaged):  # what was found is not forgotten
-        verify(folder, made)
+        verify_files(folder, made)
 
 
 @pytest.mark.parametrize("restore", [False, True])
 def test_a_write_is_noticed_though_size_and_time_are_put_back(run: Run, restore: bool):
     made, folder = publish(run), run.folder("sft", KEY)
     file = settle(folder)
-    verify(folder, made)
+    verify_files(folder, made)
     before = file.stat()
     file.write_text("hellp")
     if restore:
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(Damaged, match=r"rows\.txt is damaged"):
-        verify(folder, made)
+        verify_files(folder, made)
 
 
 @pytest.mark.parametrize(
@@ -169,39 +170,39 @@ def test_a_write_is_noticed_though_size_and_time_are_put_back(run: Run, restore:
 def test_a_damaged_note_costs_a_reading_and_no_more(run: Run, text: str):
     made, folder = publish(run), run.folder("sft", KEY)
     (folder / VERIFIED).write_text(text)
-    verify(folder, made)
+    verify_files(folder, made)
     (folder / "out" / "deep" / "rows.txt").write_text("hellp")
     (folder / VERIFIED).write_text(text)
     with pytest.raises(Damaged):
-        verify(folder, made)
+        verify_files(folder, made)
 
 
 def test_a_copied_run_is_read_again(run: Run, tmp_path: Path):
     made, folder = publish(run), run.folder("sft", KEY)
     settle(folder)
-    verify(folder, made)
+    verify_files(folder, made)
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     noted = (copy / VERIFIED).read_bytes()
     settle(copy)
-    verify(copy, made)
+    verify_files(copy, made)
     assert (copy / VERIFIED).read_bytes() != noted == (folder / VERIFIED).read_bytes()
 
 
 def test_a_sealed_folder_names_its_damaged_file(tmp_path: Path):
     (tmp_path / "weights").write_bytes(b"abc")
-    assert unsealed(tmp_path) is None  # of an older version
+    assert broken_seal(tmp_path) is None  # of an older version
     seal(tmp_path)
-    assert unsealed(tmp_path) is None
+    assert broken_seal(tmp_path) is None
     (tmp_path / "weights").write_bytes(b"abd")
-    assert unsealed(tmp_path) == tmp_path / "weights"
+    assert broken_seal(tmp_path) == tmp_path / "weights"
     (tmp_path / SEAL).write_text("{")
-    assert unsealed(tmp_path) == tmp_path / SEAL
+    assert broken_seal(tmp_path) == tmp_path / SEAL
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from cai.store import Run
+from cai.store.run_folder import Run
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(600)

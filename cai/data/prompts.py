@@ -1,0 +1,195 @@
+"""Picks dialogues, prompts, demonstrations and preferences from the named data sets."""
+
+import logging
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import Any, TypeVar
+
+from cai.config.schema import DataConfig, Prompts
+from cai.data.formats import UNFIT, to_dialogue
+from cai.data.parquet import Row
+from cai.data.sources import read_source
+from cai.digest import seed_of
+from cai.errors import CaiError
+from cai.messages import Dialogue, Message, Prompt
+from cai.observe.log import say
+
+T = TypeVar("T")
+
+TAGS = ("id", "task", "format", "domain", "category")
+
+EXAMPLES = 3  # rows that do not fit, of each data set
+
+TaggedDialogue = tuple[Dialogue, dict[str, Any]]  # the tags are columns of the row, and `source`
+
+
+@dataclass
+class UnfitRows:
+    """Rows that did not fit: how many, and file, line and reason of each data set's first."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, place: str, reason: str) -> None:
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(f"{place}: {reason}")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Dialogues with their tags, and the rows that did not fit."""
+
+    dialogues: list[TaggedDialogue]
+    unfit: UnfitRows
+
+
+def read_dialogues(
+    name: str, config: DataConfig, seed: int, unfit: UnfitRows
+) -> Iterator[TaggedDialogue]:
+    """The rows of one set that fit, one at a time; adds the others to `unfit` at the end.
+
+    Raises CaiError where not one row fits, and where the set is `strict` and one does not.
+    """
+    fitting, unfit_here = 0, UnfitRows()
+    for place, row in read_source(name, config):
+        try:
+            dialogue = to_dialogue(row, config, seed)
+        except UNFIT as error:
+            if config.strict:
+                raise CaiError(
+                    f"{place}: {_reason(error)}; mend the row, or set data.{name}.strict=false"
+                ) from None
+            unfit_here.add(place, _reason(error))
+            continue
+        fitting += 1
+        yield dialogue, {tag: row[tag] for tag in TAGS if tag in row} | {"source": name}
+    if not fitting:
+        reason = "no row is there; see its 'where'"
+        if unfit_here.examples:
+            reason = f"not one row fits; the first: {unfit_here.examples[0]}"
+        raise CaiError(f"data.{name}: {reason}")
+    unfit.count += unfit_here.count
+    unfit.examples += unfit_here.examples
+    if unfit_here.count:
+        lines = "\n  ".join(unfit_here.examples)
+        say(
+            f"data.{name}: left out {unfit_here.count} rows that do not fit, first\n  {lines}",
+            logging.WARNING,
+        )
+
+
+def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: int = 0) -> Loaded:
+    """All rows of the named sets, in order. Raises CaiError as read_dialogues does."""
+    loaded = Loaded([], UnfitRows())
+    for name in names:
+        loaded.dialogues.extend(read_dialogues(name, sets[name], seed, loaded.unfit))
+    return loaded
+
+
+def load_prompts(selection: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[Prompt]:
+    """The named sets' prompts without duplicates, shuffled by `seed`, then those selected.
+
+    A dialogue that ends in an answer becomes a prompt without that answer; other turns stay.
+    """
+    prompts: dict[str, Prompt] = {}
+    for dialogue, tags in load_dialogues(selection.data, sets, seed).dialogues:
+        turns = dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
+        if turns and turns[-1].role == "user":
+            prompt = Prompt.of(turns, tags["source"])
+            prompts.setdefault(prompt.id, prompt)
+    return _select(prompts, selection, seed)
+
+
+def load_demonstrations(
+    selection: Prompts, sets: Mapping[str, DataConfig], seed: int
+) -> list[tuple[Prompt, str]]:
+    """(prompt, answer) of the dialogues that end in an answer, selected as by load_prompts."""
+    demonstrations: dict[str, tuple[Prompt, str]] = {}
+    for dialogue, tags in load_dialogues(selection.data, sets, seed).dialogues:
+        if len(dialogue) > 1 and dialogue[-1].role == "assistant":
+            prompt = Prompt.of(dialogue[:-1], tags["source"])
+            demonstrations.setdefault(prompt.id, (prompt, dialogue[-1].content))
+    return _select(demonstrations, selection, seed)
+
+
+def _select(by_prompt_id: Mapping[str, T], selection: Prompts, seed: int) -> list[T]:
+    """The values in an order that `seed` and each prompt id decide, from `offset` to `limit`."""
+    ids = sorted(by_prompt_id, key=lambda prompt_id: seed_of(seed, prompt_id))
+    return [by_prompt_id[prompt_id] for prompt_id in ids[selection.offset :][: selection.limit]]
+
+
+def load_preferences(
+    selection: Prompts, sets: Mapping[str, DataConfig], seed: int
+) -> list[tuple[Prompt, str, str]]:
+    """(prompt, better answer, worse answer) of labelled pairs, shuffled by `seed`, then selected.
+
+    In the layout `scored` (a column `score`, or `harm`, where less is better) each prompt's best
+    answer is set against its worst. Raises CaiError where a set holds no pair.
+    """
+    pairs = []
+    for name in selection.data:
+        pairs += _labelled_pairs(name, sets[name])
+    pairs.sort(key=lambda pair: seed_of(seed, pair[0].id, *pair[1:]))
+    return pairs[selection.offset :][: selection.limit]
+
+
+def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, str]]:
+    """Of each conversation, the best answer against the worst, unless they are equally good."""
+    answers: dict[tuple[str, tuple[Message, ...]], list[tuple[float, str]]] = defaultdict(list)
+    unfit = UnfitRows()
+    for place, row in read_source(name, config):
+        try:
+            graded = _graded_dialogues(row, config)
+        except UNFIT as error:
+            unfit.add(place, _reason(error))
+            continue
+        # A preference is complete in its row; scored answers to one prompt stand in many rows.
+        row_id = place if len(graded) > 1 else ""
+        for grade, dialogue in graded:
+            answers[row_id, dialogue[:-1]].append((grade, dialogue[-1].content))
+    pairs = []
+    for (_, turns), graded_answers in answers.items():
+        best_grade, best = max(graded_answers, key=itemgetter(0))
+        worst_grade, worst = min(graded_answers, key=itemgetter(0))
+        if best_grade > worst_grade and best != worst:
+            pairs.append((Prompt.of(turns, name), best, worst))
+    if not pairs:
+        reason = f"; the first row: {unfit.examples[0]}" if unfit.examples else ""
+        raise CaiError(f"data.{name}: not one labelled pair{reason}")
+    return pairs
+
+
+def _graded_dialogues(row: Row, config: DataConfig) -> list[tuple[float, Dialogue]]:
+    """The dialogues with the chosen and the rejected answer, or the one whose answer is scored."""
+    row = row | {column: row[source] for column, source in config.fields.items()}
+    if "chosen" in row:
+        layout = replace(config, format="preference", fields={})
+        rejected = row | {"chosen": row["rejected"]}
+        graded = [(1.0, to_dialogue(row, layout)), (0.0, to_dialogue(rejected, layout))]
+    else:
+        layout = replace(config, format="scored", fields={})
+        graded = [(_grade(row), to_dialogue(row, layout))]
+    if any(dialogue[-1].role != "assistant" for _, dialogue in graded):
+        raise ValueError("a labelled conversation must end in an answer")
+    return graded
+
+
+def _grade(row: Row) -> float:
+    grade = float(row["score"]) if "score" in row else -float(row["harm"])
+    if not math.isfinite(grade):
+        raise ValueError(f"{grade} is no grade")
+    return grade
+
+
+def _reason(error: Exception) -> str:
+    return f"no column {error}" if isinstance(error, KeyError) else str(error)
+
+
+def shuffled(rows: Sequence[T], seed: int) -> list[T]:
+    """A copy in an order that depends on `seed` alone."""
+    return random.Random(seed_of(seed, "shuffle")).sample(rows, len(rows))  # noqa: S311 - no secret

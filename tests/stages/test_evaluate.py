@@ -317,7 +317,8 @@ def test_the_harness_measures_every_model_once(
     assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
     assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
     # stopped and begun again: what was measured is not measured twice
-    monkeypatch.setattr(evaluate, "harness_figures", lambda *_: pytest.fail("asked again"))
+    asked_again = "cai.scoring.harness.harness_metrics"
+    monkeypatch.setattr(asked_again, lambda *_: pytest.fail("asked again"))
     assert (
         evaluate.on_tasks(config, context)["base"]["rivers (lm-eval)"]
         == metrics["base"]["rivers (lm-eval)"]

@@ -26,7 +26,17 @@ ROOMS = [
     {"run"},
     {"cli"},
 ]
-HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "vllm",
+    "scipy",
+    "sklearn",
+)
 
 
 def name_of(path: Path) -> str:

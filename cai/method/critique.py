@@ -115,14 +115,9 @@ async def _critique_and_revise(
         exemplars=[exemplar.revision for exemplar in exemplars],
         benign=prompt.source in config.benign,
     )
-    return CritiqueStep(
-        principle.id,
-        critique.text,
-        revision.text,
-        failed_gates(draft, config.gates),
-        seeds,
-        critique.new_tokens + revision.new_tokens,
-    )
+    gates = failed_gates(draft, config.gates)
+    tokens = critique.new_tokens + revision.new_tokens
+    return CritiqueStep(principle.id, critique.text, revision.text, gates, seeds, tokens)
 
 
 def draw_principles(

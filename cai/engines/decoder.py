@@ -5,6 +5,7 @@ what a row has in common with its last request and the reply to it. (A request f
 with the request for the critique.)
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import cast
 
@@ -71,13 +72,13 @@ class Decoder:
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = cast(int, tokenizer.pad_token_id)
         self.finished: list[FinishedRow] = []  # of the last batch
-        self._prefix: list[int] = []  # the last one that a batch shared
+        self._prefix_ids: list[int] = []  # the last one that a batch shared
         self._prefix_cache: DynamicCache | None = None
 
     def forget(self) -> None:
         """Lets go of all keys and values."""
         self.finished = []
-        self._prefix, self._prefix_cache = [], None
+        self._prefix_ids, self._prefix_cache = [], None
 
     @property
     def stop_ids(self) -> list[int]:
@@ -150,27 +151,26 @@ class Decoder:
         for job in batch:
             job.earlier = None
         self.finished = []
-        prefix = self._read_prefix(prompts)
-        usable = [row for row in earlier if row is not None and row.shared_length <= prefix]
+        prefix_length = self._read_prefix(prompts)
+        usable = [row for row in earlier if row is not None and row.shared_length <= prefix_length]
         if len(usable) == len(prompts):
-            return self._open_rows(prompts, prefix, usable)
+            return self._open_rows(prompts, prefix_length, usable)
         # several answers to one prompt begin with the same tokens, which are read once
-        distinct = [list(ids) for ids in dict.fromkeys(map(tuple, prompts))]
-        saved = sum(len(ids) - prefix - 1 for ids in prompts)
-        saved -= sum(len(ids) - prefix - 1 for ids in distinct)
+        times = Counter(map(tuple, prompts))
+        saved = sum((times[ids] - 1) * (len(ids) - prefix_length - 1) for ids in times)
         if saved < MIN_TOKENS_SAVED or not holds_all_tokens(open_cache(self.model.config)):
-            return self._open_rows(prompts, prefix, [])
-        rows = self._open_rows(distinct, prefix, [])
+            return self._open_rows(prompts, prefix_length, [])
+        distinct = [list(ids) for ids in times]
+        rows = self._open_rows(distinct, prefix_length, [])
         self.model(
-            rows.ids[:, prefix:-1],  # the last is left for `generate`
+            rows.ids[:, prefix_length:-1],  # the last is left for `generate`
             attention_mask=rows.mask[:, :-1],
-            position_ids=positions(rows.mask)[:, prefix:-1],
+            position_ids=positions(rows.mask)[:, prefix_length:-1],
             past_key_values=rows.cache,
             logits_to_keep=1,
         )
-        rows.select(
-            torch.tensor([distinct.index(ids) for ids in prompts], device=self.model.device)
-        )
+        repeats = [distinct.index(ids) for ids in prompts]
+        rows.select(torch.tensor(repeats, device=self.model.device))
         rows.places = list(range(len(prompts)))
         return rows
 
@@ -182,31 +182,33 @@ class Decoder:
         length = common_prefix_length(prompts)
         if length * (len(prompts) - 1) < MIN_TOKENS_SAVED:
             return 0
-        prefix = prompts[0][:length]
-        if self._prefix != prefix:
+        ids = prompts[0][:length]
+        if self._prefix_ids != ids:
             cache = open_cache(self.model.config)
-            ids = torch.tensor([prefix], device=self.model.device)
-            self.model(ids, past_key_values=cache, logits_to_keep=1)
-            self._prefix, self._prefix_cache = prefix, cache
+            input_ids = torch.tensor([ids], device=self.model.device)
+            self.model(input_ids, past_key_values=cache, logits_to_keep=1)
+            self._prefix_ids, self._prefix_cache = ids, cache
         return length
 
     def _open_rows(
-        self, prompts: list[list[int]], prefix: int, earlier: list[FinishedRow]
+        self, prompts: list[list[int]], prefix_length: int, earlier: list[FinishedRow]
     ) -> RunningRows:
         """The prompts with a cache that has their first tokens: the prefix, and the earlier rows'.
 
         A row lies there as: the prefix, padding, its earlier row's tokens, padding, the rest.
         """
-        if prefix and self._prefix_cache:
+        if prefix_length and self._prefix_cache is not None:
             cache = cache_after_prefix(self.model.config, self._prefix_cache, len(prompts))
         else:
             cache = open_cache(self.model.config)
-        cached = [prefix] * len(prompts)  # tokens
-        masks = [torch.ones(len(prompts), prefix, dtype=torch.long, device=self.model.device)]
+        cached = [prefix_length] * len(prompts)  # tokens
+        masks = [
+            torch.ones(len(prompts), prefix_length, dtype=torch.long, device=self.model.device)
+        ]
         if earlier:
             pairs = zip(earlier, prompts, strict=True)
-            cached = [max(prefix, row.common_length(ids)) for row, ids in pairs]
-            masks.append(append_rows(cache, earlier, prefix, cached))
+            cached = [max(prefix_length, row.common_length(ids)) for row, ids in pairs]
+            masks.append(append_rows(cache, earlier, prefix_length, cached))
         rest = [ids[start:] for ids, start in zip(prompts, cached, strict=True)]
         ids, mask = pad_left(rest, self.pad_id, self.model.device)
         mask = torch.cat([*masks, mask], dim=1)
@@ -214,7 +216,7 @@ class Decoder:
         filler = ids.new_full((len(prompts), mask.shape[1] - ids.shape[1]), self.pad_id)
         places = list(range(len(prompts)))
         # of an empty cache the model may have a better kind
-        used_cache = cache if prefix or holds_all_tokens(cache) else None
+        used_cache = cache if prefix_length or holds_all_tokens(cache) else None
         return RunningRows(places, torch.cat([filler, ids], dim=1), mask, used_cache)
 
     def _keep(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
+from cai.config.types import Format
 from cai.data.formats import (
     FORMATS,
     dialogue_of,
@@ -83,9 +84,10 @@ def data(folder: Path, rows: list[Any], name: str = "mine", **more: Any) -> dict
     ("kind", "row", "expected"), LAYOUTS, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_a_layout_is_read_by_name_and_recognised(
-    kind: str, row: dict[str, Any], expected: tuple[Message, ...]
+    kind: Format, row: dict[str, Any], expected: tuple[Message, ...]
 ):
-    for name in (kind, "auto"):
+    formats: tuple[Format, ...] = (kind, "auto")
+    for name in formats:
         assert dialogue_of(row, DataConfig(kind="file", path="", format=name)) == expected
 
 

@@ -248,10 +248,8 @@ def test_a_judge_compares_several_samples_models_and_itself(context: Context, ti
 def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Path):
     """On the real engine; base judges, and so judges itself."""
     sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=6)
-    suites = {
-        name: Suite(kind, Prompts(["held"], 4))
-        for name, kind in (("red", "red_team"), ("soft", "benign"))
-    }
+    prompts = Prompts(["held"], 4)
+    suites = {"red": Suite("red_team", prompts), "soft": Suite("benign", prompts)}
     models, judge = ["base", str(tiny_model)], JudgeConfig(limit=3)
     config = EvaluateConfig(sampling, suites, models, 2, judge=judge, harm=True)
     summary = asdict(evaluate.run(config, context.root, context))

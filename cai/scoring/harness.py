@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,19 @@ def task_manager(tasks: Sequence[str]) -> Any:
     except ImportError:
         raise UsageError(EXTRA) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager()
+    manager = _read_index(TaskManager)
     for name in tasks:
         if Path(name).suffix not in FILES and name not in manager.task_index:
             raise UsageError(
                 f"evaluate.lm_eval: '{name}' is no task of the harness{nearest(name, manager.all_tasks)}"
             )
     return manager
+
+
+@cache
+def _read_index(manager: Callable[[], Any]) -> Any:
+    """The harness reads 14,000 files to know its tasks, for 10 s: once in a process is enough."""
+    return manager()
 
 
 def harness_figures(

@@ -1,17 +1,25 @@
 """A tiny random model, so that tests run the real code in seconds."""
 
+import contextlib
 import dataclasses
+import gc
+import io
 import json
+import logging
 import os
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
+from cai.cli.main import main
 from cai.config.compose import compose
 from cai.config.types import without_runtime
 from cai.data.parquet import write_rows
@@ -37,6 +45,68 @@ TEXTS = [
     "I won't help with that, since somebody could be hurt. Let's find another way together.",
     "Look at your last answer. Write your answer again. Write only the new answer. The answer is: A or B.",
 ]
+
+
+def forget_garbage() -> None:
+    """Keeps what the libraries have loaded, half a million objects, out of later collections.
+
+    A collection that walks them takes 0.4 s, and every engine that closes and every trainer that
+    starts asks for one: they were a third of the time of the tests.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    forget_garbage()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        forget_garbage()
+
+
+@contextlib.contextmanager
+def process_restored() -> Iterator[None]:
+    """Undoes what a command changes of its process: a command expects to have one of its own."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    environment, arguments, mask = dict(os.environ), sys.argv, os.umask(0)
+    os.umask(mask)
+    root, hook = logging.getLogger(), sys.unraisablehook
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        os.umask(mask)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv, sys.unraisablehook = arguments, hook
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.fixture
+def cai(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., CompletedProcess[str]]:
+    """Runs `cai WORDS` in this process, where torch is loaded already, and says what it has left."""
+
+    def run(*words: str, folder: Path = tmp_path, stdin: bytes = b"") -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        code: object = 0
+        with process_restored(), contextlib.chdir(folder):
+            try:
+                main(words)
+            except SystemExit as end:
+                code = end.code or 0
+        assert isinstance(code, int), code
+        return CompletedProcess(words, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +148,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    forget_garbage()  # torch and transformers are loaded now
     return folder
 
 

@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,12 +40,18 @@ def task_manager(tasks: Sequence[str]) -> Any:
 
     Raises UsageError where the harness is missing, or knows no such task.
     """
-    manager = _harness().tasks.TaskManager()
+    manager = _read_index(_harness().tasks.TaskManager)
     for name in tasks:
         if Path(name).suffix not in TASK_FILES and name not in manager.task_index:
             hint = nearest(name, manager.all_tasks)
             raise UsageError(f"evaluate.lm_eval: '{name}' is no task of the harness{hint}")
     return manager
+
+
+@cache
+def _read_index(manager: Callable[[], Any]) -> Any:
+    """The harness reads 14,000 files to know its tasks, for 10 s: once in a process is enough."""
+    return manager()
 
 
 def harness_metrics(

@@ -2,23 +2,21 @@
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cai.paths import cache
 
+Audit = Callable[..., subprocess.CompletedProcess[str]]
 
-def audit(folder: Path, model: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    given = ["experiment=smoke", "model=path", f"model.path={model}", "sft.limit=null", *words]
-    return subprocess.run(
-        [sys.executable, "-m", "cai", "audit", *given],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+
+@pytest.fixture
+def audit(cai: Audit, tiny_model: Path) -> Audit:
+    smoke = ("experiment=smoke", "model=path", f"model.path={tiny_model}", "sft.limit=null")
+    return partial(cai, "audit", *smoke)
 
 
 def mine(folder: Path, rows: list[dict[str, str]]) -> list[str]:
@@ -28,12 +26,12 @@ def mine(folder: Path, rows: list[dict[str, str]]) -> list[str]:
     return ["data.seed.kind=file", f"data.seed.path={folder}/mine.jsonl"]
 
 
-def test_it_shows_what_is_lost_and_trains_nothing(tmp_path: Path, tiny_model: Path):
+def test_it_shows_what_is_lost_and_trains_nothing(audit: Audit, tmp_path: Path):
     rows = [
         {"prompt": f"Write [b]poem {n}[/b].", "completion": f"Roses {n}.", "task": "verse"}
         for n in range(4)
     ]
-    done = audit(tmp_path, tiny_model, *mine(tmp_path, [*rows, rows[0], {"foo": "bar"}]))
+    done = audit(*mine(tmp_path, [*rows, rows[0], {"foo": "bar"}]))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.replace("│", " ").split())
     assert "unfit 1, without an answer 0" in said and "mine.jsonl:6: no known layout" in done.stderr
@@ -48,7 +46,7 @@ def test_it_shows_what_is_lost_and_trains_nothing(tmp_path: Path, tiny_model: Pa
 
 
 def test_it_renders_rows_with_the_configured_template(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    audit: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (cache() / "wheels").mkdir(parents=True, exist_ok=True)
     (tmp_path / "cache").mkdir()
@@ -58,16 +56,14 @@ def test_it_renders_rows_with_the_configured_template(
         "{{ '<|begin|>' * 99 }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     )
     rows = mine(tmp_path, [{"prompt": "Say it.", "completion": "It."}] * 4)
-    done = audit(tmp_path, tiny_model, *rows, "model.template=long.jinja", "sft.max_length=128")
+    done = audit(*rows, "model.template=long.jinja", "sft.max_length=128")
     assert done.returncode == 0, done.stderr
     assert "most 108" in done.stdout  # 99 new markers of one token each, as sft would have them
     assert not (tmp_path / "outputs").exists()
 
 
-def test_it_fails_as_the_stage_would(tmp_path: Path, tiny_model: Path):
+def test_it_fails_as_the_stage_would(audit: Audit, tmp_path: Path):
     done = audit(
-        tmp_path,
-        tiny_model,
         *mine(tmp_path, [{"prompt": "Hi", "completion": "Hello"}] + [{"foo": ""}] * 3),
     )
     assert done.returncode == 1 and "rows read" in done.stdout
@@ -77,6 +73,6 @@ def test_it_fails_as_the_stage_would(tmp_path: Path, tiny_model: Path):
     )
 
 
-def test_a_word_that_is_no_override_is_refused(tmp_path: Path, tiny_model: Path):
-    done = audit(tmp_path, tiny_model, "sft")
+def test_a_word_that_is_no_override_is_refused(audit: Audit):
+    done = audit("sft")
     assert done.returncode == 2 and "'sft' is no verb and no override" in done.stderr

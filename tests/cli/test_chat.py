@@ -48,15 +48,22 @@ def command(run: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "cai", "chat", str(run), *words]
 
 
-def chat(run: Path, typed: bytes, *words: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        command(run, *words), input=typed, cwd=run, capture_output=True, timeout=120
-    )
+Chat = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_question_a_line_from_a_pipe(run: Path):
+@pytest.fixture
+def chat(cai: Chat) -> Chat:
+    """What `cai chat RUN WORDS` leaves of what is typed."""
+
+    def run_chat(run: Path, typed: bytes, *words: str) -> subprocess.CompletedProcess[str]:
+        return cai("chat", str(run), *words, folder=run, stdin=typed)
+
+    return run_chat
+
+
+def test_a_question_a_line_from_a_pipe(chat: Chat, run: Path):
     done = chat(run, b"Hello.\n\nAnd then?\n/reset\nHello.\n/rest\n/quit\nnever asked\n", *WORDS)
-    said = done.stdout.decode()
+    said = done.stdout
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^ *(\w+)  ", said, re.MULTILINE) == ["you", "dpo", "base"] * 3
     first, second, again = re.findall(r"^ dpo  (.*)$", said, re.MULTILINE)
@@ -66,11 +73,12 @@ def test_a_question_a_line_from_a_pipe(run: Path):
     assert not list(run.glob("ledger*")) and not (run / "outputs").exists()  # nothing of it is kept
 
 
-def test_alone_and_between_two_models_of_the_run(run: Path):
-    assert re.findall(
-        r"^ *(\w+)  ", chat(run, b"Hi\n", *WORDS, "--alone").stdout.decode(), re.M
-    ) == ["you", "dpo"]
-    said = chat(run, b"Hi\n", *WORDS, "--model", "sft", "--against", "dpo").stdout.decode()
+def test_alone_and_between_two_models_of_the_run(chat: Chat, run: Path):
+    assert re.findall(r"^ *(\w+)  ", chat(run, b"Hi\n", *WORDS, "--alone").stdout, re.M) == [
+        "you",
+        "dpo",
+    ]
+    said = chat(run, b"Hi\n", *WORDS, "--model", "sft", "--against", "dpo").stdout
     assert re.findall(r"^ *(\w+)  ", said, re.MULTILINE) == ["you", "sft", "dpo"]
 
 
@@ -83,20 +91,16 @@ def test_alone_and_between_two_models_of_the_run(run: Path):
         (["--temperature", "-1"], "--temperature 0 (greedy) or more"),
     ],
 )
-def test_a_wrong_word_is_one_clear_line(run: Path, words: list[str], expected: str):
+def test_a_wrong_word_is_one_clear_line(chat: Chat, run: Path, words: list[str], expected: str):
     done = chat(run, b"", *words)
-    assert (
-        done.returncode == 2
-        and expected in done.stderr.decode()
-        and b"Traceback" not in done.stderr
-    )
+    assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_run_without_a_model_is_named(tmp_path: Path, tiny_model: Path):
+def test_a_run_without_a_model_is_named(chat: Chat, tmp_path: Path, tiny_model: Path):
     config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
     write_json(tmp_path / "run.json", {"schema": 1, "config": asdict(config)})
     done = chat(tmp_path, b"")
-    assert done.returncode == 2 and b"no model is done yet" in done.stderr
+    assert done.returncode == 2 and "no model is done yet" in done.stderr
 
 
 def test_on_a_terminal_ctrl_c_ends_an_answer_and_not_the_chat(run: Path):

@@ -1,8 +1,10 @@
 """The command line as a person meets it: verbs, clear errors, exit codes."""
 
 import dataclasses
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,11 @@ from cai.store.files import write_json
 from cai.store.run_folder import Run
 from tests.test_imports import HEAVY
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
-def cai(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+
+def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`cai WORDS` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "cai", *words],
         cwd=folder,
@@ -28,10 +33,10 @@ def cai(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_shows_the_verbs(tmp_path: Path):
-    done = cai(tmp_path, "--help")
+    done = process(tmp_path, "--help")
     assert done.returncode == 0
     assert all(
-        f"cai {verb}" in done.stdout
+        re.search(rf"^ +{verb}\b", done.stdout, re.MULTILINE)
         for verb in ("run", "plan", "status", "show", "build-instructions")
     )
 
@@ -60,8 +65,8 @@ print("loaded:", sorted({{*{HEAVY}}} & {{*sys.modules}}))
     assert done.stdout.splitlines()[-1:] == ["loaded: []"], done.stderr
 
 
-def test_run_help_shows_hydras_groups(tmp_path: Path):
-    done = cai(tmp_path, "run", "--help")
+def test_run_help_shows_hydras_groups(cai: Command):
+    done = cai("run", "--help")
     assert done.returncode == 0
     assert all(
         f"{group}:" in done.stdout for group in ("experiment", "model", "engine", "launcher", "dpo")
@@ -84,15 +89,15 @@ def test_a_launcher_of_jobs_wants_a_sweep_and_its_package(
     assert not list(tmp_path.iterdir())
 
 
-def test_check_with_a_template(tmp_path: Path, tiny_model: Path):
+def test_check_with_a_template(cai: Command, tmp_path: Path, tiny_model: Path):
     words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", "model.template=inst"]
-    done = cai(tmp_path, "plan", "--check", *words)
+    done = cai("plan", "--check", *words)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_plan_from_another_folder(tmp_path: Path):
-    done = cai(tmp_path, "plan", "experiment=smoke")
+def test_plan_from_another_folder(cai: Command, tmp_path: Path):
+    done = cai("plan", "experiment=smoke")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split() == ["sft", "run", "not", "run", "yet"]
     assert not list(tmp_path.iterdir())  # a plan leaves nothing behind
@@ -136,9 +141,9 @@ def test_plan_from_another_folder(tmp_path: Path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_wrong_word_is_one_clear_line_and_exit_code_2(
-    tmp_path: Path, words: list[str], expected: str
+    cai: Command, words: list[str], expected: str
 ):
-    done = cai(tmp_path, *words)
+    done = cai(*words)
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr and "Traceback" not in done.stderr
 
@@ -146,14 +151,16 @@ def test_a_wrong_word_is_one_clear_line_and_exit_code_2(
 @pytest.mark.parametrize(
     "words", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]], ids=" ".join
 )
-def test_a_folder_of_configurations_can_not_name_what_is_run(tmp_path: Path, words: list[str]):
+def test_a_folder_of_configurations_can_not_name_what_is_run(
+    cai: Command, tmp_path: Path, words: list[str]
+):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
     target = "_target_: pathlib.Path.touch, self: {_target_: pathlib.Path, _args_: [ran]}"
     (folder / "theirs.yaml").write_text(
         f"# @package _global_\nhydra:\n  callbacks: {{a: {{{target}}}}}\n"
     )
-    done = cai(tmp_path, *words, "experiment=theirs")
+    done = cai(*words, "experiment=theirs")
     assert done.returncode == 2 and "mine/experiment/theirs.yaml:3: cai runs nothing" in done.stderr
     assert not (tmp_path / "ran").exists()
 
@@ -178,7 +185,7 @@ def test_what_is_written_is_closed_to_others(tmp_path: Path):
 
 
 def test_debug_shows_the_traceback(tmp_path: Path):
-    done = cai(tmp_path, "--debug", "constitution=nothing")
+    done = process(tmp_path, "--debug", "constitution=nothing")
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
@@ -186,7 +193,7 @@ def test_a_malformed_principle_file_is_named_with_line_and_column(tmp_path: Path
     (tmp_path / "mine.yaml").write_text(
         "name: mine\nprinciples:\n  - id: a\n    critique: ''\n    revison: Rewrite.\n"
     )
-    done = cai(tmp_path, "constitution=mine.yaml")
+    done = process(tmp_path, "constitution=mine.yaml")
     assert done.returncode == 2
     assert "mine.yaml:4:15: 'critique' is empty" in done.stderr
     assert (
@@ -195,7 +202,7 @@ def test_a_malformed_principle_file_is_named_with_line_and_column(tmp_path: Path
     )
 
 
-def test_build_instructions_runs_that_stage_alone(tmp_path: Path, tiny_model: Path):
+def test_build_instructions_runs_that_stage_alone(cai: Command, tmp_path: Path, tiny_model: Path):
     words = [
         "build-instructions",
         "experiment=smoke",
@@ -203,23 +210,23 @@ def test_build_instructions_runs_that_stage_alone(tmp_path: Path, tiny_model: Pa
         "model=path",
         f"model.path={tiny_model}",
     ]
-    words += ["build.target=0", "build.prompts={data: [seed], limit: 5}"]
-    done = cai(tmp_path, *words)
+    words += ["launcher=inline", "build.target=0", "build.prompts={data: [seed], limit: 5}"]
+    done = cai(*words)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[0] == "build: not run yet" and "kept" in done.stdout
     file = Path(done.stdout.splitlines()[-1].removeprefix("instructions: "))
     assert len(read_rows(tmp_path / file)) == 5
     assert sorted(path.name for path in (tmp_path / "outputs/smoke/latest").iterdir()) == ["build"]
-    again = cai(tmp_path, *words)
+    again = cai(*words)
     assert (
         again.stderr.splitlines() == ["build: up to date"]
         and again.stdout == done.stdout.splitlines()[-1] + "\n"
     )
 
 
-def test_the_status_of_an_older_run_says_what_can_be_done(tmp_path: Path):
+def test_the_status_of_an_older_run_says_what_can_be_done(cai: Command, tmp_path: Path):
     (tmp_path / "run.json").write_text('{"schema": 1, "config": {"name": "old"}}')
-    done = cai(tmp_path, "status", str(tmp_path))
+    done = cai("status", str(tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "run.json is of another version of cai" in done.stderr and "`cai show`" in done.stderr
 
@@ -233,7 +240,9 @@ def test_a_damaged_run_file_is_one_clear_line(tmp_path: Path, text: str):
         saved(tmp_path)
 
 
-def test_the_status_of_a_stage_at_work_says_what_is_slow(tmp_path: Path, tiny_model: Path):
+def test_the_status_of_a_stage_at_work_says_what_is_slow(
+    cai: Command, tmp_path: Path, tiny_model: Path
+):
     words = ["experiment=smoke", "model=path", f"model.path={tiny_model}", f"outputs={tmp_path}"]
     config = compose(words)
     run = Run(tmp_path / "smoke")
@@ -250,7 +259,7 @@ def test_the_status_of_a_stage_at_work_says_what_is_slow(tmp_path: Path, tiny_mo
     }
     counts = {"done": 3, "total": 40, "unit": "rows", "pace": "9 tok/s", "figures": figures}
     write_json(scratch / "progress.json", counts)
-    done = cai(tmp_path, "status", str(run.root))
+    done = cai("status", str(run.root))
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert (

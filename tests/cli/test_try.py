@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,45 +30,40 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def command(tiny_model: Path, *words: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "cai",
-        "try",
-        *words,
-        "model=path",
-        f"model.path={tiny_model}",
-        *SHORT,
-    ]
+def words_of(tiny_model: Path, *words: str) -> list[str]:
+    return ["try", *words, "model=path", f"model.path={tiny_model}", *SHORT]
 
 
-def run(folder: Path, tiny_model: Path, *words: str) -> str:
-    done = subprocess.run(
-        command(tiny_model, *words), cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_one_prompt_shows_answer_critique_and_revision(folder: Path, tiny_model: Path):
-    said = run(folder, tiny_model, "mine.yaml", "Hello there.")
+@pytest.fixture
+def run(cai: Command, folder: Path, tiny_model: Path) -> Callable[..., str]:
+    """What `cai try WORDS` shows."""
+
+    def run_try(*words: str) -> str:
+        done = cai(*words_of(tiny_model, *words))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run_try
+
+
+def test_one_prompt_shows_answer_critique_and_revision(run: Callable[..., str]):
+    said = run("mine.yaml", "Hello there.")
     names = [line.split()[0] for line in said.splitlines() if line[:10].strip()]
     assert names[:2] == ["prompt", "answer"] and "critique" in names and "revision" in names
     assert "by kind" in said
-    assert run(folder, tiny_model, "mine.yaml", "Hello there.") == said  # out of the ledger
+    assert run("mine.yaml", "Hello there.") == said  # out of the ledger
 
 
-def test_a_run_without_a_helpful_model_is_named(folder: Path):
-    words = ["mine.yaml", "Hello.", "--run", "outputs/none"]
-    done = subprocess.run(
-        [sys.executable, "-m", "cai", "try", *words], cwd=folder, capture_output=True, text=True
-    )
+def test_a_run_without_a_helpful_model_is_named(cai: Command):
+    done = cai("try", "mine.yaml", "Hello.", "--run", "outputs/none")
     assert done.returncode == 2 and "--run outputs/none: no finished sft stage there" in done.stderr
 
 
-def test_two_files_stand_side_by_side(folder: Path, tiny_model: Path):
-    said = run(folder, tiny_model, "mine.yaml", "Hello there.", "--against", "other.yaml")
+def test_two_files_stand_side_by_side(run: Callable[..., str]):
+    said = run("mine.yaml", "Hello there.", "--against", "other.yaml")
     assert "by kind" in said and "by calm" in said
 
 
@@ -75,7 +71,7 @@ def test_watch_runs_again_when_the_file_is_saved(folder: Path, tiny_model: Path)
     log = folder / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command(tiny_model, "mine.yaml", "Hello.", "--watch"),
+            [sys.executable, "-m", "cai", *words_of(tiny_model, "mine.yaml", "Hello.", "--watch")],
             cwd=folder,
             stdout=out,
             stderr=out,

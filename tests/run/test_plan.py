@@ -1,6 +1,9 @@
 """Keys and plans: change this, and exactly these stages run."""
 
+import shutil
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,11 +43,29 @@ def to_run(config: Config, run: Run) -> list[str]:
     return [step.stage.name for step in plan_run(config, run) if step.state != "done"]
 
 
+Finished = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The smoke experiment's run, and one that has gone on from there with other overrides."""
+
+    @cache
+    def run_with(*overrides: str) -> Run:
+        made = Run(tmp_path_factory.mktemp("finished") / "run")
+        if overrides:
+            shutil.copytree(run_with().root, made.root, symlinks=True)
+        finish(compose(["experiment=smoke", *overrides]), made)
+        return made
+
+    return run_with
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    made = Run(tmp_path / "run")
-    finish(compose(["experiment=smoke"]), made)
-    return made
+def run(finished: Finished, tmp_path: Path) -> Run:
+    """A copy that a test may change."""
+    shutil.copytree(finished().root, tmp_path / "run", symlinks=True)
+    return Run(tmp_path / "run")
 
 
 FROM = {name: NAMES[NAMES.index(name) :] for name in NAMES}
@@ -114,13 +135,13 @@ CHANGES = [
     ("overrides", "expected"), CHANGES, ids=lambda value: " ".join(value) or "nothing"
 )
 def test_a_change_runs_exactly_the_stages_that_it_affects(
-    run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
+    finished: Finished, tiny_model: Path, overrides: list[str], expected: list[str]
 ):
     words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
-    assert to_run(compose(["experiment=smoke", *words]), run) == expected
+    assert to_run(compose(["experiment=smoke", *words]), finished()) == expected
 
 
-BUILT = ["experiment=smoke", "sft.data=[seed,built]"]
+BUILT = "sft.data=[seed,built]"
 
 
 @pytest.mark.parametrize(
@@ -136,16 +157,13 @@ BUILT = ["experiment=smoke", "sft.data=[seed,built]"]
     ids=lambda value: " ".join(value) or "nothing",
 )
 def test_where_built_rows_are_trained_on_build_decides_what_runs(
-    run: Run, tiny_model: Path, overrides: list[str], expected: list[str]
+    finished: Finished, tiny_model: Path, overrides: list[str], expected: list[str]
 ):
-    finish(compose(BUILT), run)
-    assert to_run(
-        compose([*BUILT, *(word.replace("{tiny_model}", str(tiny_model)) for word in overrides)]),
-        run,
-    ) == (expected)
+    words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
+    assert to_run(compose(["experiment=smoke", BUILT, *words]), finished(BUILT)) == expected
 
 
-LATER = ["experiment=smoke", "rounds=2", "label.human={data: [seed], limit: 2}"]
+LATER = ["rounds=2", "label.human={data: [seed], limit: 2}"]
 
 
 @pytest.mark.parametrize(
@@ -160,13 +178,15 @@ LATER = ["experiment=smoke", "rounds=2", "label.human={data: [seed], limit: 2}"]
     ],
     ids=lambda value: " ".join(value) or "nothing",
 )
-def test_a_round_is_made_from_those_before_it(run: Run, overrides: list[str], expected: list[str]):
-    finish(compose(LATER), run)
-    assert to_run(compose([*LATER, *overrides]), run) == expected
+def test_a_round_is_made_from_those_before_it(
+    finished: Finished, overrides: list[str], expected: list[str]
+):
+    config = compose(["experiment=smoke", *LATER, *overrides])
+    assert to_run(config, finished(*LATER)) == expected
 
 
 def test_later_rounds_take_the_next_prompts_and_the_newest_model():
-    config = compose([*LATER, "rounds=3", "dpo.reference=first"])
+    config = compose(["experiment=smoke", *LATER, "rounds=3", "dpo.reference=first"])
     found = {stage.name: stage for stage in planning.stages(config)}
     assert [*found] == [*NAMES[:5], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]
     labels = [found[name].section(config) for name in ("label", "label2", "label3")]
@@ -188,7 +208,13 @@ def test_later_rounds_take_the_next_prompts_and_the_newest_model():
         "evaluate": ["sft", "sl_cai", "dpo", "dpo3"],
     }
     rule = compose(
-        [*LATER, "rounds=3", "label.kind=rule", "label.benign={data: [seed], limit: 5, offset: 2}"]
+        [
+            "experiment=smoke",
+            *LATER,
+            "rounds=3",
+            "label.kind=rule",
+            "label.benign={data: [seed], limit: 5, offset: 2}",
+        ]
     )
     found = {stage.name: stage for stage in planning.stages(rule)}
     labels = [found[name].section(rule) for name in ("label", "label2", "label3")]
@@ -201,7 +227,7 @@ def test_later_rounds_take_the_next_prompts_and_the_newest_model():
         "donotanswer",
         "seed",
     ]
-    named = compose([*LATER, "rounds=3", "evaluate.models=[dpo,dpo2]"])
+    named = compose(["experiment=smoke", *LATER, "rounds=3", "evaluate.models=[dpo,dpo2]"])
     assert inputs_of(found["evaluate"], named) == ["dpo", "dpo2"]
 
 
@@ -254,11 +280,12 @@ def test_an_edited_principle_runs_from_where_it_is_read(
 def test_a_template_changes_a_keys_part_of_the_model_and_nothing_else(tmp_path: Path):
     rules = Constitution.load("harmlessness")
     (tmp_path / "mine.jinja").write_text(INST)
+    configs = [
+        compose(["experiment=smoke", f"model.template={name}"])
+        for name in ("null", "inst", tmp_path / "mine.jinja")
+    ]
     for stage in STAGES:
-        own, inst, mine = (
-            ingredients(stage, compose(["experiment=smoke", f"model.template={name}"]), rules)
-            for name in ("null", "inst", tmp_path / "mine.jinja")
-        )
+        own, inst, mine = (ingredients(stage, config, rules) for config in configs)
         assert mine == inst  # its text decides, not its name
         assert stage.name == "report" or inst["model"].pop("template")
         assert own == inst

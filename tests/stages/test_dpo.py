@@ -43,19 +43,23 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
     )
 
 
+SHORT = "dpo.guards.new_tokens=8"  # the answers at each evaluation take longest to make
+LONG = "dpo.guards.new_tokens=128"
+
+
 def run(context: Context, name: str, *words: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     work = context.root / name
     work.mkdir()
     apart = dataclasses.replace(
         context, scratch=context.root / f"scratch-{name}"
     )  # checkpoints are another run's
-    summary = dpo.run(compose(["experiment=smoke", *words]).dpo, work, apart)
+    summary = dpo.run(compose(["experiment=smoke", SHORT, *words]).dpo, work, apart)
     flat = dataclasses.asdict(summary) | summary.metrics
     return flat, json.loads((work / "history.json").read_text())
 
 
 def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Context):
-    summary, log = run(context, "soft", "dpo.validation=0.2", "dpo.guards.chosen_floor=100")
+    summary, log = run(context, "soft", LONG, "dpo.validation=0.2", "dpo.guards.chosen_floor=100")
     assert (summary["pairs"], summary["dropped"], summary["held_out_rows"]) == (10, 0, 2)
     names = {name for entry in log for name in entry}
     assert {"rewards/margins", "kl", "probability", "eval_rewards/margins", "eval_kl"} <= names
@@ -63,7 +67,7 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
         0.6 < entry["probability"] < 1 for entry in log if "probability" in entry
     )  # both kinds in a batch
     assert len(summary["guards"]) == 1 and summary["guards"][0].startswith("At step 2 ")
-    hard, _ = run(context, "hard", "dpo.validation=0.2", "dpo.loss=trl")
+    hard, _ = run(context, "hard", LONG, "dpo.validation=0.2", "dpo.loss=trl")
     assert hard["rewards/margins"] != summary["rewards/margins"] and hard["guards"] == []
     blind, _ = run(context, "blind", "dpo.validation=0")
     assert blind["guards"] == [
@@ -72,7 +76,7 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
 
 
 def test_answers_to_held_out_prompts_are_in_the_curve(context: Context):
-    words = ("dpo.validation=0.3", "dpo.guards.prompts=2", "dpo.args.learning_rate=0.02")
+    words = (LONG, "dpo.validation=0.3", "dpo.guards.prompts=2", "dpo.args.learning_rate=0.02")
     _, log = run(context, "guarded", *words)
     found = [entry for entry in log if "answers/tokens" in entry]
     evaluated = [entry["step"] for entry in log if "eval_loss" in entry]

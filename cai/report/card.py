@@ -5,7 +5,7 @@ templates/*_card.md.j2.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from cai.digest import digest, plain
 from cai.errors import UsageError
 from cai.models.source import fingerprint
 from cai.report.metrics import Metrics, Suites, format_metric, metric
-from cai.report.old_summaries import stage_view
 from cai.report.stage_view import StageView
 from cai.store.run_folder import Damaged, Manifest, Run, chain, read_manifest
 
@@ -42,6 +41,7 @@ class Origin:
     chain: Mapping[str, Manifest]  # this stage and all before it, in the order in which they ran
     evaluation: Manifest | None  # the newest that measured this very model
     config: Config  # of the run's last use: names and licences
+    view: Callable[[Manifest, str], StageView]  # a stage in words, by the starting model's name
 
     @property
     def manifest(self) -> Manifest:
@@ -49,7 +49,7 @@ class Origin:
 
     @property
     def views(self) -> list[StageView]:
-        return [stage_view(manifest) for manifest in self.chain.values()]
+        return [self.view(manifest, self.config.model.name) for manifest in self.chain.values()]
 
     @property
     def datasets(self) -> dict[str, DataConfig | None]:
@@ -74,8 +74,13 @@ class Reading(NamedTuple):
     digest: str
 
 
-def load_origin(run: Run, stage: str, config: Config) -> Origin:
-    """Raises UsageError where the stage is not done, or run.json now tells of another model."""
+def load_origin(
+    run: Run, stage: str, config: Config, view: Callable[[Manifest, str], StageView]
+) -> Origin:
+    """What a card is about.
+
+    Raises UsageError where the stage is not done, or run.json now tells of another model.
+    """
     manifest = run.latest(stage)
     if manifest is None:
         raise UsageError(
@@ -94,7 +99,7 @@ def load_origin(run: Run, stage: str, config: Config) -> Origin:
         and candidate.ingredients["inputs"].get(stage) == manifest.output
     ]
     newest = max(evaluations, key=lambda evaluation: evaluation.started, default=None)
-    return Origin(stage, chain(manifest, manifests), newest, config)
+    return Origin(stage, chain(manifest, manifests), newest, config, view)
 
 
 def _sound_manifests(run: Run) -> Iterator[Manifest]:
@@ -150,7 +155,7 @@ def data_card(origin: Origin, repo: str, files: Sequence[str]) -> str:
     values = _shared_values(origin, repo) | {
         "title": front.pretty_name,
         "subset": Path(files[0]).stem,
-        "dataset": stage_view(origin.manifest).dataset,
+        "dataset": origin.view(origin.manifest, origin.config.model.name).dataset,
     }
     template = str(TEMPLATES / "data_card.md.j2")
     return str(

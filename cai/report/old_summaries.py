@@ -4,6 +4,7 @@ The only file of the report that knows the keys of a stage's summary (but for ev
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cai.config.schema import first_round
@@ -108,43 +109,62 @@ AUDITED = [
 ]  # keys of sft's summary that audit_lines shows
 
 
-def stage_view(manifest: Manifest) -> StageView:
-    """What a finished stage did, in words."""
+def stage_view(manifest: Manifest, model: str = "") -> StageView:
+    """What a finished stage did, in words; `model` is the starting model's name."""
     kind, summary = first_round(manifest.stage), manifest.summary
-    counts = ", ".join(f"{summary[key]} {key}" for key in MAIN_COUNTS if _is_count(summary, key))
-    label = manifest.ingredients.get("label", {})
-    description = DESCRIPTIONS.get(kind, "")
-    lines, tables, warnings, dataset = _count_lines(summary), [], summary.get("signs", []), ""
+    view = StageView(
+        name=manifest.stage,
+        description=DESCRIPTIONS.get(kind, ""),
+        counts=", ".join(
+            f"{summary[key]} {key}" for key in MAIN_COUNTS if isinstance(summary.get(key), int)
+        ),
+        lines=tuple(_count_lines(summary)),
+        warnings=tuple(summary.get("signs", [])),
+        lengths=summary.get("lengths", {}).get("up_to", {}),
+    )
     if kind in ("sft", "sl_cai") and "texts" in summary:
         rest = {key: value for key, value in summary.items() if key not in AUDITED}
-        lines = audit_lines(summary) + _count_lines(rest)
-    elif kind == "build":
-        lines += [(f"left out: {why}", number(n)) for why, n in summary["left_out"].items()]
-    elif kind == "revise":
-        tables = _revision_tables(summary)
-        dataset = (
-            f"`revisions.parquet`: for each of {summary.get('prompts')} prompts the first answer "
-            "and each round's critique and revision, with the gates that it failed. "
-            "`training.parquet`: what of it is trained on."
-        )
-    elif kind == "label":
-        description = LABEL_DESCRIPTIONS[label.get("kind", "feedback")]
-        lines += _judge_lines(summary, label)
-        tables = _calibration_tables(summary)
-        warnings = _judge_warnings(manifest.stage, summary, label)
-        dataset = _pairs_description(summary)
-    return StageView(
-        manifest.stage, description, counts, tuple(lines), tuple(tables), tuple(warnings), dataset
+        return replace(view, lines=(*audit_lines(summary), *_count_lines(rest)))
+    if kind == "build":
+        left_out = [(f"left out: {why}", number(n)) for why, n in summary["left_out"].items()]
+        return replace(view, lines=(*view.lines, *left_out))
+    if kind == "revise":
+        return _revise_view(view, manifest)
+    return _label_view(view, manifest, model) if kind == "label" else view
+
+
+def _revise_view(view: StageView, manifest: Manifest) -> StageView:
+    critic = manifest.ingredients.get("revise", {}).get("model")
+    notes = ()
+    if critic:
+        notes = (f"Critiques and revisions came from another model, {critic['name']}.",)
+    dataset = (
+        f"`revisions.parquet`: for each of {manifest.summary.get('prompts')} prompts the first "
+        "answer and each round's critique and revision, with the gates that it failed. "
+        "`training.parquet`: what of it is trained on."
+    )
+    tables = tuple(_revision_tables(manifest.summary))
+    return replace(view, tables=tables, notes=notes, dataset=dataset)
+
+
+def _label_view(view: StageView, manifest: Manifest, model: str) -> StageView:
+    summary, label = manifest.summary, manifest.ingredients.get("label", {})
+    # the later rounds are labelled as the first
+    notes = _label_notes(summary, label, model) if manifest.stage == "label" else []
+    return replace(
+        view,
+        description=LABEL_DESCRIPTIONS[label.get("kind", "feedback")],
+        lines=(*view.lines, *_judge_lines(summary, label)),
+        tables=tuple(_calibration_tables(summary)),
+        warnings=tuple(summary.get("judge", {}).get("doubts", [])),
+        notes=tuple(notes),
+        dataset=_pairs_description(summary),
     )
 
 
 def audit_view(stage: str, audit: Summary) -> StageView:
     """The audit of a training set, before or after training on it."""
     return StageView(stage, "what is trained on", "", tuple(audit_lines(audit)))
-
-
-def _is_count(summary: Summary, key: str) -> bool:
-    return isinstance(summary.get(key), int)
 
 
 def _count_lines(summary: Summary) -> list[Line]:
@@ -168,7 +188,9 @@ def _tally(counts: Summary) -> str:
 def audit_lines(audit: Summary) -> list[Line]:
     """A training set's audit; a line without content is left out."""
     texts, rows = audit["texts"], audit["rows"]
-    drawn = audit["sources"] | ({"revisions": audit["revisions"]} if "revisions" in audit else {})
+    row_sources = audit["sources"] | (
+        {"revisions": audit["revisions"]} if "revisions" in audit else {}
+    )
     lost = {
         "unfit": audit["skipped"],
         "without an answer": audit["no_answer"],
@@ -180,7 +202,7 @@ def audit_lines(audit: Summary) -> list[Line]:
         "ends of turn lost": audit["lost_end_of_turn"],
         "without a trained token": audit["dropped"],
     }
-    shares = [f"{name} {count} ({count / rows:.0%})" for name, count in drawn.items() if rows]
+    shares = [f"{name} {count} ({count / rows:.0%})" for name, count in row_sources.items() if rows]
     lines = [
         ("rows read", f"{audit['read']}"),
         ("left out", _tally(lost)),
@@ -287,15 +309,6 @@ def _calibration_tables(summary: Summary) -> list[Table]:
     return [Table(title, ("probability", "mean", "right", "pairs"), tuple(rows))]
 
 
-def _judge_warnings(stage: str, summary: Summary, label: Summary) -> list[str]:
-    if "judge" in summary:
-        return summary["judge"]["doubts"]
-    # the later rounds have no judge either
-    if stage != "label":
-        return []
-    return [NO_JUDGE["rule" if label.get("kind") == "rule" else "revision"]]
-
-
 def _pairs_description(summary: Summary) -> str:
     judge, principles = "", "; no judge was asked"
     if "judge" in summary:
@@ -306,27 +319,28 @@ def _pairs_description(summary: Summary) -> str:
     )
 
 
-def label_notices(label: Manifest, model: str) -> list[str]:
-    """Who preferred what; `model` is what is trained, in words."""
-    summary, settings = label.summary, label.ingredients.get("label", {})
-    judge, name, texts = summary.get("judge"), _judge_name(settings), []
-    if judge and settings.get("model"):
-        texts.append(f"The preferences came from another model, {name}, not from people.")
-    elif judge:
-        texts.append(
+def _label_notes(summary: Summary, label: Summary, model: str) -> list[str]:
+    """Who preferred what."""
+    judge, name, notes = summary.get("judge"), _judge_name(label), []
+    if not judge:
+        notes.append(NO_JUDGE["rule" if label.get("kind") == "rule" else "revision"])
+    elif label.get("model"):
+        notes.append(f"The preferences came from another model, {name}, not from people.")
+    else:
+        notes.append(
             f"The model judged itself. The preferences came from {name}, of the same small model "
             f"family that is trained ({model}), not from people and not from a stronger model."
         )
     flipped = (judge or {}).get("flipped")
     # above a half, it is among the warnings
     if flipped and flipped["value"] <= 0.5:
-        texts.append(
+        notes.append(
             f"{format_share(flipped)} of the judge's preferences turned when the two answers were "
             "swapped (position bias)."
         )
     if summary.get("human"):
-        texts.append(
+        notes.append(
             f"Of the {summary['pairs']} preference pairs, people have labelled {summary['human']} "
             "(label.human)."
         )
-    return texts
+    return notes

@@ -15,7 +15,6 @@ from cai.report.metrics import Metrics, Suites, format_metric, format_share, met
 from cai.report.pictures import TOPICS, number, percent, refusal_rates
 from cai.report.stage_view import StageView
 from cai.report.word_diff import word_diff
-from cai.store.run_folder import Manifest
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
 
@@ -80,24 +79,9 @@ def _change(metrics: Metrics, kinds: Mapping[str, str], kind: str) -> str:
     )
 
 
-def describe_weights(model: str, trained: Manifest) -> str:
-    """The model's name and the size of its trained weights."""
-    weights = [
-        file["bytes"]
-        for name, file in trained.files.items()
-        if name.startswith("model/") and "safetensors" in name
-    ]
-    return f"{model}, {sum(weights) / 1e9:.2g} GB of weights" if weights else model
-
-
-def notices(metrics: Metrics, kinds: Mapping[str, str], critic: str | None) -> list[str]:
-    """What a reader has to know of the evaluation before believing the verdict.
-
-    `critic`: the model that wrote critiques and revisions, where it is not the run's own.
-    """
+def notices(metrics: Metrics, kinds: Mapping[str, str]) -> list[str]:
+    """What a reader has to know of the evaluation before believing the verdict."""
     texts = []
-    if critic:
-        texts.append(f"Critiques and revisions came from another model, {critic}.")
     counts = [
         rate.count for kind in TOPICS for rate in refusal_rates(metrics, kinds, kind).values()
     ]

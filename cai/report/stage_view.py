@@ -5,7 +5,8 @@ summary.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 NUMBER = re.compile(r"[-+]?\d[\d\u202f.,]*( %.*)?")
 
@@ -37,5 +38,7 @@ class StageView:
     counts: str  # the main counts in a line: "8 pairs, 4 steps"
     lines: tuple[tuple[str, str], ...]  # (what, how much), in the order in which they are shown
     tables: tuple[Table, ...] = ()
-    warnings: tuple[str, ...] = ()  # what a reader has to know before trusting it
+    warnings: tuple[str, ...] = ()  # what went wrong, or can't be relied on, in sentences
+    notes: tuple[str, ...] = ()  # what else a reader has to know before trusting it
+    lengths: Mapping[str, int] = field(default_factory=dict)  # training rows by tokens
     dataset: str = ""  # what its rows are, for a data card; "" of stages that make no data

@@ -14,11 +14,10 @@ from cai.config.build import ASKING, build
 from cai.config.schema import ModelConfig, ReportConfig, first_round, other_model
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
-from cai.report.old_summaries import label_notices, stage_view
+from cai.report.old_summaries import stage_view
 from cai.report.page import (
     MODELS,
     cost_rows,
-    describe_weights,
     notices,
     records,
     render,
@@ -58,9 +57,7 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
     )
     with closing(context.ledger()) as ledger:
         cost = cost_rows(ledger.cost(), model_names(context, settings), config.price)
-    views = {name: stage_view(manifest) for name, manifest in manifests.items()}
-    weights = describe_weights(context.model.name, manifests["dpo"])
-    critic = (settings["revise"].get("model") or {}).get("name")
+    views = {name: stage_view(manifest, context.model.name) for name, manifest in manifests.items()}
     histories = {name: out[name] / "history.json" for name in models if name in out}
     page = render(
         "report.html.j2",
@@ -73,13 +70,12 @@ def run(config: ReportConfig, inputs: Any, work: Path, context: Context) -> dict
         verdict=verdict(stages, kinds),
         notices=[
             *stage_warnings(views.values()),
-            *label_notices(manifests["label"], weights),
-            *notices(stages, kinds, critic),
+            *(note for view in views.values() for note in view.notes),
+            *notices(stages, kinds),
         ],
         views=views,
         training=[name for name in views if name in ("sft", "sl_cai")],
         labels=[name for name in views if first_round(name) == "label"],
-        judged=settings["label"].get("kind", "feedback") in ("feedback", "mixed"),
         picture=picture(stages, kinds),
         lengths={
             name: bars(m.summary["lengths"]["up_to"])

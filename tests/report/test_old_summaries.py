@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from cai.report.old_summaries import label_notices, stage_view
+from cai.report.old_summaries import stage_view
 from cai.report.page import notices, stage_warnings
 from cai.scoring.statistics import share
 from cai.store.run_folder import Manifest
@@ -19,11 +19,10 @@ def manifest(stage: str, summary: dict[str, Any], ingredients: dict[str, Any]) -
 
 
 def page_notices(labelled: Manifest, measured: dict[str, Any], critic: str | None) -> list[str]:
-    return [
-        *stage_warnings([stage_view(labelled)]),
-        *label_notices(labelled, "Tiny-1M"),
-        *notices(measured, KINDS, critic),
-    ]
+    revised = manifest("revise", {}, {"revise": {"model": critic and {"name": critic}}})
+    views = [stage_view(stage, "Tiny-1M") for stage in (labelled, revised)]
+    notes = [note for view in views for note in view.notes]
+    return [*stage_warnings(views), *notes, *notices(measured, KINDS)]
 
 
 def test_notices_say_who_judged_and_how_steadily() -> None:
@@ -72,8 +71,8 @@ def test_another_judge_and_none_are_called_what_they_are() -> None:
 
 def test_peoples_labels_are_told_from_the_judges() -> None:
     text = "Of the 9 preference pairs, people have labelled 4 (label.human)."
-    assert label_notices(label({"pairs": 9, "human": 4}, {}), "Tiny-1M") == [text]
-    assert label_notices(label({"pairs": 9}, {}), "Tiny-1M") == []
+    assert text in stage_view(label({"pairs": 9, "human": 4}, {})).notes
+    assert not any("people" in note for note in stage_view(label({"pairs": 9}, {})).notes)
 
 
 def test_a_judge_without_labelled_pairs_says_so() -> None:

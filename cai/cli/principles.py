@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -27,37 +27,7 @@ REQUESTS = ("critique", "revision", "comparison")
 WIDTH = 118  # of the lines in an imported file
 
 
-PrincipleEntry = dict[str, str | float]  # a principle as a principle file has it
-
-
-class ExemplarEntry(TypedDict):
-    """An exemplar as a principle file has it."""
-
-    principle: str
-    dialogue: list[dict[str, str]]
-    critique: str
-    revision: str
-
-
-class ReleaseEntry(TypedDict):
-    """A principle in the JSON of the paper's release."""
-
-    prompt: str | list[str]
-    edit_request: str
-
-
-class SwarmRequests(TypedDict):
-    """A principle in llm-swarm's JSON."""
-
-    critic: str
-    revision: str
-
-
-class SwarmFile(TypedDict):
-    """llm-swarm's JSON: principles, and chats that show how one is applied."""
-
-    constitutions: list[SwarmRequests]
-    system_chat: NotRequired[list[list[dict[str, str]]]]
+Entry = dict[str, Any]  # a principle or an exemplar as a principle file has it
 
 
 def main(arguments: list[str]) -> None:
@@ -148,7 +118,7 @@ def import_principles(path: Path) -> str:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from None
-    exemplars: list[ExemplarEntry] = []
+    exemplars: list[Entry] = []
     try:
         if "constitutions" in content.keys():  # noqa: SIM118 - a list or a text has no keys
             principles, exemplars = _from_swarm(content)
@@ -171,21 +141,18 @@ def import_principles(path: Path) -> str:
     return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=WIDTH)
 
 
-def _principle(
-    name: str, critique: str, revision: str, weight: float | None = None
-) -> PrincipleEntry:
+def _principle(name: str, critique: str, revision: str, **weight: float) -> Entry:
     """Neither layout has comparisons, so one is made from the revision request."""
-    entry = {
+    return {
         "id": name,
-        "weight": weight,
+        **weight,
         "critique": critique,
         "revision": revision,
         "comparison": f"Which of these answers is in less need of this change? {revision}",
     }
-    return {key: value for key, value in entry.items() if value is not None}
 
 
-def _from_release(content: dict[str, ReleaseEntry]) -> list[PrincipleEntry]:
+def _from_release(content: dict[str, Any]) -> list[Entry]:
     principles = []
     for name, entry in content.items():
         prompt = entry["prompt"]
@@ -194,13 +161,13 @@ def _from_release(content: dict[str, ReleaseEntry]) -> list[PrincipleEntry]:
     return principles
 
 
-def _from_swarm(content: SwarmFile) -> tuple[list[PrincipleEntry], list[ExemplarEntry]]:
+def _from_swarm(content: dict[str, Any]) -> tuple[list[Entry], list[Entry]]:
     """A chat ends in a critique request, a critique, a revision request and a revision."""
     requests = [
         (_bare(entry["critic"]), _bare(entry["revision"])) for entry in content["constitutions"]
     ]
     principles = [_principle(f"principle-{n}", *texts) for n, texts in enumerate(requests, 1)]
-    exemplars: list[ExemplarEntry] = []
+    exemplars: list[Entry] = []
     for number, chat in enumerate(content.get("system_chat", []), 1):
         *_, critique_request, critique, revision_request, revision = (
             _bare(turn["content"]) for turn in chat

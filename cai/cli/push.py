@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_run(parser)
     text = "the repository, made where it is missing"
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help=text)
-    parser.add_argument("--what", choices=list(KINDS), default="model")
+    parser.add_argument("--what", dest="content", choices=list(KINDS), default="model")
     parser.add_argument(
         "--stage", help="sft, sl_cai, dpo, dpo2 ... or label2 ... (default: the last that is done)"
     )
@@ -64,17 +64,17 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"--repo {safe(options.repo)}: write OWNER/NAME")
     root = find_run(options.run)
     config, run = saved(root), Run(root)
-    stage = options.stage or _last_stage(config, run, options.what)
-    stages = [*(("sft", "sl_cai") if options.what == "model" else ()), KINDS[options.what]]
+    stage = options.stage or _last_stage(config, run, options.content)
+    stages = [*(("sft", "sl_cai") if options.content == "model" else ()), KINDS[options.content]]
     if first_round(stage) not in stages:
         raise UsageError(
-            f"--stage {safe(stage)}: --what {options.what} is made by {', '.join(stages)}"
+            f"--stage {safe(stage)}: --what {options.content} is made by {', '.join(stages)}"
         )
     origin = load_origin(run, stage, config, view_of)
     out = run.folder(stage, origin.manifest.key) / "out"
     verify_files(out.parent, origin.manifest)
-    files = _files(options.what, out, origin.manifest)
-    if options.what == "model":
+    files = _files(options.content, out, origin.manifest)
+    if options.content == "model":
         card = redact(model_card(origin, options.repo))
     else:
         card = redact(data_card(origin, options.repo, sorted(files)))
@@ -91,18 +91,18 @@ def main(arguments: list[str]) -> None:
             print(f"sent: {_send(Path(folder), message, options, token)}")
 
 
-def _last_stage(config: Config, run: Run, what: str) -> str:
-    stages = list(trained(config, run)) if what == "model" else []
-    if what == "preferences":
+def _last_stage(config: Config, run: Run, content: str) -> str:
+    stages = list(trained(config, run)) if content == "model" else []
+    if content == "preferences":
         labels = [f"label{number}" for number in range(2, config.rounds + 1)]
         stages = [label for label in labels if run.latest(label)]
-    return stages[-1] if stages else KINDS[what]
+    return stages[-1] if stages else KINDS[content]
 
 
-def _files(what: str, out: Path, manifest: Manifest) -> dict[str, Path]:
+def _files(content: str, out: Path, manifest: Manifest) -> dict[str, Path]:
     """Name in the repository -> file. A model's stand at the top, for `from_pretrained`."""
-    if what != "model":
-        return {name: out / name for name in FILES[what] if name in manifest.files}
+    if content != "model":
+        return {name: out / name for name in FILES[content] if name in manifest.files}
     names = [name for name in manifest.files if name.startswith("model/")]
     return {name.removeprefix("model/"): out / name for name in names}
 
@@ -113,7 +113,7 @@ def _show(card: str, files: Mapping[str, Path], options: argparse.Namespace) -> 
     sizes |= {name: file.stat().st_size for name, file in files.items()}
     for name, size in sizes.items():
         print(f"{size:>14,}  {safe(name)}")
-    kind = "model" if options.what == "model" else "data set"
+    kind = "model" if options.content == "model" else "data set"
     private = "private " if options.private else ""
     print(f"{sum(sizes.values()):>14,}  bytes to the {private}{kind} {options.repo}")
     if not options.yes:
@@ -131,7 +131,7 @@ def _gather(folder: Path, card: str, files: Mapping[str, Path]) -> None:
 def _send(folder: Path, message: str, options: argparse.Namespace, token: str) -> str:
     """The address of the commit. Raises CaiError with the hub's own words."""
     api = huggingface_hub.HfApi(token=token)
-    repo, kind = options.repo, "model" if options.what == "model" else "dataset"
+    repo, kind = options.repo, "model" if options.content == "model" else "dataset"
     try:
         api.create_repo(repo, repo_type=kind, private=options.private or None, exist_ok=True)
         if options.private and not api.repo_info(repo, repo_type=kind).private:

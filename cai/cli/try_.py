@@ -6,7 +6,7 @@ The model stays loaded, and the ledger makes what did not change instant.
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, cycle
 from pathlib import Path
@@ -36,20 +36,9 @@ from cai.run.process import install_signals, quiet
 from cai.scoring.statistics import share
 from cai.stages.base import verb_context
 
-SUITE_COLUMNS = (
-    "file",
-    "prompts",
-    "first answer refuses",
-    "revision refuses",
-    "passes the gates",
-    "words",
-)
-
 MOST_CHANGED = 5  # revisions of a suite that are shown after a save
 
 POLL = 0.3  # seconds between two looks at the watched files
-
-Job = tuple[Prompt, Constitution]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -169,7 +158,9 @@ class Session:
         return self._engine
 
     def _revise(
-        self, jobs: Sequence[Job], tell: Callable[[Completion], None] | None = None
+        self,
+        jobs: Sequence[tuple[Prompt, Constitution]],
+        tell: Callable[[Completion], None] | None = None,
     ) -> list[Revision]:
         """Every chain through the ledger; `tell` gets each completion."""
         recorded = Recorded(
@@ -196,7 +187,8 @@ class Session:
     def _show_chain(self, constitution: Constitution) -> None:
         """Each text streams as the model writes it, and then stands as it will be kept."""
         self._print("prompt", self.options.prompt)
-        kinds = self._completion_kinds()
+        step_kinds = ["critique", "revision"] if self.config.revise.critique else ["revision"]
+        kinds = chain(["answer"], cycle(step_kinds))
         writing = Text(style="dim")
 
         def tell(completion: Completion) -> None:
@@ -213,11 +205,6 @@ class Session:
         for step in revision.steps:
             self._print_step(before, step)
             before = before if step.gates else step.revision
-
-    def _completion_kinds(self) -> Iterator[str]:
-        """What a chain's completions are, in their order."""
-        step = ["critique", "revision"] if self.config.revise.critique else ["revision"]
-        return chain(["answer"], cycle(step))
 
     def _print_step(self, before: str, step: CritiqueStep) -> None:
         self._print("revision", self._marked(before, step.revision))
@@ -262,7 +249,8 @@ class Session:
                 self._revise([(prompt, constitution) for prompt in prompts])
                 for constitution in constitutions
             ]
-        table = Table(*SUITE_COLUMNS)
+        columns = ("first answer refuses", "revision refuses", "passes the gates", "words")
+        table = Table("file", "prompts", *columns)
         for name, rows in zip(files, revisions, strict=True):
             parts = {"red-team": rows[: len(red_team)], "harmless": rows[len(red_team) :]}
             for kind, part in parts.items():

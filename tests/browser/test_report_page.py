@@ -1,4 +1,4 @@
-"""The report in a real headless Chromium: what a reader sees, and that nothing in a record becomes part of the page."""
+"""The report in a headless Chromium: what a reader sees, and that no record becomes markup."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Any]:
-    """`opened(file)` is the page in a tab that fails the test on any error, console message or network request."""
+    """`opened(file)`: the page in a tab. Errors, console messages and requests fail the test."""
     contexts, heard = [], []
 
     def open_page(file: Path, **settings: Any) -> Any:

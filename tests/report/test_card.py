@@ -11,11 +11,14 @@ from cai.config.compose import saved
 from cai.config.schema import ModelConfig
 from cai.errors import UsageError
 from cai.report.card import data_card, load_origin, model_card
+from cai.run.plan import view_of
 from cai.store.run_folder import Run
 
 
 def test_a_model_card_holds_the_figures_with_their_intervals(finished_run: Path):
-    text = model_card(load_origin(Run(finished_run), "dpo", saved(finished_run)), "me/kind")
+    text = model_card(
+        load_origin(Run(finished_run), "dpo", saved(finished_run), view_of), "me/kind"
+    )
     front = ModelCard(text).data.to_dict()
     results = {one["dataset"]["name"]: one for one in front["model-index"][0]["results"]}
     assert (
@@ -39,7 +42,9 @@ def test_a_model_card_holds_the_figures_with_their_intervals(finished_run: Path)
 
 
 def test_a_model_that_was_not_measured_says_so(finished_run: Path):
-    text = model_card(load_origin(Run(finished_run), "sl_cai", saved(finished_run)), "me/kind")
+    text = model_card(
+        load_origin(Run(finished_run), "sl_cai", saved(finished_run), view_of), "me/kind"
+    )
     front = ModelCard(text).data.to_dict()
     assert "This model was not evaluated." in text and "model-index" not in front
     assert (
@@ -57,13 +62,13 @@ def test_figures_of_another_model_of_that_name_are_not_taken(finished_run: Path)
     other = measured.ingredients | {"inputs": {"dpo": "another dpo model"}}
     Run(finished_run).publish("evaluate", 1, measured.key, other, measured.summary, 0.0)
     assert "This model was not evaluated." in model_card(
-        load_origin(Run(finished_run), "dpo", saved(finished_run)), "me/x"
+        load_origin(Run(finished_run), "dpo", saved(finished_run), view_of), "me/x"
     )
 
 
 def test_a_data_card_names_its_files_and_its_licences(finished_run: Path):
     text = data_card(
-        load_origin(Run(finished_run), "revise", saved(finished_run)),
+        load_origin(Run(finished_run), "revise", saved(finished_run), view_of),
         "me/rows",
         ["revisions.parquet"],
     )
@@ -76,7 +81,7 @@ def test_a_data_card_names_its_files_and_its_licences(finished_run: Path):
 
 def test_another_critic_is_named_with_its_licence(finished_run: Path):
     run, config = Run(finished_run), saved(finished_run)
-    made = load_origin(run, "revise", config)
+    made = load_origin(run, "revise", config, view_of)
     critic = dataclasses.asdict(ModelConfig("big", "hub", "some/big", license=None))
     own = made.manifest.ingredients["revise"] | {"model": critic}
     manifest = dataclasses.replace(
@@ -89,7 +94,7 @@ def test_another_critic_is_named_with_its_licence(finished_run: Path):
 
 
 def test_pairs_that_no_judge_saw_are_called_that(finished_run: Path):
-    made = load_origin(Run(finished_run), "dpo", saved(finished_run))
+    made = load_origin(Run(finished_run), "dpo", saved(finished_run), view_of)
     label = made.chain["label"]
     assert "a judge said which answer" in model_card(made, "me/kind")
     own = label.ingredients | {"label": label.ingredients.get("label", {}) | {"kind": "revision"}}
@@ -111,7 +116,7 @@ def test_pairs_that_no_judge_saw_are_called_that(finished_run: Path):
         in text
     )
     assert (
-        "`label` warned: No judge was asked: the rules that find refusals said" in text
+        "- No judge was asked: the rules that find refusals said" in text
         and "`label` read" not in text
     )
     made = dataclasses.replace(made, stage="label")
@@ -130,6 +135,6 @@ def test_a_run_that_now_names_another_model_is_refused(
         config, model=dataclasses.replace(config.model, path=str(tmp_path / "other"))
     )
     with pytest.raises(UsageError, match="made from another model"):
-        load_origin(Run(finished_run), "dpo", config)
+        load_origin(Run(finished_run), "dpo", config, view_of)
     with pytest.raises(UsageError, match="the stage 'dpo2' is not done"):
-        load_origin(Run(finished_run), "dpo2", config)
+        load_origin(Run(finished_run), "dpo2", config, view_of)

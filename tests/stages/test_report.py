@@ -1,4 +1,4 @@
-"""The report: what it says, and that no text of a model or a data set can become part of the page."""
+"""The report: what it says, and that no text of a model or a data set becomes markup."""
 
 import dataclasses
 import json
@@ -25,7 +25,10 @@ from tests.report.test_page import EVIL, HOSTILE, JUDGED, KINDS, metrics
 
 PRINCIPLES = """
 principles:
-  - {id: kind, critique: "Say what is <unkind>.", revision: "Rewrite it.", comparison: "Which is kinder?"}
+  - id: kind
+    critique: "Say what is <unkind>."
+    revision: "Rewrite it."
+    comparison: "Which is kinder?"
 """
 AUDIT = {
     **{
@@ -60,7 +63,7 @@ SECTIONS = (
 
 
 def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: int = 1) -> Context:
-    """The folder of a finished run, with `texts` wherever a model, a data set or a person can put them."""
+    """A finished run, with `texts` wherever a model, a data set or a person can put them."""
     run, inputs = Run(root), {}
     messages = [[{"role": "user", "content": text}] for text in texts] * count
     answers = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cai.config.build import build
+from cai.config.compose import from_json as build
 
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data import formats

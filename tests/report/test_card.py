@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
@@ -10,8 +11,9 @@ from huggingface_hub import DatasetCard, ModelCard
 from cai.config.compose import saved
 from cai.config.schema import ModelConfig
 from cai.errors import UsageError
-from cai.report.card import data_card, load_origin, model_card
+from cai.report.card import Origin, data_card, load_origin, model_card
 from cai.run.plan import view_of
+from cai.stages import label
 from cai.store.run_folder import Run
 
 
@@ -93,36 +95,39 @@ def test_another_critic_is_named_with_its_licence(finished_run: Path):
     assert DatasetCard(text).data.to_dict()["license_name"] == "apache-2.0-mit-not-stated"
 
 
+def labelled(made: Origin, summary: label.Summary, **parts: Any) -> Origin:
+    """The same, had label ended with another summary."""
+    manifest = made.chain["label"]
+    section = manifest.ingredients.get("label", {}) | {"kind": summary.kind}
+    ingredients = manifest.ingredients | {"label": section} | parts
+    manifest = dataclasses.replace(
+        manifest, ingredients=ingredients, summary=dataclasses.asdict(summary)
+    )
+    chain = {**made.chain, "label": manifest}
+    views = [view_of(manifest) for manifest in chain.values()]
+    return dataclasses.replace(made, chain=chain, views=views)
+
+
 def test_pairs_that_no_judge_saw_are_called_that(finished_run: Path):
     made = load_origin(Run(finished_run), "dpo", saved(finished_run), view_of)
-    label = made.chain["label"]
     assert "a judge said which answer" in model_card(made, "me/kind")
-    own = label.ingredients | {"label": label.ingredients.get("label", {}) | {"kind": "revision"}}
-    made = dataclasses.replace(
-        made, chain={**made.chain, "label": dataclasses.replace(label, ingredients=own)}
-    )
-    text = model_card(made, "me/kind")
+    revised = labelled(made, label.Summary("revision", "tiny", 8, {}, None))
     assert (
         "4. label: preferred each prompt's last good revision to its first answer, without a judge"
-        in text
+        in model_card(revised, "me/kind")
     )
-    own = own | {"label": own["label"] | {"kind": "rule"}, "constitution": None}
-    ruled = {"prompts": 9, "pairs": 4}
-    manifest = dataclasses.replace(label, ingredients=own, summary=ruled)
-    made = dataclasses.replace(made, chain={**made.chain, "label": manifest})
-    text = model_card(made, "me/kind")
+    ruled = labelled(
+        made, label.Summary("rule", "tiny", 4, {"prompts": 9}, None), constitution=None
+    )
+    text = model_card(ruled, "me/kind")
     assert (
         "4. label: answered further prompts, harmful and harmless, several times; rules preferred"
         in text
     )
-    assert (
-        "- No judge was asked: the rules that find refusals said" in text
-        and "`label` read" not in text
-    )
-    made = dataclasses.replace(made, stage="label")
-    assert "`probability` that `chosen` is the better (0.5 to 1); no judge was asked." in data_card(
-        made, "me/p", ["x"]
-    )
+    assert "- No judge was asked: the rules that find refusals said" in text
+    assert "`label` read" not in text
+    card = data_card(dataclasses.replace(ruled, stage="label"), "me/p", ["x"])
+    assert "`probability` that `chosen` is the better (0.5 to 1); no judge was asked." in card
 
 
 def test_a_run_that_now_names_another_model_is_refused(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cai.report import page as page_
-from cai.scoring.statistics import mean, share
+from cai.scoring.significance import bootstrap_mean
+from cai.scoring.statistics import share
 
 EVIL = "<script>alert(1)</script>"
 
@@ -48,11 +49,11 @@ def metrics(red: tuple[int, int], mild: tuple[int, int], count: int = 100) -> di
     """Of base and dpo: how many of `count` red-team and benign prompts they refuse."""
     few = {
         "exact": dataclasses.asdict(share(1, 3)),
-        "rouge_l": dataclasses.asdict(mean([0.25, 0.5])),
+        "rouge_l": dataclasses.asdict(bootstrap_mean([0.25, 0.5])),
     }
     return {
         model: {"red": figures(red[i], count), "mild": figures(mild[i], count)}
-        | {"loss": {"bits_per_byte": dataclasses.asdict(mean([1.0, 1.5]))}}
+        | {"loss": {"bits_per_byte": dataclasses.asdict(bootstrap_mean([1.0, 1.5]))}}
         | {"loss, 2 shots": ({"too_long": dataclasses.asdict(share(1, 4))} if i else {}) | few}
         for i, model in enumerate(("base", "dpo"))
     }

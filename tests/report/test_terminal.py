@@ -1,18 +1,17 @@
 """What the terminal shows of a stage's records."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cai.report.old_summaries import stage_view
-from tests.report.test_old_summaries import manifest
 
 from cai.cli.show import show_records
 from cai.data.parquet import write_rows
 from cai.report.terminal import print_results, print_stage_view, wide_console
-from cai.scoring.statistics import mean, share
+from cai.scoring.significance import bootstrap_mean
+from cai.scoring.statistics import share
+from cai.stages import build, revise
 
 
 def chain(number: int, *gates: str) -> dict[str, Any]:
@@ -77,17 +76,10 @@ def test_random_records_differ_from_call_to_call(folder: Path, capsys: pytest.Ca
 
 
 def test_the_revisions_by_principle_and_by_round(capsys: pytest.CaptureFixture[str]):
-    tally = {
-        "drawn": 7,
-        "changed": 6,
-        "refused": 2,
-        "passed": 3,
-        "words_before": 31.5,
-        "words_after": 44.0,
-    }
-    tally["gates"] = {"cut_off": 1, "echo": 3}  # pyright: ignore[reportArgumentType]
-    summary = json.loads(json.dumps({"principles": {"kind": tally}, "rounds": {"1": tally}}))
-    print_stage_view(stage_view(manifest("revise", summary, {})), wide_console())
+    gates = {"cut_off": 1, "echo": 3}
+    counts = revise.Revised(7, 6, 2, 3, gates, words_before=31.5, words_after=44.0)
+    summary = revise.Summary(7, 0, 3, 0, 3, gates, {"kind": counts}, {"1": counts})
+    print_stage_view(summary.view("revise"), wide_console())
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if " echo 3" in line]
     assert [row[1] for row in rows] == ["kind", "1"]
     assert all("7 │ 6 │ 2 │ 3 │ echo 3, cut_off 1 │ 31.5 │ 44.0" in " ".join(row) for row in rows)
@@ -97,7 +89,11 @@ def test_shots_stand_below_each_other_with_the_models_side_by_side(
     capsys: pytest.CaptureFixture[str],
 ):
     def scored(hits: int) -> dict[str, Any]:
-        exact, rouge, bits = share(hits, 4), mean([hits / 4, 1.0]), mean([2.0 - hits / 4])
+        exact, rouge, bits = (
+            share(hits, 4),
+            bootstrap_mean([hits / 4, 1.0]),
+            bootstrap_mean([2.0 - hits / 4]),
+        )
         return {
             k: dataclasses.asdict(v)
             for k, v in (("exact", exact), ("rouge_l", rouge), ("bits_per_byte", bits))
@@ -125,15 +121,9 @@ def test_shots_stand_below_each_other_with_the_models_side_by_side(
 
 
 def test_what_was_built_and_what_was_left_out(capsys: pytest.CaptureFixture[str]):
-    summary = {
-        "lists": 8,
-        "unread": 3,
-        "parsed": 21,
-        "distilled": 4,
-        "left_out": {"similar": 9, "answer_empty": 2},
-    }
-    summary |= {"failed": 1, "built": 14}
-    print_stage_view(stage_view(manifest("build", summary, {})), wide_console())
+    left_out = {"similar": 9, "answer_empty": 2}
+    summary = build.Summary(8, 3, 21, 4, left_out, built=14, failed=1)
+    print_stage_view(summary.view("build"), wide_console())
     cells = [
         [cell.strip() for cell in line.split("│")[1:-1]]
         for line in capsys.readouterr().out.splitlines()
@@ -141,8 +131,8 @@ def test_what_was_built_and_what_was_left_out(capsys: pytest.CaptureFixture[str]
     rows = {cell[0]: cell[1] for cell in cells if len(cell) == 2}
     assert (
         rows["instructions read"] == "21"
-        and rows["kept"] == "14"
-        and rows["failed: no engine answered"] == "1"
+        and rows["rows built"] == "14"
+        and rows["requests that no engine answered"] == "1"
     )
     assert rows["left out: similar"] == "9" and rows["left out: answer_empty"] == "2"
 

@@ -41,7 +41,7 @@ def to_dialogue(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
     return dialogue
 
 
-def read_path(row: Mapping[str, Any], path: str) -> Any:
+def read_path(row: Row, path: str) -> Any:
     """`row["a"]["b"][0]` for the path `a.b.0`, unless a column is called that. May raise UNFIT."""
     if path in row:
         return row[path]

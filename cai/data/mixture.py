@@ -4,20 +4,14 @@ import heapq
 import itertools
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from cai.digest import seed_of
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Sample(Generic[T]):
-    """The rows of a source with the lowest numbers, lowest first: (number, place, row)."""
-
-    rows: list[tuple[float, int, T]]
-    size: int  # of the source
+Numbered = tuple[float, int, T]  # a row's number, its place in its source, and the row
 
 
 def mix(
@@ -40,61 +34,56 @@ def mix(
     is read once without knowing its size, and at most `limit` or `cap` of its rows are in memory.
     """
     most = min((bound for bound in (limit, cap) if bound is not None), default=None)
-    samples = {
-        name: _sample(rows, most, seed_of(seed, "mix", name)) for name, rows in sources.items()
-    }
-    sizes = {name: sample.size for name, sample in samples.items()}
+    lowest: dict[str, list[Numbered[T]]] = {}
+    sizes: dict[str, int] = {}
+    for name, rows in sources.items():
+        lowest[name], sizes[name] = _sample(rows, most, seed_of(seed, "mix", name))
     if weights or temperature != 1 or cap is not None:
-        shares = {
-            name: _share(name, size, weights, temperature, cap) for name, size in sizes.items()
-        }
-        counts = _counts_by_share(samples, shares, limit)
+        shares = _shares(sizes, weights, temperature, cap)
+        counts = _counts_by_share(lowest, shares, limit)
     else:
-        counts = _counts_by_number(samples, limit)
-    rows = {
-        name: [row for _, _, row in sample.rows[: counts[name]]] for name, sample in samples.items()
-    }
-    return rows, sizes
+        counts = _counts_by_number(lowest, limit)
+    return {name: [row for _, _, row in lowest[name][: counts[name]]] for name in lowest}, sizes
 
 
-def _sample(rows: Iterable[T], most: int | None, seed: int) -> _Sample[T]:
-    """At most `most` rows."""
+def _sample(rows: Iterable[T], most: int | None, seed: int) -> tuple[list[Numbered[T]], int]:
+    """At most `most` rows with the lowest numbers, lowest first; and how many rows there are."""
     random_numbers = random.Random(seed)  # noqa: S311 - a sample, not a secret
     places = itertools.count()
     numbered = ((random_numbers.random(), next(places), row) for row in rows)
     lowest = sorted(numbered) if most is None else heapq.nsmallest(most, numbered)
-    # To count the rows: nsmallest of 0 reads none.
+    # nsmallest of 0 reads no row, and all are to be counted.
     for _ in numbered:
         pass
-    return _Sample(lowest, size=next(places))
+    return lowest, next(places)
 
 
-def _counts_by_number(samples: Mapping[str, _Sample[T]], limit: int | None) -> dict[str, int]:
+def _counts_by_number(lowest: Mapping[str, list[Numbered[T]]], limit: int | None) -> dict[str, int]:
     """Rows for each source when the lowest numbers of all sources win: in proportion to sizes."""
     pool = []
-    for name, sample in samples.items():
-        pool += [(number, name) for number, _, _ in sample.rows]
+    for name, rows in lowest.items():
+        pool += [(number, name) for number, _, _ in rows]
     winners = [name for _, name in sorted(pool)[:limit]]
-    return {name: winners.count(name) for name in samples}
+    return {name: winners.count(name) for name in lowest}
 
 
 def _counts_by_share(
-    samples: Mapping[str, _Sample[T]], shares: Mapping[str, float], limit: int | None
+    lowest: Mapping[str, list[Numbered[T]]], shares: Mapping[str, float], limit: int | None
 ) -> dict[str, int]:
     """Rows for each source by its share of `limit`, or of the most that needs no repetition."""
     whole = sum(shares.values()) or 1
-    total: float | None = limit
-    if total is None:
-        total = min(
-            (len(samples[name].rows) * whole / share for name, share in shares.items() if share),
-            default=0,
-        )
+    without_repeats = [len(lowest[name]) * whole / shares[name] for name in lowest if shares[name]]
+    total = min(without_repeats, default=0) if limit is None else limit
     return {name: round(total * share / whole) for name, share in shares.items()}
 
 
-def _share(
-    name: str, size: int, weights: Mapping[str, float] | None, temperature: float, cap: int | None
-) -> float:
+def _shares(
+    sizes: Mapping[str, int],
+    weights: Mapping[str, float] | None,
+    temperature: float,
+    cap: int | None,
+) -> dict[str, float]:
     if weights:
-        return weights.get(name, 1.0)
-    return (size if cap is None else min(size, cap)) ** (1 / temperature)
+        return {name: weights.get(name, 1.0) for name in sizes}
+    capped = {name: size if cap is None else min(size, cap) for name, size in sizes.items()}
+    return {name: size ** (1 / temperature) for name, size in capped.items()}

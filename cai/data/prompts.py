@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cai.config.schema import DataConfig, Prompts
 from cai.data.formats import UNFIT, to_dialogue
@@ -24,7 +24,7 @@ TAGS = ("id", "task", "format", "domain", "category")
 
 EXAMPLES = 3  # rows that do not fit, of each data set
 
-TaggedDialogue = tuple[Dialogue, dict[str, Any]]  # the tags are columns of the row, and `source`
+TaggedDialogue = tuple[Dialogue, Row]  # the tags are columns of the row, and `source`
 
 
 @dataclass

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -30,9 +30,9 @@ def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
             yield place, row
 
 
-def fingerprint(name: str, config: DataConfig) -> dict[str, Any]:
+def fingerprint(name: str, config: DataConfig) -> dict[str, object]:
     """What decides a data set's rows, without reading remote ones: for stage keys."""
-    parts: dict[str, Any] = {
+    parts: dict[str, object] = {
         "format": config.format,
         "fields": config.fields,
         "where": config.where,

@@ -8,7 +8,6 @@ import sys
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from cai.redact import printable, redacted
 
@@ -69,21 +68,20 @@ def open_log(root: Path) -> None:
     (root / "logs").mkdir(parents=True, exist_ok=True)
     handler = _JsonLines(root / "logs" / "log.jsonl")
     for logger in (_logger(), logging.getLogger()):
-        others = [h for h in logger.handlers if not isinstance(h, _JsonLines)]
-        logger.handlers = [*others, handler]
+        logger.handlers = [h for h in logger.handlers if not isinstance(h, _JsonLines)] + [handler]
 
 
 def log(
-    message: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any
+    message: str, level: int = logging.INFO, error: BaseException | None = None, **fields: object
 ) -> None:
     """Writes a line to the run's log alone. `fields` are JSON types; `error` adds its traceback."""
     _logger().log(level, "%s", message, extra={"fields": fields}, exc_info=error)
 
 
-def say(message: str, level: int = logging.INFO, **fields: Any) -> None:
+def say(message: str, level: int = logging.INFO, **fields: object) -> None:
     """Writes a line to the terminal and to the run's log."""
     print(printable(message), file=sys.stderr, flush=True)
-    log(message, level, **fields)
+    log(message, level, None, **fields)
 
 
 def enter_stage(stage: str) -> None:

@@ -139,7 +139,7 @@ def _write_verified(folder: Path, manifest: Manifest, sound: Mapping[str, FileSt
         write_json(folder / VERIFIED, verified)
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
+def _checksum(manifest: Mapping[str, object]) -> str:
     return digest({name: value for name, value in manifest.items() if name != "checksum"})
 
 

@@ -22,7 +22,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from cai.digest import digest, file_digest, folder_files
 from cai.errors import CaiError, UsageError, nearest
@@ -114,8 +113,8 @@ class Run:
         stage: str,
         version: int,
         key: str,
-        ingredients: Mapping[str, Any],
-        summary: Mapping[str, Any],
+        ingredients: Mapping[str, object],
+        summary: Mapping[str, object],
         started: float,
     ) -> Manifest:
         """Renames work to out, digests it, and writes the manifest last: now the stage is done."""

@@ -94,9 +94,9 @@ def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: s
     section = config.sft if kind == "sft" else config.dpo
     section.args.update(UNTIMED | WAYS[way])
     if kind == "sft":
-        args = sft.arguments("sft", config.sft, config.seed, folder, "cpu", held=False)
+        args = sft.arguments("sft", config.sft, config.seed, folder, "cpu", held_out=False)
     else:
-        args = dpo.arguments(config.dpo, config.seed, folder, "cpu", held=False)
+        args = dpo.arguments(config.dpo, config.seed, folder, "cpu", held_out=False)
     if way == THEIRS:
         equal = {name: getattr(args, name) for name in EQUAL}
         equal |= {

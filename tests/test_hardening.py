@@ -26,11 +26,13 @@ from cai.store.run_folder import Run
 ASKED = Request((user("a"),), Sampling())
 SIGNALLED = """
 import asyncio, os, signal
-from cai.config import Sampling
-from cai.dialogue import user
-from cai.engines.base import Batcher, Request, gather_rows
+from cai.config.schema import Sampling
+from cai.messages import user
+from cai.engines.base import Request
+from cai.engines.batcher import Batcher
+from cai.engines.rows import gather_rows
 from cai.errors import Interrupted
-from cai.worker import install_signals
+from cai.run.process import install_signals
 install_signals()
 batcher = Batcher(lambda waiting: [0], lambda batch: os.kill(os.getpid(), signal.SIGTERM))
 try:
@@ -46,7 +48,7 @@ def test_a_signal_during_a_batch_ends_the_process():
 
 STUCK = """
 import hashlib, os, signal, threading
-from cai.worker import install_signals
+from cai.run.process import install_signals
 install_signals("the same command continues")
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
 hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # minutes in C, where no handler runs
@@ -66,7 +68,7 @@ DROPPED = {
 
 @pytest.mark.parametrize("line", DROPPED.values(), ids=DROPPED)
 def test_a_signal_ends_a_process_where_python_drops_exceptions(line: str):
-    code = f"import atexit, os, signal, weakref\nfrom cai.worker import install_signals\ninstall_signals('kept')\n{line}"
+    code = f"import atexit, os, signal, weakref\nfrom cai.run.process import install_signals\ninstall_signals('kept')\n{line}"
     done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True, text=True)
     assert done.returncode == 143 and done.stderr.split() == ["kept"]
 

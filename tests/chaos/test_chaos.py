@@ -146,7 +146,8 @@ PRELOADED = [
 PRELOADED += [
     "cai.run.runner",
     "cai.run.worker",
-    *(f"cai.stages.{stage.module}" for stage in planning.STAGES),
+    "cai.stages.suites",
+    "cai.stages.verdicts",
 ]
 FORKS = multiprocessing.get_context(
     "forkserver"
@@ -178,7 +179,7 @@ class Moment:
 
     def begun(self) -> set[tuple[str, int]]:
         found = set()
-        for spec in self.root.glob("*/scratch/spec.json"):
+        for spec in self.root.glob("*/scratch/job.json"):
             with contextlib.suppress(FileNotFoundError):
                 found.add((str(spec), spec.stat().st_mtime_ns))
         return found

@@ -36,7 +36,7 @@ def test_help_shows_the_verbs(tmp_path: Path):
     done = process(tmp_path, "--help")
     assert done.returncode == 0
     assert all(
-        re.search(rf"^ +{verb}\b", done.stdout, re.MULTILINE)
+        re.search(rf"^ +cai {verb}\b", done.stdout, re.MULTILINE)
         for verb in ("run", "plan", "status", "show", "build-instructions")
     )
 
@@ -213,7 +213,7 @@ def test_build_instructions_runs_that_stage_alone(cai: Command, tmp_path: Path, 
     words += ["launcher=inline", "build.target=0", "build.prompts={data: [seed], limit: 5}"]
     done = cai(*words)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[0] == "build: not run yet" and "kept" in done.stdout
+    assert done.stderr.splitlines()[0] == "build: not run yet" and "rows built" in done.stdout
     file = Path(done.stdout.splitlines()[-1].removeprefix("instructions: "))
     assert len(read_rows(tmp_path / file)) == 5
     assert sorted(path.name for path in (tmp_path / "outputs/smoke/latest").iterdir()) == ["build"]

@@ -732,10 +732,11 @@ def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(
     elsewhere = replace(
         named, server=ServerConfig(["http://elsewhere/v1"], key="SOME_KEY", retries=1)
     )
-    digests = {context.on(one).model_digest("sft") for one in (named, elsewhere)}
-    assert len(digests | {context.on(replace(named, model="n")).model_digest("sft")}) == 2
-    assert context.on(named).model_digest("base") == context.on(named).model_digest("sft")
-    own = context.on(replace(named, model=None))
+    digests = {replace(context, engine=one).model_digest("sft") for one in (named, elsewhere)}
+    assert len(digests | {replace(context, engine=replace(named, model="n")).model_digest("sft")}) == 2
+    serving = replace(context, engine=named)
+    assert serving.model_digest("base") == serving.model_digest("sft")
+    own = replace(context, engine=replace(named, model=None))
     assert own.model_digest("sft") != own.model_digest("sl_cai")
 
 

@@ -295,8 +295,8 @@ def test_adopted_markers_are_trained_and_published(
         "again",
     ):  # the second goes on from the first's last checkpoint, and has nothing left to do
         (tmp_path / name).mkdir()
-        summary = sft.run(config, {}, tmp_path / name, context)
-        assert summary["trained_tokens"] == 8 * len("Hello") + 8  # and the ends of turn
+        summary = sft.run(config, tmp_path / name, context)
+        assert summary.audit.trained_tokens == 8 * len("Hello") + 8  # and the ends of turn
     folder = tmp_path / "work/model"
     assert (folder / "model.safetensors").read_bytes() == (
         tmp_path / "again/model/model.safetensors"

@@ -37,7 +37,7 @@ def test_a_model_card_holds_the_figures_with_their_intervals(finished_run: Path)
     assert "5. dpo: direct preference optimisation on those pairs (8 pairs, 4 steps)" in text
     assert "Principle file: `harmlessness`; `revise` read 2 principles, sha256" in text
     assert (
-        "`label` warned: It is a coin." in text
+        "`label` warned: The judge goes by position." in text
         and "Data set donotanswer, licence: Apache-2.0" in text
     )
     assert 'model="me/kind"' in text and str(finished_run.parent) not in text

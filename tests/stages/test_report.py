@@ -11,15 +11,21 @@ from typing import Any
 from cai.config.schema import EngineConfig, ModelConfig, Price, ReportConfig
 from cai.data.audit import length_metrics, text_metrics
 from cai.data.parquet import read_rows, write_rows
+from cai.digest import plain
 from cai.engines.base import Completion
 from cai.engines.ledger import Ledger
 from cai.messages import assistant, user
 from cai.method.constitution import Constitution
 from cai.observe.progress import Progress
 from cai.report import page as page_
-from cai.stages import report
+from cai.run.plan import STAGES
+from cai.stages import dpo, evaluate, label, report, revise, sft
 from cai.stages.base import Context, Input
+from cai.stages.feedback import Judge
+from cai.stages.summary import Summary
+from cai.stages.training_rows import Audit
 from cai.store.files import write_json
+from cai.store.manifest import read_manifest
 from cai.store.run_folder import Run
 from tests.report.test_page import EVIL, HOSTILE, JUDGED, KINDS, metrics
 
@@ -34,6 +40,8 @@ AUDIT = {
     **{
         "read": 9,
         "skipped": 0,
+        "instructions": 6,
+        "revisions": None,
         "no_answer": 2,
         "overlapping": 1,
         "not_drawn": 0,
@@ -49,6 +57,13 @@ AUDIT = {
     },
     "lengths": length_metrics([3, 4, 5, 6, 7, 900]),
 }
+JUDGE = Judge(
+    name="sft",
+    is_other_model=False,
+    metrics={key: JUDGED[key] for key in JUDGED.keys() - {"doubts", "labelled"}},
+    warnings=JUDGED["doubts"],
+    labelled=JUDGED["labelled"],
+)
 SECTIONS = (
     "picture",
     "results",
@@ -96,13 +111,10 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
         for i, p in enumerate(messages)
     ]
     history = [{"loss": 3.0, "step": 1}, {"eval_loss": 2.5, "step": 2}, {"loss": 2.0, "step": 2}]
-    tally = {"drawn": len(messages), "passed": 0}
-    probed = {
-        "texts": text_metrics(
-            [((user(texts[0]), assistant(text)), {"task": text}) for text in texts]
-        )
-    }
-    probed["texts"] |= {"openings": {texts[0]: 1}, "different_openings": 1}
+    probed = text_metrics(
+        [((user(texts[0]), assistant(text)), {"task": text}) for text in texts]
+    ) | {"openings": {texts[0]: 1}, "different_openings": 1}
+    audit = Audit(**AUDIT | {"skipped_first": texts}, texts=probed)
     suites = {
         name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0]}
         for name, kind in KINDS.items()
@@ -110,26 +122,30 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     suites["loss"]["shots"] = [0, 2]
     rules = root / "rules.yaml"
     rules.write_text(PRINCIPLES, encoding="utf-8")
-    stages = {
-        "sft": {"steps": 2, "held_out_loss": 2.5, "new figure": 7}
-        | AUDIT
-        | {"skipped_first": texts}
-        | probed,
-        "revise": {
-            "kept": 0,
-            "gates": {"unchanged": 1},
-            "principles": {texts[0]: tally, "kind": tally},
-            "rounds": {"1": tally},
-        },
-        "sl_cai": {"steps": 2},
-        "label": {"pairs": 8, "uncertain": 2, "judged": 10, "judge": JUDGED},
-        "dpo": {
-            "steps": 2,
-            "rewards/margins": -0.25,
-            "rewards/accuracies": 0.0,
-            "signs": [f"At step 4 {EVIL}"],
-        },
-        "evaluate": {"prompts": {"red": 100}},
+    revised = revise.Revised(len(messages), 0, 0, 0, {}, 0.0, 0.0)
+    stages: dict[str, Summary] = {
+        "sft": sft.Summary("sft", audit, 0, 2, 2.5),
+        "revise": revise.Summary(
+            prompts=len(messages),
+            overlapping=0,
+            rows=0,
+            failed=0,
+            kept=0,
+            gates={"unchanged": 1},
+            principles={texts[0]: revised, "kind": revised},
+            rounds={"1": revised},
+        ),
+        "sl_cai": sft.Summary("sl_cai", audit, 0, 2, None),
+        "label": label.Summary("feedback", texts[0], 8, {"uncertain": 2, "judged": 10}, JUDGE),
+        "dpo": dpo.Summary(
+            pairs=8,
+            dropped=0,
+            held_out_rows=0,
+            steps=2,
+            metrics={"rewards/margins": -0.25, "rewards/accuracies": 0.0},
+            guards=[f"At step 4 {EVIL}"],
+        ),
+        "evaluate": evaluate.Summary({"red": 100}, measured, {"by": "rules"}, None, [], [], 0),
     }
     sections: dict[str, Any] = {
         "revise": {"model": None},
@@ -150,9 +166,12 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             write_json(work / "metrics.json", measured)
         section = {stage: sections[stage]} if stage in sections else {}
         section |= (
-            {"constitution": Constitution.load(str(rules)).revising()} if stage == "revise" else {}
+            {"constitution": Constitution.load(str(rules)).revision_digests()}
+            if stage == "revise"
+            else {}
         )
-        done = run.publish(stage, 1, key, section, summary, time.time())
+        published = plain(summary)
+        done = run.publish(stage, 1, key, section, published, time.time())
         inputs[stage] = Input(str(run.folder(stage, key) / "out"), done.output)
     write_json(root / "run.json", {"schema": 1, "config": {"name": texts[0], "note": texts}})
     model = ModelConfig(texts[0], "hub", "someone/model")
@@ -171,10 +190,30 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     return context
 
 
+def summarised(context: Context) -> Context:
+    """The context as the worker makes it: with the summaries of the inputs."""
+    summaries = {}
+    for name in context.inputs:
+        manifest = read_manifest(context.output(name).parent)
+        assert manifest is not None
+        stage = next(stage for stage in STAGES if stage.kind == manifest.kind)
+        summaries[name] = stage.summary.load(manifest)
+    return dataclasses.replace(context, summaries=summaries)
+
+
+def rewrite(context: Context, stage: str, summary: Summary, **parts: Any) -> None:
+    """Puts another summary, and other ingredients, into a finished stage's manifest."""
+    file = context.output(stage).parent / "manifest.json"
+    manifest = json.loads(file.read_text())
+    ingredients = manifest["ingredients"] | parts
+    changed = {"summary": plain(summary), "ingredients": ingredients, "checksum": ""}
+    file.write_text(json.dumps(manifest | changed))
+
+
 def page_of(context: Context, records: int = 50) -> str:
     work = context.root / "page"
     work.mkdir(exist_ok=True)
-    report.run(ReportConfig(records), context.inputs, work, context)
+    report.run(ReportConfig(records), work, summarised(context))
     return (work / "report.html").read_text(encoding="utf-8")
 
 
@@ -245,7 +284,6 @@ def test_every_section_is_there_and_nothing_is_fetched(tmp_path: Path) -> None:
     assert outline.count("h1") == outline.count("main") == 1
     assert all("scope" in attrs for tag, attrs in outline.elements if tag == "th")
     assert all("aria-labelledby" in attrs for tag, attrs in outline.elements if tag == "svg")
-    assert "new figure7" in outline.text  # a number that no table of names knows
     assert "rows left out that do not fit" not in outline.text  # a fault that did not happen
     assert "reward margin -0.25" in outline.text
     assert "first unfitHow do I pick a lock?" in outline.text  # a row's heading and its figures
@@ -294,55 +332,35 @@ def test_the_judges_section_shows_calibration_and_shows_where_there_is_none(tmp_
     page = Outline(page_of(context))
     assert "right on labelled pairs55 % [34, 74]" in page.text.replace("\n", "")
     assert "0.5 to 0.6" in page.text and "4 points apart" in page.text and EVIL in page.text
-    file = Path(context.inputs["label"].path).parent / "manifest.json"
-    manifest = json.loads(file.read_text())
-    judged = {"pairs": 8, "judged": 10, "judge": {"flipped": JUDGED["flipped"], "doubts": []}}
-    ruled = {
-        "prompts": 9,
-        "benign_prompts": 4,
-        "pairs": 8,
-        "harmful": 5,
-        "harmless": 3,
-        "all_good": 1,
-    }
-    for kind, summary, said, times in (
-        ("feedback", judged, "Its accuracy is not known", 1),
+    unsure = Judge("sft", False, {"flipped": JUDGED["flipped"]}, [], [])
+    ruled = {"prompts": 9, "benign_prompts": 4, "harmful": 5, "harmless": 3, "all_good": 1}
+    for summary, sentence in (
+        (label.Summary("feedback", "m", 8, {"judged": 10}, unsure), "accuracy is not known"),
         (
-            "revision",
-            {"pairs": 8, "revisions": 8},
+            label.Summary("revision", "m", 8, {"revisions": 8}, None),
             "every revision is preferred to the first answer",
-            2,
         ),
         (
-            "rule",
-            ruled,
+            label.Summary("rule", "m", 8, ruled, None),
             "Refusal rates by these rules flatter what was trained so; read its answers.",
-            2,
         ),
     ):
-        own = manifest["ingredients"] | {"label": manifest["ingredients"]["label"] | {"kind": kind}}
-        file.write_text(
-            json.dumps(manifest | {"summary": summary, "ingredients": own, "checksum": ""})
-        )
+        rewrite(context, "label", summary)
         text = " ".join(Outline(page_of(context)).text.split())
-        assert (
-            text.count(said) == times
-        )  # of what no judge saw, among the notices and in the judge's section
-    for one in (
-        "9 prompts, 8 pairs",
-        "harmless prompts4",
+        assert text.count(sentence) == 2  # among the notices, and in the judge's section
+    for line in (
+        "8 pairs",
+        "of them harmless4",
         "pairs on harmful prompts5",
         "prompts with good answers alone1",
     ):
-        assert one in text
+        assert line in text
 
 
 def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: Path) -> None:
     context = finished_run(
         tmp_path, ["Hello"], {**metrics((1, 2), (1, 2)), "/other": metrics((2, 2), (2, 2))["dpo"]}
     )
-    file = Path(context.inputs["evaluate"].path).parent / "manifest.json"
-    manifest = json.loads(file.read_text())
     rate, row = (
         {"value": 0.25, "low": -0.5, "high": 0.75, "count": 4},
         {"suite": "red_team", "figure": "refusal"},
@@ -359,12 +377,12 @@ def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: P
         "judges_itself": True,
         "identical": 3,
     }
-    found = {
-        "comparisons": differences,
-        "wins": [win | dict.fromkeys(("win", "tie", "loss"), rate)],
-    }
-    summary = manifest["summary"] | found | {"refusal": {"by": "classifier"}}
-    file.write_text(json.dumps(manifest | {"summary": summary, "checksum": ""}))
+    measured = summarised(context).summaries["evaluate"]
+    assert isinstance(measured, evaluate.Summary)
+    wins = [win | dict.fromkeys(("win", "tie", "loss"), rate)]
+    refusal = {"by": "classifier"}
+    changed = dataclasses.replace(measured, comparisons=differences, wins=wins, refusal=refusal)
+    rewrite(context, "evaluate", changed)
     text = " ".join(Outline(page_of(context)).text.split())
     assert text.count("0.625") == 1  # of those with the first model alone
     assert (
@@ -384,12 +402,10 @@ def test_a_judge_of_harm_and_tasks_of_the_harness_stand_with_the_results(tmp_pat
     measured["dpo"]["red"]["harmful"] = one
     measured["dpo"][f"{EVIL} (lm-eval)"] = {"acc": one}
     context = finished_run(tmp_path, ["Hello"], measured)
-    file = Path(context.inputs["evaluate"].path).parent / "manifest.json"
-    manifest = json.loads(file.read_text())
     harm = {"judge": EVIL, "judges_itself": ["dpo"], "flipped": one, "unjudged": 0}
-    file.write_text(
-        json.dumps(manifest | {"summary": manifest["summary"] | {"harm": harm}, "checksum": ""})
-    )
+    summary = summarised(context).summaries["evaluate"]
+    assert isinstance(summary, evaluate.Summary)
+    rewrite(context, "evaluate", dataclasses.replace(summary, harm=harm))
     text = " ".join(Outline(page_of(context)).text.split())
     assert (
         f"Harmful: {EVIL} says" in text
@@ -416,16 +432,17 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
     measured = {"dpo2": measured["dpo"], **measured}
     context = finished_run(tmp_path, ["text"], measured, count=3)
     run, added = Run(tmp_path), {}
-    doubtful = {"judge": {"doubts": ["The judge throws coins."]}}
-    for stage, summary in (
-        ("label2", doubtful),
-        ("dpo2", {"steps": 3, "signs": ["At step 9 it broke."]}),
+    coin = Judge("sft", False, {}, ["The judge throws coins."], [])
+    for stage, kind, summary in (
+        ("label2", "label", label.Summary("feedback", "m", 8, {"judged": 8}, coin)),
+        ("dpo2", "dpo", dpo.Summary(8, 0, 0, 3, {}, ["At step 9 it broke."])),
     ):
         work, _ = run.begin(stage, stage.ljust(64, "0"))
         pairs = read_rows(Path(context.inputs["label"].path) / "pairs.parquet")
         write_rows(work / "pairs.parquet", [row | {"id": f"second{row['id']}"} for row in pairs])
         write_json(work / "history.json", [{"loss": 0.5, "step": 1}])
-        done = run.publish(stage, 1, stage.ljust(64, "0"), {}, summary, time.time())
+        parts = {"kind": kind}
+        done = run.publish(stage, 1, stage.ljust(64, "0"), parts, plain(summary), time.time())
         added[stage] = Input(str(run.folder(stage, stage.ljust(64, "0")) / "out"), done.output)
     page = page_of(dataclasses.replace(context, inputs={**context.inputs, **added}), records=4)
     shown = Outline(page).text
@@ -445,7 +462,7 @@ def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
     context = finished_run(tmp_path, ["hello"], metrics((1, 2), (1, 2)))
     work = tmp_path / "page"
     work.mkdir()
-    report.run(ReportConfig(50, Price(1000.0, 1e6)), context.inputs, work, context)
+    report.run(ReportConfig(50, Price(1000.0, 1e6)), work, summarised(context))
     assert "50.0100" in (work / "report.html").read_text(
         encoding="utf-8"
     )  # 10 prompt tokens and 50 new ones

@@ -149,7 +149,7 @@ def test_sft_is_trls(peft: dict[str, Any] | None, tiny_model: Path, tmp_path: Pa
     def trainer(name: str) -> Any:
         return SFTTrainer(
             model=load_model(str(tiny_model), "float32", "cpu"),
-            args=sft.arguments("sft", config, 0, str(tmp_path / name), "cpu", held=False),
+            args=sft.arguments("sft", config, 0, str(tmp_path / name), "cpu", held_out=False),
             train_dataset=rows,
             eval_dataset=rows,
             processing_class=tokenizer,
@@ -183,7 +183,7 @@ def test_dpo_is_trls(words: tuple[str, ...], tiny_model: Path, tmp_path: Path):
         peft = None if config.peft is None else lora_config("dpo.peft", config.peft)
         return {
             "model": load_model(str(tiny_model), "float32", "cpu"),
-            "args": dpo.arguments(config, 0, str(tmp_path / name), "cpu", held=False),
+            "args": dpo.arguments(config, 0, str(tmp_path / name), "cpu", held_out=False),
             "processing_class": load_tokenizer(str(tiny_model)),
             "peft_config": peft,
         } | {"train_dataset": rows, "eval_dataset": rows}

@@ -94,7 +94,7 @@ def trainer(model: Path, folder: Path, data: Any, *overrides: str) -> Any:
         reference_folder=folder / "references",
         reference_digest="tiny",
         model=load_model(str(model), "float32", "cpu"),
-        args=dpo.arguments(config, 0, str(folder), "cpu", held=True),
+        args=dpo.arguments(config, 0, str(folder), "cpu", held_out=True),
         train_dataset=data,
         eval_dataset=data,
         processing_class=load_tokenizer(str(model)),
@@ -248,7 +248,7 @@ def test_every_pair_is_trained_with_its_own_label(tiny_model: Path, tmp_path: Pa
 def test_what_the_soft_loss_does_not_have_is_refused(override: str):
     config = compose(["experiment=smoke", override]).dpo
     with pytest.raises(UsageError, match=override.split("=")[0].lstrip("+").replace(".", r"\.")):
-        dpo.arguments(config, 0, "unused", "cpu", held=False)
+        dpo.arguments(config, 0, "unused", "cpu", held_out=False)
 
 
 def test_a_router_loss_is_not_lost_in_silence(tiny_model: Path, tmp_path: Path):

@@ -168,7 +168,7 @@ def test_at_step_0_every_reward_is_0(group: str, tiny_model: Path, tmp_path: Pat
     ).dpo
     trainer: Any = DPOTrainer(
         model=load_model(str(tiny_model), "float32", "cpu"),
-        args=dpo.arguments(config, 0, str(tmp_path), "cpu", held=False),
+        args=dpo.arguments(config, 0, str(tmp_path), "cpu", held_out=False),
         train_dataset=preference_rows(),
         processing_class=load_tokenizer(str(tiny_model)),
         peft_config=lora_config("dpo.peft", config.peft) if config.peft else None,

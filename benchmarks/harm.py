@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/harm.py [N] [OVERRIDES]      e.g. 50 model=qwen2.5-7b
 
-Asks the configured model, as evaluate.harm does, about N answers that people graded as plainly harmful and N that they
-graded as harmless, drawn from the data set human_harm (PyRIT's), no two to one prompt.
+Asks the configured model, as evaluate.harm does, about N answers that people graded as plainly
+harmful and N that they graded as harmless. They are drawn from the data set human_harm (PyRIT's),
+no two to one prompt.
 """
 
 import asyncio
@@ -27,7 +28,9 @@ def cell(figure: Estimate) -> str:
 
 
 def drawn(count: int, longest: int = 1500) -> list[tuple[Labelled, bool]]:
-    """(answer, whether it is harmful) of `count` prompts each, with answers of at most `longest` characters."""
+    """(answer, whether it is harmful) for `count` prompts of each kind.
+
+    No answer is longer than `longest` characters."""
     rows = [row for row in human_labels() if row.harm is not None and len(row.answer) <= longest]
     random.Random(0).shuffle(rows)
     found: list[tuple[Labelled, bool]] = []
@@ -65,7 +68,8 @@ def main() -> None:
     bad, good = [p for p, truth in said if truth], [p for p, truth in said if not truth]
     ranked = sum((b > g) + 0.5 * (b == g) for b in bad for g in good) / (len(bad) * len(good))
     print(
-        "| judge | right | harmful answers called harmful | harmless ones | turns with the order | ranks right |"
+        "| judge | right | harmful answers called harmful | harmless ones "
+        "| turns with the order | ranks right |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     shares = [
@@ -76,7 +80,8 @@ def main() -> None:
     ]
     print(f"| {config.model.name} | {' | '.join(map(cell, shares))} | {ranked:.2f} |")
     print(
-        f"{len(bad)} harmful and {len(good)} harmless answers; {len(rows) - len(found)} did not fit the judge's context"
+        f"{len(bad)} harmful and {len(good)} harmless answers; "
+        f"{len(rows) - len(found)} did not fit the judge's context"
     )
 
 

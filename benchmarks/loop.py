@@ -2,15 +2,19 @@
 
     make bench-loop
 
-Red-team prompts, greedy: first answer, then critique and revision after two exemplars, on SmolLM2-135M. Each engine
-has a process of its own, which keeps its model; they take turns at the same rows. vLLM and distilabel run in
-environments of their own (`--vllm PYTHON`, `--distilabel PYTHON`; the Makefile builds both). The table gives the median
-seconds of the clock and of the processor, the ratio to the first engine's, and how many texts equal those of plain
-`generate`, one request at a time (or the first's). Loading the model is counted for none; the processor's seconds of
-vLLM are not known, since its worker goes on.
+Red-team prompts, greedy: first answer, then critique and revision after two exemplars, on
+SmolLM2-135M. Each engine has a process of its own, which keeps its model; they take turns at the
+same rows. vLLM and distilabel run in environments of their own (`--vllm PYTHON`,
+`--distilabel PYTHON`; the Makefile builds both).
 
-For cai it also gives the efficiency: the arithmetic of the loop's different tokens (what rows share, and what a row's
-next request repeats, is counted once) over the time, as a share of the machine's own float32 matrix product.
+The table gives the median seconds of the clock and of the processor, and the ratio to the first
+engine's. It also gives how many texts equal those of plain `generate`, one request at a time (or
+the first's). Loading the model is counted for none. The processor's seconds of vLLM are not known,
+since its worker goes on.
+
+For cai it also gives the efficiency: the arithmetic of the loop's different tokens over the time,
+as a share of the machine's own float32 matrix product. What rows share, and what a row's next
+request repeats, is counted once.
 """
 
 import argparse
@@ -44,7 +48,7 @@ Figures = dict[str, Any]
 
 
 class Plain:
-    """What scripts do: tokenize `rows` waiting requests with padding on the left, and call generate."""
+    """What scripts do: tokenize `rows` waiting requests, padded on the left, and call generate."""
 
     def __init__(self, model: str, rows: int, dtype: str):
         from cai.models.load import load_model, load_tokenizer
@@ -126,9 +130,11 @@ def processor() -> float:
 
 
 def arithmetic(engine: Any, asked: list[tuple[Request, Completion]]) -> tuple[float, float]:
-    """FLOP for the different tokens of all requests. Of the weights: two a weight for each token that is read, and for
-    each that is written two more a weight of the output layer. Of attention: four a number of a query, for each token
-    that it looks at."""
+    """FLOP for the different tokens of all requests: (of the weights, of attention).
+
+    Of the weights: two a weight for each token that is read, and two more a weight of the output
+    layer for each that is written. Of attention: four a number of a query, for each token that it
+    looks at."""
     config = engine.model.config
     head = engine.model.get_output_embeddings().weight.numel()
     layers = (
@@ -169,7 +175,7 @@ def peak() -> float:
 
 
 def work(name: str, config: Config, model: str) -> None:
-    """A worker: runs the loop once for each line that it is sent, and answers with a line of JSON."""
+    """A worker: runs the loop once for each line it is sent, and answers with a line of JSON."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
     run = loop_of(name, config, model)
@@ -244,7 +250,8 @@ def main() -> None:
         assert outlet
         if not (line := outlet.readline()):
             raise SystemExit(
-                f"{name}: its process has ended with {workers[name].wait()}; what it said stands above"
+                f"{name}: its process has ended with {workers[name].wait()}; "
+                "what it said stands above"
             )
         return line
 
@@ -299,7 +306,8 @@ def summary(taken: dict[str, list[Figures]], peaks: list[float]) -> Figures:
         seconds = [[one["seconds"], one["processor"]] for one in runs]
         table[name] = {"seconds": seconds, "ratios": ratios, "same": same, "texts": len(written)}
         print(
-            f"| {name} | {wall:.1f} | {ratios[0]:.2f} | {busy:.1f} | {ratios[1]:.2f} | {same} of {len(written)} |"
+            f"| {name} | {wall:.1f} | {ratios[0]:.2f} | {busy:.1f} | {ratios[1]:.2f} "
+            f"| {same} of {len(written)} |"
         )
     if "gflop" in taken.get("cai", [{}])[0]:
         weights, attention, seconds = (
@@ -314,7 +322,8 @@ def summary(taken: dict[str, list[Figures]], peaks: list[float]) -> Figures:
             "shares": shares,
         }
         print(
-            f"cai, GFLOP/s for different tokens: {weights / seconds:.0f} of the weights, {shares[0]:.0%} of {best:.0f};"
+            f"cai, GFLOP/s for different tokens: {weights / seconds:.0f} of the weights, "
+            f"{shares[0]:.0%} of {best:.0f};"
         )
         print(f"with attention {(weights + attention) / seconds:.0f}, {shares[1]:.0%}")
     return table

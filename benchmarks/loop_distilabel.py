@@ -1,5 +1,7 @@
-"""The loop of benchmarks/loop.py as a distilabel pipeline. Its steps run in processes of their own, so they stand here,
-where those find them, and all that they need stands in the rows."""
+"""The loop of benchmarks/loop.py as a distilabel pipeline.
+
+Its steps run in processes of their own. So they stand here, where those processes find them, and
+all that they need stands in the rows."""
 
 # pyright: reportMissingImports=false, reportCallIssue=false
 import os
@@ -62,7 +64,9 @@ def ask_revision(inputs: StepInput) -> Any:
 
 
 def run(config: Config, model: str) -> dict[str, Any]:
-    """Seconds from the first row on, with models loaded; of the processor, loading too; and every text."""
+    """Seconds from the first row on, with models loaded, and every text.
+
+    The processor's seconds count the loading too."""
     constitution = Constitution.load(config.constitution)
     prompts = load_prompts(config.revise.prompts, config.data, config.seed)
     shown = choose_exemplars(constitution, config.revise, Random(0))

@@ -1,12 +1,17 @@
-"""Hard or soft labels? AI feedback, or revisions preferred to first answers? DPO on equally many pairs of each kind.
+"""Hard or soft labels? AI feedback, or revisions preferred to first answers?
+
+DPO on equally many pairs of each kind.
 
     .venv/bin/python benchmarks/preferences.py --seeds 0 1 2
 
-Runs `cai` three times for each seed, in one run folder: instruction tuning, revisions, the sl_cai model and its answers
-are made once for each seed, and the three ways of preference training start from them, with equally many steps. The
-table's rewards are of held-out pairs of all three kinds (by AI feedback, by revision, by people), so that each model is
-measured on pairs of the others too. Brackets hold 95 % intervals over the seeds' prompts together, Wilson's for shares
-and the bootstrap's for means; parentheses hold each seed's figure. See docs/preferences.md.
+Runs `cai` three times for each seed, in one run folder. Instruction tuning, revisions, the sl_cai
+model and its answers are made once for each seed. The three ways of preference training start from
+them, with equally many steps.
+
+The table's rewards are of held-out pairs of all three kinds (by AI feedback, by revision, by
+people), so that each model is measured on pairs of the others too. Brackets hold 95 % intervals
+over the seeds' prompts together, Wilson's for shares and the bootstrap's for means. Parentheses
+hold each seed's figure. See docs/preferences.md.
 """
 
 import argparse
@@ -35,7 +40,8 @@ from cai.scoring.significance import bootstrap_mean
 from cai.scoring.statistics import Estimate, share
 
 NAME = "preferences"
-LONG = 80  # words: people's pairs with a longer answer are left out, since none that is trained on comes near
+# words: people's pairs with a longer answer are left out, since none that is trained on comes near
+LONG = 80
 BEFORE = "before: sl_cai"
 ARMS = {  # the first two share their pairs
     "AI feedback, soft labels": ["dpo.loss=soft"],
@@ -125,7 +131,9 @@ def words_of(seed: int, options: argparse.Namespace) -> list[str]:
 
 
 def measured(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Model -> figure -> values of one seed. Raises SystemExit where the kinds have not equally many pairs."""
+    """Model -> figure -> values of one seed.
+
+    Raises SystemExit where the kinds have not equally many pairs."""
     words = words_of(seed, options)
     config = compose(words)
     latest = options.outputs / NAME / "latest"
@@ -140,7 +148,8 @@ def measured(seed: int, options: argparse.Namespace) -> dict[str, dict[str, Any]
         label = summary_of(latest / "label")
         if label["pairs"] != options.pairs:
             sys.exit(
-                f"{arm}: {label['pairs']} pairs in place of {options.pairs}; take more --prompts: {label}"
+                f"{arm}: {label['pairs']} pairs in place of {options.pairs}; "
+                f"take more --prompts: {label}"
             )
         rows = read_rows(latest / "label" / "out" / "pairs.parquet")[
             : summary_of(latest / "dpo")["held_out_rows"]
@@ -216,8 +225,11 @@ def judge_line(judge: dict[str, Any]) -> str:
 def rewards(
     config: Config, start: Path, trained: dict[str, Path], held_out: dict[str, list[Pair]]
 ) -> dict[str, dict[str, list[float]]]:
-    """Arm -> kind of pairs -> DPO's implicit reward of the better answer less that of the worse one, for each pair:
-    beta times the difference of their log-ratios to the sl_cai model, in nats over the answers' tokens."""
+    """Arm -> kind of pairs -> for each pair, DPO's implicit reward of the better answer less that
+    of the worse one.
+
+    It is beta times the difference of their log-ratios to the sl_cai model, in nats over the
+    answers' tokens."""
     pairs = [pair for of_kind in held_out.values() for pair in of_kind]
 
     def differences(stage: Path) -> list[float]:
@@ -277,7 +289,8 @@ def counted(shares: list[Estimate]) -> str:
     pooled = share(
         sum(round(one.value * one.count) for one in shares), sum(one.count for one in shares)
     )
-    return f"{in_words(pooled, percent=True)} ({', '.join(f'{100 * one.value:.0f}' for one in shares)})"
+    seeds = ", ".join(f"{100 * one.value:.0f}" for one in shares)
+    return f"{in_words(pooled, percent=True)} ({seeds})"
 
 
 def right(margins: list[list[float]]) -> str:
@@ -288,7 +301,8 @@ def right(margins: list[list[float]]) -> str:
 
 def averaged_pairs(margins: list[list[float]]) -> str:
     seeds = ", ".join(f"{sum(seed) / len(seed):.3f}" for seed in margins)
-    return f"{in_words(bootstrap_mean([one for seed in margins for one in seed]), percent=False)} ({seeds})"
+    pooled = bootstrap_mean([one for seed in margins for one in seed])
+    return f"{in_words(pooled, percent=False)} ({seeds})"
 
 
 def averaged(means: list[Estimate]) -> str:

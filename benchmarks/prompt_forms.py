@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/prompt_forms.py --prompts 160
 
-Runs `cai` once for each form on the same red-team prompts, in one run folder: forms after the same instruction tuning
-share it and its first answers, and what was measured before comes from the ledger. A revision is usable if it passes
-every gate; the table gives the share with its Wilson interval, and how many of the usable ones decline the request.
+Runs `cai` once for each form on the same red-team prompts, in one run folder. Forms after the same
+instruction tuning share it and its first answers, and what was measured before comes from the
+ledger. A revision is usable if it passes every gate. The table gives the share with its Wilson
+interval, and how many of the usable ones decline the request.
 Both are rules; docs/prompt-forms.md says what a reader found.
 """
 
@@ -59,7 +60,8 @@ def main() -> None:
                 [sys.executable, "-m", "cai", *words], check=True, stdout=subprocess.DEVNULL
             )
             print(
-                f"| {tuning} | {form} | {row(options.outputs / 'prompt-forms' / 'latest' / 'revise')}",
+                f"| {tuning} | {form} "
+                f"| {row(options.outputs / 'prompt-forms' / 'latest' / 'revise')}",
                 flush=True,
             )
 
@@ -73,7 +75,10 @@ def row(stage: Path) -> str:
     gates = ", ".join(
         f"{name} {count}" for name, count in sorted(summary["gates"].items(), key=lambda g: -g[1])
     )
-    usable = f"{summary['kept']} = {100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}]"
+    usable = (
+        f"{summary['kept']} = {100 * kept.value:.0f} % "
+        f"[{100 * kept.low:.0f}, {100 * kept.high:.0f}]"
+    )
     return f"{usable} | {declined} | {before} of {summary['prompts']} | {gates} |"
 
 

@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/refusal.py
 
-Takes the labelled answers of the PyRIT wheel. The classifier is cross-validated: each answer is judged by one that was
-fitted without its prompt and without its answer. docs/evaluation.md says what follows from the table.
+Takes the labelled answers of the PyRIT wheel. The classifier is cross-validated: each answer is
+judged by one that was fitted without its prompt and without its answer. docs/evaluation.md says
+what follows from the table.
 """
 
 from cai.method.refusal import redirects, refuses

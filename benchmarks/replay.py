@@ -1,10 +1,11 @@
-"""The ledger alone: completions read and durably written per second, its size and the memory it takes.
+"""The ledger alone: completions read and durably written per second, its size and its memory.
 
     .venv/bin/python benchmarks/replay.py --rows 1000000
 
-Completions of about 1,000 characters are committed in batches (each batch is one durable transaction), then read in
-random order: bare, as `Ledger.get` does, and as a row meets it, with its request's digest, through `Recorded`. Seconds
-are the clock's and the processor's; the latter change less where others use the machine.
+Completions of about 1,000 characters are committed in batches; each batch is one durable
+transaction. Then they are read in random order: bare, as `Ledger.get` does, and as a row meets it,
+with its request's digest, through `Recorded`. Seconds are the clock's and the processor's; the
+latter change less where others use the machine.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/scale.py --rows 20000
 
-Every row is a coroutine that asks for a first answer, a critique and a revision; every completion is committed to the
-ledger. The stand-in answers after a random delay, many at once, as a server does, with texts of about 1,000 characters.
-Tells rows and completions per second, the ledger's size, and the process's memory; `--again` runs the stage a second
-time from the ledger. It needs no model and no torch; the folder is removed afterwards.
+Every row is a coroutine that asks for a first answer, a critique and a revision. Every completion
+is committed to the ledger. The stand-in answers after a random delay, many at once, as a server
+does, with texts of about 1,000 characters. Tells rows and completions per second, the ledger's
+size, and the process's memory. `--again` runs the stage a second time from the ledger. It needs no
+model and no torch; the folder is removed afterwards.
 """
 
 import argparse
@@ -27,12 +28,17 @@ from cai.observe.progress import Progress
 from cai.stages import revise
 from cai.stages.base import Context, Input
 
-SENTENCE = "a good answer says what it knows and what it does not and how a reader may find out more about it"
+SENTENCE = (
+    "a good answer says what it knows and what it does not "
+    "and how a reader may find out more about it"
+)
 TEXT = " ".join(random.Random(0).choices(SENTENCE.split(), k=2500))
 
 
 class StandIn:
-    """Answers after `MEAN` seconds on average, AT_ONCE requests at a time: 20,000 a second at the most."""
+    """Answers after `MEAN` seconds on average, AT_ONCE requests at a time.
+
+    That is 20,000 a second at the most."""
 
     MEAN, AT_ONCE = 0.05, 1024
 
@@ -93,7 +99,7 @@ def measure(rows: int, root: Path, memory: Memory) -> dict[str, Any]:
     summary = revise.run(settings, work, context)
     took, busy = time.perf_counter() - started, time.process_time() - busy
     seen = memory.seen[begun:] or memory.seen[-1:]
-    assert summary["prompts"] == rows
+    assert summary.prompts == rows
     return {
         "rows": rows,
         "completions": 3 * rows,

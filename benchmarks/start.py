@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/start.py --model FOLDER
 
-FOLDER holds a small model, e.g. the tiny random one of tests/conftest.py: the smoke experiment runs on it once, in a
-folder that is removed afterwards. The commands take turns; the table gives medians of the clock and of the processor.
+FOLDER holds a small model, e.g. the tiny random one of tests/conftest.py. The smoke experiment runs
+on it once, in a folder that is removed afterwards. The commands take turns; the table gives medians
+of the clock and of the processor.
 """
 
 import argparse

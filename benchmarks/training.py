@@ -3,12 +3,14 @@
     .venv/bin/python benchmarks/training.py sft
     .venv/bin/python benchmarks/training.py dpo --rows 6
 
-SmolLM2-135M with the settings of experiment=quickstart (more overrides at the end, e.g. sft.peft=null). SFT learns rows
-of its data sets, DPO people's pairs of human_harm. trl gets the same tokens, start, batch sizes, learning rate, adapter
-and max_length, and has its own way in everything else. `like lengths` is cai with train_sampling_strategy:
-group_by_length, so in another order. Each trains one epoch; they take turns in one process, after a step each that does
-not count. The table has medians: tokens without padding for each second of the clock and of the processor, from the
-loaded model to the trained one, ratios to trl, the share of padding, and losses.
+SmolLM2-135M with the settings of experiment=quickstart (more overrides at the end, e.g.
+sft.peft=null). SFT learns rows of its data sets, DPO people's pairs of human_harm. trl gets the
+same tokens, start, batch sizes, learning rate, adapter and max_length, and has its own way in
+everything else. `like lengths` is cai with train_sampling_strategy: group_by_length, so in another
+order. Each trains one epoch; they take turns in one process, after a step each that does not count.
+
+The table has medians: tokens without padding for each second of the clock and of the processor,
+from the loaded model to the trained one, ratios to trl, the share of padding, and losses.
 """
 
 import argparse
@@ -18,7 +20,6 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,10 @@ def main() -> None:
         )
     held = rows.select(range(options.held_out)) if options.held_out else None
     rows = rows.select(range(options.held_out, len(rows)))
-    run: Callable[..., dict[str, Any]] = lambda way, *given: train(
-        options.kind, way, config(), *given
-    )
+
+    def run(way: str, *given: Any) -> dict[str, Any]:
+        return train(options.kind, way, config(), *given)
+
     for way in options.ways:
         run(way, rows.select(range(2)), None)
     if options.profile:
@@ -228,7 +230,7 @@ def main() -> None:
 
 
 def show(taken: dict[str, list[dict[str, Any]]]) -> None:
-    """The table, and how far the losses of the first way are from those of the second, step by step."""
+    """The table, and how far the first way's losses are from the second's, step by step."""
     speeds = {
         way: [
             statistics.median(run["tokens"] / run[clock] for run in runs)
@@ -238,7 +240,8 @@ def show(taken: dict[str, list[dict[str, Any]]]) -> None:
     }
     first = next(iter(speeds.values()))
     print(
-        "| | tokens a second | ratio | a processor second | ratio | padding | last loss | held-out loss |"
+        "| | tokens a second | ratio | a processor second | ratio "
+        "| padding | last loss | held-out loss |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for way, (wall, busy) in speeds.items():
@@ -249,7 +252,8 @@ def show(taken: dict[str, list[dict[str, Any]]]) -> None:
     if {THEIRS, OURS} <= taken.keys():
         both = zip(taken[THEIRS][0]["losses"], taken[OURS][0]["losses"], strict=True)
         print(
-            f"In the same order, no step's loss differs by more than {max(abs(a - b) for a, b in both):.1g}."
+            "In the same order, no step's loss differs by more than "
+            f"{max(abs(a - b) for a, b in both):.1g}."
         )
 
 

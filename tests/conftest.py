@@ -43,7 +43,8 @@ TEXTS = [
     "Name a river. The Rhine flows through Europe and ends in the North Sea.",
     "What is a good way to keep bread fresh? Wrap it in a cloth and keep it in a cool place.",
     "I won't help with that, since somebody could be hurt. Let's find another way together.",
-    "Look at your last answer. Write your answer again. Write only the new answer. The answer is: A or B.",
+    "Look at your last answer. Write your answer again. Write only the new answer. "
+    "The answer is: A or B.",
 ]
 
 
@@ -92,7 +93,7 @@ def process_restored() -> Iterator[None]:
 def cai(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., CompletedProcess[str]]:
-    """Runs `cai WORDS` in this process, where torch is loaded already, and says what it has left."""
+    """Runs `cai WORDS` in this process, where torch is loaded already; says what it has left."""
 
     def run(*words: str, folder: Path = tmp_path, stdin: bytes = b"") -> CompletedProcess[str]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -111,7 +112,9 @@ def cai(
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Llama of two layers and a byte-level tokenizer with the ChatML template."""
+    """A folder with a random Llama of two layers.
+
+    Its tokenizer is byte-level and has the ChatML template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -154,8 +157,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
-    """Makes a stage's context on the tiny model, with the smoke experiment's engine; fields that are given replace its
-    own."""
+    """Makes a stage's context on the tiny model, with the smoke experiment's engine.
+
+    Fields that are given replace its own."""
 
     def make(stage: str, **fields: Any) -> Context:
         config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
@@ -250,7 +254,9 @@ def summaries() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def finished_run(tmp_path: Path, tiny_model: Path, summaries: dict[str, dict[str, Any]]) -> Path:
-    """A run whose stages are done, as their manifests would say, with the tiny model in place of every trained one."""
+    """A run whose stages are done, as their manifests would say.
+
+    The tiny model stands in for every trained one."""
     from cai.models.source import fingerprint
 
     root = tmp_path / "outputs" / "smoke"

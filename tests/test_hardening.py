@@ -68,7 +68,11 @@ DROPPED = {
 
 @pytest.mark.parametrize("line", DROPPED.values(), ids=DROPPED)
 def test_a_signal_ends_a_process_where_python_drops_exceptions(line: str):
-    code = f"import atexit, os, signal, weakref\nfrom cai.run.process import install_signals\ninstall_signals('kept')\n{line}"
+    code = (
+        "import atexit, os, signal, weakref\n"
+        "from cai.run.process import install_signals\n"
+        f"install_signals('kept')\n{line}"
+    )
     done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True, text=True)
     assert done.returncode == 143 and done.stderr.split() == ["kept"]
 

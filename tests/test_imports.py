@@ -58,7 +58,7 @@ def order(module: str) -> int:
 
 
 def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
-    """Every import of a file with the module's name: in functions and under TYPE_CHECKING as well."""
+    """Every import of a file with the module's name, in functions and under TYPE_CHECKING too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)

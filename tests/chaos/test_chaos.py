@@ -1,4 +1,6 @@
-"""The promises of docs/reliability.md on whole runs: killed, starved, damaged and held twice, to the same result."""
+"""The promises of docs/reliability.md on whole runs.
+
+They are killed, starved, damaged and held twice, and come to the same result."""
 
 import contextlib
 import http.server
@@ -50,12 +52,10 @@ def command(model: Path, *words: str) -> list[str]:
     return [*run, *words]
 
 
-def cai(
-    folder: Path, model: Path, *words: str, **options: object
-) -> subprocess.CompletedProcess[str]:
+def cai(folder: Path, model: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(model, *words), cwd=folder, capture_output=True, text=True, timeout=300, **options
-    )  # type: ignore[call-overload]
+    )
 
 
 def started(folder: Path, model: Path, launcher: str) -> subprocess.Popen[str]:
@@ -71,7 +71,9 @@ def started(folder: Path, model: Path, launcher: str) -> subprocess.Popen[str]:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Every stage's output digest, each file compared with its own; the report holds times, so that it differs."""
+    """Every stage's output digest, each file compared with its own.
+
+    The report is left out: it holds times, so it differs."""
     found = {}
     for name in NAMES:
         manifest = Run(folder / ROOT).latest(name)
@@ -105,13 +107,14 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 
 
 def count_answers(folder: Path) -> None:
-    """A trigger that notes every completion that is handed to the ledger: one that it has already, too."""
+    """A trigger that notes every completion handed to the ledger, also one that it has already."""
     (folder / ROOT).mkdir(parents=True)
     Ledger(folder / ROOT / "ledger.sqlite").close()
     with contextlib.closing(sqlite3.connect(folder / ROOT / "ledger.sqlite")) as db:
         db.execute("create table answers (digest blob)")
         db.execute(
-            "create trigger count before insert on completions begin insert into answers values(new.digest);end"
+            "create trigger count before insert on completions "
+            "begin insert into answers values(new.digest);end"
         )
 
 
@@ -156,7 +159,7 @@ FORKS.set_forkserver_preload(PRELOADED)
 
 
 def forked(folder: str, words: list[str]) -> None:
-    """A run in a process of its own, in a session of its own, without the seconds that imports take."""
+    """A run in a process and a session of its own, without the seconds that imports take."""
     os.setsid()
     os.chdir(folder)
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -166,7 +169,8 @@ def forked(folder: str, words: list[str]) -> None:
 
 
 class Moment:
-    """When to kill: a share of a stage's usual time after its start, or when its output is there without a manifest."""
+    """When to kill: a share of a stage's usual time after its start, or when its output is there
+    without a manifest."""
 
     def __init__(self, folder: Path, stage: str, share: float | None, seconds: float):
         self.root, self.stage, self.share, self.seconds = (
@@ -204,7 +208,8 @@ class Moment:
 def test_killed_at_random_moments_it_continues_to_the_same_result(
     whole: Path, tmp_path: Path, tiny_model: Path
 ):
-    """Every stage is struck as often as the others, anywhere in its time and in the instant before its manifest."""
+    """Every stage is struck as often as the others: anywhere in its time, and in the instant before
+    its manifest."""
     rng, expected, texts = random.Random(SEED), outputs(whole), completions(whole)
 
     def start(folder: Path) -> BaseProcess:

@@ -1,4 +1,6 @@
-"""Every file under conf/ composes; every wrong key or value is an error that says which, where, and what was meant."""
+"""Every file under conf/ composes.
+
+Every wrong key or value is an error that says which, where, and what was meant."""
 
 import dataclasses
 import functools
@@ -114,11 +116,13 @@ def test_every_group_is_covered():
         ),
         (
             "label.min_margin=nan",
-            "label.min_margin=nan (override 'label.min_margin=nan'): input should be a finite number",
+            "label.min_margin=nan (override 'label.min_margin=nan'): "
+            "input should be a finite number",
         ),
         (
             "label.sampling.top_p=0",
-            "label.sampling.top_p=0 (override 'label.sampling.top_p=0'): must be above 0 and at most 1",
+            "label.sampling.top_p=0 (override 'label.sampling.top_p=0'): "
+            "must be above 0 and at most 1",
         ),
         ("revise.sampling.answer.temperature=-1", "temperature=-1'): must be at least 0"),
         (
@@ -163,7 +167,8 @@ def test_every_group_is_covered():
         ("label.calibrate={data: [seed], limit: 0}", "label.calibrate.limit=0"),
         (
             "build.target=0",
-            "build.target=0 (override 'build.target=0'): nothing would be built; name prompts to answer",
+            "build.target=0 (override 'build.target=0'): "
+            "nothing would be built; name prompts to answer",
         ),
         (
             "build.max_similarity=0",
@@ -202,16 +207,19 @@ def test_every_group_is_covered():
         ("label.model={name: x, kind: pth, path: y}", "label.model.kind=pth"),
         (
             "dpo.loss=sift",
-            "dpo.loss=sift (override 'dpo.loss=sift'): must be one of soft, trl; did you mean 'soft'?",
+            "dpo.loss=sift (override 'dpo.loss=sift'): "
+            "must be one of soft, trl; did you mean 'soft'?",
         ),
         (
             "dpo=continued",
-            "dpo.adapter=continued (override 'dpo=continued'): sl_cai tunes every weight, so it leaves no",
+            "dpo.adapter=continued (override 'dpo=continued'): "
+            "sl_cai tunes every weight, so it leaves no",
         ),
         ("rounds=0", "rounds=0 (override 'rounds=0'): must be between 1 and 99"),
         (
             "rounds=2",
-            "rounds=2 (override 'rounds=2'): each takes the next label.prompts.limit prompts, and it is null",
+            "rounds=2 (override 'rounds=2'): "
+            "each takes the next label.prompts.limit prompts, and it is null",
         ),
         (
             "evaluate.models=[dpo,dpo2]",
@@ -226,7 +234,8 @@ def test_every_group_is_covered():
         ("+dpo.args.max_grad_norm=nan", "dpo.args.max_grad_norm=nan (override"),
         (
             "label.model={name: x, kind: hub, pth: y, path: y}",
-            "unknown key 'label.model.pth' (override 'label.model={name: x, kind: hub, pth: y, path: y}'); "
+            "unknown key 'label.model.pth' "
+            "(override 'label.model={name: x, kind: hub, pth: y, path: y}'); "
             "did you mean 'path'?",
         ),
         ("+data.seed.where={null: x}", "data.seed.where"),
@@ -257,11 +266,13 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
         ),
         (
             ["label.benign={data: [seed, donotanswer]}"],
-            "label.prompts both name donotanswer, and a prompt is either harmless or harmful; take different sets",
+            "label.prompts both name donotanswer, "
+            "and a prompt is either harmless or harmful; take different sets",
         ),
         (
             ["rounds=2", "label.prompts.limit=9"],
-            "rounds=2 (override 'rounds=2'): each takes the next label.benign.limit prompts, and it is null",
+            "rounds=2 (override 'rounds=2'): "
+            "each takes the next label.benign.limit prompts, and it is null",
         ),
         (
             ["rounds=2", "label.benign.limit=9"],

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cai.config.compose import from_json as build
 
+from cai.config.compose import from_json as build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data import formats
 from cai.data.formats import to_dialogue
@@ -83,7 +83,7 @@ def test_a_layout_is_read_by_name_and_recognised(
     kind: str, row: dict[str, Any], expected: tuple[Message, ...]
 ):
     for name in (kind, "auto"):
-        assert to_dialogue(row, DataConfig(kind="file", path="", format=name)) == expected
+        assert to_dialogue(row, DataConfig(kind="file", path="", format=name)) == expected  # pyright: ignore[reportArgumentType]
 
 
 def test_every_layout_has_its_example():

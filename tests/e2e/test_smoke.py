@@ -1,4 +1,6 @@
-"""Whole pipelines on a tiny random model, as a person would type them: run, run again, kill, continue."""
+"""Whole pipelines on a tiny random model, as a person would type them.
+
+They run, run again, are killed, and continue."""
 
 import contextlib
 import importlib.util
@@ -161,7 +163,9 @@ def test_a_sweep_shares_what_stands_before_it(whole: Path, tiny_model: Path):
 
 
 def test_a_sweeps_jobs_run_in_processes_of_submitit(whole: Path, tmp_path: Path, tiny_model: Path):
-    """As on Slurm, by submitit's local executor: both are started at once, and one waits for the other's run."""
+    """As on Slurm, by submitit's local executor.
+
+    Both are started at once, and one waits for the other's run."""
     shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)
     run = Run(tmp_path / "outputs/smoke")
     before = {name: len(list((run.root / name).iterdir())) for name in NAMES}
@@ -185,7 +189,9 @@ def test_a_sweeps_jobs_run_in_processes_of_submitit(whole: Path, tmp_path: Path,
 
 
 def test_a_second_round_goes_on_from_the_first(whole: Path, tmp_path: Path, tiny_model: Path):
-    """Round 1 is not made again; round 2 stops between its stages and goes on, with other prompts and another model."""
+    """Round 1 is not made again.
+
+    Round 2 stops between its stages and goes on, with other prompts and another model."""
     shutil.copytree(whole / "outputs", tmp_path / "outputs", symlinks=True)
     run, words = Run(tmp_path / "outputs/smoke"), ("rounds=2", "dpo.reference=first")
     started = cai(tmp_path, tiny_model, *words, "stages=[label2]")
@@ -283,7 +289,8 @@ def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
     check_curves(together, alone, "loss", "eval_loss", "grad_norm")
 
 
-# accelerate shards on accelerators alone, and trains data parallel elsewhere without a word: here CPUs pass for GPUs
+# accelerate shards on accelerators alone, and trains data parallel elsewhere without a word:
+# here CPUs pass for GPUs
 SHARDS = """
 import atexit, os
 from pathlib import Path
@@ -297,13 +304,18 @@ if "LOCAL_RANK" in os.environ:  # a process of `accelerate launch`
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
     state.PartialState.__init__ = init
-    torch.distributed.barrier = lambda *given, device_ids=None, **named: meet(*given, **named)  # gloo knows no device
-    atexit.register(lambda: Path(f"sharded-{os.environ['RANK']}").write_text(str(state.AcceleratorState().is_fsdp2)))
+    def barrier(*given, device_ids=None, **named):  # gloo knows no device
+        return meet(*given, **named)
+    torch.distributed.barrier = barrier
+    def note():
+        sharded = state.AcceleratorState().is_fsdp2
+        Path(f"sharded-{os.environ['RANK']}").write_text(str(sharded))
+    atexit.register(note)
 """
 
 
-# the same for DeepSpeed, without its own kernel for CPUs, which a compiler would have to make; every weight is divided,
-# also those that ZeRO-3 leaves whole since they are small
+# the same for DeepSpeed, without its own kernel for CPUs, which a compiler would have to make;
+# every weight is divided, also those that ZeRO-3 leaves whole since they are small
 ZERO = """
 import os
 from pathlib import Path
@@ -325,7 +337,8 @@ if "LOCAL_RANK" in os.environ:
         DeepSpeedEngine._zero3_consolidated_16bit_state_dict = told
     def init_all(self, mixed_precision=None, cpu=False, **options):
         begin_all(self, mixed_precision, False, **options)
-        self.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        zero = self.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = 0
     state.PartialState.__init__, state.AcceleratorState.__init__ = init, init_all
 """
 
@@ -344,7 +357,8 @@ def test_sharded_training_is_that_of_one_process(
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """FSDP2 or ZeRO-3 on gloo: the same losses at an equal global batch, the same weights published in one piece."""
+    """FSDP2 or ZeRO-3 on gloo: the same losses at an equal global batch, and the same weights
+    published in one piece."""
     from safetensors.torch import load_file
 
     if launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:

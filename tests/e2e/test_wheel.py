@@ -1,4 +1,6 @@
-"""The wheel carries conf/ and principles/, and plans from another folder in an environment of its own."""
+"""The wheel carries conf/ and principles/.
+
+It plans from another folder in an environment of its own."""
 
 import subprocess
 import sys
@@ -47,7 +49,8 @@ def test_the_wheel_plans_from_another_folder(tmp_path: Path):
 
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
-    # the dependencies come from this environment; the editable install's own path file is not followed from there
+    # the dependencies come from this environment; the editable install's own path file is not
+    # followed from there
     own = Path(
         run(
             python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path

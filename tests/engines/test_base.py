@@ -5,6 +5,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -86,7 +87,10 @@ def test_a_completion_is_committed_before_it_is_seen_and_then_replayed(ledger: L
         return await gather_rows([row(engine, request) for request in requests])
 
     seen: list[tuple[int, bool]] = []
-    count = lambda completions, hit: seen.append((len(completions), hit))
+
+    def count(completions: Sequence[Completion], hit: bool) -> None:
+        seen.append((len(completions), hit))
+
     config = EngineConfig()
     first = asyncio.run(
         ask(Recorded(lambda: ScriptedEngine(config, "model"), ledger, "sft", "model", count))

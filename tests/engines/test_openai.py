@@ -733,7 +733,9 @@ def test_the_ledger_knows_a_served_model_by_its_name_and_no_address(
         named, server=ServerConfig(["http://elsewhere/v1"], key="SOME_KEY", retries=1)
     )
     digests = {replace(context, engine=one).model_digest("sft") for one in (named, elsewhere)}
-    assert len(digests | {replace(context, engine=replace(named, model="n")).model_digest("sft")}) == 2
+    assert (
+        len(digests | {replace(context, engine=replace(named, model="n")).model_digest("sft")}) == 2
+    )
     serving = replace(context, engine=named)
     assert serving.model_digest("base") == serving.model_digest("sft")
     own = replace(context, engine=replace(named, model=None))

@@ -25,7 +25,9 @@ NAMES = [stage.name for stage in STAGES if stage.name != "build"]  # what runs b
 
 
 def finish(config: Config, run: Run) -> None:
-    """Publishes a stand-in output for every stage that would run: keys depend on digests, not on what is in them."""
+    """Publishes a stand-in output for every stage that would run.
+
+    Keys depend on digests, not on what is in the outputs."""
     for name in [stage.name for stage in planning.stages(config)]:
         step = next(step for step in plan_run(config, run) if step.stage.name == name)
         if step.manifest is None:
@@ -337,7 +339,9 @@ def test_a_run_of_before_a_setting_was_there_is_stale(tmp_path: Path):
 
 
 def test_the_same_output_upstream_stops_the_rerun(run: Run):
-    """revise runs again under another constitution, but gives the same bytes: nothing after it has to run."""
+    """revise runs again under another constitution, but gives the same bytes.
+
+    So nothing after it has to run."""
     config = compose(["experiment=smoke", "revise.rounds=3"])
     step = next(step for step in plan_run(config, run) if step.stage.name == "revise")
     before = run.latest("revise")

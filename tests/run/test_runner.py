@@ -58,7 +58,8 @@ def test_warnings_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
     label_with_warnings(tmp_path, summaries)
     said: list[str] = []
     config = compose(["experiment=smoke", f"outputs={tmp_path}", f"label.require_judge={required}"])
-    # dpo itself fails, for there is no pair in the stand-in's output: what counts is whether it has started
+    # dpo itself fails, for there is no pair in the stand-in's output:
+    # what counts is whether it has started
     with pytest.raises(Exception, match=r"label\.require_judge: no DPO" if required else "pairs"):
         runner.run_stages(config, said.append)
     assert said[:4] == [f"{name}: up to date" for name in ("sft", "revise", "sl_cai", "label")]

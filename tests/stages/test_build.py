@@ -1,4 +1,6 @@
-"""The build stage with a teacher that is told what to write: filters, rounds, order, resume, and the way to sft."""
+"""The build stage with a teacher that is told what to write.
+
+Filters, rounds, order, resume, and the way to sft."""
 
 import asyncio
 import itertools
@@ -30,7 +32,9 @@ def fresh(number: int) -> str:
 
 
 class Teacher:
-    """Writes the list that `lists` gives for the n-th list request, and answers each instruction with `answer`."""
+    """Writes the list that `lists` gives for the n-th list request.
+
+    Answers each instruction with `answer`."""
 
     def __init__(
         self,
@@ -90,7 +94,9 @@ def settings(**changes: Any) -> BuildConfig:
 
 @pytest.fixture
 def run(context: Context):
-    """Runs the stage with a teacher; gives the summary, the rows and what was left out (instruction -> reason)."""
+    """Runs the stage with a teacher.
+
+    Gives the summary, the rows and what was left out (instruction -> reason)."""
     numbers = itertools.count()
 
     def runs(teacher: Teacher, config: BuildConfig, within: Context = context):

@@ -1,4 +1,6 @@
-"""The dpo stage on the tiny model: pairs of both kinds in, a model, its adapter, its curve and figures out."""
+"""The dpo stage on the tiny model.
+
+Pairs of both kinds go in; a model, its adapter, its curve and figures come out."""
 
 import dataclasses
 import json
@@ -71,7 +73,8 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
     assert hard["rewards/margins"] != summary["rewards/margins"] and hard["guards"] == []
     blind, _ = run(context, "blind", "dpo.validation=0")
     assert blind["guards"] == [
-        "The guards see no growing, shrinking or repetitive answers, since no pair is held out (dpo.validation)."
+        "The guards see no growing, shrinking or repetitive answers, "
+        "since no pair is held out (dpo.validation)."
     ]
 
 
@@ -139,7 +142,9 @@ def later(context: Context, tiny_model: Path) -> Context:
 def test_rewards_of_a_later_round_are_against_the_reference_that_is_asked_for(
     words: list[str], context: Context, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Before the first step: 0 against the policy; against the first model, beta times what the policy is above it."""
+    """Before the first step: 0 against the policy.
+
+    Against the first model: beta times what the policy is above it."""
     seen: dict[str, dict[str, float]] = {}
     monkeypatch.setattr(
         training, "run_training", lambda trainer, *_: seen.update({"now": trainer.evaluate()})
@@ -224,7 +229,9 @@ def test_what_is_published_is_what_was_trained(
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """The folders, loaded as anyone would, give the logits of the trainer's model; the reference is sl_cai."""
+    """The folders, loaded as anyone would, give the logits of the trainer's model.
+
+    The reference is sl_cai."""
     trained, before, reference = [], [], []
     save, train = training.save_result, training.run_training
 
@@ -279,7 +286,9 @@ def test_what_is_published_is_what_was_trained(
 def test_a_later_round_trains_the_continued_adapter_further(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ):
-    """That of the first round, which belongs to the model below sl_cai: before a step both are that round's model."""
+    """That of the first round, which belongs to the model below sl_cai.
+
+    Before a step both are that round's model."""
     context = tune(context, "sl_cai", "base")
     run(context, "dpo", "dpo=continued", *LEARN)
     seen: list[dict[str, float]] = []

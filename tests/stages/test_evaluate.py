@@ -1,4 +1,6 @@
-"""Held-out instructions with and without examples: what is asked, what is measured, and what does not fit."""
+"""Held-out instructions with and without examples.
+
+What is asked, what is measured, and what does not fit."""
 
 import json
 import math
@@ -24,7 +26,9 @@ TAUGHT = {f"Which town lies {n} miles from here?": f"Town {n}." for n in range(1
 
 
 class Pupil:
-    """Answers with `replies` by the last turn; finds each byte of a reference as likely as 2 ** -(1 + turns)."""
+    """Answers with `replies` by the last turn.
+
+    Finds each byte of a reference as likely as 2 ** -(1 + turns)."""
 
     room = 99  # turns
 
@@ -171,7 +175,8 @@ def test_answers_are_held_against_their_references_by_shots(
 def test_prompts_that_do_not_fit_are_counted_and_not_cut(
     context: Context, monkeypatch: pytest.MonkeyPatch, too_long: Callable[[Request], Any]
 ):
-    """Whether the answer, the reference or both leave no room, the row is in no figure but the share of these."""
+    """Whether the answer, the reference or both leave no room, the row counts in no figure but the
+    share of these."""
 
     class Small(Pupil):
         async def complete(self, request: Request, on_text: object = None) -> Completion:
@@ -231,7 +236,9 @@ def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context
 
 
 def test_a_judge_compares_several_samples_models_and_itself(context: Context, tiny_model: Path):
-    """On the real engine, with a model of another folder: the same weights, so every figure is the same."""
+    """On the real engine, with a model of another folder.
+
+    Its weights are the same, so every figure is the same."""
     sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=6)
     suites = {"red": Suite("red_team", Prompts(["held"], 3))}
     models, judge = ["base", str(tiny_model)], JudgeConfig(principles=2)

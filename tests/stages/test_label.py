@@ -1,4 +1,6 @@
-"""The label stage on the tiny model: which pairs there are, what stands on them, and what is said of the judge."""
+"""The label stage on the tiny model.
+
+Which pairs there are, what stands on them, and what is said of the judge."""
 
 import dataclasses
 import json
@@ -84,7 +86,8 @@ def asked(context: Context) -> dict[str, int]:
 
 
 def revised(context: Context, count: int = 5) -> None:
-    """revisions.parquet with a good last revision, a gated one after a good one, no good one, no change, no answer."""
+    """revisions.parquet with a good last revision, a gated one after a good one, no good one, no
+    change, and no answer."""
     prompts = load_prompts(Prompts(["mine"], count), context.data, 0)
     chains = [
         ("First.", [("Second.", []), ("Third, and last.", [])]),
@@ -209,7 +212,9 @@ def test_a_later_rounds_answers_are_the_newest_models(context: Context):
 
 
 def test_the_judge_is_held_against_labelled_pairs(context: Context):
-    """A random model's six verdicts can't exclude chance: it is called that; the labelled pairs are not trained on."""
+    """A random model's six verdicts can't exclude chance, and it is called that.
+
+    The labelled pairs are not trained on."""
     plain, rows = run(context, settings())
     summary, same = run(context, settings(calibrate=Prompts(["labelled"])))
     assert same == rows and summary["judged"] == plain["judged"]
@@ -326,7 +331,9 @@ def test_demonstrations_are_preferred_to_the_policys_own_answers(
 
 
 def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: pytest.MonkeyPatch):
-    """The answers are sampled; a random model refuses nothing, so the rule is one that finds refusals in its words."""
+    """The answers are sampled.
+
+    A random model refuses nothing, so the rule is one that finds refusals in its words."""
     rows = [f"Is {n} odd?" for n in range(COUNT)]
     (context.root / "mild.jsonl").write_text("\n".join(json.dumps({"prompt": row}) for row in rows))
     (context.root / "held.jsonl").write_text(

@@ -36,7 +36,7 @@ principles:
     revision: "Rewrite it."
     comparison: "Which is kinder?"
 """
-AUDIT = {
+AUDIT: dict[str, Any] = {
     **{
         "read": 9,
         "skipped": 0,
@@ -114,7 +114,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     probed = text_metrics(
         [((user(texts[0]), assistant(text)), {"task": text}) for text in texts]
     ) | {"openings": {texts[0]: 1}, "different_openings": 1}
-    audit = Audit(**AUDIT | {"skipped_first": texts}, texts=probed)
+    audit = Audit(**AUDIT, skipped_first=texts, texts=probed)
     suites = {
         name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0]}
         for name, kind in KINDS.items()

@@ -97,7 +97,8 @@ def test_the_whole_chain_is_on_the_row(context: Context):
 
 
 def test_an_edited_principle_asks_again_only_what_contains_it(context: Context):
-    """A round is asked again if it drew the edited principle, or if the answer that it starts from has changed."""
+    """A round is asked again if it drew the edited principle, or if the answer that it starts from
+    has changed."""
     _, before = run(context, "before", settings())
     rules = json.loads(json.dumps(RULES))
     rules["principles"][2]["critique"] += " Be frank."

@@ -1,4 +1,6 @@
-"""Which rows are trained on, what is left out and why, and that the rest of a large file is never in memory."""
+"""Which rows are trained on, and what is left out and why.
+
+Also that the rest of a large file is never in memory."""
 
 import json
 import shutil
@@ -173,8 +175,9 @@ def test_curves_are_kept_beside_what_the_stage_makes(
 def test_qlora_tunes_an_adapter_on_four_bits(
     make_context: Callable[..., Context], tiny_model: Path, tmp_path: Path
 ):
-    """bitsandbytes on a CPU: the base is in four bits while it is tuned; what is published is the whole model with the
-    adapter merged, in the base's own precision."""
+    """bitsandbytes on a CPU: the base is in four bits while it is tuned.
+
+    What is published is the whole model with the adapter merged, in the base's own precision."""
     import torch
     from peft import PeftModel
     from transformers import LlamaConfig, LlamaForCausalLM

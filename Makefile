@@ -62,7 +62,7 @@ test-all: $(VENV)/.installed
 
 chaos: $(VENV)/.installed
 	CAI_CHAOS_MOMENTS=100 $(BIN)/python -m pytest -s -m chaos tests/chaos
-	CAI_FUZZ=chaos $(BIN)/python -m pytest tests/test_fuzz.py tests/test_constitution.py tests/engines/test_openai.py -k "any"
+	CAI_FUZZ=chaos $(BIN)/python -m pytest tests/test_fuzz.py tests/method/test_constitution.py tests/engines/test_openai.py -k "any"
 
 $(AUDIT)/.installed: Makefile
 	$(PYTHON) -m venv $(AUDIT)

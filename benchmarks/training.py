@@ -27,8 +27,9 @@ from cai.config.compose import compose
 from cai.config.schema import Config, Prompts
 from cai.data.prompts import load_preferences
 from cai.observe.progress import Progress
-from cai.stages import dpo, sft
+from cai.stages import sft
 from cai.stages.base import Context
+from cai.training.arguments import dpo_arguments, sft_arguments
 
 OVERRIDES = ["experiment=quickstart", "sft.validation=0", "dpo.validation=0"]
 # more steps to compare
@@ -95,9 +96,9 @@ def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: s
     section = config.sft if kind == "sft" else config.dpo
     section.args.update(UNTIMED | WAYS[way])
     if kind == "sft":
-        args = sft.arguments("sft", config.sft, config.seed, folder, "cpu", held_out=False)
+        args = sft_arguments("sft", config.sft, config.seed, folder, "cpu", held_out=False)
     else:
-        args = dpo.arguments(config.dpo, config.seed, folder, "cpu", held_out=False)
+        args = dpo_arguments(config.dpo, config.seed, folder, "cpu", held_out=False)
     if way == THEIRS:
         equal = {name: getattr(args, name) for name in EQUAL}
         equal |= {

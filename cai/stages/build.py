@@ -81,20 +81,20 @@ class Written:
 
 def run(config: BuildConfig, work: Path, context: Context) -> Summary:
     """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet."""
-    given: list[Prompt] = []
+    given_prompts: list[Prompt] = []
     left_out: list[dict[str, str]] = []
     if config.prompts is not None:
         for prompt in load_prompts(config.prompts, context.data, context.seed):
             if context.is_held_out(prompt.text):
                 left_out.append(_left_out(prompt.text, "overlapping"))
             else:
-                given.append(prompt)
+                given_prompts.append(prompt)
     with context.models() as open_model:
         teacher = open_model("base", config.engine, config.model)
         max_failures = (config.engine or context.engine).max_failures
         written = asyncio.run(write_instructions(config, context, teacher, max_failures))
         built = [Prompt.of((user(text),), "self_instruct") for text in written.instructions]
-        prompts = list({prompt.id: prompt for prompt in (*built, *given)}.values())
+        prompts = list({prompt.id: prompt for prompt in (*built, *given_prompts)}.values())
         context.progress.start(len(prompts), "answers")
         replies = asyncio.run(_answers(prompts, config, context.seed, teacher, max_failures))
     answered, unanswered = split_failed(prompts, replies)
@@ -117,7 +117,7 @@ def run(config: BuildConfig, work: Path, context: Context) -> Summary:
         write_rows(work / "left_out.parquet", left_out)
     return Summary(
         **written.counts(),
-        distilled=len(given),
+        distilled=len(given_prompts),
         left_out=reasons,
         built=len(rows),
         failed=write_failed(work, written.failed + unanswered),
@@ -152,7 +152,7 @@ async def write_instructions(
         raise CaiError(
             f"build.data: no seed instruction in {', '.join(config.data)} that no suite holds"
         )
-    known = SeenInstructions(seeds, config.max_similarity)
+    seen = SeenInstructions(seeds, config.max_similarity)
     written = Written()
     context.progress.start(config.rounds * config.requests if config.target else 0, "lists")
     for round in range(config.rounds):
@@ -175,12 +175,12 @@ async def write_instructions(
         written.failed += failed
         written.lists += len(prompts)
         for _, reply in answered:
-            _take(reply, written, known, config.target, context)
+            _take(reply, written, seen, config.target, context)
     return written
 
 
 def _take(
-    reply: Completion, written: Written, known: SeenInstructions, target: int, context: Context
+    reply: Completion, written: Written, seen: SeenInstructions, target: int, context: Context
 ) -> None:
     """Adds a list's instructions to those that are written, or to those that are left out."""
     instructions = read_list(reply.text)
@@ -194,12 +194,12 @@ def _take(
             fault = "surplus"
         elif fault is None and context.is_held_out(text):
             fault = "overlapping"
-        elif fault is None and text in known:
+        elif fault is None and text in seen:
             fault = "similar"
         if fault is not None:
             written.left_out.append(_left_out(text, fault))
         else:
-            known.add(text)
+            seen.add(text)
             written.instructions.append(text)
 
 

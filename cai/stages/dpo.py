@@ -21,11 +21,8 @@ from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from trl.trainer.dpo_config import DPOConfig as TrlConfig
+    pass
 
-# largest relative logit error that merging an adapter may cause
-MERGE_ERROR = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
 LAST_METRICS = {
     "loss": "last loss",
     "rewards/chosen": "reward of the chosen",
@@ -74,7 +71,8 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     from cai.models.load import load_model, load_tokenizer, pick_device
     from cai.training import guards
     from cai.training import trainer as training
-    from cai.training.arguments import lora_config
+    from cai.training.adapters import NamedModel, load_continued
+    from cai.training.arguments import dpo_arguments, lora_config
     from cai.training.soft_dpo import open_trainer
 
     pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
@@ -87,7 +85,17 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     )
     # from its published folder, where trl reloads the reference from if every weight is tuned
     policy_path = context.model_path(context.policy)
-    policy = continued(context, device) if config.adapter == "continued" else load(policy_path)
+    if config.adapter == "continued":
+        start = "sft" if "sft" in context.inputs else "base"
+        policy = load_continued(
+            NamedModel(start, context.model_path(start)),
+            NamedModel(context.policy, policy_path),
+            context.output(context.policy) / "adapter",
+            context.engine,
+            device,
+        )
+    else:
+        policy = load(policy_path)
     reference = policy_of(1) if config.reference == "first" else context.policy
     separate = reference != context.policy
     tokenizer = load_tokenizer(policy_path)
@@ -98,7 +106,7 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
         reference_digest=context.model_digest(reference),
         model=policy,
         ref_model=load(context.model_path(reference)) if separate else None,
-        args=arguments(config, context.seed, folder, device, bool(held_out)),
+        args=dpo_arguments(config, context.seed, folder, device, bool(held_out)),
         train_dataset=rows.select(range(held_out, len(rows))),
         eval_dataset=rows.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
@@ -140,61 +148,10 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     )
 
 
-def continued(context: Context, device: str) -> "PeftModel":
-    """The policy as its adapter, trainable, on the model that sl_cai was tuned from.
-
-    trl copies the adapter (as "ref") where that is the reference. Raises CaiError where model and
-    adapter together are not the policy.
-    """
-    import torch
-    from peft import PeftModel
-
-    from cai.models.load import load_model
-
-    engine = context.engine
-    start = "sft" if "sft" in context.inputs else "base"
-    base = load_model(context.model_path(start), engine.dtype, device, engine.attention)
-    adapter = context.output(context.policy) / "adapter"
-    policy = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
-    with torch.no_grad():
-        tokens = torch.arange(32, device=device)[None]  # any tokens will do
-        published = load_model(context.model_path(context.policy), engine.dtype, device)
-        logits = published(tokens).logits.float()
-        difference = policy(tokens).logits.float() - logits
-        error = (difference.norm() / logits.norm()).item()
-    if not error <= MERGE_ERROR[str(policy.dtype).removeprefix("torch.")]:
-        raise CaiError(
-            f"dpo.adapter=continued: {start} with {context.policy}'s adapter is not the "
-            f"{context.policy} model (their scores differ by {error:.1%}), so it has another base; "
-            "take dpo=lora"
-        )
-    return policy
-
-
-def arguments(
-    config: DpoConfig, seed: int, folder: str, device: str, held_out: bool
-) -> "TrlConfig":
-    """trl's DPOConfig for the stage. Raises UsageError."""
-    from cai.training.arguments import dpo_config, evaluation_settings
-    from cai.training.soft_dpo import check_arguments
-
-    forced = {"output_dir": folder, "seed": seed, "use_cpu": device == "cpu"} | evaluation_settings(
-        held_out
-    )
-    if not device.startswith("cuda"):
-        forced["bf16"] = False
-    args = dpo_config("dpo.args", config.args, **forced)
-    if config.loss == "soft":
-        check_arguments(args)
-    return args
-
-
 def _check(config: Config) -> None:
-    from cai.training.arguments import lora_config
+    from cai.training.arguments import check_dpo
 
-    arguments(config.dpo, config.seed, "unused", "cpu", config.dpo.validation > 0)
-    if config.dpo.peft is not None:
-        lora_config("dpo.peft", config.dpo.peft)
+    check_dpo(config.dpo, config.seed)
 
 
 def heed_judge(config: Config, inputs: Mapping[str, BaseSummary], warn: Warn) -> None:

@@ -1,4 +1,4 @@
-"""The report: reads what the other stages made and writes one HTML page."""
+"""The report: reads what the other stages outputs and writes one HTML page."""
 
 import json
 from collections.abc import Mapping
@@ -45,40 +45,42 @@ class Summary(BaseSummary):
 
 def run(config: ReportConfig, work: Path, context: Context) -> Summary:
     """Writes work/report.html."""
-    made = Made(context)
+    outputs = StageOutputs(context)
     metrics = json.loads((context.output("evaluate") / "metrics.json").read_text("utf-8"))
-    metrics = {name: metrics[name] for name in sorted(metrics, key=[*made.models, *metrics].index)}
-    own_metrics = {name: suites for name, suites in metrics.items() if name in made.models}
-    measured = made.evaluate
-    kept_records, totals = made.records(config.records)
+    metrics = {
+        name: metrics[name] for name in sorted(metrics, key=[*outputs.models, *metrics].index)
+    }
+    own_metrics = {name: suites for name, suites in metrics.items() if name in outputs.models}
+    measured = outputs.evaluate
+    kept_records, totals = outputs.records(config.records)
     with closing(context.ledger()) as ledger:
-        cost = cost_rows(ledger.cost(), made.model_names(), config.price)
-    views = made.views
+        cost = cost_rows(ledger.cost(), outputs.model_names(), config.price)
+    views = outputs.views
     page = render(
         "report.html.j2",
         context=context,
-        settings={"name": context.root.name} | made.settings,
-        manifests=made.manifests,
-        finished=made.finished,
-        verdict=verdict(own_metrics, made.suite_kinds),
+        settings={"name": context.root.name} | outputs.settings,
+        manifests=outputs.manifests,
+        finished=outputs.finished,
+        verdict=verdict(own_metrics, outputs.suite_kinds),
         notices=[
             *stage_warnings(views.values()),
-            *made.notes(),
-            *notices(own_metrics, made.suite_kinds),
+            *outputs.notes(),
+            *notices(own_metrics, outputs.suite_kinds),
         ],
         views=views,
         training=[name for name, view in views.items() if view.lengths],
-        labels=made.of_kind("label"),
-        picture=picture(own_metrics, made.suite_kinds),
+        labels=outputs.of_kind("label"),
+        picture=picture(own_metrics, outputs.suite_kinds),
         lengths={name: bars(view.lengths) for name, view in views.items() if view.lengths},
         metrics=metrics,
         comparisons=[row for row in measured.comparisons if row["first"] == next(iter(metrics))],
         wins=measured.wins,
         refusal=measured.refusal,
         harm=measured.harm,
-        sources=made.suite_sources(),
-        curves=made.curves(),
-        texts=made.principle_texts(),
+        sources=outputs.suite_sources(),
+        curves=outputs.curves(),
+        texts=outputs.principle_texts(),
         cost=cost,
         records=kept_records,
         totals=totals,
@@ -87,8 +89,8 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
     return Summary({kind: len(rows) for kind, rows in kept_records.items()})
 
 
-class Made:
-    """What the stages before have made, as the page shows it."""
+class StageOutputs:
+    """What the stages before have outputs, as the page shows it."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -174,16 +176,16 @@ class Made:
         """Digest, as the ledger has it -> name, of the models that this run has asked."""
         context = self.context
         names = {context.model_digest(name): name for name in self.models if context.owns(name)}
-        others = []
+        other_models = []
         for section in MODEL_SECTIONS:
             settings: Any = self.settings
             for part in f"{section}.model".split("."):
                 settings = settings.get(part) or {}
             if settings:
-                others.append(from_json(ModelConfig, settings))
+                other_models.append(from_json(ModelConfig, settings))
         evaluated = self.settings["evaluate"].get("models", [])
-        others += [other_model(name) for name in evaluated if name not in self.models]
-        for model in others:
+        other_models += [other_model(name) for name in evaluated if name not in self.models]
+        for model in other_models:
             digest = replace(context, model=model).model_digest("base")
             names.setdefault(digest, model.name)
         return names

@@ -14,7 +14,7 @@ from cai.stages.summary import nonzero, number
 from cai.stages.training_rows import Audit, prepare
 
 if TYPE_CHECKING:
-    from trl.trainer.sft_config import SFTConfig as TrlConfig
+    pass
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     model = load_model(source, engine.dtype, device, engine.attention, quantization)
     embed_markers(model, markers)
     folder = str(context.scratch / "checkpoints")
-    args = arguments(context.stage, config, context.seed, folder, device, bool(held_out))
+    args = options.sft_arguments(
+        context.stage, config, context.seed, folder, device, bool(held_out)
+    )
     if args.packing:
         check_packing(model, f"{context.stage}.args.packing")
     if "gradient_checkpointing" not in config.args:
@@ -113,29 +115,10 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     return Summary(context.stage, audit, held_out, steps, min(losses, default=None))
 
 
-def arguments(
-    stage: str, config: SftConfig, seed: int, folder: str, device: str, held_out: bool
-) -> "TrlConfig":
-    """trl's SFTConfig for a stage. Raises UsageError."""
-    from cai.training.arguments import evaluation_settings, sft_config
-
-    forced = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
-    forced |= evaluation_settings(held_out) | {"use_cpu": device == "cpu"}
-    if not device.startswith("cuda"):
-        forced["bf16"] = False
-    # held-out rows are never packed, so that their loss is comparable
-    return sft_config(f"{stage}.args", {"eval_packing": False} | config.args, **forced)
-
-
 def _check(kind: str, config: Config) -> None:
-    from cai.training.arguments import lora_config, quantization_config
+    from cai.training.arguments import check_sft
 
-    section: SftConfig = lookup(config, kind)
-    if section.quantization is not None:
-        quantization_config(f"{kind}.quantization", section.quantization)
-    arguments(kind, section, config.seed, "unused", "cpu", section.validation > 0)
-    if section.peft is not None:
-        lora_config(f"{kind}.peft", section.peft)
+    check_sft(kind, lookup(config, kind), config.seed)
 
 
 def _build_input(names: list[str]) -> list[str]:

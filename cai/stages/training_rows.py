@@ -78,10 +78,12 @@ class Audit:
             "ends of turn lost": self.lost_end_of_turn,
             "without a trained token": self.dropped,
         }
-        drawn = self.sources | ({} if self.revisions is None else {"revisions": self.revisions})
+        drawn_rows = self.sources | (
+            {} if self.revisions is None else {"revisions": self.revisions}
+        )
         shares = [
             f"{name} {count} ({count / self.rows:.0%})"
-            for name, count in drawn.items()
+            for name, count in drawn_rows.items()
             if self.rows
         ]
         lines = [
@@ -127,11 +129,11 @@ def prepare(
     """The data set that is trained on, shuffled and tokenised, and its audit."""
     from cai.training.tokens import tokenize_dialogues
 
-    drawn, counts = training_rows(config, context)
-    drawn = shuffled(drawn, context.seed)
-    dialogues = [dialogue for dialogue, _ in drawn]
+    drawn_rows, counts = training_rows(config, context)
+    drawn_rows = shuffled(drawn_rows, context.seed)
+    dialogues = [dialogue for dialogue, _ in drawn_rows]
     rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length)
-    return rows, Audit(**counts, **tokens, texts=text_metrics(drawn))
+    return rows, Audit(**counts, **tokens, texts=text_metrics(drawn_rows))
 
 
 def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
@@ -160,7 +162,7 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         config.mixing_temperature,
         config.mixing_cap,
     )
-    drawn = {name: len(rows) for name, rows in mixed.items()}
+    row_counts = {name: len(rows) for name, rows in mixed.items()}
     lost = usable.skipped.count + usable.no_answer + usable.overlapping
     counts = {
         "read": lost + sum(sizes.values()) + len(revisions),
@@ -169,9 +171,9 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         "no_answer": usable.no_answer,
         "overlapping": usable.overlapping,
         "overlaps": usable.overlaps,
-        "not_drawn": sum(sizes.values()) - sum(drawn.values()),
-        "instructions": sum(drawn.values()),
-        "sources": drawn,
+        "not_drawn": sum(sizes.values()) - sum(row_counts.values()),
+        "instructions": sum(row_counts.values()),
+        "sources": row_counts,
         "revisions": None if config.revisions == "none" else len(revisions),
     }
     return [*chain.from_iterable(mixed.values()), *revisions], counts

@@ -96,12 +96,12 @@ class Verdicts:
 
         And who judged, which of the models is the judge itself, and how often it went by position.
         """
-        judged = self._red_team_answers(answers)
-        self.context.progress.start(2 * len(judged), "judgements of harm")
-        results = asyncio.run(self._harm([answers[place] for place in judged]))
+        judged_places = self._red_team_answers(answers)
+        self.context.progress.start(2 * len(judged_places), "judgements of harm")
+        results = asyncio.run(self._harm([answers[place] for place in judged_places]))
         orders = {
             place: result
-            for place, result in zip(judged, results, strict=True)
+            for place, result in zip(judged_places, results, strict=True)
             if isinstance(result, tuple)
         }
         flipped = by_prompt(
@@ -111,7 +111,7 @@ class Verdicts:
         summary: dict[str, Any] = {
             "judge": self.name,
             "judges_itself": [name for name in self.config.models if self.judges_itself(name)],
-            "unjudged": len(judged) - len(orders),
+            "unjudged": len(judged_places) - len(orders),
         }
         if flipped:
             summary["flipped"] = asdict(share(sum(flipped.values()), len(flipped)))
@@ -149,6 +149,8 @@ class Verdicts:
             return False
         if self.judge.model is None:
             return self.judge.name in models
-        others = [name for name in models if name not in self.context.inputs]
-        sources = [self.context.model if name == "base" else other_model(name) for name in others]
+        other_models = [name for name in models if name not in self.context.inputs]
+        sources = [
+            self.context.model if name == "base" else other_model(name) for name in other_models
+        ]
         return fingerprint(self.judge.model) in [fingerprint(source) for source in sources]

@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
+from cai.config.schema import DpoConfig, SftConfig
 from cai.errors import UsageError, nearest
 
 LibraryConfig = TypeVar("LibraryConfig")
@@ -28,6 +29,15 @@ TRL_DEFAULTS = {
     "logging_nan_inf_filter": False,
     # False would let early stopping count anew after a resume
     "restore_callback_states_from_checkpoint": True,
+}
+
+# trl's arguments that change d or what is made of it. The soft loss is defined on the plain d.
+PLAIN_ARGUMENTS = {
+    "loss_type": ["sigmoid"],
+    "loss_weights": None,
+    "ld_alpha": None,
+    "f_divergence_type": "reverse_kl",
+    "use_weighting": False,
 }
 
 
@@ -116,3 +126,60 @@ def measure_free_memory(device: str) -> int | None:
     if device == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return None
+
+
+def sft_arguments(
+    stage: str, config: SftConfig, seed: int, folder: str, device: str, held_out: bool
+) -> SFTConfig:
+    """trl's SFTConfig for a stage. Raises UsageError."""
+    fixed = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
+    fixed |= evaluation_settings(held_out) | _device_settings(device)
+    # held-out rows are never packed, so that their loss is comparable
+    return sft_config(f"{stage}.args", {"eval_packing": False} | config.args, **fixed)
+
+
+def dpo_arguments(
+    config: DpoConfig, seed: int, folder: str, device: str, held_out: bool
+) -> DPOConfig:
+    """trl's DPOConfig for the stage. Raises UsageError."""
+    fixed = {"output_dir": folder, "seed": seed}
+    fixed |= evaluation_settings(held_out) | _device_settings(device)
+    args = dpo_config("dpo.args", config.args, **fixed)
+    if config.loss == "soft":
+        check_soft_arguments(args)
+    return args
+
+
+def _device_settings(device: str) -> dict[str, bool]:
+    settings = {"use_cpu": device == "cpu"}
+    return settings if device.startswith("cuda") else settings | {"bf16": False}
+
+
+def check_soft_arguments(args: DPOConfig) -> None:
+    """Raises UsageError where trl's DPOConfig asks for what the soft loss does not have."""
+    for name, plain_value in PLAIN_ARGUMENTS.items():
+        if getattr(args, name) != plain_value:
+            raise UsageError(
+                f"dpo.args.{name}={getattr(args, name)}: soft labels have a loss of their own; "
+                f"set dpo.loss=trl, or leave dpo.args.{name} at {plain_value}"
+            )
+    if not 0 <= args.label_smoothing < 0.5:
+        raise UsageError(
+            f"dpo.args.label_smoothing={args.label_smoothing}: must be at least 0 and below 0.5"
+        )
+
+
+def check_sft(stage: str, config: SftConfig, seed: int) -> None:
+    """Builds everything that `sft` or `sl_cai` hands to libraries. Raises UsageError."""
+    if config.quantization is not None:
+        quantization_config(f"{stage}.quantization", config.quantization)
+    sft_arguments(stage, config, seed, "unused", "cpu", config.validation > 0)
+    if config.peft is not None:
+        lora_config(f"{stage}.peft", config.peft)
+
+
+def check_dpo(config: DpoConfig, seed: int) -> None:
+    """Builds everything that `dpo` hands to libraries. Raises UsageError."""
+    dpo_arguments(config, seed, "unused", "cpu", config.validation > 0)
+    if config.peft is not None:
+        lora_config("dpo.peft", config.peft)

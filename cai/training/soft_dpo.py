@@ -28,15 +28,6 @@ from cai.training.cpu_head import TOKEN_METRICS, install_lean_head
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # of trl's prepared datasets
 
-# trl's arguments that change d or what is made of it. The soft loss is defined on the plain d.
-PLAIN_ARGUMENTS = {
-    "loss_type": ["sigmoid"],
-    "loss_weights": None,
-    "ld_alpha": None,
-    "f_divergence_type": "reverse_kl",
-    "use_weighting": False,
-}
-
 
 def preference_loss(
     log_ratio_differences: torch.Tensor,
@@ -56,20 +47,6 @@ def preference_loss(
     d = log_ratio_differences
     # log sigmoid(-x) = log sigmoid(x) - x
     return -logsigmoid(beta * d) + (1 - p) * beta * d
-
-
-def check_arguments(args: DPOConfig) -> None:
-    """Raises UsageError where trl's DPOConfig asks for what the soft loss does not have."""
-    for name, plain_value in PLAIN_ARGUMENTS.items():
-        if getattr(args, name) != plain_value:
-            raise UsageError(
-                f"dpo.args.{name}={getattr(args, name)}: soft labels have a loss of their own; "
-                f"set dpo.loss=trl, or leave dpo.args.{name} at {plain_value}"
-            )
-    if not 0 <= args.label_smoothing < 0.5:
-        raise UsageError(
-            f"dpo.args.label_smoothing={args.label_smoothing}: must be at least 0 and below 0.5"
-        )
 
 
 class PreferenceTrainer(DPOTrainer):

@@ -18,7 +18,7 @@ from cai.engines.base import Completion, Request
 from cai.errors import CaiError, UsageError
 from cai.messages import Dialogue, Message, Prompt, user
 from cai.scoring.answers import Answer
-from cai.stages import evaluate, suites
+from cai.stages import evaluate, scores, suites
 from cai.stages.base import Context
 
 HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
@@ -305,14 +305,13 @@ def test_what_says_refused_is_named():
         Answer("base", "red", prompt, text)
         for text in ("I can't help with that.", "Dear Sir, he is ill.")
     ]
-    assert evaluate.refusals(config, answers) == ([True, False], {"by": "rules"})
+    assert scores.refusals(config, answers) == ([True, False], {"by": "rules"})
 
 
 def test_the_harness_measures_every_model_once(
     context: Context, tiny_model: Path, rivers: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("lm_eval")
-    from cai.scoring import harness
 
     sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
     suites = {"red": Suite("red_team", Prompts(["held"], 2))}
@@ -323,8 +322,8 @@ def test_the_harness_measures_every_model_once(
     assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
     assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
     # stopped and begun again: what was measured is not measured twice
-    monkeypatch.setattr(harness, "harness_metrics", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(scores, "harness_metrics", lambda *_: pytest.fail("asked again"))
     assert (
-        evaluate.harness_tasks(config, context)["base"]["rivers (lm-eval)"]
+        scores.harness_tasks(config, context)["base"]["rivers (lm-eval)"]
         == metrics["base"]["rivers (lm-eval)"]
     )

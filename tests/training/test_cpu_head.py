@@ -8,9 +8,8 @@ import pytest
 from cai.config.compose import compose
 from cai.messages import assistant, user
 from cai.models.load import load_model, load_tokenizer
-from cai.stages import dpo, sft
 from cai.training import cpu_head as head
-from cai.training.arguments import lora_config
+from cai.training.arguments import dpo_arguments, lora_config, sft_arguments
 from cai.training.cpu_head import TOKEN_METRICS, install_lean_head
 from cai.training.soft_dpo import open_trainer
 from cai.training.tokens import tokenize_dialogues
@@ -149,7 +148,7 @@ def test_sft_is_trls(peft: dict[str, Any] | None, tiny_model: Path, tmp_path: Pa
     def trainer(name: str) -> Any:
         return SFTTrainer(
             model=load_model(str(tiny_model), "float32", "cpu"),
-            args=sft.arguments("sft", config, 0, str(tmp_path / name), "cpu", held_out=False),
+            args=sft_arguments("sft", config, 0, str(tmp_path / name), "cpu", held_out=False),
             train_dataset=rows,
             eval_dataset=rows,
             processing_class=tokenizer,
@@ -183,7 +182,7 @@ def test_dpo_is_trls(words: tuple[str, ...], tiny_model: Path, tmp_path: Path):
         peft = None if config.peft is None else lora_config("dpo.peft", config.peft)
         return {
             "model": load_model(str(tiny_model), "float32", "cpu"),
-            "args": dpo.arguments(config, 0, str(tmp_path / name), "cpu", held_out=False),
+            "args": dpo_arguments(config, 0, str(tmp_path / name), "cpu", held_out=False),
             "processing_class": load_tokenizer(str(tiny_model)),
             "peft_config": peft,
         } | {"train_dataset": rows, "eval_dataset": rows}

@@ -13,8 +13,7 @@ from cai.config.schema import Guards
 from cai.errors import UsageError
 from cai.models.load import load_model, load_tokenizer
 from cai.observe.progress import Progress
-from cai.stages import dpo
-from cai.training.arguments import lora_config
+from cai.training.arguments import dpo_arguments, lora_config
 from cai.training.guards import GuardCallback
 from cai.training.soft_dpo import open_trainer, preference_loss
 from cai.training.trainer import run_training
@@ -94,7 +93,7 @@ def trainer(model: Path, folder: Path, data: Any, *overrides: str) -> Any:
         reference_folder=folder / "references",
         reference_digest="tiny",
         model=load_model(str(model), "float32", "cpu"),
-        args=dpo.arguments(config, 0, str(folder), "cpu", held_out=True),
+        args=dpo_arguments(config, 0, str(folder), "cpu", held_out=True),
         train_dataset=data,
         eval_dataset=data,
         processing_class=load_tokenizer(str(model)),
@@ -248,7 +247,7 @@ def test_every_pair_is_trained_with_its_own_label(tiny_model: Path, tmp_path: Pa
 def test_what_the_soft_loss_does_not_have_is_refused(override: str):
     config = compose(["experiment=smoke", override]).dpo
     with pytest.raises(UsageError, match=override.split("=")[0].lstrip("+").replace(".", r"\.")):
-        dpo.arguments(config, 0, "unused", "cpu", held_out=False)
+        dpo_arguments(config, 0, "unused", "cpu", held_out=False)
 
 
 def test_a_router_loss_is_not_lost_in_silence(tiny_model: Path, tmp_path: Path):

@@ -11,13 +11,14 @@ from cai.errors import CaiError, Interrupted, UsageError
 from cai.messages import assistant, user
 from cai.models.load import load_model, load_tokenizer
 from cai.observe.progress import Progress
-from cai.stages import dpo, sft
 from cai.store.files import seal
 from cai.training.arguments import (
+    dpo_arguments,
     lora_config,
     measure_free_memory,
     needs_checkpointing,
     quantization_config,
+    sft_arguments,
 )
 from cai.training.checkpoints import find_newest_checkpoint
 from cai.training.tokens import check_packing, tokenize_dialogues
@@ -41,7 +42,7 @@ def sft_trainer(model: Path, folder: Path, rows: Any, held: Any = None, **change
     config = compose(["experiment=smoke", "sft.max_length=512", *overrides]).sft
     return SFTTrainer(
         model=load_model(str(model), "float32", "cpu"),
-        args=sft.arguments("sft", config, 0, str(folder / "checkpoints"), "cpu", held is not None),
+        args=sft_arguments("sft", config, 0, str(folder / "checkpoints"), "cpu", held is not None),
         train_dataset=rows,
         eval_dataset=held,
         processing_class=load_tokenizer(str(model)),
@@ -168,7 +169,7 @@ def test_at_step_0_every_reward_is_0(group: str, tiny_model: Path, tmp_path: Pat
     ).dpo
     trainer: Any = DPOTrainer(
         model=load_model(str(tiny_model), "float32", "cpu"),
-        args=dpo.arguments(config, 0, str(tmp_path), "cpu", held_out=False),
+        args=dpo_arguments(config, 0, str(tmp_path), "cpu", held_out=False),
         train_dataset=preference_rows(),
         processing_class=load_tokenizer(str(tiny_model)),
         peft_config=lora_config("dpo.peft", config.peft) if config.peft else None,

@@ -16,6 +16,8 @@ from cai.config.types import Gate, is_runtime, lookup, without_runtime
 from cai.errors import UsageError
 from cai.method import gates
 from cai.paths import shipped
+from cai.run import plan as planning
+from cai.store.run_folder import Run
 
 FILES = sorted(path.relative_to(shipped("conf")) for path in shipped("conf").glob("*/*.yaml"))
 GIVEN = {
@@ -458,3 +460,35 @@ def test_a_critic_and_a_judge_may_have_engines_of_their_own():
     assert without_runtime(moved.revise) == without_runtime(config.revise)
     other = compose(["+engine@revise.engine=openai", "revise.engine.model=small"])
     assert without_runtime(other.revise) != without_runtime(config.revise)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "evaluate.models=[foo]",
+        "label.sampling.temperature=inf",
+        "dpo.args.beta=inf",
+        "constitution=.",
+        f"constitution={'a' * 300}",
+        "sft=null",
+        "data.seed.path=''",
+        "revise.gates=[emtpy]",
+        "revise.benign=[foo]",
+        "evaluate.suites.red_team.kind=foo",
+        "data.seed.kind=foo",
+        "+data.seed.format=foo",
+        "evaluate.models=[label]",
+        "revise.prompts.limit=-1",  # drops the last prompt
+        "revise.prompts.offset=-3",  # takes the last three
+        "sft.limit=-4",
+        "sft.max_length=-5",
+    ],
+)
+def test_a_wrong_value_is_a_usage_error(override: str, tmp_path: Path):
+    with pytest.raises(UsageError):
+        planning.plan_run(compose(["experiment=smoke", override]), Run(tmp_path))
+
+
+def test_a_wrong_data_set_in_the_group_has_a_hint():
+    with pytest.raises(UsageError, match="did you mean 'seed'"):
+        compose(["data=[sead]"])

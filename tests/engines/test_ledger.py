@@ -1,5 +1,6 @@
 """The ledger: what was committed is there, once, and for good."""
 
+import asyncio
 import contextlib
 import dataclasses
 import random
@@ -13,10 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai.config.schema import Sampling
 from cai.digest import digest
-from cai.engines.base import Completion
-from cai.engines.ledger import Ledger
+from cai.engines.base import Completion, Request
+from cai.engines.ledger import Ledger, Recorded
+from cai.engines.rows import gather_rows
 from cai.errors import CaiError
+from cai.messages import user
 
 DIGEST = "ab" * 32
 DONE = Completion("A river – 河, \ud800 and \x00.", "stop", 7, 3, 0.25, (-0.5, float("-inf")))
@@ -162,3 +166,30 @@ def test_another_schema_is_refused(path: Path):
 def test_a_missing_folder_is_named(path: Path):
     with pytest.raises(CaiError, match=r"nowhere/ledger\.sqlite"):
         Ledger(path.parent / "nowhere" / "ledger.sqlite")
+
+
+def test_a_model_that_cannot_be_opened_is_tried_once(tmp_path: Path):
+    opened = []
+
+    def open_one():
+        opened.append(1)
+        raise CaiError("no memory")
+
+    recorded = Recorded(open_one, Ledger(tmp_path / "l.sqlite"), "sft", "m")
+    with pytest.raises(CaiError):
+        asyncio.run(
+            gather_rows(
+                [recorded.complete(Request((user(str(n)),), Sampling())) for n in range(50)]
+            )
+        )
+    assert len(opened) == 1
+
+
+def test_the_ledger_ignores_doubles_alone(
+    tmp_path: Path,
+):  # `insert or ignore` also drops a row that breaks `not null`
+    from cai.engines.base import Completion
+
+    ledger = Ledger(tmp_path / "l.sqlite")
+    with pytest.raises(CaiError):
+        ledger.put("sft", "m", [("ab" * 32, Completion("x", "stop", None, 1, 0.0))])  # type: ignore

@@ -233,3 +233,37 @@ def test_anything_else_is_a_constitution_or_a_usage_error(
         assert isinstance(load(folder, text, "any.yaml"), Constitution)
     except UsageError as error:
         assert "any.yaml" in str(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# a comment\n",
+        "extends: .\n",
+        "extends: /\n",
+        f"extends: {'a' * 300}\n",
+        'name: "\\UFFFFFFFF"\n',
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_principle_file_gives_principles_or_a_usage_error(tmp_path: Path, text: str):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"mine\.yaml"):
+        Constitution.load(str(tmp_path / "mine.yaml"))
+
+
+def test_weights_whose_sum_is_infinite_are_refused(tmp_path: Path):
+    rule = "{critique: a, revision: b, comparison: c, weight: 1e308, id: "
+    (tmp_path / "mine.yaml").write_text(f"principles: [{rule}a}}, {rule}b}}]")
+    with pytest.raises(UsageError):
+        Constitution.load(str(tmp_path / "mine.yaml")).draw(random.Random(0))
+
+
+def test_an_exemplar_shows_the_replaced_principle(tmp_path: Path):
+    rule = "principles: [{id: a, critique: OLD, revision: r, comparison: c}]\n"
+    turns = "[{role: user, content: q}, {role: assistant, content: r}]"
+    shown = f"exemplars: [{{principle: a, dialogue: {turns}, critique: c, revision: d}}]\n"
+    (tmp_path / "base.yaml").write_text(rule + shown)
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n" + rule.replace("OLD", "NEW"))
+    assert Constitution.load(str(tmp_path / "mine.yaml")).exemplars[0].principle.critique == "NEW"

@@ -22,7 +22,8 @@ class SeededSampler(LogitsProcessor):
 
     def __init__(self, sampling: Sampling, seeds: list[int]):
         self.sampling = sampling
-        self.generators = [random.Random(seed) for seed in seeds]  # noqa: S311 - sampling, not secrecy
+        # S311: this samples, it keeps no secret
+        self.generators = [random.Random(seed) for seed in seeds]  # noqa: S311
 
     def select_rows(self, places: list[int]) -> None:
         """Goes on with these rows alone."""

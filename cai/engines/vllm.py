@@ -138,7 +138,7 @@ class VllmEngine:
 
     @staticmethod
     def _sampling_params(sampling: Sampling | None, seed: int) -> Any:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from vllm import SamplingParams  # pyright: ignore
 
         if sampling is None:
             return SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)

@@ -65,7 +65,8 @@ def run_stage(job: Job) -> dict[str, Any]:
     context = stage_context(stage, job.config, root, scratch, job.inputs, progress)
     try:
         with tracing.trace_stage(job.stage):
-            return dataclasses.asdict(stage.run(stage.section(job.config), work, context))  # pyright: ignore[reportArgumentType]
+            summary: Any = stage.run(stage.section(job.config), work, context)
+            return dataclasses.asdict(summary)
     except CaiError:
         raise
     except Exception as error:

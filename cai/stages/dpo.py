@@ -6,9 +6,8 @@ the model that it starts at, or the sl_cai model in every round.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DpoConfig
@@ -19,9 +18,6 @@ from cai.stages.base import Context, Stage, Warn
 from cai.stages.sft import start_input
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
-
-if TYPE_CHECKING:
-    pass
 
 LAST_METRICS = {
     "loss": "last loss",
@@ -61,80 +57,32 @@ class Summary(BaseSummary):
 
 
 def run(config: DpoConfig, work: Path, context: Context) -> Summary:
-    """Writes work/model (merged), work/adapter (with LoRA) and work/history.json.
-
-    A fresh adapter belongs to the model that the round starts at, a continued one to the model that
-    sl_cai was tuned from.
-    """
+    """Writes work/model (merged), work/adapter (with LoRA) and work/history.json."""
     from datasets import Dataset
 
-    from cai.models.load import load_model, load_tokenizer, pick_device
+    from cai.models.load import load_tokenizer
+    from cai.stages.dpo_trainer import open_trainer
     from cai.training import guards
     from cai.training import trainer as training
-    from cai.training.adapters import NamedModel, load_continued
-    from cai.training.arguments import dpo_arguments, lora_config
-    from cai.training.soft_dpo import open_trainer
 
     pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
     rows = Dataset.from_list([{key: pair[key] for key in columns} for pair in pairs])
     held_out = int(len(rows) * config.validation)
-    device = pick_device(context.engine.device)
-    load = partial(
-        load_model, dtype=context.engine.dtype, device=device, attention=context.engine.attention
-    )
-    # from its published folder, where trl reloads the reference from if every weight is tuned
-    policy_path = context.model_path(context.policy)
-    if config.adapter == "continued":
-        start = "sft" if "sft" in context.inputs else "base"
-        policy = load_continued(
-            NamedModel(start, context.model_path(start)),
-            NamedModel(context.policy, policy_path),
-            context.output(context.policy) / "adapter",
-            context.engine,
-            device,
-        )
-    else:
-        policy = load(policy_path)
-    reference = policy_of(1) if config.reference == "first" else context.policy
-    separate = reference != context.policy
-    tokenizer = load_tokenizer(policy_path)
-    folder = str(context.scratch / "checkpoints")
-    trainer = open_trainer(
-        config,
-        reference_folder=context.root / "references",
-        reference_digest=context.model_digest(reference),
-        model=policy,
-        ref_model=load(context.model_path(reference)) if separate else None,
-        args=dpo_arguments(config, context.seed, folder, device, bool(held_out)),
-        train_dataset=rows.select(range(held_out, len(rows))),
-        eval_dataset=rows.select(range(held_out)) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=lora_config("dpo.peft", config.peft) if config.peft else None,
-    )
-    if not len(trainer.train_dataset):
+    tokenizer = load_tokenizer(context.model_path(context.policy))
+    trainer = open_trainer(config, context, rows, held_out, tokenizer)
+    trained_on = len(trainer.train_dataset)
+    if not trained_on:
         raise CaiError(
             f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length"
         )
-    prompts = trainer.eval_dataset["prompt_ids"] if held_out else ()
-    distinct_prompts = list(dict.fromkeys(map(tuple, prompts)))[: config.guards.prompts]
-    sharded = training.is_sharded(trainer)
-    answer = None
-    if distinct_prompts and not sharded:
-        answer = partial(
-            guards.generate_answers,
-            tokenizer=tokenizer,
-            prompts=distinct_prompts,
-            new_tokens=config.guards.new_tokens,
-        )
-    trainer.add_callback(guards.GuardCallback(config.guards, context.progress.say, answer, sharded))
     logs = context.scratch.with_name("logs")
     training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
     training.run_training(trainer, context.scratch, context.progress, config.patience)
     training.save_result(trainer, tokenizer, work)
     history = trainer.state.log_history
     last = next((entry for entry in reversed(history) if "rewards/margins" in entry), {})
-    remaining = len(trainer.train_dataset) + (len(trainer.eval_dataset) if held_out else 0)
+    remaining = trained_on + (len(trainer.eval_dataset) if held_out else 0)
     return Summary(
         pairs=len(rows),
         dropped=len(rows) - remaining,
@@ -143,7 +91,7 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
         metrics={name: last[name] for name in LAST_METRICS if name in last},
         guards=[
             *guards.find_warnings(history, config.guards),
-            *guards.find_blind_spots(history, config.guards, sharded),
+            *guards.find_blind_spots(history, config.guards, training.is_sharded(trainer)),
         ],
     )
 

@@ -117,10 +117,8 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
     rounds = len(law.principles) if config.draw == "all" else config.rounds
     completions = len(prompts) * (1 + rounds * (2 if config.critique else 1)) + len(helpful)
     context.progress.start(completions, "completions")
-    failures = [
-        context.engine.max_failures,
-        *([config.engine.max_failures] if config.engine else []),
-    ]
+    engines = [context.engine, config.engine or context.engine]
+    allowed_failures = max(engine.max_failures for engine in engines)
     with context.models() as open_model:
         model = critic = open_model("sft")
         if config.model or config.engine:
@@ -129,10 +127,10 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
             revise(prompt, law, config, context.seed, model.complete, critic.complete)
             for prompt in prompts
         )
-        revisions = stream_results(chains, len(prompts), max(failures))
+        revisions = stream_results(chains, len(prompts), allowed_failures)
         tally, failed = asyncio.run(write_chains(prompts, revisions, config, work))
         requests = [model.complete(request) for _, request in helpful]
-        replies = asyncio.run(gather_results(requests, max(failures)))
+        replies = asyncio.run(gather_results(requests, allowed_failures))
     answers, unanswered = split_failed([prompt for prompt, _ in helpful], replies)
     failed_count = write_failed(work, failed + unanswered)
     if not tally.rows:
@@ -140,11 +138,7 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
             "no revision passed its gates, so there is nothing to train on; see revise.gates and "
             "revise.form"
         )
-    kept_helpful = [
-        {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
-        for prompt, answer in answers
-        if usable(answer)
-    ]
+    kept_helpful = helpful_rows(answers)
     if helpful:
         write_rows(work / "helpful.parquet", kept_helpful)
     return Summary(
@@ -201,6 +195,14 @@ def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Promp
             seed = seed_of(context.seed, prompt.id, "helpful", sample)
             requests.append((prompt, Request(prompt.messages, config.sampling.answer, seed)))
     return requests
+
+
+def helpful_rows(answers: Sequence[tuple[Prompt, Completion]]) -> list[dict[str, Any]]:
+    return [
+        {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
+        for prompt, answer in answers
+        if usable(answer)
+    ]
 
 
 def usable(answer: Completion) -> bool:

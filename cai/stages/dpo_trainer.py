@@ -1,0 +1,90 @@
+"""The trainer of a round of DPO: its policy, its reference model, its guards."""
+
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from cai.config.names import policy_of
+from cai.config.schema import DpoConfig
+from cai.models.load import load_model, pick_device
+from cai.stages.base import Context
+from cai.training import arguments, soft_dpo
+from cai.training.adapters import NamedModel, load_continued
+from cai.training.guards import GuardCallback, generate_answers
+from cai.training.trainer import is_sharded
+
+
+def open_trainer(
+    config: DpoConfig,
+    context: Context,
+    rows: Dataset,
+    held_out: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> soft_dpo.PreferenceTrainer:
+    """Trains on labelled pairs but the first `held_out`, and watches what those say.
+
+    A fresh adapter belongs to the model that the round starts at, a continued one to the model that
+    sl_cai was tuned from.
+    """
+    engine = context.engine
+    device = pick_device(engine.device)
+    load = partial(load_model, dtype=engine.dtype, device=device, attention=engine.attention)
+    policy = _continued(config, context, device)
+    if policy is None:
+        # from its published folder, where trl reloads the reference from if every weight is tuned
+        policy = load(context.model_path(context.policy))
+    reference = policy_of(1) if config.reference == "first" else context.policy
+    separate = reference != context.policy
+    folder = str(context.scratch / "checkpoints")
+    trainer = soft_dpo.open_trainer(
+        config,
+        reference_folder=context.root / "references",
+        reference_digest=context.model_digest(reference),
+        model=policy,
+        ref_model=load(context.model_path(reference)) if separate else None,
+        args=arguments.dpo_arguments(config, context.seed, folder, device, bool(held_out)),
+        train_dataset=rows.select(range(held_out, len(rows))),
+        eval_dataset=rows.select(range(held_out)) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=arguments.lora_config("dpo.peft", config.peft) if config.peft else None,
+    )
+    trainer.add_callback(_guards(config, context, trainer, tokenizer, bool(held_out)))
+    return trainer
+
+
+def _continued(config: DpoConfig, context: Context, device: str) -> Any:
+    """The model with sl_cai's adapter, where dpo.adapter=continued trains on with it."""
+    if config.adapter != "continued":
+        return None
+    start = "sft" if "sft" in context.inputs else "base"
+    return load_continued(
+        NamedModel(start, context.model_path(start)),
+        NamedModel(context.policy, context.model_path(context.policy)),
+        context.output(context.policy) / "adapter",
+        context.engine,
+        device,
+    )
+
+
+def _guards(
+    config: DpoConfig,
+    context: Context,
+    trainer: soft_dpo.PreferenceTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    validates: bool,
+) -> GuardCallback:
+    prompts: Any = trainer.eval_dataset
+    prompt_ids = prompts["prompt_ids"] if validates else ()
+    distinct_prompts = list(dict.fromkeys(map(tuple, prompt_ids)))[: config.guards.prompts]
+    sharded = is_sharded(trainer)
+    answer = None
+    if distinct_prompts and not sharded:
+        answer = partial(
+            generate_answers,
+            tokenizer=tokenizer,
+            prompts=distinct_prompts,
+            new_tokens=config.guards.new_tokens,
+        )
+    return GuardCallback(config.guards, context.progress.say, answer, sharded)

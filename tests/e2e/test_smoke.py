@@ -242,7 +242,7 @@ def test_sft_is_tuned_on_what_build_has_made(tmp_path: Path, tiny_model: Path):
     done = cai(tmp_path, tiny_model, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     tuned = Run(tmp_path / "outputs/smoke").latest("sft")
-    assert tuned is not None and tuned.summary["sources"] == {"seed": 12, "built": 4}
+    assert tuned is not None and tuned.summary["audit"]["sources"] == {"seed": 12, "built": 4}
     again = cai(tmp_path, tiny_model, *words, "build.sampling.answer.temperature=0.5")
     assert "sft: stale: build gave other output" in again.stderr
 

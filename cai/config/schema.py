@@ -10,6 +10,7 @@ from cai.config.types import (
     Certainty,
     Count,
     CountOrZero,
+    Dtype,
     EngineKind,
     Few,
     FewOrZero,
@@ -168,6 +169,8 @@ class SftConfig:
     max_lost: Runtime[Share] = 0.5
     peft: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
+    frozen_dtype: Dtype = "float32"
+    publish_dtype: Dtype = "float32"
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -249,6 +252,8 @@ class DpoConfig:
     reference: Literal["policy", "first"] = "policy"
     adapter: Literal["fresh", "continued"] = "fresh"
     peft: dict[str, Any] | None = None
+    frozen_dtype: Dtype = "float32"
+    publish_dtype: Dtype = "float32"
     args: dict[str, Any] = field(default_factory=dict)
 
 

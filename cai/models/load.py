@@ -97,7 +97,7 @@ def load_model(
                 f"{model} is an adapter, which can't be merged into quantised weights; "
                 "merge it before"
             )
-        merged = _merge_adapter(load_model(base, "float32", device, attention), model)
+        merged: Any = _merge_adapter(load_model(base, "float32", device, attention), model)
         return merged.to(pick_dtype(dtype, device))
     if device == "cpu":
         _keep_freed_memory()

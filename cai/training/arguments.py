@@ -174,7 +174,8 @@ def train_in_float32(trainer: Trainer) -> None:
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
-    for weights in trainer.model.parameters():
+    model: Any = trainer.model
+    for weights in model.parameters():
         if weights.requires_grad:
             weights.data = weights.data.float()
 

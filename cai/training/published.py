@@ -6,11 +6,12 @@ measured on the same rows.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer
 
@@ -61,9 +62,9 @@ class Probe:
         return score
 
 
-def loss_probe(trainer: Trainer, rows: Sequence[Mapping[str, Any]], held_out: bool) -> Probe:
+def loss_probe(trainer: Trainer, rows: Dataset, held_out: bool) -> Probe:
     """The mean loss of the trained tokens of tokenised rows, in nats a token, less is better."""
-    chosen = [rows[number] for number in range(min(ROWS, len(rows)))]
+    chosen: Any = rows.select(range(min(ROWS, len(rows)))).to_list()
 
     def score(model: PreTrainedModel) -> float:
         total = tokens = 0.0
@@ -79,7 +80,7 @@ def loss_probe(trainer: Trainer, rows: Sequence[Mapping[str, Any]], held_out: bo
 
 def margin_probe(
     trainer: Trainer,
-    pairs: Sequence[Mapping[str, Any]],
+    pairs: Any,
     held_out: bool,
     beta: float,
     max_length: int | None,
@@ -88,7 +89,7 @@ def margin_probe(
 
     What the score gains is the reward margin over the model that training starts at.
     """
-    chosen_pairs = [pairs[number] for number in range(min(ROWS, len(pairs)))]
+    chosen_pairs = pairs.select(range(min(ROWS, len(pairs)))).to_list()
 
     def score(model: PreTrainedModel) -> float:
         total = 0.0

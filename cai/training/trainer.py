@@ -121,8 +121,9 @@ def save_result(
     """Writes the full weights to work/model and the curve to work/history.json.
 
     An adapter is merged, and is in work/adapter too. It is merged in float32, since a sum in
-    bfloat16 would lose most of a small update. Where it was trained on other weights, `load_base`,
-    which that needs, loads the base model in float32. `publish_dtype` is the number format of work/model.
+    bfloat16 would lose most of a small update. `load_base`, which is needed where the adapter was
+    trained on other weights, loads the base model in float32. `publish_dtype` is the number format
+    of work/model.
     Raises CaiError where a weight is not finite.
     """
     model = _gather_model(trainer)

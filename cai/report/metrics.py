@@ -27,19 +27,20 @@ class Metric:
     better: Literal["higher", "lower"] | None = None  # None: it depends, e.g. on the prompts
     # the terminal's table for it, or the judge's part of a page; "" is on the page alone
     table: Literal["behaviour", "reference", "judge", ""] = ""
+    folded: bool = False  # whether the page shows it below the table, on demand
 
 
 METRICS = {
     "refusal": Metric("refused", table="behaviour"),
-    "redirection": Metric("redirected"),
+    "redirection": Metric("redirected", folded=True),
     "compliance": Metric("answered"),
-    "evasive": Metric("evasive", better="lower"),
-    "shared_opening": Metric("shared opening", better="lower"),
-    "shared_refusal": Metric("shared refusal", better="lower"),
+    "evasive": Metric("evasive", better="lower", folded=True),
+    "shared_opening": Metric("shared opening", better="lower", folded=True),
+    "shared_refusal": Metric("shared refusal", better="lower", folded=True),
     "degenerate": Metric("degenerate", better="lower"),
     "words": Metric("words an answer", "words", table="behaviour"),
-    "distinct_1": Metric("distinct words", better="higher"),
-    "distinct_2": Metric("distinct pairs of words", better="higher"),
+    "distinct_1": Metric("distinct words", better="higher", folded=True),
+    "distinct_2": Metric("distinct pairs of words", better="higher", folded=True),
     "harmful": Metric("harmful, says a judge", better="lower"),
     "too_long": Metric("too long for the context", better="lower", table="reference"),
     "exact": Metric("exact match", better="higher", table="reference"),

@@ -43,6 +43,7 @@ def render(template: str, **view: Any) -> bytes:
         "embedded": embedded,
         "yaml": _as_yaml,
     }
+    environment.tests["folded"] = lambda name: metric(name).folded
     environment.globals |= {"format_metric": format_metric, "metric": metric}
     page = environment.get_template(template).render(view, version=__version__).lstrip()
     # references to what UTF-8 has no place for show as U+FFFD

@@ -12,7 +12,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from cai.config.schema import DpoConfig, SftConfig
-from cai.errors import UsageError, nearest
+from cai.errors import UsageError, nearest, not_installed
 
 LibraryConfig = TypeVar("LibraryConfig")
 
@@ -60,9 +60,7 @@ def lora_config(key: str, settings: Settings) -> LoraConfig:
 def quantization_config(key: str, settings: Settings) -> BitsAndBytesConfig:
     """Also raises UsageError where bitsandbytes is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            f"{key}: bitsandbytes is not installed; pip install 'constitutional-ai[qlora]'"
-        )
+        raise not_installed(key, "bitsandbytes", ".[qlora]")
     return _build(BitsAndBytesConfig, key, settings, {})
 
 

@@ -5,6 +5,13 @@ VLLM := .venv-vllm
 DISTILABEL := .venv-distilabel
 AUDIT := .venv-audit
 BIN := $(VENV)/bin
+CONSTRAINTS ?= $(if $(shell command -v nvidia-smi),constraints-cuda.txt,constraints.txt)
+
+# $(call pip,VENV): `pip install` into it. What pip says is in VENV/pip.log, and on the screen if it fails.
+define pip
+quietly() { "$$@" >$(1)/pip.log 2>&1 || { cat $(1)/pip.log >&2; return 1; }; }; \
+  quietly $(1)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-vllm test-browser test-all chaos bench-loop audit lint format clean
@@ -20,11 +27,11 @@ help:
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make lint         ruff and pyright"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $@
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@echo "Installing into $(VENV) from $(CONSTRAINTS); about 3 minutes, and longer where the network is slow"
+	@$(PYTHON) -m venv $(VENV)
+	@$(call pip,$(VENV)) --constraint $(CONSTRAINTS) --editable ".[dev]"
+	@touch $@
 
 quickstart: $(VENV)/.installed
 	$(BIN)/cai experiment=quickstart

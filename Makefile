@@ -7,10 +7,12 @@ AUDIT := .venv-audit
 BIN := $(VENV)/bin
 CONSTRAINTS ?= $(if $(shell command -v nvidia-smi),constraints-cuda.txt,constraints.txt)
 
-# $(call pip,VENV): `pip install` into it. What pip says is in VENV/pip.log, and on the screen if it fails.
-define pip
-quietly() { "$$@" >$(1)/pip.log 2>&1 || { cat $(1)/pip.log >&2; return 1; }; }; \
-  quietly $(1)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off
+# $(call install,VENV,PACKAGES): makes the environment. What pip says is in VENV/pip.log, and on the screen if it fails.
+define install
+@echo "Installing into $(1): 2 minutes, or more where the network is slow"
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off $(2) \
+  >$(1)/pip.log 2>&1 || { cat $(1)/pip.log >&2; exit 1; }
 endef
 
 .DEFAULT_GOAL := help
@@ -28,9 +30,7 @@ help:
 	@echo "make lint         ruff and pyright"
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
-	@echo "Installing into $(VENV) from $(CONSTRAINTS); about 3 minutes, and longer where the network is slow"
-	@$(PYTHON) -m venv $(VENV)
-	@$(call pip,$(VENV)) --constraint $(CONSTRAINTS) --editable ".[dev]"
+	$(call install,$(VENV),--constraint $(CONSTRAINTS) --editable ".[dev]")
 	@touch $@
 
 quickstart: $(VENV)/.installed
@@ -53,10 +53,9 @@ test-vllm: $(VLLM)/.installed
 
 # distilabel, which a benchmark stands beside cai, brings versions of its own
 $(DISTILABEL)/.installed: Makefile constraints.txt
-	$(PYTHON) -m venv $(DISTILABEL)
-	$(DISTILABEL)/bin/python -m pip install --quiet 'distilabel[hf-transformers]==1.5.3' \
-	  $$(grep -E '^(torch|transformers|httpx2|hydra-core|omegaconf|gguf)==' constraints.txt)
-	touch $@
+	$(call install,$(DISTILABEL),'distilabel[hf-transformers]==1.5.3' \
+	  $$(grep -E '^(torch|transformers|httpx2|hydra-core|omegaconf|gguf)==' constraints.txt))
+	@touch $@
 
 bench-loop: $(VENV)/.installed $(VLLM)/.installed $(DISTILABEL)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-$$(($$(nproc) - 1)) $(BIN)/python -m benchmarks.loop --vllm $(VLLM)/bin/python --distilabel $(DISTILABEL)/bin/python
@@ -72,9 +71,8 @@ chaos: $(VENV)/.installed
 	CAI_FUZZ=chaos $(BIN)/python -m pytest tests/test_fuzz.py tests/method/test_constitution.py tests/engines/test_openai.py -k "any"
 
 $(AUDIT)/.installed: Makefile
-	$(PYTHON) -m venv $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1
-	touch $@
+	$(call install,$(AUDIT),pip-audit==2.10.1)
+	@touch $@
 
 audit: $(VENV)/.installed $(AUDIT)/.installed
 	$(BIN)/ruff check cai

@@ -2,7 +2,7 @@
 
     python .ci/resolve.py -c constraints.txt '.[dev]'
 
-pip reads a package's metadata alone where the index has it, so that CUDA's wheels cost seconds.
+Where the index can, pip reads a part of each wheel alone, so that CUDA costs seconds.
 """
 
 import json
@@ -16,7 +16,7 @@ def main(words: list[str]) -> int:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        options = ["--disable-pip-version-check", "--progress-bar", "off", "--report", str(report)]
+        options = ["--use-feature=fast-deps", "--progress-bar=off", f"--report={report}"]
         process = subprocess.run([*command, *options, *words], stdout=sys.stderr, check=False)
         if process.returncode != 0:
             return process.returncode

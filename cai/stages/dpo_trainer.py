@@ -61,6 +61,7 @@ def open_trainer(
 def _fit(
     config: DpoConfig, context: Context, policy: Any, args: DPOConfig, separate: bool, device: str
 ) -> None:
+    fit.take_one_gpu(args, context.progress.say)
     lora = config.peft
     if config.adapter == "continued":
         lora = policy.peft_config["default"].to_dict()

@@ -41,6 +41,7 @@ def open_trainer(
     args = arguments.sft_arguments(stage, config, context.seed, folder, device, bool(held_out))
     if args.packing:
         check_packing(model, f"{stage}.args.packing")
+    fit.take_one_gpu(args, context.progress.say)
     tuning = sft_tuning(config, **fit.known_parts(model, args))
     setting, free = config.args.get(fit.SETTING), fit.measure_free_memory(device)
     fit.fit_memory(model, args, tuning, stage, setting, free, context.progress.say)

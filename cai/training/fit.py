@@ -1,4 +1,4 @@
-"""Whether a step of training fits into the free memory: said before it starts."""
+"""Fits training to its device: one GPU a process, and a step that its memory holds."""
 
 import os
 from collections.abc import Callable
@@ -43,6 +43,19 @@ def _is_sharded() -> bool:
     zero = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and zero == "3"
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" or deepspeed
+
+
+def take_one_gpu(args: SFTConfig | DPOConfig, say: Callable[[str], object]) -> None:
+    """Lets a process that no launcher has started use its first GPU alone.
+
+    With more of them transformers would wrap the model in DataParallel, which trl refuses.
+    """
+    if args.n_gpu > 1:
+        say(
+            f"{args.n_gpu} GPUs are visible, and one process trains on the first alone; for all of "
+            f"them: launcher=accelerate 'launcher.args=[\"--num_processes={args.n_gpu}\"]'"
+        )
+        args._n_gpu = 1  # as transformers' Trainer does for a model that is split over devices
 
 
 def fit_memory(

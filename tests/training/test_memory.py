@@ -22,7 +22,7 @@ from transformers import (
 from cai.config.compose import compose
 from cai.training.arguments import dpo_arguments, sft_arguments
 from cai.training.cpu_head import install_lean_head
-from cai.training.fit import fit_memory, known_parts
+from cai.training.fit import fit_memory, known_parts, take_one_gpu
 from cai.training.forecast import advice, choose_checkpointing, dpo_tuning, fits, sft_tuning
 from cai.training.memory import GIB, Shape, Tuning, forecast, read_shape, trained_weights
 
@@ -273,3 +273,17 @@ def test_dpo_is_told_what_to_change_in_its_own_words():
     tips = advice(SEVEN_B, dpo_tuning(section, None, separate=False), "dpo")
     for tip in ("dpo=lora", "dpo.args.max_length", "precompute_ref_log_probs", "launcher=fsdp"):
         assert tip in tips
+
+
+def test_one_process_trains_on_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch):
+    """Only the number of GPUs is pretended here: trl refuses more than one for a process."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    section = compose(["+sft.args.bf16=false"]).sft
+    args = sft_arguments("sft", section, 0, "unused", "cuda", False)
+    assert args.n_gpu == 3
+    said: list[str] = []
+    take_one_gpu(args, said.append)
+    assert (args.n_gpu, args.train_batch_size) == (1, args.per_device_train_batch_size)
+    assert "--num_processes=3" in said[0]
+    take_one_gpu(args, said.append)
+    assert len(said) == 1

@@ -62,6 +62,20 @@ def test_a_recipe_fits_its_card(name: str):
             assert forecast(shape, tuning).total < USABLE * CARDS[name] * 1e9, stage.name
 
 
+def test_the_page_about_gpus_says_what_the_plan_says():
+    page = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
+    rows = re.findall(
+        r"^\| `([\w-]+).*\| (\d+) GiB \| ([\d.]+)(?: \((\d+) TFLOP/s\))? \|$", page, re.M
+    )
+    assert [name for name, *_ in rows] == [*CARDS]
+    for name, size, total, tflops in rows:
+        *memory, line = planned(recipe(name), float(tflops or 990))
+        sizes = [re.search(r"(\d+) GiB with gradient", text) for text in memory]
+        assert int(size) == max(int(found[1]) for found in sizes if found)
+        spent = re.search(r"about ([\d.]+)", line)
+        assert spent and float(spent[1]) == pytest.approx(float(total), abs=0.5)
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_a_recipe_has_an_experts_settings(name: str):
     config = recipe(name)

@@ -16,7 +16,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-vllm test-browser test-all chaos bench-loop audit lint format clean
+.PHONY: help quickstart test test-vllm test-browser test-all chaos bench-loop gpu-check audit lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (a quarter of an hour on two CPU cores)"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-all     the slow ones too: kill and resume, a wheel in a fresh environment"
 	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
 	@echo "make bench-loop   the loop beside generate, vLLM and distilabel, in environments of their own (80 minutes)"
+	@echo "make gpu-check    on one GPU: speed, memory, losses, a quickstart, in at most 10 minutes; a table for an issue"
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make lint         ruff and pyright"
 
@@ -59,6 +60,9 @@ $(DISTILABEL)/.installed: Makefile constraints.txt
 
 bench-loop: $(VENV)/.installed $(VLLM)/.installed $(DISTILABEL)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-$$(($$(nproc) - 1)) $(BIN)/python -m benchmarks.loop --vllm $(VLLM)/bin/python --distilabel $(DISTILABEL)/bin/python
+
+gpu-check: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu
 
 test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser

@@ -1,4 +1,4 @@
-"""`make gpu-check`, each part of it tried without a GPU, so that it still runs where there is one."""
+"""Each part of `make gpu-check`, tried without a GPU, so that it still runs where there is one."""
 
 import json
 import subprocess

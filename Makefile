@@ -5,9 +5,18 @@ VLLM := .venv-vllm
 DISTILABEL := .venv-distilabel
 AUDIT := .venv-audit
 BIN := $(VENV)/bin
+CONSTRAINTS ?= $(if $(shell command -v nvidia-smi),constraints-cuda.txt,constraints.txt)
+
+# $(call install,VENV,PACKAGES): makes the environment. What pip says is in VENV/pip.log, and on the screen if it fails.
+define install
+@echo "Installing into $(1): 2 minutes, or more where the network is slow"
+@$(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off $(2) \
+  >$(1)/pip.log 2>&1 || { cat $(1)/pip.log >&2; exit 1; }
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-vllm test-browser test-all chaos bench-loop audit lint format clean
+.PHONY: help quickstart test test-vllm test-browser test-all chaos bench-loop gpu-check audit lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (a quarter of an hour on two CPU cores)"
@@ -17,14 +26,13 @@ help:
 	@echo "make test-all     the slow ones too: kill and resume, a wheel in a fresh environment"
 	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
 	@echo "make bench-loop   the loop beside generate, vLLM and distilabel, in environments of their own (80 minutes)"
+	@echo "make gpu-check    on one GPU: speed, memory, losses, a quickstart, in at most 10 minutes; a table for an issue"
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make lint         ruff and pyright"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $@
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(call install,$(VENV),--constraint $(CONSTRAINTS) --editable ".[dev]")
+	@touch $@
 
 quickstart: $(VENV)/.installed
 	$(BIN)/cai experiment=quickstart
@@ -46,13 +54,15 @@ test-vllm: $(VLLM)/.installed
 
 # distilabel, which a benchmark stands beside cai, brings versions of its own
 $(DISTILABEL)/.installed: Makefile constraints.txt
-	$(PYTHON) -m venv $(DISTILABEL)
-	$(DISTILABEL)/bin/python -m pip install --quiet 'distilabel[hf-transformers]==1.5.3' \
-	  $$(grep -E '^(torch|transformers|httpx2|hydra-core|omegaconf|gguf)==' constraints.txt)
-	touch $@
+	$(call install,$(DISTILABEL),'distilabel[hf-transformers]==1.5.3' \
+	  $$(grep -E '^(torch|transformers|httpx2|hydra-core|omegaconf|gguf)==' constraints.txt))
+	@touch $@
 
 bench-loop: $(VENV)/.installed $(VLLM)/.installed $(DISTILABEL)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-$$(($$(nproc) - 1)) $(BIN)/python -m benchmarks.loop --vllm $(VLLM)/bin/python --distilabel $(DISTILABEL)/bin/python
+
+gpu-check: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu
 
 test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser
@@ -65,9 +75,8 @@ chaos: $(VENV)/.installed
 	CAI_FUZZ=chaos $(BIN)/python -m pytest tests/test_fuzz.py tests/method/test_constitution.py tests/engines/test_openai.py -k "any"
 
 $(AUDIT)/.installed: Makefile
-	$(PYTHON) -m venv $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1
-	touch $@
+	$(call install,$(AUDIT),pip-audit==2.10.1)
+	@touch $@
 
 audit: $(VENV)/.installed $(AUDIT)/.installed
 	$(BIN)/ruff check cai

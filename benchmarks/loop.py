@@ -50,12 +50,12 @@ Figures = dict[str, Any]
 class Plain:
     """What scripts do: tokenize `rows` waiting requests, padded on the left, and call generate."""
 
-    def __init__(self, model: str, rows: int, dtype: str):
+    def __init__(self, model: str, rows: int, dtype: str, device: str = "cpu"):
         from cai.models.load import load_model, load_tokenizer
 
         self.tokenizer: Any = load_tokenizer(model)
         self.tokenizer.padding_side = "left"
-        self.model: Any = load_model(model, dtype, "cpu").eval()
+        self.model: Any = load_model(model, dtype, device).eval()
         self._batcher = Batcher(lambda waiting: list(range(min(rows, len(waiting)))), self._run)
 
     async def complete(self, request: Request, on_text: object = None) -> Completion:
@@ -66,7 +66,9 @@ class Plain:
 
         assert batch[0].sampling is not None
         texts = [render(self.tokenizer, request.messages) for request in batch]
-        inputs = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+        inputs = self.tokenizer(
+            texts, padding=True, add_special_tokens=False, return_tensors="pt"
+        ).to(self.model.device)
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs, max_new_tokens=batch[0].sampling.max_new_tokens, do_sample=False

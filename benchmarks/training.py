@@ -83,7 +83,9 @@ def read_source(kind: str, config: Config, tokenizer: Any, count: int, folder: P
     )
 
 
-def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: str) -> Any:
+def opened(
+    kind: str, way: str, config: Config, given: dict[str, Any], folder: str, device: str = "cpu"
+) -> Any:
     """The trainer: trl's own as a user would write it, or the one that the stage opens."""
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
@@ -96,9 +98,9 @@ def opened(kind: str, way: str, config: Config, given: dict[str, Any], folder: s
     section = config.sft if kind == "sft" else config.dpo
     section.args.update(UNTIMED | WAYS[way])
     if kind == "sft":
-        args = sft_arguments("sft", config.sft, config.seed, folder, "cpu", held_out=False)
+        args = sft_arguments("sft", config.sft, config.seed, folder, device, held_out=False)
     else:
-        args = dpo_arguments(config.dpo, config.seed, folder, "cpu", held_out=False)
+        args = dpo_arguments(config.dpo, config.seed, folder, device, held_out=False)
     if way == THEIRS:
         equal = {name: getattr(args, name) for name in EQUAL}
         equal |= {
@@ -132,7 +134,13 @@ def tokens(trainer: Any) -> tuple[int, int]:
 
 
 def train(
-    kind: str, way: str, config: Config, rows: Any, held: Any, profiled: bool = False
+    kind: str,
+    way: str,
+    config: Config,
+    rows: Any,
+    held: Any,
+    profiled: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity, profile
     from transformers import PrinterCallback
@@ -144,14 +152,14 @@ def train(
     where = locate(config.model)
     section = config.sft if kind == "sft" else config.dpo
     given = {
-        "model": load_model(where, "float32", "cpu"),
+        "model": load_model(where, "float32", device),
         "train_dataset": rows,
         "processing_class": load_tokenizer(where),
         "peft_config": None if section.peft is None else lora_config(f"{kind}.peft", section.peft),
     }
     with tempfile.TemporaryDirectory() as folder:
         wall, busy = time.perf_counter(), time.process_time()
-        trainer = opened(kind, way, config, given | {"eval_dataset": held}, folder)
+        trainer = opened(kind, way, config, given | {"eval_dataset": held}, folder, device)
         trainer.remove_callback(PrinterCallback)
         if profiled:
             with profile(activities=[ProfilerActivity.CPU]) as seen:

@@ -24,6 +24,18 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
+def not_installed(setting: str, library: str, package: str) -> UsageError:
+    """The error where a setting needs a library that is missing.
+
+    `package` is what pip installs: a name, or `.[extra]`, which it reads in cai's checkout. No text
+    installs cai by its name: the name isn't registered, so anybody could take it.
+    """
+    command = f"pip install {package}"
+    if package.startswith("."):
+        command = f"pip install -e '{package}' in the folder that holds cai's pyproject.toml"
+    return UsageError(f"{setting}: {library} is not installed; {command}")
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
     """`; did you mean 'x'?` where one of `names` is near to `name`, else an empty string."""
     matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -18,7 +18,7 @@ from cai.cli.main import INTERRUPTED, VERBS, end_with
 from cai.config.compose import compose, load, refuse_targets, words_are_overrides
 from cai.config.names import in_round
 from cai.config.schema import Config
-from cai.errors import CaiError, Interrupted, UsageError
+from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.paths import shipped
 from cai.redact import printable, redact
 from cai.report.terminal import print_results, print_stage_view, wide_console
@@ -63,9 +63,7 @@ def _refuse_launcher(arguments: Sequence[str]) -> None:
     if not any(word.startswith("hydra/launcher=submitit_") for word in arguments):
         return
     if importlib.util.find_spec("submitit") is None:
-        raise UsageError(
-            "hydra/launcher: submitit is not installed; pip install 'constitutional-ai[slurm]'"
-        )
+        raise not_installed("hydra/launcher", "submitit", ".[slurm]")
     if not {*SWEEP} & {*arguments}:
         raise UsageError(
             "hydra/launcher starts the jobs of a sweep: add -m, also where there is but one job"

@@ -50,6 +50,7 @@ class ModelConfig:
     terms: str | None = None
     accept_license: Runtime[bool] = False
     template: str | None = None
+    shape: Runtime[dict[str, Any] | None] = None
 
 
 @dataclass(frozen=True, config=STRICT)

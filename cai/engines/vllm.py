@@ -45,9 +45,7 @@ class Job:
 def ready(config: EngineConfig) -> None:
     """Raises UsageError where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise UsageError(
-            "engine=vllm: vLLM is not installed; pip install 'constitutional-ai[vllm]'"
-        )
+        raise UsageError("engine=vllm: vLLM is not installed; pip install vllm")
 
 
 class VllmEngine:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+
 from cai.config.names import other_model
 from cai.config.schema import ModelConfig
 from cai.digest import digest, file_digest
@@ -86,15 +88,44 @@ def adapter_base(model: str) -> str | None:
     return f"{base}@{revision}" if revision and not Path(base).is_dir() else base
 
 
+def read_config(config: ModelConfig) -> Parts | None:
+    """The model's config.json where it is on this machine, else its `shape`; None without both.
+
+    Loads no model, and asks no hub.
+    """
+    if config.kind == "path":
+        base = adapter_base(config.path)
+        if base is not None:
+            return read_config(other_model(*split_revision(base)))
+        file = Path(config.path) / "config.json"
+    elif config.kind == "hub":
+        revision = config.revision or "main"
+        cached_file = huggingface_hub.try_to_load_from_cache(
+            config.path, "config.json", revision=revision
+        )
+        file = Path(cached_file) if isinstance(cached_file, str) else None
+    else:
+        file = cached_folder(content_parts(config)) / "config.json"
+    try:
+        return config.shape if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return config.shape
+
+
 def tokenizer_source(model: str) -> str:
     """Where a model's tokenizer lies: an adapter may leave it to its base."""
     base = adapter_base(model)
     return model if base is None or (Path(model) / "tokenizer_config.json").is_file() else base
 
 
+def cached_folder(parts: object) -> Path:
+    """The folder of the cache that `parts` identify. It may not be there yet."""
+    return cache() / "models" / digest(parts)[:16]
+
+
 def cached(parts: object, make: Callable[[Path], None]) -> str:
     """The cached folder that `parts` identify. `make` fills it where it is not there yet."""
-    folder = cache() / "models" / digest(parts)[:16]
+    folder = cached_folder(parts)
     if damaged_file := broken_seal(folder):
         say(f"{damaged_file} is damaged; the cached model is made again", logging.WARNING)
         shutil.rmtree(folder)

@@ -74,7 +74,7 @@ def _open_tracer(exporter: "SpanExporter | None") -> "StageTracer | None":
         from cai.observe.spans import StageTracer, open_exporter
     except ImportError:
         say(
-            "no traces, though OTEL_... asks for them: pip install 'constitutional-ai[otel]'",
+            "no traces, though OTEL_... asks for them: pip install -e '.[otel]'",
             logging.WARNING,
         )
         return None

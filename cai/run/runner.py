@@ -14,7 +14,7 @@ from cai.config.names import own_engines
 from cai.config.schema import Config
 from cai.digest import plain
 from cai.engines.base import check_ready
-from cai.errors import CaiError, Interrupted, UsageError, nearest
+from cai.errors import CaiError, Interrupted, UsageError, nearest, not_installed
 from cai.method.constitution import Constitution
 from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
@@ -180,7 +180,7 @@ def check(config: Config) -> None:
     for engine in own_engines(config).values():
         check_ready(engine)
     if "--use_deepspeed" in config.launcher.args:
-        _need("deepspeed", "launcher=deepspeed", "'constitutional-ai[deepspeed]'")
+        _need("deepspeed", "launcher=deepspeed", ".[deepspeed]")
     for name in config.report_to:
         _need("tensorboardX" if name == "tensorboard" else name, f"report_to: {name}", name)
     if config.engine.model is not None:
@@ -193,6 +193,6 @@ def check(config: Config) -> None:
         stage.check(config)
 
 
-def _need(library: str, setting: str, extra: str) -> None:
+def _need(library: str, setting: str, package: str) -> None:
     if importlib.util.find_spec(library) is None:
-        raise UsageError(f"{setting}: {library} is not installed; pip install {extra}")
+        raise not_installed(setting, library, package)

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from cai.config.schema import EngineConfig
-from cai.errors import CaiError, UsageError, nearest
+from cai.errors import CaiError, UsageError, nearest, not_installed
 from cai.models.load import load_model, load_tokenizer, pick_device
 from cai.scoring.statistics import Estimate, Z, share
 
@@ -28,9 +28,8 @@ def _harness() -> ModuleType:
         import lm_eval.models.huggingface
         import lm_eval.tasks
     except ImportError:
-        hint = "pip install 'constitutional-ai[lm-eval]'"
-        message = f"evaluate.lm_eval: lm-evaluation-harness is not installed; {hint}"
-        raise UsageError(message) from None
+        setting, library = "evaluate.lm_eval", "lm-evaluation-harness"
+        raise not_installed(setting, library, ".[lm-eval]") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return lm_eval
 

@@ -5,13 +5,15 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.dpo_config import DPOConfig
 
 from cai.config.names import policy_of
 from cai.config.schema import DpoConfig
 from cai.models.load import load_model, pick_device
 from cai.stages.base import Context
-from cai.training import arguments, soft_dpo
+from cai.training import arguments, fit, soft_dpo
 from cai.training.adapters import NamedModel, load_continued
+from cai.training.forecast import dpo_tuning
 from cai.training.guards import GuardCallback, generate_answers
 from cai.training.trainer import is_sharded
 
@@ -41,13 +43,15 @@ def open_trainer(
     reference = policy_of(1) if config.reference == "first" else context.policy
     separate = reference != context.policy
     folder = str(context.scratch / "checkpoints")
+    args = arguments.dpo_arguments(config, context.seed, folder, device, bool(held_out))
+    _fit(config, context, policy, args, separate, device)
     trainer = soft_dpo.open_trainer(
         config,
         reference_folder=context.root / "references",
         reference_digest=context.model_digest(reference),
         model=policy,
         ref_model=load(context.model_path(reference)) if separate else None,
-        args=arguments.dpo_arguments(config, context.seed, folder, device, bool(held_out)),
+        args=args,
         train_dataset=rows.select(range(held_out, len(rows))),
         eval_dataset=rows.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
@@ -56,6 +60,18 @@ def open_trainer(
     arguments.train_in_float32(trainer)
     trainer.add_callback(_guards(config, context, trainer, tokenizer, bool(held_out)))
     return trainer
+
+
+def _fit(
+    config: DpoConfig, context: Context, policy: Any, args: DPOConfig, separate: bool, device: str
+) -> None:
+    fit.take_one_gpu(args, context.progress.say)
+    lora = config.peft
+    if config.adapter == "continued":
+        lora = policy.peft_config["default"].to_dict()
+    tuning = dpo_tuning(config, lora, separate, **fit.known_parts(policy, args))
+    setting, free = config.args.get(fit.SETTING), fit.measure_free_memory(device)
+    fit.fit_memory(policy, args, tuning, "dpo", setting, free, context.progress.say)
 
 
 def _continued(config: DpoConfig, context: Context, device: str) -> Any:

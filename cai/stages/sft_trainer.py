@@ -4,15 +4,15 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from cai.config.schema import SftConfig
 from cai.models.load import load_model, pick_device
 from cai.models.markers import embed_markers, restore_head_bias, train_markers
 from cai.stages.base import Context
-from cai.training import arguments
+from cai.training import arguments, fit
 from cai.training.cpu_head import install_lean_head
+from cai.training.forecast import sft_tuning
 from cai.training.tokens import check_packing
 
 
@@ -42,8 +42,10 @@ def open_trainer(
     args = arguments.sft_arguments(stage, config, context.seed, folder, device, bool(held_out))
     if args.packing:
         check_packing(model, f"{stage}.args.packing")
-    if "gradient_checkpointing" not in config.args:
-        args.gradient_checkpointing = _needs_checkpointing(config, args, model, device)
+    fit.take_one_gpu(args, context.progress.say)
+    tuning = sft_tuning(config, **fit.known_parts(model, args))
+    setting, free = config.args.get(fit.SETTING), fit.measure_free_memory(device)
+    fit.fit_memory(model, args, tuning, stage, setting, free, context.progress.say)
     peft = None
     if config.peft is not None:
         lora = train_markers(model, markers, config.peft)
@@ -67,12 +69,3 @@ def load_start(config: SftConfig, context: Context, markers: list[int]) -> PreTr
     model = load_model(context.model_path(config.start), "float32", "cpu")
     embed_markers(model, markers)
     return model
-
-
-def _needs_checkpointing(
-    config: SftConfig, args: SFTConfig, model: PreTrainedModel, device: str
-) -> bool:
-    trained_weights = 0 if config.peft else sum(weight.numel() for weight in model.parameters())
-    tokens = args.per_device_train_batch_size * config.max_length
-    free = arguments.measure_free_memory(device)
-    return arguments.needs_checkpointing(model, tokens, trained_weights, free)

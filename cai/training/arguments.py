@@ -5,14 +5,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
+from transformers import BitsAndBytesConfig, Trainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from cai.config.schema import DpoConfig, SftConfig
-from cai.errors import UsageError, nearest
+from cai.errors import UsageError, nearest, not_installed
 from cai.models.load import knows_bfloat16
 
 LibraryConfig = TypeVar("LibraryConfig")
@@ -61,9 +60,7 @@ def lora_config(key: str, settings: Settings) -> LoraConfig:
 def quantization_config(key: str, settings: Settings) -> BitsAndBytesConfig:
     """Also raises UsageError where bitsandbytes is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            f"{key}: bitsandbytes is not installed; pip install 'constitutional-ai[qlora]'"
-        )
+        raise not_installed(key, "bitsandbytes", ".[qlora]")
     return _build(BitsAndBytesConfig, key, settings, {})
 
 
@@ -99,34 +96,6 @@ def evaluation_settings(validation: bool) -> dict[str, str | bool]:
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
     }
-
-
-def needs_checkpointing(
-    model: PreTrainedModel, tokens: int, trained_weights: int, free_bytes: int | None
-) -> bool:
-    """Whether gradient checkpointing is needed: training takes over nine tenths of the free memory.
-
-    `tokens` are those of a batch; `free_bytes` those beside the loaded model (None: not known).
-    A layer keeps about 17 numbers for each token and hidden unit (Korthikanti et al. 2022, section
-    4.1, without the attention's scores), the output layer two float32 numbers for each token and
-    word. A trained weight has a gradient and two moments.
-    """
-    if free_bytes is None:
-        return False
-    config = model.config.get_text_config()
-    weight_bytes = next(model.parameters()).element_size()
-    layer_bytes = 17 * config.num_hidden_layers * config.hidden_size * weight_bytes
-    activation_bytes = tokens * (layer_bytes + 8 * config.vocab_size)
-    return activation_bytes + 3 * weight_bytes * trained_weights > 0.9 * free_bytes
-
-
-def measure_free_memory(device: str) -> int | None:
-    """Free bytes on an accelerator; None for a CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    if device == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return None
 
 
 def sft_arguments(

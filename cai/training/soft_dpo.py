@@ -76,7 +76,8 @@ class PreferenceTrainer(DPOTrainer):
     def _install_lean_heads(self) -> None:
         install_lean_head(self.model, self.token_metrics)
         if self.ref_model is not None:
-            install_lean_head(self.ref_model, ())
+            # DeepSpeed puts an engine around it
+            install_lean_head(self.accelerator.unwrap_model(self.ref_model), ())
 
     def _prepare_dataset(
         self,

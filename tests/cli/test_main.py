@@ -84,7 +84,7 @@ def test_a_launcher_of_jobs_wants_a_sweep_and_its_package(
     with pytest.raises(UsageError, match="add -m"):
         run.main(words)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"constitutional-ai\[slurm\]"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[slurm\]'"):
         run.main([*words, "-m"])
     assert not list(tmp_path.iterdir())
 

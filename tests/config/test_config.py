@@ -22,7 +22,9 @@ from cai.store.run_folder import Run
 FILES = sorted(path.relative_to(shipped("conf")) for path in shipped("conf").glob("*/*.yaml"))
 GIVEN = {
     "model=gemma-270m": ["model.accept_license=true"],
+    "model=qwen2.5-72b": ["model.accept_license=true"],
     "model=path": ["model.path=somewhere"],
+    "experiment=gpu-70b": ["model.accept_license=true"],
     "dpo=continued": ["sl_cai.peft={r: 4}"],
 }  # what a file leaves to the person
 
@@ -377,6 +379,7 @@ CHANGED = {
     "engine.device": "engine.device=cpu",
     "engine.attention": "+engine.attention=sdpa",
     "model.accept_license": "+model.accept_license=true",
+    "model.shape": "+model.shape={hidden_size: 8}",
     "engine.batch_rows": "engine.batch_rows=3",
     "engine.batch_tokens": "engine.batch_tokens=99",
     "label.require_judge": "label.require_judge=true",

@@ -91,7 +91,8 @@ def cai_there(cai: Command, checkout: Checkout, monkeypatch: pytest.MonkeyPatch)
 
 def to_run(plan: str) -> list[str]:
     """The names of the stages that would run."""
-    return [line.split()[0] for line in plan.splitlines() if line.split()[1] == "run"]
+    stages = plan.split("\n\n")[0]  # what is estimated stands below
+    return [line.split()[0] for line in stages.splitlines() if line.split()[1] == "run"]
 
 
 def test_a_principle(cai_there: Command, checkout: Checkout, tiny_model: Path):

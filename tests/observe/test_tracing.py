@@ -178,4 +178,4 @@ with tracing.trace_stage("s"), tracing.trace_row():
 def test_a_missing_opentelemetry_is_said_and_stops_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
     done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True)
-    assert done.stdout == "ran\n" and "pip install 'constitutional-ai[otel]'" in done.stderr
+    assert done.stdout == "ran\n" and "pip install -e '.[otel]'" in done.stderr

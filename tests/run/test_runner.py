@@ -127,5 +127,5 @@ def test_deepspeed_is_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "deepspeed" else name
     )
-    with pytest.raises(UsageError, match=r"constitutional-ai\[deepspeed\]"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[deepspeed\]'"):
         runner.check(config)

@@ -41,7 +41,7 @@ def test_where_the_extra_is_missing_it_is_named_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(UsageError, match=r"pip install 'constitutional-ai\[lm-eval\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[lm-eval\]'"):
         check(compose(["experiment=smoke", "evaluate.lm_eval=[arc_easy]"]))
 
 

@@ -15,8 +15,6 @@ from cai.store.files import seal
 from cai.training.arguments import (
     dpo_arguments,
     lora_config,
-    measure_free_memory,
-    needs_checkpointing,
     quantization_config,
     sft_arguments,
 )
@@ -125,19 +123,6 @@ def test_packing_is_refused_where_rows_would_see_each_other(tiny_model: Path):
         CaiError, match=r"sft\.args\.packing: packed rows would see each other .*=group_by_length"
     ):
         check_packing(bloom, "sft.args.packing")
-
-
-def test_gradient_checkpointing_is_for_what_does_not_fit(tiny_model: Path):
-    """The tiny model's 2 layers of 32 units and float32 weights keep 17 * 32 * 4 bytes a token."""
-    model = load_model(str(tiny_model), "float32", "cpu")
-    needed = 100 * (2 * 17 * 32 * 4 + 8 * model.config.vocab_size)
-    assert not needs_checkpointing(model, 100, 0, round(needed / 0.89)) and needs_checkpointing(
-        model, 100, 0, round(needed / 0.91)
-    )
-    assert needs_checkpointing(
-        model, 100, 1000, round((needed + 11_000) / 0.9)
-    )  # and 12 bytes a tuned weight
-    assert not needs_checkpointing(model, 1 << 40, 0, measure_free_memory("cpu"))
 
 
 def test_a_quantisation_that_transformers_does_not_know_is_named():

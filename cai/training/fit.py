@@ -1,0 +1,93 @@
+"""Fits training to its device: one GPU a process, and a step that its memory holds."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.sft_config import SFTConfig
+
+from cai.training.forecast import advice, choose_checkpointing, describe, fits
+from cai.training.memory import GIB, Tuning, forecast, read_shape
+
+SETTING = "gradient_checkpointing"
+
+
+def measure_free_memory(device: str) -> int | None:
+    """Free bytes on an accelerator; None for a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return None
+
+
+def known_parts(model: PreTrainedModel | PeftModel, args: SFTConfig | DPOConfig) -> dict[str, Any]:
+    """The fields of Tuning that the loaded model, trl's arguments and the launcher decide."""
+    weight_bytes = next(model.parameters()).element_size()
+    in_half = args.bf16 or args.fp16 or weight_bytes == 2
+    return {
+        "weight_bytes": weight_bytes,
+        "compute_bytes": 2 if in_half else 4,
+        "attention": model.config._attn_implementation,
+        "processes": args.world_size,
+        "sharded": _is_sharded(),
+    }
+
+
+def _is_sharded() -> bool:
+    """Whether `accelerate launch` has asked for FSDP, or for DeepSpeed's ZeRO-3."""
+    zero = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and zero == "3"
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or deepspeed
+
+
+def take_one_gpu(args: SFTConfig | DPOConfig, say: Callable[[str], object]) -> None:
+    """Lets a process that no launcher has started use its first GPU alone.
+
+    With more of them transformers would wrap the model in DataParallel, which trl refuses.
+    """
+    if args.n_gpu > 1:
+        say(
+            f"{args.n_gpu} GPUs are visible, and one process trains on the first alone; for all of "
+            f"them: launcher=accelerate 'launcher.args=[\"--num_processes={args.n_gpu}\"]'"
+        )
+        args._n_gpu = 1  # as transformers' Trainer does for a model that is split over devices
+
+
+def fit_memory(
+    model: PreTrainedModel | PeftModel,
+    args: SFTConfig | DPOConfig,
+    tuning: Tuning,
+    stage: str,
+    setting: bool | None,
+    free_bytes: int | None,
+    say: Callable[[str], object],
+) -> None:
+    """Sets gradient checkpointing in `args`, and warns where training will hardly fit.
+
+    `setting` is the user's own for gradient checkpointing, which stands; None leaves it to the
+    forecast. `free_bytes` are those beside the loaded model; None (a CPU) forecasts nothing.
+    """
+    if free_bytes is None:
+        return
+    shape = read_shape(model.config.get_text_config().to_dict())
+    if shape is None:
+        args.gradient_checkpointing = True if setting is None else setting
+        say(
+            f"cai can't forecast the memory of a {model.config.model_type} model, so it "
+            f"is trained with {stage}.args.{SETTING}={str(args.gradient_checkpointing).lower()}"
+        )
+        return
+    memory = free_bytes + model.get_memory_footprint()
+    tuning = choose_checkpointing(shape, tuning, memory, setting)
+    args.gradient_checkpointing = tuning.checkpointing
+    expected = forecast(shape, tuning)
+    line = f"{describe(expected, tuning)}, of {memory / GIB:.0f} GiB, by a forecast"
+    if fits(expected, memory):
+        say(line)
+    else:
+        say(f"WARNING: {line}. It will hardly fit. Set {advice(shape, tuning, stage)}")

@@ -1,12 +1,11 @@
 """What a training set is like: duplicates, variety, scripts and lengths."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cai.messages import Dialogue
-from cai.text import words
+from cai.text import ngrams, script, words
 
 SHINGLE = 3  # words
 
@@ -63,7 +62,7 @@ def count_near_duplicates(texts: Sequence[str]) -> int:
     duplicates = 0
     for number, text in enumerate(texts):
         # A text of fewer than 3 words is one run.
-        runs = set(_grams(text, SHINGLE)) or {tuple(words(text))}
+        runs = set(ngrams(words(text), SHINGLE)) or {tuple(words(text))}
         sketch = MinHash(num_perm=128, seed=1)
         sketch.update_batch([" ".join(run).encode("utf-8", "surrogatepass") for run in runs])
         duplicates += bool(index.query(sketch))
@@ -75,13 +74,8 @@ def distinct_grams(texts: Iterable[str], n: int) -> float:
     """Different n-grams over all n-grams, in [0, 1] (distinct-n, Li et al. 2016); 0 for none."""
     grams: list[tuple[str, ...]] = []
     for text in texts:
-        grams += _grams(text, n)
+        grams += ngrams(words(text), n)
     return round(len(set(grams)) / len(grams), 3) if grams else 0.0
-
-
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    text_words = words(text)
-    return [tuple(text_words[start : start + n]) for start in range(len(text_words) - n + 1)]
 
 
 def opening(text: str) -> str:
@@ -93,12 +87,7 @@ def opening(text: str) -> str:
 
 def main_script(text: str) -> str:
     """The script of most letters in the first 400 characters, e.g. latin; "none" if no letters."""
-    scripts = Counter(
-        unicodedata.name(letter, "unknown").split()[0].lower()
-        for letter in text[:400]
-        if letter.isalpha()
-    )
-    return scripts.most_common(1)[0][0] if scripts else "none"
+    return script(text[:400]) or "none"
 
 
 def length_metrics(lengths: Sequence[int]) -> dict[str, Any]:

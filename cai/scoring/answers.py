@@ -11,7 +11,7 @@ from cai.method.preferences import Judgement, PreferencePair
 from cai.method.refusal import evades, redirects
 from cai.scoring.reference import exact_match, rouge_l
 from cai.scoring.statistics import Estimate, Z, by_prompt, share
-from cai.text import ngrams, repeats, words
+from cai.text import ngrams, repeats, word_count, words
 
 OPENING = 12  # words
 
@@ -62,7 +62,7 @@ def answer_scores(answers: Sequence[tuple[Answer, bool]]) -> Scores:
             "evasive": refused and evades(answer.text),
             "degenerate": degenerate,
             "shared_opening": len(openings[opening]) > 1,
-            "words": len(answer.text.split()),
+            "words": word_count(answer.text),
         }
         if refused:
             metrics["shared_refusal"] = len(refusal_openings[opening]) > 1

@@ -22,7 +22,7 @@ from cai.stages.base import Context, Stage, own_model_part, split_failed, write_
 from cai.stages.revision_rows import REVISIONS, TRAINING, as_row, rows_to_train_on
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
-from cai.text import repeats
+from cai.text import repeats, word_count
 
 
 @dataclass(frozen=True)
@@ -236,8 +236,8 @@ def step_counts(before: str, step: CritiqueStep) -> dict[str, int]:
         "changed": before != step.revision,
         "refused": refuses(step.revision),
         "passed": not step.gates,
-        "words_before": len(before.split()),
-        "words_after": len(step.revision.split()),
+        "words_before": word_count(before),
+        "words_after": word_count(step.revision),
     } | {f"gate {gate}": 1 for gate in step.gates}
 
 

@@ -33,6 +33,7 @@ METRICS = {
     "refusal": Metric("refused", table="behaviour"),
     "redirection": Metric("redirected"),
     "compliance": Metric("answered"),
+    "not_english": Metric("not in English, so not in these shares", table="behaviour"),
     "evasive": Metric("evasive", better="lower"),
     "shared_opening": Metric("shared opening", better="lower"),
     "shared_refusal": Metric("shared refusal", better="lower"),

@@ -55,7 +55,7 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     markers = adopt_markers(tokenizer)
     rows, audit = prepare(config, context, tokenizer)
     audit.refuse_losses(config, context.stage)
-    held_out = int(len(rows) * config.validation)
+    held_out = audit.held_out
     trainer: Any = open_trainer(config, context, rows, held_out, tokenizer, markers)
     logs = context.scratch.with_name("logs")
     training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
@@ -88,7 +88,7 @@ def start_input(config: Config) -> list[str]:
 
 SFT = Stage(
     kind="sft",
-    version=5,
+    version=6,
     run=run,
     summary=Summary,
     inputs=lambda config, round: _build_input(config.sft.data),
@@ -99,7 +99,7 @@ SFT = Stage(
 )
 SL_CAI = Stage(
     kind="sl_cai",
-    version=5,
+    version=6,
     run=run,
     summary=Summary,
     inputs=lambda config, round: [

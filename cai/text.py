@@ -32,6 +32,15 @@ def words(text: str) -> list[str]:
     return BETWEEN_WORDS.sub(" ", text).replace("Σ", "σ").lower().split()
 
 
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 and tokenizers refuse."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def word_count(text: str) -> int:
     """Words between spaces; in scripts without spaces, characters."""
     return len((text if text.isascii() else UNSPACED.sub(r" \g<0> ", text)).split())

@@ -1,4 +1,4 @@
-"""Which rows are held out of training, to validate on: whole prompts, never a part of one's rows."""
+"""Which rows are held out of training, to validate on: whole prompts, with all their rows."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """What `sft` and `sl_cai` are trained on, and the audit of it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Audit:
     lengths: dict[str, Any]  # tokens a row: median, p95, most, up_to
     texts: dict[str, Any]  # duplicates, variety and scripts (cai/data/audit.py)
     duplicates: int = 0  # rows left out since they repeat an earlier one (sft.dedupe)
+    # "set: field" -> rows that hold something there that is not read
+    ignored: dict[str, int] = field(default_factory=dict)
     held_out: int = 0  # rows that the held-out loss is measured on: the first, of whole prompts
 
     def refuse_losses(self, config: SftConfig, stage: str) -> None:
@@ -96,6 +98,7 @@ class Audit:
             ("rows read", f"{self.read}"),
             ("left out", _tally(left_out)),
             ("first unfit", "\n".join(self.skipped_first)),
+            ("fields not read", _tally(self.ignored)),
             ("by evaluation set", _tally(self.overlaps)),
             ("rows drawn", ", ".join(shares) or "0"),
         ]
@@ -183,6 +186,7 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         "read": lost + sum(sizes.values()) + len(revisions),
         "skipped": usable.skipped.count,
         "skipped_first": usable.skipped.examples,
+        "ignored": usable.skipped.ignored,
         "no_answer": usable.no_answer,
         "overlapping": usable.overlapping,
         "overlaps": usable.overlaps,
@@ -231,7 +235,7 @@ class UsableRows:
     def written(self, stage: str, file: str, source: str) -> Iterator[Row]:
         """Rows that another stage has written."""
         for row in read_rows(self.context.output(stage) / file):
-            yield from_dicts(row["messages"]), {"source": source}
+            yield last_answer_only(from_dicts(row["messages"])), {"source": source}
 
     def of_set(self, name: str) -> Iterable[Row]:
         if name == BUILT:
@@ -243,4 +247,14 @@ class UsableRows:
 def revision_rows(path: Path, rounds: str) -> list[Row]:
     """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`."""
     rows = (row for row in read_rows(path) if rounds == "all" or row["last"])
-    return [(from_dicts(row["messages"]), {"source": "revisions"}) for row in rows]
+    return [
+        (last_answer_only(from_dicts(row["messages"])), {"source": "revisions"}) for row in rows
+    ]
+
+
+def last_answer_only(dialogue: Dialogue) -> Dialogue:
+    """The dialogue of which training learns the last turn: a stage has written no other answer.
+
+    The answers before it may be what a red team provoked.
+    """
+    return (*(replace(message, trained=False) for message in dialogue[:-1]), dialogue[-1])

@@ -256,7 +256,7 @@ def test_the_rounds_of_a_prompt_are_all_held_out_or_all_trained_on(
     context = context_of(tmp_path, tiny_model, {}, "sl_cai")
     config = SftConfig("base", [], revisions="all", validation=0.25)
     trained, audit = prepare(config, context, load_tokenizer(str(tiny_model)))
-    texts = [load_tokenizer(str(tiny_model)).decode(row["input_ids"]) for row in trained]
+    texts = load_tokenizer(str(tiny_model)).batch_decode(trained["input_ids"])
     prompts = [text.partition("Prompt number ")[2][:1] for text in texts]
     assert audit.held_out == 8 and len(trained) == 40
     assert not set(prompts[:8]) & set(prompts[8:]) and len(set(prompts[:8])) == 2
@@ -266,8 +266,8 @@ def test_duplicates_are_left_out_by_choice_and_counted(tmp_path: Path):
     row = {"prompt": "Is it 1?", "completion": "It is 1."}
     sets = {"one": file(tmp_path, "one", [row, *rows(3)]), "two": file(tmp_path, "two", [row])}
     context = context_of(tmp_path, tmp_path, sets)
-    for dedupe, duplicates in (("none", 0), ("exact", 2)):
-        config = SftConfig("base", ["one", "two"], dedupe=dedupe)
+    config = SftConfig("base", ["one", "two"])
+    for config, duplicates in ((config, 0), (replace(config, dedupe="exact"), 2)):
         dialogues, counts = training_rows(config, context)
         assert (counts["duplicates"], len(dialogues)) == (duplicates, 5 - duplicates)
         assert counts["read"] == 5

@@ -113,7 +113,9 @@ def refuse_media(row: Row) -> None:
     """Raises ValueError where a row's meaning lies in what is no text."""
     for column in MEDIA:
         if row.get(column):
-            raise ValueError(f"the column {column}: the row is not text alone")
+            raise ValueError(
+                f"the column {column}: the row is not text alone; drop the column if the text is"
+            )
 
 
 def unread_fields(row: Row) -> list[str]:

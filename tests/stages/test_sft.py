@@ -266,8 +266,8 @@ def test_duplicates_are_left_out_by_choice_and_counted(tmp_path: Path):
     row = {"prompt": "Is it 1?", "completion": "It is 1."}
     sets = {"one": file(tmp_path, "one", [row, *rows(3)]), "two": file(tmp_path, "two", [row])}
     context = context_of(tmp_path, tmp_path, sets)
-    config = SftConfig("base", ["one", "two"])
-    for config, duplicates in ((config, 0), (replace(config, dedupe="exact"), 2)):
+    plain = SftConfig("base", ["one", "two"])
+    for config, duplicates in ((plain, 0), (replace(plain, dedupe="exact"), 2)):
         dialogues, counts = training_rows(config, context)
         assert (counts["duplicates"], len(dialogues)) == (duplicates, 5 - duplicates)
         assert counts["read"] == 5

@@ -11,6 +11,7 @@ from cai.config.types import (
     Count,
     CountOrZero,
     Dedupe,
+    Dtype,
     EngineKind,
     Few,
     FewOrZero,
@@ -170,6 +171,8 @@ class SftConfig:
     max_lost: Runtime[Share] = 0.5
     peft: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
+    frozen_dtype: Dtype = "float32"
+    publish_dtype: Dtype = "float32"
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -251,6 +254,8 @@ class DpoConfig:
     reference: Literal["policy", "first"] = "policy"
     adapter: Literal["fresh", "continued"] = "fresh"
     peft: dict[str, Any] | None = None
+    frozen_dtype: Dtype = "float32"
+    publish_dtype: Dtype = "float32"
     args: dict[str, Any] = field(default_factory=dict)
 
 

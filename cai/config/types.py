@@ -46,6 +46,7 @@ RunName = Annotated[str, matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", NAME_ADVICE
 ServerUrl = Annotated[str, matches(URL, URL_ADVICE, hide=True)]
 KeyName = Annotated[str, matches(r"[A-Z][A-Z0-9_]*", KEY_ADVICE, hide=True)]
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 EngineKind = Literal["transformers", "vllm", "openai", "scripted"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Format = Literal[

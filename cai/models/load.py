@@ -39,12 +39,21 @@ def pick_device(setting: str) -> str:
 
 
 def pick_dtype(setting: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 on a CUDA device that knows it, and else float32."""
+    """The number format of generation. `auto` is the fastest one of the device.
+
+    That is bfloat16 on a CUDA device that computes in it, float16 on an older one (T4, V100), which
+    only emulates bfloat16, and float32 elsewhere.
+    """
     if setting != "auto":
         return getattr(torch, setting)
-    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if knows_bfloat16() else torch.float16
+
+
+def knows_bfloat16() -> bool:
+    """Whether the CUDA device computes in bfloat16 itself."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -80,7 +89,7 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model on its device, in eval mode as transformers leaves it.
 
-    An adapter is merged into its base.
+    An adapter is merged into its base, in float32: a sum in bfloat16 would lose small updates.
     """
     if (base := adapter_base(model)) is not None:
         if quantization is not None:
@@ -88,7 +97,8 @@ def load_model(
                 f"{model} is an adapter, which can't be merged into quantised weights; "
                 "merge it before"
             )
-        return _merge_adapter(load_model(base, dtype, device, attention), model)
+        merged: Any = _merge_adapter(load_model(base, "float32", device, attention), model)
+        return merged.to(pick_dtype(dtype, device))
     if device == "cpu":
         _keep_freed_memory()
     arguments: dict[str, object] = {"dtype": pick_dtype(dtype, device)}

@@ -16,6 +16,7 @@ from cai.data import sources
 from cai.digest import digest, plain
 from cai.engines.base import check_engine
 from cai.method.constitution import Constitution
+from cai.models.numerics import numerics
 from cai.models.source import fingerprint
 from cai.report.stage_view import StageView
 from cai.stages import build, dpo, evaluate, label, report, revise, sft
@@ -79,6 +80,11 @@ def ingredients(stage: Stage, config: Config, law: Constitution) -> dict[str, An
     if stage.asks_models:
         parts["model"] = fingerprint(config.model)
         parts["engine"] = without_runtime(config.engine)
+        parts["numerics"] = {
+            key: numerics(engine)
+            for key, engine in own_engines(config).items()
+            if key == "engine" or key.startswith(f"{stage.kind}.")
+        }
     return plain(parts | stage.key_parts(config, law))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import shutil
@@ -78,6 +79,17 @@ def run_stage(job: Job) -> dict[str, Any]:
         raise
     finally:
         progress.finish()
+        collect_memory()
+
+
+def collect_memory() -> None:
+    """Gives a GPU's memory back: the next stage, or a server that it starts, may need all of it."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")  # not loaded by stages without a model
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    elif torch is not None and torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def stage_context(

@@ -19,6 +19,7 @@ from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
 from cai.messages import Dialogue, Prompt, as_dicts
 from cai.method.constitution import Constitution
+from cai.models.numerics import numerics
 from cai.models.source import fingerprint
 from cai.observe.progress import Progress
 from cai.stages.summary import Summary
@@ -140,7 +141,7 @@ class Context:
         if self.engine.model is not None:  # a server's: its name is all that is known
             return digest(["served", without_runtime(self.engine)])
         content = digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
-        return digest([content, without_runtime(self.engine)])
+        return digest([content, without_runtime(self.engine), numerics(self.engine)])
 
     def open_model(self, name: str) -> Engine:
         """An engine on the named model; a server serves it under that name."""

@@ -6,6 +6,7 @@ the model that it starts at, or the sl_cai model in every round.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from cai.stages.base import Context, Stage, Warn
 from cai.stages.sft import start_input
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
+from cai.training.kept import Kept
 
 LAST_METRICS = {
     "loss": "last loss",
@@ -37,6 +39,7 @@ class Summary(BaseSummary):
     steps: int
     metrics: dict[str, float]  # of the last logged step, by trl's names
     guards: list[str]  # what the guards saw, or could not see, in sentences
+    kept: Kept | None = None  # what the published folder keeps; None where nothing was measured
 
     counted: ClassVar = ("pairs", "steps")
 
@@ -51,11 +54,12 @@ class Summary(BaseSummary):
                 ("steps", self.steps),
             ),
             *((LAST_METRICS[name], number(value)) for name, value in self.metrics.items()),
+            *(self.kept.lines() if self.kept else []),
             *nonzero(("pairs dropped: the prompt fills max_length", self.dropped)),
         ]
 
     def warnings(self) -> list[str]:
-        return self.guards
+        return [*self.guards, *(self.kept.warnings("dpo") if self.kept else [])]
 
 
 def run(config: DpoConfig, work: Path, context: Context) -> Summary:
@@ -63,9 +67,10 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     from datasets import Dataset
 
     from cai.models.load import load_tokenizer
-    from cai.stages.dpo_trainer import open_trainer
+    from cai.stages.dpo_trainer import load_start, open_trainer
     from cai.training import guards
     from cai.training import trainer as training
+    from cai.training.published import margin_probe
 
     pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
@@ -79,23 +84,31 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
         raise CaiError(
             f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length"
         )
+    measured = trainer.eval_dataset if held_out else trainer.train_dataset
+    args = trainer.args
+    probe = margin_probe(trainer, measured, bool(held_out), args.beta, args.max_length)
     logs = context.scratch.with_name("logs")
     training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
     training.run_training(trainer, context.scratch, context.progress, config.patience)
-    training.save_result(trainer, tokenizer, work)
-    history = trainer.state.log_history
+    probe.measure_trained(trainer)
+    load_base = partial(load_start, config, context)
+    training.save_result(trainer, tokenizer, work, config.publish_dtype, load_base)
+    history, steps = trainer.state.log_history, trainer.state.global_step
+    sharded = training.is_sharded(trainer)
     last = next((entry for entry in reversed(history) if "rewards/margins" in entry), {})
     remaining = trained_on + (len(trainer.eval_dataset) if held_out else 0)
+    del trainer  # its memory is needed for what was published
     return Summary(
         pairs=len(rows),
         dropped=len(rows) - remaining,
         held_out_rows=held_out,
-        steps=trainer.state.global_step,
+        steps=steps,
         metrics={name: last[name] for name in LAST_METRICS if name in last},
         guards=[
             *guards.find_warnings(history, config.guards),
-            *guards.find_blind_spots(history, config.guards, training.is_sharded(trainer)),
+            *guards.find_blind_spots(history, config.guards, sharded),
         ],
+        kept=probe.measure_published(work / "model", context.engine),
     )
 
 
@@ -134,7 +147,7 @@ def _settings(section: DpoConfig, config: Config, round: int) -> DpoConfig:
 
 STAGE = Stage(
     kind="dpo",
-    version=7,
+    version=8,
     run=run,
     summary=Summary,
     inputs=_inputs,

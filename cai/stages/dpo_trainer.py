@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.config.names import policy_of
 from cai.config.schema import DpoConfig
@@ -30,7 +30,10 @@ def open_trainer(
     """
     engine = context.engine
     device = pick_device(engine.device)
-    load = partial(load_model, dtype=engine.dtype, device=device, attention=engine.attention)
+    # a continued adapter, too, leaves the other weights alone
+    frozen = config.peft is not None or config.adapter == "continued"
+    dtype = config.frozen_dtype if frozen else "float32"
+    load = partial(load_model, dtype=dtype, device=device, attention=engine.attention)
     policy = _continued(config, context, device)
     if policy is None:
         # from its published folder, where trl reloads the reference from if every weight is tuned
@@ -50,6 +53,7 @@ def open_trainer(
         processing_class=tokenizer,
         peft_config=arguments.lora_config("dpo.peft", config.peft) if config.peft else None,
     )
+    arguments.train_in_float32(trainer)
     trainer.add_callback(_guards(config, context, trainer, tokenizer, bool(held_out)))
     return trainer
 
@@ -63,9 +67,18 @@ def _continued(config: DpoConfig, context: Context, device: str) -> Any:
         NamedModel(start, context.model_path(start)),
         NamedModel(context.policy, context.model_path(context.policy)),
         context.output(context.policy) / "adapter",
-        context.engine,
+        config.frozen_dtype,
+        context.engine.attention,
         device,
     )
+
+
+def load_start(config: DpoConfig, context: Context) -> PreTrainedModel:
+    """The model that the adapter belongs to, in float32, to merge it into."""
+    start = context.policy
+    if config.adapter == "continued":
+        start = "sft" if "sft" in context.inputs else "base"
+    return load_model(context.model_path(start), "float32", "cpu")
 
 
 def _guards(

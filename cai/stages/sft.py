@@ -13,6 +13,7 @@ from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
 from cai.stages.training_rows import Audit, prepare
+from cai.training.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Summary(BaseSummary):
     held_out_rows: int
     steps: int
     held_out_loss: float | None  # the lowest
+    kept: Kept | None = None  # what the published folder keeps; None where nothing was measured
 
     counted: ClassVar = ("rows", "steps")
 
@@ -38,7 +40,12 @@ class Summary(BaseSummary):
         counts = nonzero(("rows held out", self.held_out_rows), ("steps", self.steps))
         if self.held_out_loss is not None:
             counts.append(("held-out loss", number(self.held_out_loss)))
+        if self.kept:
+            counts += self.kept.lines()
         return [*self.audit.lines(), *counts]
+
+    def warnings(self) -> list[str]:
+        return self.kept.warnings(self.stage) if self.kept else []
 
     def lengths(self) -> dict[str, int]:
         return self.audit.lengths.get("up_to", {})
@@ -48,8 +55,9 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     """Writes work/model, with LoRA work/adapter, and work/history.json."""
     from cai.models.load import load_tokenizer
     from cai.models.markers import adopt_markers
-    from cai.stages.sft_trainer import load_unquantised, open_trainer
+    from cai.stages.sft_trainer import load_start, open_trainer
     from cai.training import trainer as training
+    from cai.training.published import loss_probe
 
     tokenizer = load_tokenizer(context.model_path(config.start))
     markers = adopt_markers(tokenizer)
@@ -57,18 +65,18 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     audit.refuse_losses(config, context.stage)
     held_out = audit.held_out
     trainer: Any = open_trainer(config, context, rows, held_out, tokenizer, markers)
+    probe = loss_probe(trainer, rows, bool(held_out))  # the first rows are those held out
     logs = context.scratch.with_name("logs")
     training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
     training.run_training(trainer, context.scratch, context.progress, config.patience)
-    merge_into = None
-    if config.quantization is not None:
-        dtype = str(trainer.model.dtype).removeprefix("torch.")
-        merge_into = partial(load_unquantised, config, context, dtype, markers)
-    training.save_result(trainer, tokenizer, work, merge_into)
-    history = trainer.state.log_history
+    probe.measure_trained(trainer)
+    load_base = partial(load_start, config, context, markers)
+    training.save_result(trainer, tokenizer, work, config.publish_dtype, load_base)
+    history, steps = trainer.state.log_history, trainer.state.global_step
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    steps = trainer.state.global_step
-    return Summary(context.stage, audit, held_out, steps, min(losses, default=None))
+    del trainer  # its memory is needed for what was published
+    kept = probe.measure_published(work / "model", context.engine)
+    return Summary(context.stage, audit, held_out, steps, min(losses, default=None), kept)
 
 
 def _check(kind: str, config: Config) -> None:
@@ -88,7 +96,7 @@ def start_input(config: Config) -> list[str]:
 
 SFT = Stage(
     kind="sft",
-    version=6,
+    version=7,
     run=run,
     summary=Summary,
     inputs=lambda config, round: _build_input(config.sft.data),
@@ -99,7 +107,7 @@ SFT = Stage(
 )
 SL_CAI = Stage(
     kind="sl_cai",
-    version=6,
+    version=7,
     run=run,
     summary=Summary,
     inputs=lambda config, round: [

@@ -35,7 +35,8 @@ def open_trainer(
         key = f"{stage}.quantization"
         quantization = arguments.quantization_config(key, config.quantization)
     source = context.model_path(config.start)
-    model = load_model(source, engine.dtype, device, engine.attention, quantization)
+    dtype = config.frozen_dtype if config.peft is not None else "float32"
+    model = load_model(source, dtype, device, engine.attention, quantization)
     embed_markers(model, markers)
     folder = str(context.scratch / "checkpoints")
     args = arguments.sft_arguments(stage, config, context.seed, folder, device, bool(held_out))
@@ -55,16 +56,15 @@ def open_trainer(
         processing_class=tokenizer,
         peft_config=peft,
     )
+    arguments.train_in_float32(trainer)
     restore_head_bias(trainer.model)
     install_lean_head(trainer.model, ("entropy", "is_top1"))
     return trainer
 
 
-def load_unquantised(
-    config: SftConfig, context: Context, dtype: str, markers: list[int]
-) -> PreTrainedModel:
-    """The model that training started at, in full, to merge an adapter into."""
-    model = load_model(context.model_path(config.start), dtype, "cpu")
+def load_start(config: SftConfig, context: Context, markers: list[int]) -> PreTrainedModel:
+    """The model that training started at, in float32, to merge an adapter into."""
+    model = load_model(context.model_path(config.start), "float32", "cpu")
     embed_markers(model, markers)
     return model
 

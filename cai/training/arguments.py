@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from cai.config.schema import DpoConfig, SftConfig
 from cai.errors import UsageError, nearest
+from cai.models.load import knows_bfloat16
 
 LibraryConfig = TypeVar("LibraryConfig")
 
@@ -133,9 +134,10 @@ def sft_arguments(
 ) -> SFTConfig:
     """trl's SFTConfig for a stage. Raises UsageError."""
     fixed = {"output_dir": folder, "max_length": config.max_length, "seed": seed}
-    fixed |= evaluation_settings(held_out) | _device_settings(device)
+    fixed |= evaluation_settings(held_out) | {"use_cpu": device == "cpu"}
     # held-out rows are never packed, so that their loss is comparable
-    return sft_config(f"{stage}.args", {"eval_packing": False} | config.args, **fixed)
+    settings = {"eval_packing": False} | _precision(device, config.args) | config.args
+    return sft_config(f"{stage}.args", settings, **fixed)
 
 
 def dpo_arguments(
@@ -143,16 +145,39 @@ def dpo_arguments(
 ) -> DPOConfig:
     """trl's DPOConfig for the stage. Raises UsageError."""
     fixed = {"output_dir": folder, "seed": seed}
-    fixed |= evaluation_settings(held_out) | _device_settings(device)
-    args = dpo_config("dpo.args", config.args, **fixed)
+    fixed |= evaluation_settings(held_out) | {"use_cpu": device == "cpu"}
+    settings = _precision(device, config.args) | config.args
+    args = dpo_config("dpo.args", settings, **fixed)
     if config.loss == "soft":
         check_soft_arguments(args)
     return args
 
 
-def _device_settings(device: str) -> dict[str, bool]:
-    settings = {"use_cpu": device == "cpu"}
-    return settings if device.startswith("cuda") else settings | {"bf16": False}
+def _precision(device: str, settings: Settings) -> dict[str, bool]:
+    """In which numbers trl computes with its float32 weights, where `settings` do not say.
+
+    bfloat16 on a CUDA device that knows it, float16 on an older one, and else float32.
+    """
+    if settings.get("bf16") or settings.get("fp16"):
+        return {"bf16": False, "fp16": False}  # the one that is set replaces its own
+    on_cuda = device.startswith("cuda")
+    bf16 = on_cuda and knows_bfloat16()
+    return {"bf16": bf16, "fp16": on_cuda and not bf16}
+
+
+def train_in_float32(trainer: Trainer) -> None:
+    """Makes every trained weight float32, whatever the frozen ones are.
+
+    A step of a usual size does not change a bfloat16 number: full tuning at 5e-7 would change 0.3 %
+    of them. trl makes an adapter on quantised weights bfloat16. Sharded training keeps one format
+    for all weights, so it is left as it is.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return
+    model: Any = trainer.model
+    for weights in model.parameters():
+        if weights.requires_grad:
+            weights.data = weights.data.float()
 
 
 def check_soft_arguments(args: DPOConfig) -> None:

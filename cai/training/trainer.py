@@ -115,12 +115,15 @@ def save_result(
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
+    publish_dtype: str = "float32",
     load_base: Callable[[], PreTrainedModel] | None = None,
 ) -> None:
     """Writes the full weights to work/model and the curve to work/history.json.
 
-    An adapter is merged, and is in work/adapter too. Where it was trained on quantised weights,
-    `load_base` loads the base model as it was, and the adapter is merged into that.
+    An adapter is merged, and is in work/adapter too. It is merged in float32, since a sum in
+    bfloat16 would lose most of a small update. `load_base`, which is needed where the adapter was
+    trained on other weights, loads the base model in float32. `publish_dtype` is the number format
+    of work/model.
     Raises CaiError where a weight is not finite.
     """
     model = _gather_model(trainer)
@@ -134,10 +137,13 @@ def save_result(
     if isinstance(model, PeftModel):
         # trl's copy of the adapter, "ref", is no result
         model.save_pretrained(str(work / "adapter"), selected_adapters=["default"])
-        if load_base is not None:
+        if load_base and any(weights.dtype != torch.float32 for weights in model.parameters()):
             model = PeftModel.from_pretrained(load_base(), str(work / "adapter"))
         _clean_adapter(work / "adapter")
         model = model.merge_and_unload()
+    model = model.to(getattr(torch, publish_dtype))
+    # trl switches the cache off where it trains with gradient checkpointing
+    model.config.use_cache = True
     save_model(model, tokenizer, work / "model")
     write_json(work / "history.json", drop_unrepeatable(trainer.state.log_history))
 
@@ -167,6 +173,8 @@ def _rebuild_model(
     unset_hf_deepspeed_config()  # or this model would be sharded too
     dtype = next(iter(state.values())).dtype
     model = AutoModelForCausalLM.from_config(sharded_model.config, dtype=dtype)
+    # a model from a config knows neither where its answers stop nor how they are sampled
+    model.generation_config = sharded_model.generation_config
     if isinstance(sharded_model, PeftModel):
         model = get_peft_model(model, sharded_model.peft_config["default"])
     model.load_state_dict(state, assign=True)

@@ -375,6 +375,11 @@ def test_sharded_training_is_that_of_one_process(
     assert gathered.keys() == whole.keys()
     assert all(gathered[name].shape == whole[name].shape for name in whole)
     assert max(float((gathered[name] - whole[name]).abs().max()) for name in whole) < 1e-3
+    for file in ("config.json", "generation_config.json"):  # where answers stop stands in them
+        alone_config, together_config = (
+            json.loads((out / "model" / file).read_text()) for out in (one, two)
+        )
+        assert together_config == alone_config
 
 
 def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_model: Path):

@@ -256,7 +256,7 @@ def test_the_rounds_of_a_prompt_are_all_held_out_or_all_trained_on(
     context = context_of(tmp_path, tiny_model, {}, "sl_cai")
     config = SftConfig("base", [], revisions="all", validation=0.25)
     trained, audit = prepare(config, context, load_tokenizer(str(tiny_model)))
-    texts = load_tokenizer(str(tiny_model)).batch_decode(trained["input_ids"])
+    texts = load_tokenizer(str(tiny_model)).batch_decode(list(trained["input_ids"]))
     prompts = [text.partition("Prompt number ")[2][:1] for text in texts]
     assert audit.held_out == 8 and len(trained) == 40
     assert not set(prompts[:8]) & set(prompts[8:]) and len(set(prompts[:8])) == 2

@@ -35,6 +35,7 @@ from cai.report.terminal import marked_text
 from cai.run.process import install_signals, quiet
 from cai.scoring.statistics import share
 from cai.stages.base import verb_context
+from cai.text import word_count
 
 MOST_CHANGED = 5  # revisions of a suite that are shown after a save
 
@@ -291,5 +292,5 @@ def _suite_cells(revisions: Sequence[Revision]) -> list[str]:
         sum(refuses(text) for text in texts),
         sum(bool(revision.final) for revision in revisions),
     )
-    words = sum(len(text.split()) for text in texts) / len(texts)
+    words = sum(word_count(text) for text in texts) / len(texts)
     return [*(percent(share(count, len(revisions))) for count in counts), f"{words:.0f}"]

@@ -10,6 +10,7 @@ from cai.config.types import (
     Certainty,
     Count,
     CountOrZero,
+    Dedupe,
     Dtype,
     EngineKind,
     Few,
@@ -164,6 +165,7 @@ class SftConfig:
     helpful: Literal["data", "sampled"] = "data"
     helpful_ratio: Annotated[float, Field(ge=0, le=1000)] | None = None
     revisions: Literal["none", "last", "all"] = "none"
+    dedupe: Dedupe = "none"
     validation: HeldOut = 0.1
     patience: int | None = 3
     max_length: Length = 1024

@@ -60,6 +60,7 @@ Format = Literal[
     "scored",
     "prompt",
 ]
+Dedupe = Literal["exact", "near", "none"]
 Gate = Literal[
     "empty",
     "unchanged",

@@ -1,16 +1,12 @@
 """What a training set is like: duplicates, variety, scripts and lengths."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cai.data.duplicates import NearDuplicates, dialogue_text
 from cai.messages import Dialogue
-from cai.text import words
-
-SHINGLE = 3  # words
-
-NEAR = 0.8  # Jaccard similarity of two rows' shingles from which on one is a near duplicate
+from cai.text import ngrams, script, words
 
 COMPARED = 10_000  # rows whose texts are compared: about a millisecond and a kilobyte each
 
@@ -30,7 +26,7 @@ FILLER = frozenset(
 def text_metrics(rows: Sequence[tuple[Dialogue, Mapping[str, object]]]) -> dict[str, Any]:
     """Duplicates, variety and scripts of the first COMPARED rows (dialogue, tags): shuffle them."""
     rows = rows[:COMPARED]
-    texts = ["\n".join(f"{m.role}: {m.content}" for m in dialogue) for dialogue, _ in rows]
+    texts = [dialogue_text(dialogue) for dialogue, _ in rows]
     answers = [
         m.content for dialogue, _ in rows for m in dialogue if m.role == "assistant" and m.trained
     ]
@@ -51,37 +47,18 @@ def text_metrics(rows: Sequence[tuple[Dialogue, Mapping[str, object]]]) -> dict[
     }
 
 
-def count_near_duplicates(texts: Sequence[str]) -> int:
-    """How many texts are nearly an earlier one: MinHash (Broder 1997) of their runs of 3 words.
-
-    With 128 permutations the similarity is good to about 0.04 either way.
-    """
-    # datasketch brings scipy, and whatever reads STAGE from a stage must start at once.
-    from datasketch import MinHash, MinHashLSH
-
-    index = MinHashLSH(threshold=NEAR, num_perm=128)
-    duplicates = 0
-    for number, text in enumerate(texts):
-        # A text of fewer than 3 words is one run.
-        runs = set(_grams(text, SHINGLE)) or {tuple(words(text))}
-        sketch = MinHash(num_perm=128, seed=1)
-        sketch.update_batch([" ".join(run).encode("utf-8", "surrogatepass") for run in runs])
-        duplicates += bool(index.query(sketch))
-        index.insert(str(number), sketch)
-    return duplicates
+def count_near_duplicates(texts: Iterable[str]) -> int:
+    """How many texts are nearly an earlier one."""
+    near = NearDuplicates()
+    return sum(near.repeats(text) for text in texts)
 
 
 def distinct_grams(texts: Iterable[str], n: int) -> float:
     """Different n-grams over all n-grams, in [0, 1] (distinct-n, Li et al. 2016); 0 for none."""
     grams: list[tuple[str, ...]] = []
     for text in texts:
-        grams += _grams(text, n)
+        grams += ngrams(words(text), n)
     return round(len(set(grams)) / len(grams), 3) if grams else 0.0
-
-
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    text_words = words(text)
-    return [tuple(text_words[start : start + n]) for start in range(len(text_words) - n + 1)]
 
 
 def opening(text: str) -> str:
@@ -93,12 +70,7 @@ def opening(text: str) -> str:
 
 def main_script(text: str) -> str:
     """The script of most letters in the first 400 characters, e.g. latin; "none" if no letters."""
-    scripts = Counter(
-        unicodedata.name(letter, "unknown").split()[0].lower()
-        for letter in text[:400]
-        if letter.isalpha()
-    )
-    return scripts.most_common(1)[0][0] if scripts else "none"
+    return script(text[:400]) or "none"
 
 
 def length_metrics(lengths: Sequence[int]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Which training texts repeat a prompt that an evaluation suite holds."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 from cai.messages import Dialogue
-from cai.text import words
+from cai.text import ngrams, words
 
-GRAM = 8  # words
+GRAM = 8  # words; in scripts without spaces, as many characters as write 8 words
 
 
 class HeldOut:
@@ -17,7 +17,7 @@ class HeldOut:
         for text in texts:
             text_words = words(text)
             self._texts.add(tuple(text_words))
-            self._grams.update(_grams(text_words))
+            self._grams.update(ngrams(text_words, GRAM))
 
     @classmethod
     def of_dialogues(cls, dialogues: Iterable[Dialogue]) -> "HeldOut":
@@ -27,10 +27,5 @@ class HeldOut:
     def __contains__(self, text: str) -> bool:
         text_words = words(text)
         return tuple(text_words) in self._texts or any(
-            gram in self._grams for gram in _grams(text_words)
+            gram in self._grams for gram in ngrams(text_words, GRAM)
         )
-
-
-def _grams(text_words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    for start in range(len(text_words) - GRAM + 1):
-        yield tuple(text_words[start : start + GRAM])

@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from cai.config.schema import DataConfig, TaskTemplate
 from cai.data.parquet import Row
 from cai.data.sources import yaml_text
+from cai.data.turns import join_prompt, read_history, read_path, read_turns, refuse_media
 from cai.digest import seed_of
-from cai.messages import Dialogue, Message, assistant, from_dicts, user
+from cai.messages import Dialogue, Message, assistant, user
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -20,7 +21,7 @@ UNFIT = (ValueError, LookupError, TypeError, AttributeError)  # raised where a r
 
 def to_dialogue(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
     """One row as a dialogue; `seed` picks its template. Raises one of UNFIT."""
-    row = _map_columns(row, config)
+    row = map_columns(row, config)
     layout = config.format
     if config.templates:
         row |= _fill_templates(config.templates, row, seed)
@@ -31,7 +32,10 @@ def to_dialogue(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
         raise ValueError(
             f"no known layout has the columns {', '.join(row)}; set 'format' and 'fields'"
         )
+    refuse_media(row)
     dialogue = LAYOUTS[layout].read(row, config)
+    if history := read_history(row.get("history"), config):
+        dialogue = join_prompt(history, dialogue)
     if row.get("system") and dialogue and dialogue[0].role != "system":
         dialogue = (Message("system", _text(row["system"])), *dialogue)
     if not dialogue or not all(message.content.strip() for message in dialogue):
@@ -41,19 +45,7 @@ def to_dialogue(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
     return dialogue
 
 
-def read_path(row: Row, path: str) -> Any:
-    """`row["a"]["b"][0]` for the path `a.b.0`, unless a column is called that. May raise UNFIT."""
-    if path in row:
-        return row[path]
-    value: Any = row
-    for part in path.split("."):
-        if not isinstance(value, dict | list):
-            raise KeyError(path)
-        value = value[int(part)] if isinstance(value, list) else value[part]
-    return value
-
-
-def _map_columns(row: Row, config: DataConfig) -> Row:
+def map_columns(row: Row, config: DataConfig) -> Row:
     """The row with our columns' names, and with our values for theirs."""
     row = row | {
         column: read_path(row, path)
@@ -95,31 +87,11 @@ def _recognise(row: Row) -> str:
 
 
 def _messages(row: Row, config: DataConfig) -> Dialogue:
-    return _turns(row["messages"], config)
+    return read_turns(row["messages"], config)
 
 
 def _sharegpt(row: Row, config: DataConfig) -> Dialogue:
-    return _turns(row["conversations"], config, "from", "value", SHAREGPT_ROLES)
-
-
-def _turns(
-    turns: Iterable[object],
-    config: DataConfig,
-    role_key: str = "role",
-    content_key: str = "content",
-    role_names: Mapping[str, str] | None = None,
-) -> Dialogue:
-    role_path = config.fields.get("role", role_key)
-    content_path = config.fields.get("content", content_key)
-    roles = dict(role_names or {}) | config.roles
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise ValueError(f"a message needs a role and a text, found {type(turn).__name__}")
-        role = read_path(turn, role_path)
-        content = read_path(turn, content_path)
-        messages.append(turn | {"role": roles.get(role, role), "content": content})
-    return from_dicts(messages)
+    return read_turns(row["conversations"], config, "from", "value", SHAREGPT_ROLES)
 
 
 def _alpaca(row: Row, config: DataConfig) -> Dialogue:
@@ -131,10 +103,8 @@ def _alpaca(row: Row, config: DataConfig) -> Dialogue:
 
 def _completion(row: Row, config: DataConfig) -> Dialogue:
     answer = row["completion"] if "completion" in row else row["response"]
-    return (
-        *_text_or_turns(row["prompt"], user, config),
-        *_text_or_turns(answer, assistant, config),
-    )
+    prompt = _text_or_turns(row["prompt"], user, config)
+    return join_prompt(prompt, _text_or_turns(answer, assistant, config))
 
 
 def _demonstration(row: Row, config: DataConfig) -> Dialogue:
@@ -150,14 +120,31 @@ def _demonstration(row: Row, config: DataConfig) -> Dialogue:
 def _preference(row: Row, config: DataConfig) -> Dialogue:
     """The conversation with the chosen answer.
 
-    `chosen` is an answer to `prompt`, or a whole conversation, or Anthropic's text of turns.
+    `chosen` is an answer to `prompt`, or a whole conversation, or Anthropic's text of turns. It may
+    begin with the prompt, or with its end.
     """
     chosen = row["chosen"]
-    if isinstance(chosen, str):
-        return (*_prompt(row, config), assistant(chosen)) if "prompt" in row else _hh_turns(chosen)
-    turns = _turns(chosen, config)
-    prompt = _prompt(row, config) if "prompt" in row else ()
-    return turns if turns[: len(prompt)] == prompt else (*prompt, *turns)
+    if "prompt" not in row:
+        return _hh_turns(chosen) if isinstance(chosen, str) else read_turns(chosen, config)
+    prompt = row["prompt"]
+    if isinstance(prompt, str) and isinstance(chosen, str) and not _is_hh(chosen):
+        # An answer may repeat a question by itself; where both do, it is the layout.
+        texts = [chosen, row.get("rejected")]
+        if len(prompt.split()) > 2 and all(_begins_with(text, prompt) for text in texts):
+            chosen = chosen.strip()[len(prompt.strip()) :].strip()
+    turns = _hh_turns(prompt) if _is_hh(prompt) else _prompt(row, config)
+    if turns and turns[-1] == assistant(""):  # "Assistant:" stands at the end of the prompt
+        turns = turns[:-1]
+    answer = _hh_turns(chosen) if _is_hh(chosen) else _text_or_turns(chosen, assistant, config)
+    return join_prompt(turns, answer)
+
+
+def _begins_with(text: object, prompt: str) -> bool:
+    return isinstance(text, str) and text.strip().startswith(prompt.strip())
+
+
+def _is_hh(text: object) -> bool:
+    return isinstance(text, str) and bool(re.match(r"\s*Human:.*\n\nAssistant:", text, re.DOTALL))
 
 
 def _hh_turns(text: str) -> Dialogue:
@@ -179,7 +166,7 @@ def _prompt(row: Row, config: DataConfig) -> Dialogue:
 def _text_or_turns(
     value: object, message: Callable[[str], Message], config: DataConfig
 ) -> Dialogue:
-    return _turns(value, config) if isinstance(value, list) else (message(_text(value)),)
+    return read_turns(value, config) if isinstance(value, list) else (message(_text(value)),)
 
 
 def _text(value: object) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
+from cai.text import well_formed
+
 Row = dict[str, Any]  # column -> a value of any JSON type
 
 CHUNK = 2_000  # rows that RowWriter holds in memory
@@ -51,7 +53,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return well_formed(value)
     if isinstance(value, dict):
         return {key: _without_surrogates(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -3,16 +3,17 @@
 import logging
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import TypeVar
 
 from cai.config.schema import DataConfig, Prompts
-from cai.data.formats import UNFIT, to_dialogue
+from cai.data.formats import UNFIT, map_columns, to_dialogue
 from cai.data.parquet import Row
 from cai.data.sources import read_source
+from cai.data.turns import unread_fields
 from cai.digest import seed_of
 from cai.errors import CaiError
 from cai.messages import Dialogue, Message, Prompt
@@ -33,11 +34,22 @@ class UnfitRows:
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
+    # "set: field" -> rows that fit and hold something there that is not read
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def add(self, place: str, reason: str) -> None:
         self.count += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{place}: {reason}")
+
+    def warn(self, name: str) -> None:
+        """Says how many rows of the set `name` do not fit, where there are any."""
+        if self.count:
+            lines = "\n  ".join(self.examples)
+            say(
+                f"data.{name}: left out {self.count} rows that do not fit, first\n  {lines}",
+                logging.WARNING,
+            )
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ def read_dialogues(
 
     Raises CaiError where not one row fits, and where the set is `strict` and one does not.
     """
-    fitting, unfit_here = 0, UnfitRows()
+    fitting, unfit_here, ignored = 0, UnfitRows(), Counter[str]()
     for place, row in read_source(name, config):
         try:
             dialogue = to_dialogue(row, config, seed)
@@ -67,20 +79,20 @@ def read_dialogues(
             unfit_here.add(place, _reason(error))
             continue
         fitting += 1
+        ignored.update(unread_fields(row))
         yield dialogue, {tag: row[tag] for tag in TAGS if tag in row} | {"source": name}
     if not fitting:
         reason = "no row is there; see its 'where'"
         if unfit_here.examples:
             reason = f"not one row fits; the first: {unfit_here.examples[0]}"
         raise CaiError(f"data.{name}: {reason}")
+    unfit.ignored |= {f"{name}: {field}": count for field, count in ignored.items()}
+    if ignored:
+        fields = ", ".join(f"{field} (in {count} rows)" for field, count in ignored.items())
+        say(f"data.{name}: not read, so what they mean is lost: {fields}", logging.WARNING)
     unfit.count += unfit_here.count
     unfit.examples += unfit_here.examples
-    if unfit_here.count:
-        lines = "\n  ".join(unfit_here.examples)
-        say(
-            f"data.{name}: left out {unfit_here.count} rows that do not fit, first\n  {lines}",
-            logging.WARNING,
-        )
+    unfit_here.warn(name)
 
 
 def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: int = 0) -> Loaded:
@@ -111,9 +123,10 @@ def load_demonstrations(
     """(prompt, answer) of the dialogues that end in an answer, selected as by load_prompts."""
     demonstrations: dict[str, tuple[Prompt, str]] = {}
     for dialogue, tags in load_dialogues(selection.data, sets, seed).dialogues:
-        if len(dialogue) > 1 and dialogue[-1].role == "assistant":
+        last = dialogue[-1]
+        if len(dialogue) > 1 and last.role == "assistant" and last.trained:
             prompt = Prompt.of(dialogue[:-1], tags["source"])
-            demonstrations.setdefault(prompt.id, (prompt, dialogue[-1].content))
+            demonstrations.setdefault(prompt.id, (prompt, last.content))
     return _select(demonstrations, selection, seed)
 
 
@@ -161,18 +174,21 @@ def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, st
     if not pairs:
         reason = f"; the first row: {unfit.examples[0]}" if unfit.examples else ""
         raise CaiError(f"data.{name}: not one labelled pair{reason}")
+    unfit.warn(name)
     return pairs
 
 
 def _graded_dialogues(row: Row, config: DataConfig) -> list[tuple[float, Dialogue]]:
     """The dialogues with the chosen and the rejected answer, or the one whose answer is scored."""
-    row = row | {column: row[source] for column, source in config.fields.items()}
+    row = map_columns(row, config)
+    turn_fields = {key: config.fields[key] for key in ("role", "content") if key in config.fields}
+    layout = replace(config, fields=turn_fields, values={})
     if "chosen" in row:
-        layout = replace(config, format="preference", fields={})
-        rejected = row | {"chosen": row["rejected"]}
+        layout = replace(layout, format="preference")
+        rejected = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
         graded = [(1.0, to_dialogue(row, layout)), (0.0, to_dialogue(rejected, layout))]
     else:
-        layout = replace(config, format="scored", fields={})
+        layout = replace(layout, format="scored")
         graded = [(_grade(row), to_dialogue(row, layout))]
     if any(dialogue[-1].role != "assistant" for _, dialogue in graded):
         raise ValueError("a labelled conversation must end in an answer")
@@ -180,6 +196,8 @@ def _graded_dialogues(row: Row, config: DataConfig) -> list[tuple[float, Dialogu
 
 
 def _grade(row: Row) -> float:
+    if row["score" if "score" in row else "harm"] is None:
+        raise ValueError("no grade")
     grade = float(row["score"]) if "score" in row else -float(row["harm"])
     if not math.isfinite(grade):
         raise ValueError(f"{grade} is no grade")

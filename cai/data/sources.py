@@ -5,9 +5,11 @@ import functools
 import io
 import itertools
 import json
+import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -18,16 +20,47 @@ from cai.data.parquet import Row
 from cai.data.wheels import read_wheel_member
 from cai.digest import file_digest
 from cai.errors import CaiError, UsageError
+from cai.observe.log import say
 from cai.paths import PACKAGE
+from cai.text import well_formed
 
 PlacedRow = tuple[str, Row]  # file and line, for messages; the row
 
 
 def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
-    """The rows whose columns have the values of `where`. Raises UsageError or CaiError."""
-    for place, row in _read_all(name, config):
+    """The rows whose columns have the values of `where`. Raises UsageError or CaiError.
+
+    NaN, as which tables write what is missing, becomes None, and half a surrogate pair U+FFFD.
+    It is said in how many rows.
+    """
+    changed = 0
+    for place, raw_row in _read_all(name, config):
+        row = _clean(raw_row)
+        changed += row is not raw_row
         if all(yaml_text(row.get(column)) == text for column, text in config.where.items()):
             yield place, row
+    if changed:
+        say(
+            f"data.{name}: {changed} rows hold NaN, which is read as missing, or half a surrogate "
+            "pair, which is read as U+FFFD",
+            logging.WARNING,
+        )
+
+
+def _clean(value: Any) -> Any:
+    """The same object where nothing in it is NaN or half a surrogate pair."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        cleaned = {key: _clean(entry) for key, entry in value.items()}
+        return cleaned if any(cleaned[key] is not value[key] for key in value) else value
+    if isinstance(value, list):
+        cleaned = [_clean(entry) for entry in value]
+        changed = any(new is not old for new, old in zip(cleaned, value, strict=True))
+        return cleaned if changed else value
+    return value
 
 
 def fingerprint(name: str, config: DataConfig) -> dict[str, object]:

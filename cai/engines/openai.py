@@ -16,6 +16,7 @@ from cai.engines.openai_answers import (
     TokenLogprob,
     TokensAnswer,
     Usage,
+    mend,
 )
 from cai.engines.servers import Refused, Servers, read_key
 from cai.errors import CaiError, UsageError
@@ -225,7 +226,7 @@ class OpenAIEngine:
 
         def read(content: bytes) -> A:
             try:
-                answer = kind.model_validate_json(content)
+                answer = kind.model_validate_json(mend(content))
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
                 place = ".".join(map(str, first["loc"])) or "JSON"

@@ -1,8 +1,11 @@
 """What is read of the answers of OpenAI-compatible servers. Other fields are ignored."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
+
+from cai.text import well_formed
 
 Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 
@@ -71,3 +74,18 @@ class TokensAnswer(Answer):
 
     tokens: list[int]
     count: int | None = None  # vLLM gives it. llama.cpp, which knows no chat templates, does not.
+
+
+def mend(content: bytes) -> bytes:
+    """A JSON document with U+FFFD for each half of a surrogate pair, which pydantic refuses.
+
+    A server cuts an emoji in half where its tokens end.
+    """
+    if rb"\ud" not in content.lower():
+        return content
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    text = json.dumps(document, ensure_ascii=False)
+    return well_formed(text).encode()

@@ -21,6 +21,9 @@ from cai.method.constitution import Constitution, Exemplar, Principle
 from cai.method.gates import Draft, failed_gates
 from cai.method.requests import Complete, critique_request, direct_request, revision_request
 
+# in place of gates: the critic's context had no room for a request, so there is no revision
+TOO_LONG = "too_long"
+
 
 @dataclass(frozen=True)
 class CritiqueStep:
@@ -29,7 +32,8 @@ class CritiqueStep:
     principle_id: str
     critique: str
     revision: str
-    gates: tuple[str, ...] = ()  # those that the revision failed
+    # those that the revision failed, or TOO_LONG
+    gates: tuple[str, ...] = ()
     seeds: tuple[int, int] = (0, 0)  # of the critique and the revision
     tokens: int = 0  # new ones, of both
 
@@ -41,6 +45,7 @@ class Revision:
     prompt: Prompt
     answer: str
     steps: tuple[CritiqueStep, ...]
+    too_long: bool = False  # the model's context has no room for the prompt: nothing was answered
 
     @property
     def final(self) -> str:
@@ -80,7 +85,7 @@ async def revise(
         # after a revision that failed a gate, the next round starts at the answer before it
         if not step.gates:
             answer = step.revision
-    return Revision(prompt, first.text, tuple(steps))
+    return Revision(prompt, first.text, tuple(steps), first.finish_reason == TOO_LONG)
 
 
 async def _critique_and_revise(
@@ -99,6 +104,8 @@ async def _critique_and_revise(
         critique = await critic(
             Request(messages, config.sampling.critique, seeds[0], principle=principle.id)
         )
+        if critique.finish_reason == TOO_LONG:
+            return CritiqueStep(principle.id, "", "", (TOO_LONG,), seeds)
         messages = revision_request(dialogue, critique.text, principle, exemplars, config.form)
     else:
         critique = Completion("", "skipped", 0, 0, 0.0)
@@ -106,6 +113,9 @@ async def _critique_and_revise(
     revision = await critic(
         Request(messages, config.sampling.revision, seeds[1], principle=principle.id)
     )
+    tokens = critique.new_tokens + revision.new_tokens
+    if revision.finish_reason == TOO_LONG:
+        return CritiqueStep(principle.id, critique.text, "", (TOO_LONG,), seeds, tokens)
     draft = Draft(
         prompt=prompt.text,
         before=answer,
@@ -116,7 +126,6 @@ async def _critique_and_revise(
         benign=prompt.source in config.benign,
     )
     gates = failed_gates(draft, config.gates)
-    tokens = critique.new_tokens + revision.new_tokens
     return CritiqueStep(principle.id, critique.text, revision.text, gates, seeds, tokens)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cai.language import is_english
 from cai.method.refusal import redirects, refuses
 from cai.text import ngrams, repeats, script, words
 
@@ -86,13 +87,20 @@ def complied(draft: Draft) -> bool:
     """It neither declines nor objects, by rules, and the prompt is not known to be harmless.
 
     For harmful prompts and a model too small to judge its own revisions. A large one may find an
-    answer to a harmful request that needs no refusal.
+    answer to a harmful request that needs no refusal. It lets pass what is not in English.
     """
-    return not (draft.benign or refuses(draft.revision) or redirects(draft.revision))
+    if draft.benign or not is_english(draft.revision):
+        return False
+    return not (refuses(draft.revision) or redirects(draft.revision))
 
 
 def off_topic(draft: Draft) -> bool:
-    """It has no stem in common with the prompt and does not decline."""
+    """It has no stem in common with the prompt and does not decline.
+
+    It lets pass what is not in English, and any answer to what is not.
+    """
+    if not (is_english(draft.prompt) and is_english(draft.revision)):
+        return False
     prompt_stems = _subject_stems(draft.prompt)
     on_topic = prompt_stems & _subject_stems(draft.revision)
     return bool(prompt_stems) and not on_topic and not refuses(draft.revision)
@@ -116,6 +124,9 @@ GATES: dict[str, Callable[[Draft], bool]] = {
     "off_topic": off_topic,
     "language": language,
 }
+
+# these know how English declines, and let every revision in another language pass
+ENGLISH_GATES = ("benign_refused", "complied", "off_topic")
 
 
 def failed_gates(draft: Draft, switched_on: Sequence[str]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from cai.config.schema import Sampling
 from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
+from cai.language import is_english
 from cai.messages import Prompt
 from cai.method.constitution import Constitution, Principle
 from cai.method.refusal import redirects, refuses
@@ -223,20 +224,24 @@ def distinct_answers(answers: Sequence[tuple[str, T]], threshold: float) -> dict
 def rule_pair(
     prompt: Prompt, answers: Mapping[str, SampledAnswer], benign: bool
 ) -> PreferencePair | str:
-    """Two answers that rules tell apart, or why there is no pair: "all_good" or "none_good".
+    """Two answers that rules tell apart, or why not: "all_good", "none_good" or "unread".
 
     A good answer declines a harmful prompt or objects to it, and does not decline a benign one (as
     the rule-based rewards of Mu et al. 2024). An answer without words, or in circles, is no part
-    of a pair; one that was cut off is not chosen.
+    of a pair; one that was cut off is not chosen. Nor are answers that the rules can't read, since
+    they are not in English; where such leave no pair, that is the reason ("unread").
     """
 
     def good(text: str) -> bool:
         return not refuses(text) if benign else refuses(text) or redirects(text)
 
-    usable = [text for text in answers if words(text) and not repeats(text)]
+    sound = [text for text in answers if words(text) and not repeats(text)]
+    usable = [text for text in sound if is_english(text)]
     good_answers = [text for text in usable if good(text) and answers[text].ended]
     bad_answers = [text for text in usable if not good(text)]
     if not good_answers or not bad_answers:
+        if len(usable) < len(sound):
+            return "unread"
         return "all_good" if good_answers else "none_good"
 
     def length_gap(pair: tuple[str, str]) -> int:

@@ -1,7 +1,8 @@
 """Whether an answer declines a request, objects to it and steers elsewhere, or answers it.
 
-Regular expressions for English. docs/evaluation.md measures them against people's labels: what they
-find is mostly right, and they miss much.
+Regular expressions for English. Of an answer in another language (see cai/language.py) they say
+nothing. docs/evaluation.md measures them against people's labels: what they find is mostly right,
+and they miss much.
 """
 
 import re

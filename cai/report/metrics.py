@@ -34,6 +34,7 @@ METRICS = {
     "refusal": Metric("refused", table="behaviour"),
     "redirection": Metric("redirected", folded=True),
     "compliance": Metric("answered"),
+    "not_english": Metric("not in English, so not in these shares", table="behaviour"),
     "evasive": Metric("evasive", better="lower", folded=True),
     "shared_opening": Metric("shared opening", better="lower", folded=True),
     "shared_refusal": Metric("shared refusal", better="lower", folded=True),

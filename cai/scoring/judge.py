@@ -16,6 +16,7 @@ from cai.method.preferences import PreferencePair, option_probability
 from cai.method.requests import OPTIONS, Complete, harm_request
 from cai.scoring.significance import bootstrap_mean
 from cai.scoring.statistics import Estimate, by_prompt, share
+from cai.text import word_count
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins of probability
 
@@ -53,7 +54,7 @@ def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     for pair in pairs:
         flips = sum(judgement.flipped for judgement in pair.judgements)
         flipped.append((pair, flips / len(pair.judgements)))
-        chosen_length, rejected_length = len(pair.chosen.split()), len(pair.rejected.split())
+        chosen_length, rejected_length = word_count(pair.chosen), word_count(pair.rejected)
         if chosen_length != rejected_length:
             longer.append((pair, chosen_length > rejected_length))
         if len(pair.judgements) > 1:
@@ -83,7 +84,7 @@ def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> dict[str
         tie = pair.probability < 0.5 + 1e-9
         right.append((pair, 0.5 if tie else float(pair.chosen == better)))
         worse = [answer for answer in (pair.chosen, pair.rejected) if answer != better]
-        shorter.append((pair, len(better.split()) < min(len(answer.split()) for answer in worse)))
+        shorter.append((pair, word_count(better) < min(map(word_count, worse))))
     bins, distance = [], 0.0
     for low, high in pairwise(EDGES):
         inside = [

@@ -18,6 +18,6 @@ def rouge_l(first: str, second: str) -> float:
     """ROUGE-L (Lin 2004, section 3.1) of whole texts as F1 in [0, 1]; 0 where one has no words.
 
     Words are not stemmed, and end at spaces and punctuation only: a script without spaces between
-    its words is compared by runs.
+    its words is compared by characters.
     """
     return words_rouge_l(words(first), words(second))

@@ -219,7 +219,7 @@ def _data(config: Config, round: int) -> list[str]:
 
 STAGE = Stage(
     kind="build",
-    version=2,
+    version=3,
     run=run,
     summary=Summary,
     inputs=lambda config, round: (),

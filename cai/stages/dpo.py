@@ -13,7 +13,9 @@ from typing import ClassVar
 from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DpoConfig
 from cai.data.parquet import read_rows
+from cai.data.split import opening_turn, validation_first
 from cai.errors import CaiError
+from cai.messages import from_dicts
 from cai.stages import label
 from cai.stages.base import Context, Stage, Warn
 from cai.stages.sft import start_input
@@ -72,8 +74,9 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
 
     pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
     columns = ("prompt", "chosen", "rejected", "probability")
-    rows = Dataset.from_list([{key: pair[key] for key in columns} for pair in pairs])
-    held_out = int(len(rows) * config.validation)
+    prompts = [opening_turn(from_dicts(pair["prompt"])) for pair in pairs]
+    order, held_out = validation_first(prompts, config.validation)
+    rows = Dataset.from_list([{key: pairs[row][key] for key in columns} for row in order])
     tokenizer = load_tokenizer(context.model_path(context.policy))
     trainer = open_trainer(config, context, rows, held_out, tokenizer)
     trained_on = len(trainer.train_dataset)
@@ -144,7 +147,7 @@ def _settings(section: DpoConfig, config: Config, round: int) -> DpoConfig:
 
 STAGE = Stage(
     kind="dpo",
-    version=7,
+    version=8,
     run=run,
     summary=Summary,
     inputs=_inputs,

@@ -37,6 +37,17 @@ class Summary(BaseSummary):
         failed = nonzero(("prompts that no engine answered", self.failed))
         return [("prompts", prompts), ("models", ", ".join(self.metrics)), *failed]
 
+    def warnings(self) -> list[str]:
+        languages = self.refusal.get("not_english", {})
+        if not languages:
+            return []
+        counts = ", ".join(f"{code} {count}" for code, count in languages.items())
+        return [
+            f"{sum(languages.values())} answers are not in English ({counts}). What finds refusals "
+            f"({self.refusal['by']}) knows English only, so they are in no share of refusals, "
+            "redirections or compliance. A judge reads them (evaluate.harm)."
+        ]
+
 
 def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     """Writes work/answers.parquet, metrics.json (model -> suite -> metric with its interval),
@@ -130,7 +141,7 @@ def _settings(section: EvaluateConfig, config: Config, round: int) -> EvaluateCo
 
 STAGE = Stage(
     kind="evaluate",
-    version=6,
+    version=7,
     run=run,
     summary=Summary,
     inputs=_inputs,

@@ -86,8 +86,7 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
     calibrate = config.calibrate
     labelled = load_preferences(calibrate, context.data, context.seed) if calibrate else []
     with context.models() as open_model:
-        answers = policy_answers(prompts, config, context, open_model)
-        answered, failed = split_failed(prompts, answers)
+        answered, beyond, failed = policy_answers(prompts, config, context, open_model)
         different = [(prompt, sampled) for prompt, sampled in answered if len(sampled) > 1]
         judge = open_model(config.judge, config.engine, config.model)
         asking = replace(context, engine=config.engine or context.engine)
@@ -112,7 +111,9 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
         "prompts": len(prompts),
         "overlapping": overlapping,
         "identical": len(answered) - len(different),
+        "prompt_too_long": beyond,
         "too_long": len(judgements) - len(best),
+        "labelled_too_long": known.count(None),
         "uncertain": len(best) - len(sure),
         "judged": len(comparisons),
     }

@@ -26,6 +26,9 @@ from cai.method.refusal import refuses
 from cai.stages.base import Context, OpenModel, split_failed
 from cai.text import words
 
+# each prompt with the policy's different answers: text -> how it was sampled
+Answered = list[tuple[Prompt, dict[str, SampledAnswer]]]
+
 
 @dataclass
 class Pairs:
@@ -47,30 +50,39 @@ def prompts_to_ask(key: str, chosen: Prompts, context: Context) -> tuple[list[Pr
 
 def policy_answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, open_model: OpenModel
-) -> list[dict[str, SampledAnswer] | RequestFailed]:
+) -> tuple[Answered, int, list[dict[str, Any]]]:
     """The policy's different answers to each prompt: text -> how it was sampled.
 
+    And how many prompts its context has no room for, and the rows of those that failed.
     The policy is closed at the end, so that a judge finds its memory free.
     """
     policy = open_model(context.policy)
     context.progress.start(config.answers * len(prompts), "answers")
     try:
-        return asyncio.run(_answers(prompts, config, context, policy))
+        results = asyncio.run(_answers(prompts, config, context, policy))
     finally:
         policy.close()
+    answered, failed = split_failed(prompts, results)
+    fitting = [(prompt, answers) for prompt, answers in answered if answers is not None]
+    return fitting, len(answered) - len(fitting), failed
 
 
 async def _answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, policy: Recorded
-) -> list[dict[str, SampledAnswer] | RequestFailed]:
-    async def answer(prompt: Prompt, number: int) -> tuple[str, SampledAnswer]:
+) -> list[dict[str, SampledAnswer] | RequestFailed | None]:
+    """None: the prompt is beyond the policy's context."""
+
+    async def answer(prompt: Prompt, number: int) -> tuple[str, SampledAnswer] | None:
         seed = seed_of(context.seed, prompt.id, "candidate", number)
         completion = await policy.complete(Request(prompt.messages, config.sampling, seed))
+        if completion.finish_reason == "too_long":
+            return None
         return completion.text, SampledAnswer(seed, completion.finish_reason == "stop")
 
-    async def answers(prompt: Prompt) -> dict[str, SampledAnswer]:
+    async def answers(prompt: Prompt) -> dict[str, SampledAnswer] | None:
         sampled = await gather_rows([answer(prompt, number) for number in range(config.answers)])
-        return distinct_answers(sampled, config.max_similarity)
+        fitting = [result for result in sampled if result is not None]
+        return distinct_answers(fitting, config.max_similarity) if fitting else None
 
     rows = [answers(prompt) for prompt in prompts]
     return await gather_results(rows, context.engine.max_failures)
@@ -85,8 +97,7 @@ def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
         overlapping += harmless_overlapping
     prompts, benign = prompts + harmless, {prompt.id for prompt in harmless}
     with context.models() as open_model:
-        answers = policy_answers(prompts, config, context, open_model)
-    answered, failed = split_failed(prompts, answers)
+        answered, too_long, failed = policy_answers(prompts, config, context, open_model)
     ruled = [rule_pair(prompt, sampled, prompt.id in benign) for prompt, sampled in answered]
     pairs = [pair for pair in ruled if isinstance(pair, PreferencePair)]
     # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs
@@ -101,6 +112,8 @@ def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
         "overlapping": overlapping,
         "all_good": reasons["all_good"],
         "none_good": reasons["none_good"],
+        "unread": reasons["unread"],
+        "prompt_too_long": too_long,
         "cut_off": len(cut_off),
         "harmful": kinds["harmful"],
         "harmless": kinds["harmless"],
@@ -154,8 +167,7 @@ def demonstration_pairs(config: LabelConfig, context: Context) -> Pairs:
     prompts, overlapping = context.decontaminate([prompt for prompt, _ in rows])
     demonstrated = {prompt.id: answer for prompt, answer in rows}
     with context.models() as open_model:
-        answers = policy_answers(prompts, config, context, open_model)
-    answered, failed = split_failed(prompts, answers)
+        answered, too_long, failed = policy_answers(prompts, config, context, open_model)
     pairs = []
     for prompt, sampled in answered:
         better = demonstrated[prompt.id]
@@ -168,6 +180,7 @@ def demonstration_pairs(config: LabelConfig, context: Context) -> Pairs:
         "demonstrations": len(pairs),
         "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs),
         "demonstrations_overlapping": overlapping,
+        "demonstrations_too_long": too_long,
     }
     return Pairs(pairs, numbers, failed)
 

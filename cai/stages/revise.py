@@ -1,9 +1,8 @@
 """First answers, then rounds of critique and revision by the constitution (section 3.1)."""
 
 import asyncio
-from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,33 +14,15 @@ from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.rows import gather_results, stream_results
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant
-from cai.method.critique import CritiqueStep, Revision, revise
-from cai.method.refusal import refuses
+from cai.method.critique import TOO_LONG, Revision, revise
+from cai.method.gates import ENGLISH_GATES
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, split_failed, write_failed
+from cai.stages.revision_counts import Revised, Tally, failed_gates, revised
 from cai.stages.revision_rows import REVISIONS, TRAINING, as_row, rows_to_train_on
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 from cai.text import repeats
-
-
-@dataclass(frozen=True)
-class Revised:
-    """What became of the revisions of a principle, or of a round."""
-
-    drawn: int
-    changed: int
-    refused: int
-    passed: int
-    gates: dict[str, int]  # gate -> revisions that failed it
-    words_before: float  # means
-    words_after: float
-
-    def cells(self, name: str) -> tuple[str, ...]:
-        gates = sorted(self.gates.items(), key=lambda gate: -gate[1])
-        failures = ", ".join(f"{gate} {count}" for gate, count in gates)
-        counts = (self.drawn, self.changed, self.refused, self.passed)
-        return (name, *map(str, counts), failures, f"{self.words_before}", f"{self.words_after}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +37,11 @@ class Summary(BaseSummary):
     rounds: dict[str, Revised]
     helpful: int | None = None  # helpful answers that were sampled
     helpful_left_out: int = 0
+    too_long: int = 0  # prompts beyond the model's context, in no other count
+    rounds_too_long: int = 0  # rounds of other prompts beyond the critic's
+    helpful_too_long: int = 0
+    languages: dict[str, int] = field(default_factory=dict)  # of revisions not in English
+    blind_gates: Sequence[str] = ()  # switched on, and let those revisions pass
     critic: str | None = None  # the model that critiques and revises, where it is another
 
     counted: ClassVar = ("prompts", "rows")
@@ -72,10 +58,26 @@ class Summary(BaseSummary):
             ("prompts that keep a revision", self.kept),
             ("helpful answers sampled", self.helpful or 0),
             ("helpful answers left out", self.helpful_left_out),
+            ("prompts beyond the model's context", self.too_long),
+            ("rounds beyond the critic's context", self.rounds_too_long),
+            ("helpful prompts beyond the context", self.helpful_too_long),
+            ("revisions not in English", sum(self.languages.values())),
             ("training rows", self.rows),
             ("prompts that no engine answered", self.failed),
             ("left out because an evaluation suite holds them", self.overlapping),
         )
+
+    def warnings(self) -> list[str]:
+        if not self.languages:
+            return []
+        total = sum(revised.drawn for revised in self.rounds.values())
+        counts = ", ".join(f"{code} {count}" for code, count in self.languages.items())
+        blind = ", ".join(self.blind_gates)
+        passes = f" The gates {blind} let them pass." if blind else ""
+        return [
+            f"{sum(self.languages.values())} of {total} revisions are not in English ({counts})."
+            f"{passes} The rules that count refusals know English only and find none in them."
+        ]
 
     def notes(self) -> list[str]:
         if self.critic is None:
@@ -93,6 +95,8 @@ class Summary(BaseSummary):
             for title, groups in (("principle", self.principles), ("round", self.rounds))
         ]
         total = sum(revised.drawn for revised in self.rounds.values())
+        if not total:
+            return []
         gates = sorted(self.gates.items(), key=lambda gate: -gate[1])
         rows = tuple((gate, str(count), f"{count / total:.0%}") for gate, count in gates)
         title = "gates: why a revision was not trained on; one may fail several"
@@ -138,6 +142,7 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
             "no revision passed its gates, so there is nothing to train on; see revise.gates and "
             "revise.form"
         )
+    helpful_too_long = sum(answer.finish_reason == TOO_LONG for _, answer in answers)
     kept_helpful = helpful_rows(answers)
     if helpful:
         write_rows(work / "helpful.parquet", kept_helpful)
@@ -151,7 +156,12 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
         principles={name: revised(tally.principles[name]) for name in sorted(tally.principles)},
         rounds={name: revised(counts) for name, counts in tally.rounds.items()},
         helpful=len(kept_helpful) if helpful else None,
-        helpful_left_out=len(helpful) - len(kept_helpful),
+        helpful_left_out=len(helpful) - len(kept_helpful) - helpful_too_long,
+        too_long=tally.too_long,
+        rounds_too_long=tally.rounds_too_long,
+        helpful_too_long=helpful_too_long,
+        languages=dict(tally.languages.most_common()),
+        blind_gates=[gate for gate in config.gates if gate in ENGLISH_GATES],
         critic=config.model.name if config.model else None,
     )
 
@@ -211,53 +221,6 @@ def usable(answer: Completion) -> bool:
     return ended and bool(answer.text.strip()) and not repeats(answer.text)
 
 
-class Tally:
-    """Counts of the revisions: in all, by principle and by round."""
-
-    def __init__(self) -> None:
-        self.rows = self.kept = 0  # rows to train on; prompts with a revision that passed
-        self.all: Counter[str] = Counter()
-        self.principles: dict[str, Counter[str]] = defaultdict(Counter)
-        self.rounds: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def add(self, revision: Revision) -> None:
-        before = revision.answer
-        self.kept += bool(revision.final)
-        for round, step in enumerate(revision.steps, 1):
-            counts = step_counts(before, step)
-            for tally in (self.all, self.principles[step.principle_id], self.rounds[str(round)]):
-                tally.update(counts)
-            before = before if step.gates else step.revision
-
-
-def step_counts(before: str, step: CritiqueStep) -> dict[str, int]:
-    return {
-        "drawn": 1,
-        "changed": before != step.revision,
-        "refused": refuses(step.revision),
-        "passed": not step.gates,
-        "words_before": len(before.split()),
-        "words_after": len(step.revision.split()),
-    } | {f"gate {gate}": 1 for gate in step.gates}
-
-
-def failed_gates(counts: Counter[str]) -> dict[str, int]:
-    names = sorted(name for name in counts if name.startswith("gate "))
-    return {name.removeprefix("gate "): counts[name] for name in names}
-
-
-def revised(counts: Counter[str]) -> Revised:
-    return Revised(
-        drawn=counts["drawn"],
-        changed=int(counts["changed"]),
-        refused=int(counts["refused"]),
-        passed=int(counts["passed"]),
-        gates=failed_gates(counts),
-        words_before=round(counts["words_before"] / counts["drawn"], 1),
-        words_after=round(counts["words_after"] / counts["drawn"], 1),
-    )
-
-
 def _data(config: Config, round: int) -> list[str]:
     helpful = config.revise.helpful
     return [*config.revise.prompts.data, *(helpful.prompts.data if helpful else ())]
@@ -265,7 +228,7 @@ def _data(config: Config, round: int) -> list[str]:
 
 STAGE = Stage(
     kind="revise",
-    version=5,
+    version=6,
     run=run,
     summary=Summary,
     inputs=lambda config, round: ("sft",),

@@ -63,7 +63,7 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     markers = adopt_markers(tokenizer)
     rows, audit = prepare(config, context, tokenizer)
     audit.refuse_losses(config, context.stage)
-    held_out = int(len(rows) * config.validation)
+    held_out = audit.held_out
     trainer: Any = open_trainer(config, context, rows, held_out, tokenizer, markers)
     probe = loss_probe(trainer, rows, bool(held_out))  # the first rows are those held out
     logs = context.scratch.with_name("logs")
@@ -96,7 +96,7 @@ def start_input(config: Config) -> list[str]:
 
 SFT = Stage(
     kind="sft",
-    version=6,
+    version=7,
     run=run,
     summary=Summary,
     inputs=lambda config, round: _build_input(config.sft.data),
@@ -107,7 +107,7 @@ SFT = Stage(
 )
 SL_CAI = Stage(
     kind="sl_cai",
-    version=6,
+    version=7,
     run=run,
     summary=Summary,
     inputs=lambda config, round: [

@@ -61,6 +61,10 @@ class ModelAnswers:
     too_long: dict[str, Estimate] = field(default_factory=dict)  # share of prompts, by suite
     failed: list[dict[str, Any]] = field(default_factory=list)
 
+    def count_too_long(self, suite: str, unfit: int, asked: int) -> None:
+        if unfit:
+            self.too_long[suite] = share(unfit, asked)
+
 
 def load_suites(config: EvaluateConfig, context: Context) -> Suites:
     """Raises CaiError where a suite has no row."""
@@ -137,7 +141,10 @@ def ask_model(
     for (suite, sample), texts in replies.items():
         answered, failed = split_failed(suites.prompts[suite], texts)
         result.failed += [{"model": name, "suite": suite} | row for row in failed]
-        result.answers += [Answer(name, suite, prompt, text, sample) for prompt, text in answered]
+        fitting = [(prompt, text) for prompt, text in answered if text is not None]
+        result.answers += [Answer(name, suite, prompt, text, sample) for prompt, text in fitting]
+        # a prompt that does not fit fits in no sample
+        result.count_too_long(suite, len(answered) - len(fitting), len(answered))
     for suite, rows in attempts.items():
         references = suites.references[suite]
         answered, failed = split_failed([reference.prompt for reference in references], rows)
@@ -151,25 +158,28 @@ def ask_model(
             Answer(name, suite, prompt, attempt.text, 0, reference)
             for prompt, attempt, reference in fitting
         ]
-        if unfit := len(answered) - len(fitting):
-            result.too_long[suite] = share(unfit, len(answered))
-            context.progress.say(
-                f"{name}: {unfit} of {len(answered)} rows of {suite} do not fit its context"
-            )
+        result.count_too_long(suite, len(answered) - len(fitting), len(answered))
+    for suite, estimate in result.too_long.items():
+        count = estimate.count
+        unfit = round(estimate.value * count)
+        context.progress.say(f"{name}: {unfit} of {count} rows of {suite} do not fit its context")
     return result
 
 
-Replies = dict[tuple[str, int], list[str | RequestFailed]]  # by suite and sample
+Replies = dict[
+    tuple[str, int], list[str | RequestFailed | None]
+]  # by suite and sample; None: too long
 Attempts = dict[str, list[Attempt | RequestFailed | None]]  # by suite
 
 
 async def _ask(
     suites: Suites, config: EvaluateConfig, context: Context, model: Recorded
 ) -> tuple[Replies, Attempts]:
-    async def reply(prompt: Prompt, sample: int) -> str:
+    async def reply(prompt: Prompt, sample: int) -> str | None:
         draw = [sample] if sample else []
         seed = seed_of(context.seed, prompt.id, "evaluate", *draw)
-        return (await model.complete(Request(prompt.messages, config.sampling, seed))).text
+        completion = await model.complete(Request(prompt.messages, config.sampling, seed))
+        return None if completion.finish_reason == "too_long" else completion.text
 
     # metrics against a reference compare models, not draws
     greedy = replace(config.sampling, temperature=0.0)

@@ -1,17 +1,20 @@
 """What `sft` and `sl_cai` are trained on, and the audit of it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai.config.names import BUILT
 from cai.config.schema import SftConfig
+from cai.config.types import Dedupe
 from cai.data.audit import text_metrics
+from cai.data.duplicates import duplicate_finder
 from cai.data.mixture import mix
 from cai.data.parquet import read_rows
 from cai.data.prompts import UnfitRows, read_dialogues, shuffled
+from cai.data.split import opening_turn, validation_first
 from cai.errors import CaiError
 from cai.messages import Dialogue, from_dicts
 from cai.stages.base import Context
@@ -44,6 +47,10 @@ class Audit:
     trained_tokens: int
     lengths: dict[str, Any]  # tokens a row: median, p95, most, up_to
     texts: dict[str, Any]  # duplicates, variety and scripts (cai/data/audit.py)
+    duplicates: int = 0  # rows left out since they repeat an earlier one (sft.dedupe)
+    # "set: field" -> rows that hold something there that is not read
+    ignored: dict[str, int] = field(default_factory=dict)
+    held_out: int = 0  # rows that the held-out loss is measured on: the first, of whole prompts
 
     def refuse_losses(self, config: SftConfig, stage: str) -> None:
         """Raises CaiError where no token would be trained, or too many rows are lost."""
@@ -71,6 +78,7 @@ class Audit:
             "unfit": self.skipped,
             "without an answer": self.no_answer,
             "in an evaluation set": self.overlapping,
+            "duplicates": self.duplicates,
             "not drawn": self.not_drawn,
         }
         cut = {
@@ -90,6 +98,7 @@ class Audit:
             ("rows read", f"{self.read}"),
             ("left out", _tally(left_out)),
             ("first unfit", "\n".join(self.skipped_first)),
+            ("fields not read", _tally(self.ignored)),
             ("by evaluation set", _tally(self.overlaps)),
             ("rows drawn", ", ".join(shares) or "0"),
         ]
@@ -126,14 +135,22 @@ def _tally(counts: dict[str, Any]) -> str:
 def prepare(
     config: SftConfig, context: Context, tokenizer: "PreTrainedTokenizerBase"
 ) -> "tuple[Dataset, Audit]":
-    """The data set that is trained on, shuffled and tokenised, and its audit."""
+    """The data set that is trained on, tokenised, and its audit.
+
+    The rows that are held out come first, and both parts are shuffled.
+    """
     from cai.training.tokens import tokenize_dialogues
 
     drawn_rows, counts = training_rows(config, context)
     drawn_rows = shuffled(drawn_rows, context.seed)
-    dialogues = [dialogue for dialogue, _ in drawn_rows]
+    prompts = [opening_turn(dialogue) for dialogue, _ in drawn_rows]
+    order, held_out = validation_first(prompts, config.validation)
+    dialogues = [drawn_rows[row][0] for row in order]
     rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length)
-    return rows, Audit(**counts, **tokens, texts=text_metrics(drawn_rows))
+    if tokens["dropped"]:
+        held_out = len(tokenize_dialogues(tokenizer, dialogues[:held_out], config.max_length)[0])
+    texts = text_metrics(drawn_rows)
+    return rows, Audit(**counts, **tokens, texts=texts, held_out=held_out)
 
 
 def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
@@ -145,7 +162,8 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     revisions: list[Row] = []
     if config.revisions != "none":
         revisions = revision_rows(context.output("revise") / "training.parquet", config.revisions)
-    usable = UsableRows(context)
+    usable = UsableRows(context, config.dedupe)
+    revisions = [row for row in revisions if not usable.is_duplicate(row[0])]
     if config.helpful == "sampled":
         sampled = usable(usable.written("revise", "helpful.parquet", "sampled"))
         sources = {"sampled": sampled}
@@ -163,14 +181,16 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         config.mixing_cap,
     )
     row_counts = {name: len(rows) for name, rows in mixed.items()}
-    lost = usable.skipped.count + usable.no_answer + usable.overlapping
+    lost = usable.skipped.count + usable.no_answer + usable.overlapping + usable.duplicates
     counts = {
         "read": lost + sum(sizes.values()) + len(revisions),
         "skipped": usable.skipped.count,
         "skipped_first": usable.skipped.examples,
+        "ignored": usable.skipped.ignored,
         "no_answer": usable.no_answer,
         "overlapping": usable.overlapping,
         "overlaps": usable.overlaps,
+        "duplicates": usable.duplicates,
         "not_drawn": sum(sizes.values()) - sum(row_counts.values()),
         "instructions": sum(row_counts.values()),
         "sources": row_counts,
@@ -182,10 +202,11 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
 class UsableRows:
     """Lets the rows pass that may be trained on, and counts the others."""
 
-    def __init__(self, context: Context):
+    def __init__(self, context: Context, dedupe: Dedupe):
         self.context = context
         self.skipped = UnfitRows()
-        self.no_answer = self.overlapping = 0
+        self.no_answer = self.overlapping = self.duplicates = 0
+        self._repeats = duplicate_finder(dedupe)
         self.overlaps = dict.fromkeys(context.held_out, 0)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -202,13 +223,19 @@ class UsableRows:
                 self.overlapping += 1
             elif dialogue[-1].role != "assistant":
                 self.no_answer += 1
-            else:
+            elif not self.is_duplicate(dialogue):
                 yield dialogue, tags
+
+    def is_duplicate(self, dialogue: Dialogue) -> bool:
+        """Whether it repeats a row that was asked about before, of any set; counts it."""
+        repeats = self._repeats(dialogue)
+        self.duplicates += repeats
+        return repeats
 
     def written(self, stage: str, file: str, source: str) -> Iterator[Row]:
         """Rows that another stage has written."""
         for row in read_rows(self.context.output(stage) / file):
-            yield from_dicts(row["messages"]), {"source": source}
+            yield last_answer_only(from_dicts(row["messages"])), {"source": source}
 
     def of_set(self, name: str) -> Iterable[Row]:
         if name == BUILT:
@@ -220,4 +247,14 @@ class UsableRows:
 def revision_rows(path: Path, rounds: str) -> list[Row]:
     """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`."""
     rows = (row for row in read_rows(path) if rounds == "all" or row["last"])
-    return [(from_dicts(row["messages"]), {"source": "revisions"}) for row in rows]
+    return [
+        (last_answer_only(from_dicts(row["messages"])), {"source": "revisions"}) for row in rows
+    ]
+
+
+def last_answer_only(dialogue: Dialogue) -> Dialogue:
+    """The dialogue of which training learns the last turn: a stage has written no other answer.
+
+    The answers before it may be what a red team provoked.
+    """
+    return (*(replace(message, trained=False) for message in dialogue[:-1]), dialogue[-1])

@@ -64,6 +64,7 @@ class Verdicts:
                 "judges_itself": self.judges_itself(row["first"], row["second"]),
                 "identical": identical,
                 "unjudged": len(results) - len(decided),
+                "too_long": results.count(None),
             }
             row |= win_metrics(decided, identical)
         return rows
@@ -112,6 +113,7 @@ class Verdicts:
             "judge": self.name,
             "judges_itself": [name for name in self.config.models if self.judges_itself(name)],
             "unjudged": len(judged_places) - len(orders),
+            "too_long": results.count(None),
         }
         if flipped:
             summary["flipped"] = asdict(share(sum(flipped.values()), len(flipped)))

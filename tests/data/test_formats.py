@@ -10,7 +10,13 @@ from cai.config.compose import from_json as build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data import formats
 from cai.data.formats import to_dialogue
-from cai.data.prompts import load_dialogues, load_preferences, load_prompts, shuffled
+from cai.data.prompts import (
+    load_demonstrations,
+    load_dialogues,
+    load_preferences,
+    load_prompts,
+    shuffled,
+)
 from cai.errors import CaiError
 from cai.messages import Message, assistant, user
 
@@ -347,3 +353,139 @@ def test_a_prompt_ends_with_a_human_turn(
         Prompts(["d"]), {"d": DataConfig(kind="file", path=str(tmp_path / "a.jsonl"))}, 0
     )
     assert {prompt.messages[-1].role for prompt in prompts} == {"user"}
+
+
+CONFIG = DataConfig("file", "")
+SYSTEM = {"role": "system", "content": "Be brief."}
+LONGER = [
+    *TURNS,
+    {"role": "user", "content": "Pick a lock!"},
+    {"role": "assistant", "content": "No."},
+]
+LONG_TALK = (*SAID, user("Pick a lock!"), assistant("No."))
+BRIEF = Message("system", "Be brief.")
+REPEATED = {
+    "all of it": (LONGER[:3], LONGER, LONG_TALK),
+    "the last human turn, as a text": ("Pick a lock!", LONGER, LONG_TALK),
+    "its end": (LONGER[:3], LONGER[2:], LONG_TALK),
+    "other spacing": ("Pick  a lock!\n", LONGER, LONG_TALK),
+    "its beginning": (LONGER[:1], LONGER, LONG_TALK),
+    "nothing": (LONGER[:3], LONGER[3:], LONG_TALK),
+    "a system message of the prompt's": ([SYSTEM, *LONGER[:3]], LONGER, (BRIEF, *LONG_TALK)),
+    "a system message of the answer's": (LONGER[:3], [SYSTEM, *LONGER], (BRIEF, *LONG_TALK)),
+    "a system message of both": ([SYSTEM, *LONGER[:3]], [SYSTEM, *LONGER], (BRIEF, *LONG_TALK)),
+    "a system message alone": ([SYSTEM], LONGER, (BRIEF, *LONG_TALK)),
+    "earlier turns alone": (LONGER[:2], LONGER[2:], LONG_TALK),
+    "Anthropic's turns": (
+        "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Pick a lock!\n\nAssistant:",
+        "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Pick a lock!\n\nAssistant: No.",
+        LONG_TALK,
+    ),
+    "Anthropic's turns before a text": (
+        "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Pick a lock!\n\nAssistant:",
+        "No.",
+        LONG_TALK,
+    ),
+    "a text": ("Pick a lock!", "Pick a lock!\nNo.", (user("Pick a lock!"), assistant("No."))),
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_a_prompt_that_chosen_repeats_is_not_doubled(case: str, tmp_path: Path):
+    """In preferences, and where a completion is a list of turns; also when a pair is labelled."""
+    prompt, chosen, expected = REPEATED[case]
+    rejected = json.loads(json.dumps(chosen).replace("No.", "Yes."))
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    assert to_dialogue(row, CONFIG) == expected
+    (pair,) = load_preferences(Prompts(["mine"]), data(tmp_path, [row]), 0)
+    assert (pair[0].messages, pair[1], pair[2]) == (expected[:-1], "No.", "Yes.")
+    if isinstance(chosen, list):
+        assert to_dialogue({"prompt": prompt, "completion": chosen}, CONFIG) == expected
+
+
+def test_an_answer_alone_that_repeats_its_question_is_left_as_it_is():
+    row = {"prompt": "Who are you?", "chosen": "Who are you? I'm cai.", "rejected": "Nobody."}
+    assert to_dialogue(row, CONFIG)[-1] == assistant("Who are you? I'm cai.")
+
+
+UNJOINED = [
+    ([SYSTEM, *TURNS[:1]], [{"role": "system", "content": "Be long."}, *TURNS], "different system"),
+    ("Ho", TURNS, "a human turn that the prompt does not hold"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "chosen", "reason"), UNJOINED)
+def test_a_prompt_and_an_answer_that_do_not_join_are_left_out(
+    prompt: Any, chosen: Any, reason: str
+):
+    with pytest.raises(ValueError, match=reason):
+        to_dialogue({"prompt": prompt, "chosen": chosen, "rejected": chosen}, CONFIG)
+
+
+@pytest.mark.parametrize("flag", ["weight", "train", "trainable", "training", "loss", "loss_mask"])
+@pytest.mark.parametrize("value", [0, False, 1, True, None])
+def test_an_answer_that_is_marked_is_not_trained(flag: str, value: Any, tmp_path: Path):
+    row = {"messages": [TURNS[0] | {flag: 0}, TURNS[1] | {flag: value}]}
+    question, answer = to_dialogue(row, CONFIG)
+    assert (question.trained, answer.trained) == (True, value is None or bool(value))
+    demonstrations = load_demonstrations(Prompts(["mine"]), data(tmp_path, [row]), 0)
+    assert len(demonstrations) == answer.trained
+
+
+def test_a_history_and_parts_of_a_message_are_read():
+    row = {"instruction": "Pick a lock!", "output": "No.", "history": [["Hi", "Hello"]]}
+    assert to_dialogue(row, CONFIG) == LONG_TALK
+    assert to_dialogue(row | {"system": "Be brief."}, CONFIG) == (BRIEF, *LONG_TALK)
+    assert to_dialogue(row | {"history": TURNS}, CONFIG) == LONG_TALK
+    assert to_dialogue(row | {"history": []}, CONFIG) == LONG_TALK[2:]
+    parts = [{"type": "text", "text": "Pick"}, {"type": "text", "text": "a lock!"}]
+    turns = [{"role": "user", "content": parts}, TURNS[1]]
+    assert to_dialogue({"messages": turns}, CONFIG)[0] == user("Pick\na lock!")
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+REFUSED = [
+    ({"messages": [TURNS[0], CALL]}, "a call of tools"),
+    ({"messages": [TURNS[0], {"role": "tool", "content": "7"}, TURNS[1]]}, "a call of tools"),
+    ({"messages": [{"role": "developer", "content": "x"}, *TURNS]}, "developer: system"),
+    ({"messages": [TURNS[0] | {"content": [{"type": "image_url"}]}, TURNS[1]]}, "no text: image_"),
+    ({"messages": TURNS, "images": ["a.png"]}, "the column images: the row is not text alone"),
+    ({"instruction": "Hi", "output": "Ho", "history": "Hm"}, "a history that is no list"),
+    ({"instruction": "Hi", "output": "Ho", "history": [["Hm"]]}, "a list of pairs"),
+    ({"messages": [TURNS[0], TURNS[1] | {"loss_mask": 0.5}]}, "loss_mask is 0 or 1, not 0.5"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), REFUSED)
+def test_what_changes_a_rows_meaning_and_is_not_read_has_its_reason(row: Any, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        to_dialogue(row, CONFIG)
+
+
+def test_a_developers_turn_may_be_the_systems():
+    turns = [{"role": "developer", "content": "Be brief."}, *TURNS]
+    config = DataConfig("file", "", roles={"developer": "system"})
+    assert to_dialogue({"messages": turns}, config) == (BRIEF, *SAID)
+
+
+def test_fields_that_are_not_read_are_named_once_for_a_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    thought = [TURNS[0], TURNS[1] | {"reasoning_content": "Hm."}]
+    rows = [{"messages": thought}] * 2 + [{"messages": TURNS, "tools": [{"name": "f"}]}]
+    loaded = load_dialogues(["mine"], data(tmp_path, [*rows, {"messages": TURNS, "tools": None}]))
+    assert loaded.unfit.ignored == {"mine: reasoning_content": 2, "mine: tools": 1}
+    said = "data.mine: not read, so what they mean is lost: reasoning_content (in 2 rows), tools"
+    assert capsys.readouterr().err.count(said) == 1 and len(loaded.dialogues) == 4
+
+
+def test_labelled_pairs_that_do_not_fit_are_said_and_turns_mapped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    turns = [{"by": "Me", "said": "Hi"}, {"by": "Bot", "said": "Hello"}]
+    worse = [turns[0], {"by": "Bot", "said": "No"}]
+    mapping = {"role": "by", "content": "said", "chosen": "pair.good", "rejected": "pair.bad"}
+    rows = [{"pair": {"good": turns, "bad": worse}}, {"pair": {"good": turns}}]
+    roles = {"Me": "user", "Bot": "assistant"}
+    assert labelled(tmp_path, rows, fields=mapping, roles=roles) == [("Hi", "Hello", "No")]
+    assert "data.mine: left out 1 rows that do not fit" in capsys.readouterr().err

@@ -6,11 +6,15 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from cai.config.schema import DataConfig
+from cai.data.formats import to_dialogue
 from cai.data.sources import fingerprint, read_source
 from cai.errors import CaiError, UsageError
+from cai.messages import assistant, user
 
 ROWS = [{"prompt": "One, two", "split": "train"}, {"prompt": "Drei", "split": "test"}]
 
@@ -25,9 +29,6 @@ def read(config: DataConfig) -> list[dict[str, Any]]:
 
 
 def parquet(folder: Path) -> DataConfig:
-    import pyarrow
-    import pyarrow.parquet
-
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "rows.parquet")
     return DataConfig(kind="file", path=str(folder / "rows.parquet"))
 
@@ -217,3 +218,27 @@ def test_where_knows_true(tmp_path: Path):  # str(True) == "True"
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "good": true}\n')
     config = DataConfig(kind="file", path=str(tmp_path / "a.jsonl"), where={"good": "true"})
     assert len(list(read_source("d", config))) == 1
+
+
+BROKEN = {
+    "jsonl": '{"prompt": "Hi \\ud83d", "input": NaN}\n',
+    "json": '[{"prompt": "Hi \\ud83d", "input": NaN}]',
+    "yaml": '- {prompt: "Hi \\ud83d", input: .nan}\n',
+}
+
+
+@pytest.mark.parametrize("suffix", BROKEN)
+def test_half_a_surrogate_pair_and_nan_are_replaced_and_counted(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / f"rows.{suffix}").write_text(BROKEN[suffix])
+    rows = read_source("mine", DataConfig("file", str(tmp_path / f"rows.{suffix}")))
+    assert [row for _, row in rows] == [{"prompt": "Hi \ufffd", "input": None}]
+    assert "data.mine: 1 rows hold NaN" in capsys.readouterr().err
+
+
+def test_nan_of_a_table_is_a_missing_value(tmp_path: Path):
+    columns = {"instruction": ["Hi"], "input": [float("nan")], "output": ["Hello"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    ((_, row),) = read_source("mine", DataConfig("file", str(tmp_path / "rows.parquet")))
+    assert to_dialogue(row, DataConfig("file", "")) == (user("Hi"), assistant("Hello"))

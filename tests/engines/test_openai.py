@@ -155,7 +155,6 @@ FAULTS: dict[str, Fault] = {
         choices=[{"message": {"content": "half of"}, "finish_reason": "abort"}]
     ),
     "10 MB": lambda handler, body: chat(body, "x" * (10 << 20)),
-    "half a surrogate pair": lambda handler, body: chat(body, "\ud800"),
 }
 
 
@@ -337,6 +336,11 @@ def test_what_no_row_could_survive_stops_all(faulty: Faulty, fault: Fault):
 def test_a_prompt_that_leaves_no_room_is_too_long(faulty: Faulty, text: str):
     faulty.always = status(400, text)
     assert only(ask(config(faulty), asked("x"))).finish_reason == "too_long"
+
+
+def test_an_emoji_that_a_server_cut_in_half_is_replaced(faulty: Faulty):
+    faulty.always = lambda handler, body: chat(body, "Well \U0001f600 done \ud83d")
+    assert only(ask(config(faulty), asked("x"))).text == "Well \U0001f600 done \ufffd"
 
 
 def test_a_server_that_dies_is_waited_for(faulty: Faulty):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cai.method.gates import GATES, Draft, failed_gates
+from cai.method.gates import ENGLISH_GATES, GATES, Draft, failed_gates
 from cai.text import repeats
 
 GOOD = Draft(
@@ -80,3 +80,18 @@ def test_to_help_with_a_harmless_request_is_no_compliance():
 def test_short_texts_do_not_repeat():
     assert not repeats("no no no no no")
     assert repeats("no " * 30)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "revision"),
+    [
+        ("Wie knacke ich ein Fahrradschloss?", "Dabei helfe ich nicht, denn es wäre Diebstahl."),
+        ("怎么偷邻居的自行车？", "我不能帮助你做这件事，因为这会伤害别人。"),
+        ("Wie knacke ich ein Fahrradschloss?", "I can't help with that. Ask your neighbour."),
+    ],
+)
+def test_gates_that_know_english_only_let_other_languages_pass(prompt: str, revision: str):
+    draft = dataclasses.replace(GOOD, prompt=prompt, revision=revision)
+    assert failed_gates(draft, ENGLISH_GATES) == ()
+    dull = dataclasses.replace(draft, prompt=GOOD.prompt, revision="Rivers carry water to the sea.")
+    assert failed_gates(dull, ENGLISH_GATES) == ("complied", "off_topic")

@@ -335,3 +335,12 @@ def test_both_kinds_are_mixed_at_their_ratio(
         sorted(kinds),
         sorted(kinds, reverse=True),
     )  # one after the other, no held-out row is mixed
+
+
+def test_rules_make_no_pair_of_answers_that_they_can_not_read():
+    refusal, german = "I can't help with that.", "Nimm einen Bolzenschneider und geh in der Nacht."
+    answers = {text: SampledAnswer(0, True) for text in (refusal, german)}
+    assert rule_pair(PROMPT, answers, benign=False) == "unread"
+    answers["Take a bolt cutter and go at night."] = SampledAnswer(1, True)
+    pair = rule_pair(PROMPT, answers, benign=False)
+    assert isinstance(pair, PreferencePair) and german not in (pair.chosen, pair.rejected)

@@ -32,6 +32,15 @@ def test_answers_are_scored_by_rules_with_one_vote_a_prompt():
     assert values["shared_refusal"] == [1, 1, 1] and values["shared_opening"] == [1, 1, 0, 0.5, 0]
 
 
+def test_an_answer_that_rules_can_not_read_is_in_no_share_of_refusals():
+    answers = [(answer(0, "Dabei helfe ich nicht."), None), (answer(1, "I can't help."), True)]
+    scores = answer_scores(answers)
+    for metric in ("refusal", "redirection", "compliance", "evasive"):
+        assert list(scores[metric]) == [answers[1][0].prompt.id]
+    assert list(scores["not_english"].values()) == [1, 0] and len(scores["degenerate"]) == 2
+    assert "not_english" not in answer_scores(answers[1:])
+
+
 def test_distinct_ngrams_are_counted_over_all_answers_of_a_suite():
     answers = [
         answer(0, "the cat sat"),

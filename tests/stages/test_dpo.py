@@ -12,7 +12,7 @@ import pytest
 
 from cai.config.compose import compose
 from cai.config.schema import DataConfig
-from cai.data.parquet import write_rows
+from cai.data.parquet import read_rows, write_rows
 from cai.errors import CaiError
 from cai.stages import dpo, sft
 from cai.stages.base import Context, Input
@@ -76,6 +76,24 @@ def test_the_curve_has_margins_and_kl_of_training_and_held_out_pairs(context: Co
         "The guards see no growing, shrinking or repetitive answers, "
         "since no pair is held out (dpo.validation)."
     ]
+
+
+def test_the_pairs_of_a_prompt_are_all_held_out_or_all_trained_on(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
+    path = context.root / "label" / "pairs.parquet"
+    write_rows(path, [row for row in read_rows(path)[:5] for _ in range(2)])
+    seen: list[list[str]] = []
+
+    def note(config: object, context: object, rows: Any, held_out: int, tokenizer: object) -> None:
+        prompts = [prompt[0]["content"] for prompt in rows["prompt"]]
+        seen.extend([prompts[:held_out], prompts[held_out:]])
+        raise InterruptedError
+
+    monkeypatch.setattr("cai.stages.dpo_trainer.open_trainer", note)
+    with pytest.raises(InterruptedError):
+        run(context, "split", "dpo.validation=0.3")
+    assert len(seen[0]) == 2 and len(seen[1]) == 8 and not set(seen[0]) & set(seen[1])
 
 
 def test_answers_to_held_out_prompts_are_in_the_curve(context: Context):

@@ -206,6 +206,23 @@ def test_a_suite_of_which_no_row_fits_has_no_other_figure(
     ] * 2 and rows == []
 
 
+def test_answers_in_another_language_are_named_and_in_no_share_of_refusals(context: Context):
+    pupil = Pupil(HELD | {"Who?": "Das sage ich dir nicht, denn es wäre nicht recht."})
+    context = replace(context, engine_opener=lambda config, model: pupil)
+    sampling = compose(["experiment=smoke"]).evaluate.sampling
+    red = {"red": Suite("red_team", Prompts(["held"]))}
+    summary = evaluate.run(EvaluateConfig(sampling, red, ["base"]), context.root, context)
+    metrics = summary.metrics["base"]["red"]
+    assert metrics["not_english"]["value"] == 1 / 5 and metrics["refusal"]["count"] == 4
+    assert summary.refusal == {"by": "rules", "not_english": {"de": 1}}
+    (warning,) = summary.warnings()
+    assert warning.startswith("1 answers are not in English (de 1).")
+    answers = {
+        row["answer"][:3]: row["refuses"] for row in read_rows(context.root / "answers.parquet")
+    }
+    assert answers["Das"] is None and answers["It "] is False
+
+
 def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context, tiny_model: Path):
     """On the real engine, against plain log-probabilities."""
     import torch

@@ -322,6 +322,7 @@ def test_demonstrations_are_preferred_to_the_policys_own_answers(
             "demonstrations": 5,
             "demonstrations_refused": len(refused),
             "demonstrations_overlapping": 1,
+            "demonstrations_too_long": 0,
         },
         **{"pairs": plain["pairs"] + 5, "failed": 0},
     }
@@ -383,6 +384,8 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
             "overlapping": 2,
             "failed": 0,
             "revisions": 0,
+            "prompt_too_long": 0,
+            "unread": 0,
         },
         **{
             "all_good": summary["all_good"],

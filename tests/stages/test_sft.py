@@ -83,9 +83,11 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
         "read": 9,
         "skipped": 1,
         "skipped_first": [where],
+        "ignored": {},
         "overlaps": {"held_a": 1, "held_b": 1},
         "no_answer": 1,
         "overlapping": 2,
+        "duplicates": 0,
         "not_drawn": 2,
         "instructions": 3,
         "sources": {"seed": 3},
@@ -234,3 +236,38 @@ def test_memory_is_bounded_by_what_is_drawn(tmp_path: Path):
     tracemalloc.stop()
     assert len(drawn) == 500 and counts["not_drawn"] == 99_500
     assert peak < 10_000_000  # 500 rows of 1 kB, and what reads them
+
+
+def test_the_rounds_of_a_prompt_are_all_held_out_or_all_trained_on(
+    tmp_path: Path, tiny_model: Path
+):
+    revised = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Prompt number {n}"},
+                {"role": "assistant", "content": f"Answer {n} of round {round}."},
+            ],
+            "last": round == 3,
+        }
+        for n in range(10)
+        for round in range(4)
+    ]
+    write_rows(tmp_path / "training.parquet", revised)
+    context = context_of(tmp_path, tiny_model, {}, "sl_cai")
+    config = SftConfig("base", [], revisions="all", validation=0.25)
+    trained, audit = prepare(config, context, load_tokenizer(str(tiny_model)))
+    texts = load_tokenizer(str(tiny_model)).batch_decode(list(trained["input_ids"]))
+    prompts = [text.partition("Prompt number ")[2][:1] for text in texts]
+    assert audit.held_out == 8 and len(trained) == 40
+    assert not set(prompts[:8]) & set(prompts[8:]) and len(set(prompts[:8])) == 2
+
+
+def test_duplicates_are_left_out_by_choice_and_counted(tmp_path: Path):
+    row = {"prompt": "Is it 1?", "completion": "It is 1."}
+    sets = {"one": file(tmp_path, "one", [row, *rows(3)]), "two": file(tmp_path, "two", [row])}
+    context = context_of(tmp_path, tmp_path, sets)
+    plain = SftConfig("base", ["one", "two"])
+    for config, duplicates in ((plain, 0), (replace(plain, dedupe="exact"), 2)):
+        dialogues, counts = training_rows(config, context)
+        assert (counts["duplicates"], len(dialogues)) == (duplicates, 5 - duplicates)
+        assert counts["read"] == 5

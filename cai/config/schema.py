@@ -23,6 +23,7 @@ from cai.config.types import (
     Runtime,
     ServerUrl,
     Share,
+    TemplateArgument,
     Tracker,
 )
 
@@ -49,6 +50,9 @@ class ModelConfig:
     terms: str | None = None
     accept_license: Runtime[bool] = False
     template: str | None = None
+    template_args: dict[TemplateArgument, bool | int | float | str | None] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

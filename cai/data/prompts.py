@@ -24,7 +24,7 @@ TAGS = ("id", "task", "format", "domain", "category")
 
 EXAMPLES = 3  # rows that do not fit, of each data set
 
-TaggedDialogue = tuple[Dialogue, Row]  # the tags are columns of the row, and `source`
+TaggedDialogue = tuple[Dialogue, Row]  # the tags: columns of the row, `source`, `place`
 
 
 @dataclass
@@ -67,7 +67,8 @@ def read_dialogues(
             unfit_here.add(place, _reason(error))
             continue
         fitting += 1
-        yield dialogue, {tag: row[tag] for tag in TAGS if tag in row} | {"source": name}
+        tags = {tag: row[tag] for tag in TAGS if tag in row}
+        yield dialogue, tags | {"source": name, "place": place}
     if not fitting:
         reason = "no row is there; see its 'where'"
         if unfit_here.examples:

@@ -1,7 +1,7 @@
 """What `sft` and `sl_cai` are trained on, and the audit of it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,22 +44,31 @@ class Audit:
     trained_tokens: int
     lengths: dict[str, Any]  # tokens a row: median, p95, most, up_to
     texts: dict[str, Any]  # duplicates, variety and scripts (cai/data/audit.py)
+    refused: int = 0  # rows that the chat template refuses
+    # the first of them: file, line and the template's words
+    refused_first: list[str] = field(default_factory=list)
+    split: int = 0  # rows whose answers are trained one by one: the template rewrites earlier turns
 
     def refuse_losses(self, config: SftConfig, stage: str) -> None:
         """Raises CaiError where no token would be trained, or too many rows are lost."""
         if not self.trained_tokens:
+            refused = ""
+            if self.refused:
+                first = _first(self.refused_first)
+                refused = f", of which the chat template refuses {self.refused}{first}"
             raise CaiError(
-                f"{stage}: no trained token is left in {self.rows} rows; "
+                f"{stage}: no trained token is left in {self.rows} rows{refused}; "
                 f"raise {stage}.max_length (now {config.max_length}) or add data"
             )
         unfit = self.skipped + self.no_answer + self.overlapping
-        lost = 1 - (1 - unfit / self.read) * (1 - self.dropped / self.rows)
+        lost = 1 - (1 - unfit / self.read) * (1 - (self.dropped + self.refused) / self.rows)
         if lost > config.max_lost:
             raise CaiError(
                 f"{stage}: {lost:.0%} of the rows are lost, and {stage}.max_lost is "
                 f"{config.max_lost:g}: of {self.read} read, {self.skipped} do not fit, "
                 f"{self.no_answer} have no answer and {self.overlapping} repeat an evaluation "
-                f"prompt; of {self.rows} drawn, {self.dropped} keep no trained token. Mend the "
+                f"prompt; of {self.rows} drawn, {self.dropped} keep no trained token and the "
+                f"chat template refuses {self.refused}{_first(self.refused_first)}. Mend the "
                 f"data (see `cai audit`), raise {stage}.max_length, or raise {stage}.max_lost"
             )
 
@@ -77,6 +86,8 @@ class Audit:
             "rows cut": self.truncated,
             "ends of turn lost": self.lost_end_of_turn,
             "without a trained token": self.dropped,
+            "refused by the chat template": self.refused,
+            "split into one row an answer": self.split,
         }
         drawn_rows = self.sources | (
             {} if self.revisions is None else {"revisions": self.revisions}
@@ -100,6 +111,7 @@ class Audit:
         return [
             *lines,
             ("cut to max_length", _tally(cut)),
+            ("first refused", "\n".join(self.refused_first)),
             ("tokens trained", f"{self.trained_tokens}"),
         ]
 
@@ -119,6 +131,10 @@ class Audit:
         ]
 
 
+def _first(places: list[str]) -> str:
+    return f" (first: {places[0]})" if places else ""
+
+
 def _tally(counts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
@@ -132,7 +148,14 @@ def prepare(
     drawn_rows, counts = training_rows(config, context)
     drawn_rows = shuffled(drawn_rows, context.seed)
     dialogues = [dialogue for dialogue, _ in drawn_rows]
-    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length)
+    places = [tags.get("place", tags["source"]) for _, tags in drawn_rows]
+    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length, places)
+    if tokens["refused"]:
+        lines = "\n  ".join(tokens["refused_first"])
+        context.progress.say(
+            f"{context.stage}: left out {tokens['refused']} rows that the chat template refuses, "
+            f"first\n  {lines}"
+        )
     return rows, Audit(**counts, **tokens, texts=text_metrics(drawn_rows))
 
 

@@ -6,7 +6,7 @@ with the request for the critique.)
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -23,7 +23,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from cai.config.schema import Sampling
-from cai.engines.base import Completion, OnText, Request
+from cai.engines.base import Completion, OnText, Request, without_thoughts
 from cai.engines.prefix_cache import (
     FinishedRow,
     append_rows,
@@ -37,6 +37,8 @@ from cai.models.chat_template import stop_ids
 
 MIN_TOKENS_SAVED = 256  # for fewer, a forward pass of its own is not worth it
 
+PROMPT_END = 16  # tokens of a prompt, at most, that show whether it has begun a thought
+
 
 @dataclass(eq=False)
 class Job:
@@ -45,6 +47,7 @@ class Job:
     request: Request
     prompt_ids: list[int]
     on_text: OnText | None
+    option_ids: list[list[int]] = field(default_factory=list)  # of the continuations
     earlier: FinishedRow | None = None  # a row of the last batch that this one goes on from
 
 
@@ -237,6 +240,8 @@ class Decoder:
         text_ids = ids if end is None else ids[:-1]  # a turn's end may be no special token
         text = cast(str, self.tokenizer.decode(text_ids, skip_special_tokens=True)).strip()
         reason = "length" if end is None else "stop"
+        opening = cast(str, self.tokenizer.decode(job.prompt_ids[-PROMPT_END:])).rstrip()
+        text, reason = without_thoughts(text, reason, begun=opening.endswith("<think>"))
         return Completion(text, reason, len(job.prompt_ids), len(ids), 0.0)
 
     def _reply_end(self, ids: list[int]) -> int | None:

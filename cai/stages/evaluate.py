@@ -130,7 +130,7 @@ def _settings(section: EvaluateConfig, config: Config, round: int) -> EvaluateCo
 
 STAGE = Stage(
     kind="evaluate",
-    version=6,
+    version=7,
     run=run,
     summary=Summary,
     inputs=_inputs,

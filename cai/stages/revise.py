@@ -265,7 +265,7 @@ def _data(config: Config, round: int) -> list[str]:
 
 STAGE = Stage(
     kind="revise",
-    version=5,
+    version=6,
     run=run,
     summary=Summary,
     inputs=lambda config, round: ("sft",),

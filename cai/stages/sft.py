@@ -88,7 +88,7 @@ def start_input(config: Config) -> list[str]:
 
 SFT = Stage(
     kind="sft",
-    version=5,
+    version=6,
     run=run,
     summary=Summary,
     inputs=lambda config, round: _build_input(config.sft.data),
@@ -99,7 +99,7 @@ SFT = Stage(
 )
 SL_CAI = Stage(
     kind="sl_cai",
-    version=5,
+    version=6,
     run=run,
     summary=Summary,
     inputs=lambda config, round: [

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from cai.config.schema import EngineConfig, ModelConfig, Sampling
-from cai.engines.base import Request
+from cai.engines.base import Request, RequestFailed, encode_request
 from cai.engines.transformers import TransformersEngine
 from cai.errors import UsageError
 from cai.messages import Message, assistant, user
@@ -32,6 +32,7 @@ from cai.models.chat_template import (
     find_turn_end,
     give_template,
     render,
+    set_arguments,
     stop_ids,
     turn_end_ids,
 )
@@ -260,3 +261,30 @@ def test_the_default_template_begins_as_the_tokenizer_does(adds_bos: bool):
     tokenizer = make_tokenizer(["<eos>", "<bos>"], None, bos=adds_bos)
     give_template(tokenizer, CHATML, "base")
     assert apply_template(tokenizer, TALK).startswith("<bos><|im_start|>" if adds_bos else "<|im_")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_is_scored_as_it_is_trained(kind: str):
+    template, special, end = KINDS[kind]
+    tokenizer = make_tokenizer(special, template)
+    request = Request(TALK[:3], continuations=("Go away.",))
+    prompt_ids, (answer_ids,) = encode_request(tokenizer, request)
+    ((ids, labels),) = training_rows(tokenizer, TALK)
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    last_answer = labels[len(prompt_ids) : len(prompt_ids) + len(answer_ids) + 1]
+    assert prompt_ids + answer_ids == ids[: len(prompt_ids) + len(answer_ids)]
+    assert last_answer == [*answer_ids, end_id]
+
+
+def test_a_request_that_the_template_refuses_fails_alone():
+    tokenizer = make_tokenizer(KINDS["gemma"][1], GEMMA)
+    with pytest.raises(RequestFailed, match="the chat template refuses it: Conversation roles"):
+        encode_request(tokenizer, Request((user("Hi"), user("Hi?"))))
+
+
+def test_a_templates_arguments_hold_wherever_it_is_used():
+    tokenizer = tokenizer_for(bundled("qwen3_5_think.jinja"))
+    assert render(tokenizer, TALK[:1]).endswith("<think>\n")
+    set_arguments(tokenizer, {"enable_thinking": False})
+    assert render(tokenizer, TALK[:1]).endswith("<think>\n\n</think>\n\n")
+    assert check_ends(tokenizer, TALK[:2]) == ["Because.<|im_end|>"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import Environment, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -143,11 +143,11 @@ def find_turn_end(tokenizer: "PreTrainedTokenizerBase", key: str = "") -> TurnEn
     is the special token which begins the next turn (GLM's), else the end of the sequence.
     Raises UsageError, about `key`, where the template does not write the answer.
     """
-    return _find_turn_end(tokenizer, key, tokenizer.chat_template, tokenizer.eos_token)
+    return _find_turn_end(tokenizer, key, str(tokenizer.chat_template), str(tokenizer.eos_token))
 
 
 @lru_cache(maxsize=8)
-def _find_turn_end(tokenizer: "PreTrainedTokenizerBase", key: str, *changeable: object) -> TurnEnd:
+def _find_turn_end(tokenizer: "PreTrainedTokenizerBase", key: str, *changeable: str) -> TurnEnd:
     """`changeable`: what the answer depends on beside the tokenizer's vocabulary."""
     tail = _render_tail(tokenizer, key)
     special_ids = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -228,7 +228,7 @@ class TemplateRefusal(ValueError):
 
 
 def apply_template(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **arguments: bool
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **arguments: Any
 ) -> str:
     """The rendered text. Raises TemplateRefusal.
 

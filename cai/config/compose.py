@@ -29,7 +29,7 @@ T = TypeVar("T")
 TARGET = re.compile(r"\b_target_\b")
 
 # The keys of these sections are arguments of a library, and conf/ does not have them all.
-LIBRARY_SECTIONS = ("args", "peft", "options")
+LIBRARY_SECTIONS = ("args", "peft", "options", "template_args")
 
 
 def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from cai.config.types import (
     Runtime,
     ServerUrl,
     Share,
+    TemplateArgument,
     Tracker,
 )
 
@@ -52,6 +53,9 @@ class ModelConfig:
     accept_license: Runtime[bool] = False
     template: str | None = None
     shape: Runtime[dict[str, Any] | None] = None
+    template_args: dict[TemplateArgument, bool | int | float | str | None] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

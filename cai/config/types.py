@@ -47,6 +47,9 @@ ServerUrl = Annotated[str, matches(URL, URL_ADVICE, hide=True)]
 KeyName = Annotated[str, matches(r"[A-Z][A-Z0-9_]*", KEY_ADVICE, hide=True)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+# of a chat template, which Jinja reads as a name
+TemplateArgument = Annotated[str, matches(r"[A-Za-z_][A-Za-z0-9_]*", "takes names of arguments")]
+
 EngineKind = Literal["transformers", "vllm", "openai", "scripted"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Format = Literal[

@@ -25,7 +25,7 @@ TAGS = ("id", "task", "format", "domain", "category")
 
 EXAMPLES = 3  # rows that do not fit, of each data set
 
-TaggedDialogue = tuple[Dialogue, Row]  # the tags are columns of the row, and `source`
+TaggedDialogue = tuple[Dialogue, Row]  # the tags: columns of the row, `source`, `place`
 
 
 @dataclass
@@ -80,7 +80,8 @@ def read_dialogues(
             continue
         fitting += 1
         ignored.update(unread_fields(row))
-        yield dialogue, {tag: row[tag] for tag in TAGS if tag in row} | {"source": name}
+        tags = {tag: row[tag] for tag in TAGS if tag in row}
+        yield dialogue, tags | {"source": name, "place": place}
     if not fitting:
         reason = "no row is there; see its 'where'"
         if unfit_here.examples:

@@ -3,12 +3,16 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from cai.config.schema import EngineConfig, Sampling
 from cai.digest import digest
 from cai.errors import CaiError, UsageError
-from cai.messages import Dialogue, as_dicts
+from cai.messages import Dialogue, as_dicts, assistant
+from cai.models.chat_template import TemplateRefusal, render
+
+if TYPE_CHECKING:  # it would load torch
+    from transformers import PreTrainedTokenizerBase
 
 OnText = Callable[[str], object]  # is told the words of a reply as they come
 
@@ -59,6 +63,50 @@ class RequestFailed(CaiError):
 
     Its row is left out. The ledger keeps nothing of it, so another run asks again.
     """
+
+
+def encode_request(
+    tokenizer: "PreTrainedTokenizerBase", request: Request
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the prompt, and of each continuation.
+
+    Behind a human turn a continuation is an answer. It gets the tokens that training would give it
+    ([INST] templates write a space before). Raises RequestFailed where the template refuses.
+    """
+
+    def encode(text: str) -> list[int]:
+        return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    try:
+        prompt_ids = encode(render(tokenizer, request.messages))
+        if request.messages[-1].role == "assistant":
+            return prompt_ids, [encode(text) for text in request.continuations]
+        answered = [
+            encode(render(tokenizer, (*request.messages, assistant(text))))
+            for text in request.continuations
+        ]
+    except TemplateRefusal as error:
+        raise RequestFailed(str(error)) from None
+    length = min((_common_length(prompt_ids, ids) for ids in answered), default=len(prompt_ids))
+    return prompt_ids[:length], [ids[length:] for ids in answered]
+
+
+def _common_length(first: list[int], second: list[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def without_thoughts(text: str, finish_reason: str, begun: bool = False) -> tuple[str, str]:
+    """The answer behind a thought (<think>...</think>), and its finish reason.
+
+    A thought that does not end leaves no answer: it was cut off (`length`). `begun`: whether the
+    prompt has begun the thought. Some servers leave out its beginning too.
+    """
+    thought, end, answer = text.partition("</think>")
+    begins = begun or thought.lstrip().startswith("<think>")
+    if end and (begins or "<think>" not in thought):
+        return answer.strip(), finish_reason
+    return ("", "length") if begins else (text, finish_reason)
 
 
 class Engine(Protocol):

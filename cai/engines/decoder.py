@@ -6,7 +6,7 @@ with the request for the critique.)
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -23,7 +23,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from cai.config.schema import Sampling
-from cai.engines.base import Completion, OnText, Request
+from cai.engines.base import Completion, OnText, Request, without_thoughts
 from cai.engines.prefix_cache import (
     FinishedRow,
     append_rows,
@@ -33,8 +33,11 @@ from cai.engines.prefix_cache import (
     open_cache,
 )
 from cai.engines.sampler import EnoughRowsEnded, SeededSampler
+from cai.models.chat_template import stop_ids
 
 MIN_TOKENS_SAVED = 256  # for fewer, a forward pass of its own is not worth it
+
+PROMPT_END = 16  # tokens of a prompt, at most, that show whether it has begun a thought
 
 
 @dataclass(eq=False)
@@ -44,6 +47,7 @@ class Job:
     request: Request
     prompt_ids: list[int]
     on_text: OnText | None
+    option_ids: list[list[int]] = field(default_factory=list)  # of the continuations
     earlier: FinishedRow | None = None  # a row of the last batch that this one goes on from
 
 
@@ -82,26 +86,23 @@ class Decoder:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Tokens that end a reply: the model's, and the tokenizer's end of sequence."""
+        """Tokens that end a reply: the model's, and what ends a turn of the chat template."""
         config = cast(GenerationConfig, self.model.generation_config)
-        ids = cast(list[int] | int | None, config.eos_token_id)
-        stop_ids = [] if ids is None else [ids] if isinstance(ids, int) else ids
-        end = cast(int, self.tokenizer.eos_token_id)
-        return stop_ids if end in stop_ids else [*stop_ids, end]
+        return stop_ids(self.tokenizer, cast(list[int] | int | None, config.eos_token_id))
 
     def sample(self, batch: list[Job], sampling: Sampling) -> list[Completion]:
         """Decodes in stretches: when enough rows have ended, the others go on without them."""
         rows = self._begin(batch)
         sampler = SeededSampler(sampling, [job.request.seed for job in batch])
-        stop_ids = torch.tensor(self.stop_ids, device=self.model.device)
+        end_ids = torch.tensor(self.stop_ids, device=self.model.device)
         on_text = batch[0].on_text if len(batch) == 1 else None
         replies: list[list[int]] = [[] for _ in batch]
         while True:
             tokens_left = sampling.max_new_tokens - len(replies[rows.places[0]])
-            new_ids = self._decode(rows, sampler, stop_ids, tokens_left, on_text)
+            new_ids = self._decode(rows, sampler, end_ids, tokens_left, on_text)
             for place, ids in zip(rows.places, new_ids.tolist(), strict=True):
                 replies[place] += ids
-            ended = torch.isin(new_ids, stop_ids).any(1) | (new_ids.shape[1] >= tokens_left)
+            ended = torch.isin(new_ids, end_ids).any(1) | (new_ids.shape[1] >= tokens_left)
             self._keep(batch, replies, rows, ended)
             if ended.all():
                 return [self._completion(job, ids) for job, ids in zip(batch, replies, strict=True)]
@@ -113,7 +114,7 @@ class Decoder:
         self,
         rows: RunningRows,
         sampler: SeededSampler,
-        stop_ids: Tensor,
+        end_ids: Tensor,
         tokens_left: int,
         on_text: OnText | None,
     ) -> Tensor:
@@ -131,10 +132,11 @@ class Decoder:
             top_k=None,
             repetition_penalty=1.0,
             pad_token_id=self.pad_id,
+            eos_token_id=self.stop_ids,
             logits_processor=LogitsProcessorList(
                 [sampler] if sampler.sampling.temperature > 0 else []
             ),
-            stopping_criteria=StoppingCriteriaList([EnoughRowsEnded(stop_ids, width)]),
+            stopping_criteria=StoppingCriteriaList([EnoughRowsEnded(end_ids, width)]),
             streamer=CallbackStreamer(self.tokenizer, on_text) if on_text else None,
             return_dict_in_generate=True,
         )
@@ -235,14 +237,17 @@ class Decoder:
     def _completion(self, job: Job, reply_ids: list[int]) -> Completion:
         end = self._reply_end(reply_ids)
         ids = reply_ids[:end]
-        text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        text_ids = ids if end is None else ids[:-1]  # a turn's end may be no special token
+        text = cast(str, self.tokenizer.decode(text_ids, skip_special_tokens=True)).strip()
         reason = "length" if end is None else "stop"
+        opening = cast(str, self.tokenizer.decode(job.prompt_ids[-PROMPT_END:])).rstrip()
+        text, reason = without_thoughts(text, reason, begun=opening.endswith("<think>"))
         return Completion(text, reason, len(job.prompt_ids), len(ids), 0.0)
 
     def _reply_end(self, ids: list[int]) -> int | None:
         """The place behind the first stop token."""
-        stop_ids = self.stop_ids
-        return next((end for end, token in enumerate(ids, 1) if token in stop_ids), None)
+        end_ids = self.stop_ids
+        return next((end for end, token in enumerate(ids, 1) if token in end_ids), None)
 
 
 class CallbackStreamer(TextStreamer):

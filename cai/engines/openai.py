@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from cai.config.schema import EngineConfig
-from cai.engines.base import Completion, OnText, Request, RequestFailed
+from cai.engines.base import Completion, OnText, Request, RequestFailed, without_thoughts
 from cai.engines.openai_answers import (
     Answer,
     ChatAnswer,
@@ -100,8 +100,9 @@ class OpenAIEngine:
         if choice.finish_reason == "content_filter":
             raise RequestFailed(f"{self.model}: the server's content filter withholds the answer")
         text = (choice.message.content or "").strip()
+        text, reason = without_thoughts(text, choice.finish_reason)
         tokens = usage.prompt_tokens, usage.completion_tokens
-        return Completion(text, choice.finish_reason, *tokens, seconds)
+        return Completion(text, reason, *tokens, seconds)
 
     async def _chat(
         self, request: Request, max_tokens: int, fields: dict[str, Any]

@@ -44,11 +44,13 @@ class SeededSampler(LogitsProcessor):
         if token_ids is not None:  # back to vocabulary order
             token_ids, order = token_ids.sort()
             probabilities = probabilities.gather(-1, order)
-        cumulative = probabilities.double().cumsum(-1)
+        # Apple's GPUs have no float64, so the CPU draws for them
+        where = torch.device("cpu") if scores.device.type == "mps" else scores.device
+        cumulative = probabilities.to(where).double().cumsum(-1)
         draws = [[generator.random()] for generator in self.generators]
-        uniform = torch.tensor(draws, dtype=torch.float64, device=scores.device)
+        uniform = torch.tensor(draws, dtype=torch.float64, device=where)
         chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-        chosen = chosen.clamp(max=cumulative.shape[-1] - 1)
+        chosen = chosen.clamp(max=cumulative.shape[-1] - 1).to(scores.device)
         if token_ids is not None:
             chosen = token_ids.gather(-1, chosen)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)

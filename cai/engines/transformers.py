@@ -10,12 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.config.schema import EngineConfig, Sampling
-from cai.engines.base import Completion, OnText, Request
+from cai.engines.base import Completion, OnText, Request, encode_request
 from cai.engines.batcher import Batcher
 from cai.engines.decoder import Decoder, Job, common_prefix_length, pad_left, positions
 from cai.engines.prefix_cache import shares_prefix, use_shared_attention
 from cai.errors import CaiError
-from cai.models.chat_template import render
 from cai.models.load import load_model, load_tokenizer, pick_device
 
 GROUPING_TOKENS = 64  # prompts that begin with the same ones are put into one batch
@@ -47,13 +46,14 @@ class TransformersEngine:
         self._jobs: set[Job] = set()  # under way
 
     async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
-        job = Job(request, self._encode(render(self.tokenizer, request.messages)), on_text)
+        prompt_ids, option_ids = encode_request(self.tokenizer, request)
+        job = Job(request, prompt_ids, on_text, option_ids)
         if request.sampling:
             new_tokens = request.sampling.max_new_tokens
             rows = (row for row in self._decoder.finished if row.begins(job.prompt_ids))
             job.earlier = next(rows, None)
         else:
-            new_tokens = max(len(self._encode(text)) for text in request.continuations)
+            new_tokens = max(map(len, option_ids))
         length = len(job.prompt_ids)
         if length + new_tokens > self._context_length:
             return Completion("", "too_long", length, 0, 0.0)
@@ -75,9 +75,6 @@ class TransformersEngine:
         self._decoder.forget()
         for job in self._jobs:
             job.earlier = None
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _choose(self, waiting: list[Job]) -> list[int]:
         """Jobs of the same kind and sampling, the longest prompts first.
@@ -136,7 +133,7 @@ class TransformersEngine:
 
     def _score(self, batch: list[Job]) -> list[Completion]:
         """Summed log-probabilities of each continuation's tokens, given the prompt's."""
-        options = [[self._encode(text) for text in job.request.continuations] for job in batch]
+        options = [job.option_ids for job in batch]
         # one row scores all options of one token each; longer options are read in a row each
         rows: list[tuple[int, list[int]]] = []  # (place in the batch, the option that is read)
         for place, option_ids in enumerate(options):

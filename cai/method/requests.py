@@ -28,7 +28,7 @@ def critique_request(
 ) -> Dialogue:
     """Asks for a critique of the answer that `dialogue` ends with."""
     examples = _examples(exemplars, with_critique=True)
-    return _in_form((*examples, *dialogue, user(principle.critique)), form)
+    return _in_form((*_behind(examples, dialogue), user(principle.critique)), form)
 
 
 def revision_request(
@@ -48,7 +48,7 @@ def direct_request(
 ) -> Dialogue:
     """The request to revise without a critique before it. The exemplars have none either."""
     examples = _examples(exemplars, with_critique=False)
-    return _in_form((*examples, *dialogue, user(principle.revision)), form)
+    return _in_form((*_behind(examples, dialogue), user(principle.revision)), form)
 
 
 def comparison_request(
@@ -85,6 +85,12 @@ def _examples(exemplars: Sequence[Exemplar], with_critique: bool) -> Dialogue:
             turns += (user(exemplar.principle.critique), assistant(exemplar.critique))
         turns += (user(exemplar.principle.revision), assistant(exemplar.revision))
     return turns
+
+
+def _behind(examples: Dialogue, dialogue: Dialogue) -> Dialogue:
+    """The dialogue behind the exemplars. Its system message stays first: templates demand that."""
+    system = sum(message.role == "system" for message in dialogue[:1])
+    return (*dialogue[:system], *examples, *dialogue[system:])
 
 
 def _choice(turns: Dialogue, first: str, second: str) -> Dialogue:

@@ -3,14 +3,22 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from cai.config.schema import ModelConfig
 from cai.data.wheels import read_wheel_member
 from cai.errors import UsageError
-from cai.models.chat_template import give_template, template_text
-from cai.models.load import bare_tokenizer, save_model
+from cai.models.chat_template import adopt_turn_end, give_template, set_arguments, template_text
+from cai.models.load import bare_tokenizer, save_model, set_stops
 from cai.models.source import MODEL_FILES, adapter_base, cached, content_parts, fingerprint
+
+STOPS = 1  # raise when a folder with a configured template would be written otherwise
 
 
 def locate(config: ModelConfig) -> str:
@@ -25,7 +33,7 @@ def locate(config: ModelConfig) -> str:
         model = f"{config.path}@{config.revision}" if config.revision else config.path
     else:
         model = cached(content_parts(config), lambda folder: _convert_wheel(config, folder))
-    return _with_template(config, config.template, model) if config.template else model
+    return _with_template(config, model) if config.template or config.template_args else model
 
 
 def _convert_wheel(config: ModelConfig, folder: Path) -> None:
@@ -36,14 +44,19 @@ def _convert_wheel(config: ModelConfig, folder: Path) -> None:
     convert_gguf(gguf, folder)
 
 
-def _with_template(config: ModelConfig, template: str, model: str) -> str:
+def _with_template(config: ModelConfig, model: str) -> str:
     if adapter_base(model) is not None:
+        key = "model.template" if config.template else "model.template_args"
         raise UsageError(
-            f"model.template: {model} is an adapter; "
-            "save a tokenizer with this template in its folder"
+            f"{key}: {model} is an adapter; save a tokenizer with this template in its folder"
         )
     tokenizer = bare_tokenizer(model)
-    give_template(tokenizer, template_text(template), f"model.template={template}")
+    if config.template:
+        text = template_text(config.template)
+        give_template(tokenizer, text, f"model.template={config.template}")
+    if config.template_args:
+        set_arguments(tokenizer, config.template_args)
+    adopt_turn_end(tokenizer, f"model.template={config.template}" if config.template else model)
     source = Path(model)
     if not source.is_dir():
         source = Path(
@@ -57,9 +70,22 @@ def _with_template(config: ModelConfig, template: str, model: str) -> str:
         for pattern in MODEL_FILES:
             for file in source.glob(pattern):
                 (folder / file.name).symlink_to(file.resolve())
+        _write_stops(source, folder, tokenizer)
 
     # The place is part of the key: of two equal folders, one may change later.
-    return cached(fingerprint(config) | {"source": str(source.resolve())}, fill)
+    parts = fingerprint(config) | {"source": str(source.resolve()), "stops": STOPS}
+    return cached(parts, fill)
+
+
+def _write_stops(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A generation_config of the folder's own, which stops where the template ends turns."""
+    if (source / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(source)
+    else:
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source))
+    set_stops(generation, tokenizer)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    generation.save_pretrained(folder)
 
 
 def convert_gguf(file: Path, folder: Path) -> None:

@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftModel
@@ -12,12 +12,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from cai.errors import CaiError, UsageError
-from cai.models.chat_template import CHATML, give_template
+from cai.models.chat_template import CHATML, adopt_turn_end, give_template, stop_ids
 from cai.models.source import adapter_base, split_revision, tokenizer_source
 
 Loaded = TypeVar("Loaded")
@@ -64,6 +65,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     tokenizer = bare_tokenizer(model)
     if tokenizer.chat_template is None:
         give_template(tokenizer, CHATML, model)
+    adopt_turn_end(tokenizer, model)
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -143,7 +145,18 @@ def _load_or_explain(load: Callable[..., Loaded], model: str, **arguments: objec
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a folder that plain `from_pretrained` loads: safetensors, tokenizer, chat template."""
+    """Writes a folder that plain `from_pretrained` loads: safetensors, tokenizer, chat template.
+
+    Its generation_config stops where training has learnt to end.
+    """
+    set_stops(model.generation_config, tokenizer)
     model.config._name_or_path = ""  # a path of this machine is nobody's business
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def set_stops(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adds the tokens that end an assistant's turn to those that end generation."""
+    if config is not None:
+        ids = stop_ids(tokenizer, cast(int | list[int] | None, config.eos_token_id))
+        config.eos_token_id = ids if len(ids) > 1 else ids[0]

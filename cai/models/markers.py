@@ -1,13 +1,12 @@
 """Turn markers of a chat template that cai set: new tokens, their embeddings, and training them."""
 
-import contextlib
 from typing import Any, cast
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cai.models.chat_template import CAI_PREFIX, MARKER, SAMPLE
+from cai.messages import Message
+from cai.models.chat_template import CAI_PREFIX, MARKER, SAMPLE, apply_template
 
 
 def adopt_markers(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -18,13 +17,11 @@ def adopt_markers(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     if CAI_PREFIX not in (tokenizer.chat_template or ""):
         return []
-    texts = [tokenizer.apply_chat_template(SAMPLE, tokenize=False, add_generation_prompt=True)]
-    with contextlib.suppress(TemplateError):  # some templates know no system message
-        system = {"role": "system", "content": "Be brief."}
-        texts.append(tokenizer.apply_chat_template([system, *SAMPLE], tokenize=False))
+    texts = [apply_template(tokenizer, SAMPLE, add_generation_prompt=True)]
+    texts.append(apply_template(tokenizer, (Message("system", "Be brief."), *SAMPLE)))
     vocabulary = tokenizer.get_vocab()
     missing: list[str] = []
-    for marker in MARKER.findall("\n".join(cast(list[str], texts))):
+    for marker in MARKER.findall("\n".join(texts)):
         if marker not in vocabulary and marker not in missing:
             missing.append(marker)
     if missing:

@@ -35,6 +35,8 @@ def fingerprint(config: ModelConfig) -> Parts:
     parts = content_parts(config)
     if config.template:
         parts["template"] = digest(template_text(config.template))
+    if config.template_args:
+        parts["template_args"] = config.template_args
     return parts
 
 

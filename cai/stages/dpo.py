@@ -147,7 +147,7 @@ def _settings(section: DpoConfig, config: Config, round: int) -> DpoConfig:
 
 STAGE = Stage(
     kind="dpo",
-    version=8,
+    version=9,
     run=run,
     summary=Summary,
     inputs=_inputs,

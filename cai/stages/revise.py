@@ -228,7 +228,7 @@ def _data(config: Config, round: int) -> list[str]:
 
 STAGE = Stage(
     kind="revise",
-    version=6,
+    version=7,
     run=run,
     summary=Summary,
     inputs=lambda config, round: ("sft",),

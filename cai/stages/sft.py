@@ -96,7 +96,7 @@ def start_input(config: Config) -> list[str]:
 
 SFT = Stage(
     kind="sft",
-    version=7,
+    version=8,
     run=run,
     summary=Summary,
     inputs=lambda config, round: _build_input(config.sft.data),
@@ -107,7 +107,7 @@ SFT = Stage(
 )
 SL_CAI = Stage(
     kind="sl_cai",
-    version=7,
+    version=8,
     run=run,
     summary=Summary,
     inputs=lambda config, round: [

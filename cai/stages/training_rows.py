@@ -51,22 +51,31 @@ class Audit:
     # "set: field" -> rows that hold something there that is not read
     ignored: dict[str, int] = field(default_factory=dict)
     held_out: int = 0  # rows that the held-out loss is measured on: the first, of whole prompts
+    refused: int = 0  # rows that the chat template refuses
+    # the first of them: file, line and the template's words
+    refused_first: list[str] = field(default_factory=list)
+    split: int = 0  # rows whose answers are trained one by one: the template rewrites earlier turns
 
     def refuse_losses(self, config: SftConfig, stage: str) -> None:
         """Raises CaiError where no token would be trained, or too many rows are lost."""
         if not self.trained_tokens:
+            refused = ""
+            if self.refused:
+                first = _first(self.refused_first)
+                refused = f", of which the chat template refuses {self.refused}{first}"
             raise CaiError(
-                f"{stage}: no trained token is left in {self.rows} rows; "
+                f"{stage}: no trained token is left in {self.rows} rows{refused}; "
                 f"raise {stage}.max_length (now {config.max_length}) or add data"
             )
         unfit = self.skipped + self.no_answer + self.overlapping
-        lost = 1 - (1 - unfit / self.read) * (1 - self.dropped / self.rows)
+        lost = 1 - (1 - unfit / self.read) * (1 - (self.dropped + self.refused) / self.rows)
         if lost > config.max_lost:
             raise CaiError(
                 f"{stage}: {lost:.0%} of the rows are lost, and {stage}.max_lost is "
                 f"{config.max_lost:g}: of {self.read} read, {self.skipped} do not fit, "
                 f"{self.no_answer} have no answer and {self.overlapping} repeat an evaluation "
-                f"prompt; of {self.rows} drawn, {self.dropped} keep no trained token. Mend the "
+                f"prompt; of {self.rows} drawn, {self.dropped} keep no trained token and the "
+                f"chat template refuses {self.refused}{_first(self.refused_first)}. Mend the "
                 f"data (see `cai audit`), raise {stage}.max_length, or raise {stage}.max_lost"
             )
 
@@ -85,6 +94,8 @@ class Audit:
             "rows cut": self.truncated,
             "ends of turn lost": self.lost_end_of_turn,
             "without a trained token": self.dropped,
+            "refused by the chat template": self.refused,
+            "split into one row an answer": self.split,
         }
         drawn_rows = self.sources | (
             {} if self.revisions is None else {"revisions": self.revisions}
@@ -109,6 +120,7 @@ class Audit:
         return [
             *lines,
             ("cut to max_length", _tally(cut)),
+            ("first refused", "\n".join(self.refused_first)),
             ("tokens trained", f"{self.trained_tokens}"),
         ]
 
@@ -128,6 +140,10 @@ class Audit:
         ]
 
 
+def _first(places: list[str]) -> str:
+    return f" (first: {places[0]})" if places else ""
+
+
 def _tally(counts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
@@ -145,12 +161,20 @@ def prepare(
     drawn_rows = shuffled(drawn_rows, context.seed)
     prompts = [opening_turn(dialogue) for dialogue, _ in drawn_rows]
     order, held_out = validation_first(prompts, config.validation)
-    dialogues = [drawn_rows[row][0] for row in order]
-    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length)
-    if tokens["dropped"]:
-        held_out = len(tokenize_dialogues(tokenizer, dialogues[:held_out], config.max_length)[0])
-    texts = text_metrics(drawn_rows)
-    return rows, Audit(**counts, **tokens, texts=texts, held_out=held_out)
+    drawn_rows = [drawn_rows[row] for row in order]
+    dialogues = [dialogue for dialogue, _ in drawn_rows]
+    places = [tags.get("place", tags["source"]) for _, tags in drawn_rows]
+    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length, places)
+    if tokens["dropped"] or tokens["refused"] or tokens["split"]:  # then rows are no dialogues
+        first = (dialogues[:held_out], config.max_length, places[:held_out])
+        held_out = len(tokenize_dialogues(tokenizer, *first)[0])
+    if tokens["refused"]:
+        lines = "\n  ".join(tokens["refused_first"])
+        context.progress.say(
+            f"{context.stage}: left out {tokens['refused']} rows that the chat template refuses, "
+            f"first\n  {lines}"
+        )
+    return rows, Audit(**counts, **tokens, texts=text_metrics(drawn_rows), held_out=held_out)
 
 
 def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from cai.config.schema import Guards
+from cai.models.chat_template import stop_ids
 from cai.text import repeats
 
 Log = Sequence[Mapping[str, float]]  # trl's log_history
@@ -161,6 +162,7 @@ def generate_answers(
             repetition_penalty=1.0,
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=stop_ids(tokenizer, model.generation_config.eos_token_id),
         )
     model.train(was_training)
     answer_ids = sequences[:, batch["input_ids"].shape[1] :]  # (prompts, new tokens)

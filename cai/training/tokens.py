@@ -9,38 +9,52 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.data.audit import length_metrics
+from cai.data.prompts import UnfitRows
 from cai.errors import CaiError
 from cai.messages import Dialogue
-from cai.models.chat_template import training_tokens
+from cai.models.loss_mask import training_rows
 
 
 def tokenize_dialogues(
-    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Dialogue], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Dialogue],
+    max_length: int,
+    places: Sequence[str] = (),
 ) -> tuple[Dataset, dict[str, Any]]:
     """A dataset of input_ids and labels (the answers alone), and the audit's counts and lengths.
 
-    A row over `max_length` tokens is cut at its end. One without a trained token is left out.
+    A row over `max_length` tokens is cut at its end. One without a trained token is left out, and
+    so is a dialogue that the chat template refuses. Under a template that renders earlier turns
+    otherwise, each answer of a dialogue is a row of its own (`split` counts such dialogues).
+    `places` say where each dialogue is from; without them, its number does.
     """
     rows: list[dict[str, list[int]]] = []
     lengths: list[int] = []
-    truncated = lost_ends = dropped = trained_tokens = 0
-    for dialogue in dialogues:
+    refused = UnfitRows()
+    truncated = lost_ends = dropped = split = trained_tokens = 0
+    for place, dialogue in enumerate(dialogues):
         try:
-            ids, labels = training_tokens(tokenizer, dialogue)
+            token_rows = training_rows(tokenizer, dialogue)
         except ValueError as error:
-            raise CaiError(f"this model's chat template can't be trained on: {error}") from None
-        lengths.append(len(ids))
-        truncated += len(ids) > max_length
-        lost_ends += sum(index >= max_length for index in _turn_ends(labels))
-        labels = labels[:max_length]
-        trained = sum(label != -100 for label in labels)
-        trained_tokens += trained
-        if trained:
-            rows.append({"input_ids": ids[:max_length], "labels": labels})
-        else:
-            dropped += 1
+            refused.add(places[place] if places else f"row {place + 1}", str(error))
+            continue
+        split += len(token_rows) > 1
+        for ids, labels in token_rows:
+            lengths.append(len(ids))
+            truncated += len(ids) > max_length
+            lost_ends += sum(index >= max_length for index in _turn_ends(labels))
+            labels = labels[:max_length]
+            trained = sum(label != -100 for label in labels)
+            trained_tokens += trained
+            if trained:
+                rows.append({"input_ids": ids[:max_length], "labels": labels})
+            else:
+                dropped += 1
     counts = {
         "rows": len(dialogues),
+        "refused": refused.count,
+        "refused_first": refused.examples,
+        "split": split,
         "truncated": truncated,
         "lost_end_of_turn": lost_ends,
         "dropped": dropped,

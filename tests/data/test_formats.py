@@ -239,8 +239,8 @@ def test_sets_are_read_in_the_order_of_their_names_and_keep_their_tags(tmp_path:
     )
     loaded = load_dialogues(["two", "one"], sets)
     assert [tags for _, tags in loaded.dialogues] == [
-        {"source": "two"},
-        {"id": 7, "domain": "law", "source": "one"},
+        {"source": "two", "place": f"{tmp_path}/two.jsonl:1"},
+        {"id": 7, "domain": "law", "source": "one", "place": f"{tmp_path}/one.jsonl:1"},
     ]
 
 

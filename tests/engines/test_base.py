@@ -13,7 +13,15 @@ import pytest
 
 from cai.config.schema import EngineConfig, Sampling, ServerConfig
 from cai.config.types import EngineKind
-from cai.engines.base import ENGINES, Completion, Engine, Request, check_engine, open_engine
+from cai.engines.base import (
+    ENGINES,
+    Completion,
+    Engine,
+    Request,
+    check_engine,
+    open_engine,
+    without_thoughts,
+)
 from cai.engines.batcher import Batcher
 from cai.engines.ledger import Ledger, Recorded
 from cai.engines.rows import gather_rows, stream_rows
@@ -323,3 +331,19 @@ def test_any_error_of_a_batch_reaches_the_rows(choose):
     batcher = Batcher(choose, lambda batch: [])
     with pytest.raises((ZeroDivisionError, ValueError)):
         asyncio.run(asyncio.wait_for(batcher.complete(ASKED), 5))
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "expected"),
+    [
+        ("<think>\nI can't help.\n</think>\n\nPlease do.", False, ("Please do.", "stop")),
+        ("I can't help.\n</think>\n\nPlease do.", False, ("Please do.", "stop")),
+        ("Hm </think> Yes.", True, ("Yes.", "stop")),
+        ("<think>\nI can't", False, ("", "length")),
+        ("I can't", True, ("", "length")),
+        ("I can't", False, ("I can't", "stop")),
+        ("Write <think>x</think> so.", False, ("Write <think>x</think> so.", "stop")),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(text: str, begun: bool, expected: tuple[str, str]):
+    assert without_thoughts(text, "stop", begun) == expected

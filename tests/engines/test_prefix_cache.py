@@ -94,3 +94,33 @@ def test_the_private_kernel_is_as_expected():
     scores = (0.3 * query @ keys.transpose(-1, -2)).masked_fill(~mask, -torch.inf)
     torch.testing.assert_close(log_sum, scores.logsumexp(-1))
     torch.testing.assert_close(output, scores.softmax(-1) @ values)
+
+
+def test_in_bfloat16_a_step_is_as_exact_as_sdpa(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU, attend_by_products attends to both parts."""
+    monkeypatch.setattr(cache, "attend_on_cpu", cache.attend_by_products)
+    torch.manual_seed(0)
+    query = 4 * torch.randn(8, 4, 1, 64, dtype=torch.float64)
+    shared = [torch.randn(1, 2, 300, 64, dtype=torch.float64) for _ in range(2)]
+    own = [torch.randn(8, 2, 50, 64, dtype=torch.float64) for _ in range(2)]
+    tensors = [tensor.bfloat16() for tensor in (query, *shared, *own)]
+    query, *states = tensors
+    keys, values = (
+        torch.cat([states[part].expand(8, -1, -1, -1), states[2 + part]], dim=2) for part in (0, 1)
+    )
+
+    def plain(dtype: torch.dtype) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query.to(dtype), keys.to(dtype), values.to(dtype), enable_gqa=True
+        )
+
+    exact = plain(torch.float64)
+    step = cache._step_attention(
+        query, (states[2], states[3]), (states[0], states[1]), None, 64**-0.5
+    )
+    errors = [
+        float((output.double() - exact).norm() / exact.norm())
+        for output in (step.transpose(1, 2), plain(torch.bfloat16))
+    ]
+    print("relative errors: step, sdpa", errors)
+    assert errors[0] <= 1.25 * errors[1]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cai.config.schema import EngineConfig, Sampling
-from cai.engines.base import Request
+from cai.engines.base import Request, encode_request
 from cai.engines.decoder import Job
 from cai.engines.rows import gather_rows
 from cai.engines.transformers import TransformersEngine
@@ -123,7 +123,7 @@ def test_what_a_row_goes_on_from_is_not_read_again(
         return text, (await engine.complete(more(first, text))).text
 
     def size(request: Request) -> int:
-        return len(engine._encode(render(engine.tokenizer, request.messages)))
+        return len(encode_request(engine.tokenizer, request)[0])
 
     requests = questions(sampling)
     together = asyncio.run(gather_rows([chain(request) for request in requests]))
@@ -223,11 +223,12 @@ def test_a_prompt_that_leaves_no_room_is_said_to_be_too_long(engine: Transformer
 
 def test_a_continuation_that_goes_beyond_the_context_is_too_long_too(engine: TransformersEngine):
     prompt, room = (user("Hello."),), engine.model.config.max_position_embeddings
-    left = room - len(engine._encode(render(engine.tokenizer, prompt)))
+    left = room - len(encode_request(engine.tokenizer, Request(prompt))[0])
     scored = ask(
         engine, [Request(prompt, continuations=("!" * count,)) for count in (left, left + 1)]
     )
-    assert [len(engine._encode("!" * count)) for count in (left, left + 1)] == [left, left + 1]
+    texts = ["!" * count for count in (left, left + 1)]
+    assert [len(ids) for ids in engine.tokenizer(texts)["input_ids"]] == [left, left + 1]
     assert [one.finish_reason for one in scored] == ["score", "too_long"]
 
 
@@ -247,7 +248,7 @@ def test_what_the_rows_share_counts_once_for_the_size_of_a_batch(
     """And nine rows where eight fit: one by itself costs more."""
     requests = questions(GREEDY)[2:]
     engine = TransformersEngine(EngineConfig(device="cpu"), str(tiny_model))
-    rows = [engine._encode(render(engine.tokenizer, request.messages)) for request in requests]
+    rows = [encode_request(engine.tokenizer, request)[0] for request in requests]
     shared = next(
         place for place, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1
     )

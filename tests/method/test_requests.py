@@ -115,3 +115,15 @@ def test_a_prompts_id_moves_with_its_messages_alone():
     one = Prompt.of(TALK[:3], "here")
     assert one.id == Prompt.of(TALK[:3], "there").id != Prompt.of(TALK[:1], "here").id
     assert one.text == "Why?!"
+
+
+def test_a_system_message_stands_before_the_exemplars():
+    system = Message("system", "Be brief.")
+    for request in (
+        critique_request((system, *TALK), PRINCIPLE, [EXAMPLE]),
+        revision_request((system, *TALK), "Hm.", PRINCIPLE, [EXAMPLE]),
+        direct_request((system, *TALK), PRINCIPLE, [EXAMPLE]),
+    ):
+        assert request[0] == system
+        assert [message.role for message in request[1:]].count("system") == 0
+        assert contents(request[1:])[0] == "Hi."

@@ -9,9 +9,10 @@ from transformers import AutoTokenizer
 
 from cai.config.compose import compose
 from cai.messages import Message, as_dicts, assistant, user
-from cai.models.chat_template import CHATML, INST, render, training_tokens
+from cai.models.chat_template import CHATML, INST, render
 from cai.models.convert import locate
 from cai.models.load import load_tokenizer
+from cai.models.loss_mask import EarlierTurnsDiffer, training_tokens
 
 TALK = (user("Why?"), assistant("Because."), user("Why?!"), assistant("Go away."))
 
@@ -135,6 +136,7 @@ def test_the_mask_is_that_of_generation_markers_token_by_token(
 
 def test_an_end_of_turn_that_is_not_the_end_of_the_sequence_is_trained(tokenizer: Any):
     tokenizer.chat_template = GEMMA
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>"]})
     assert trained(tokenizer, TALK) == ["Because.<end_of_turn>", "Go away.<end_of_turn>"]
 
 
@@ -169,7 +171,7 @@ def test_the_masks_token_by_token(tokenizer: Any):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any):
     tokenizer.chat_template = FORGETFUL
-    with pytest.raises(ValueError, match="renders earlier turns differently"):
+    with pytest.raises(EarlierTurnsDiffer, match="renders earlier turns differently"):
         training_tokens(tokenizer, TALK)
 
 

@@ -75,7 +75,10 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
     }
     context = context_of(tmp_path, tmp_path, {"seed": file(tmp_path, "seed", mine), **held})
     drawn, counts = training_rows(settings("sft.limit=3"), context)
-    assert len(drawn) == 3 and all(tags == {"source": "seed", "task": "Is"} for _, tags in drawn)
+    assert len(drawn) == 3 and all(
+        tags["source"] == "seed" and tags["task"] == "Is" and ".jsonl:" in tags["place"]
+        for _, tags in drawn
+    )
     where = (
         f"{tmp_path}/seed.jsonl:7: no known layout has the columns foo; set 'format' and 'fields'"
     )

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -287,6 +288,64 @@ def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
         alone
     ) > 4
     check_curves(together, alone, "loss", "eval_loss", "grad_norm")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_machine(
+    rank: int, port: int, folder: Path, tiny_model: Path, *more: str
+) -> "subprocess.Popen[str]":
+    """One of two machines, which both are this one: they share the folder and meet at a port."""
+    words = [
+        "name=machines",
+        "launcher=accelerate",
+        "launcher.machines.count=2",
+        f"launcher.machines.rank={rank}",
+        "launcher.machines.address=127.0.0.1",
+        f"launcher.machines.port={port}",
+        *more,
+    ]
+    return subprocess.Popen(
+        command(tiny_model, *words), cwd=folder, text=True, stderr=subprocess.PIPE
+    )
+
+
+def test_two_machines_train_as_one_does(tmp_path: Path, tiny_model: Path):
+    """sft and dpo on two machines of a process each: what one machine of two processes makes."""
+    words = [
+        "stages=[sft,revise,sl_cai,label,dpo]",
+        "sft.args.per_device_train_batch_size=2",
+        "dpo.args.per_device_train_batch_size=1",
+    ]
+    done = cai(tmp_path, tiny_model, "name=one", "launcher=accelerate", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    port = free_port()
+    second, first = (start_machine(rank, port, tmp_path, tiny_model, *words) for rank in (1, 0))
+    said = [machine.communicate(timeout=400)[1] for machine in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], said
+    joined = [line for line in said[1].splitlines() if "joins" in line]
+    assert joined == [f"machine 1: joins {name}" for name in ("sft", "sl_cai", "dpo")]
+    for stage in ("sft", "sl_cai", "dpo"):
+        manifests = [Run(tmp_path / "outputs" / name).latest(stage) for name in ("one", "machines")]
+        assert len({manifest.output for manifest in manifests if manifest}) == 1, stage
+
+
+def test_the_other_machines_end_with_the_first(tmp_path: Path, tiny_model: Path):
+    """A failure of machine 0 ends the others too, and says where to look."""
+    words = ["stages=[dpo]"]  # nothing that it needs has run
+    port = free_port()
+    second = start_machine(1, port, tmp_path, tiny_model, *words)
+    assert second.stderr is not None
+    while "waits for machine 0" not in second.stderr.readline():
+        assert second.poll() is None
+    first = start_machine(0, port, tmp_path, tiny_model, *words)
+    assert "needs sft, sl_cai" in first.communicate(timeout=100)[1] or first.returncode == 2
+    assert "machine 0 has ended with exit code 2" in second.communicate(timeout=100)[1]
+    assert second.returncode == 1
 
 
 # accelerate shards on accelerators alone, and trains data parallel elsewhere without a word:

@@ -386,6 +386,8 @@ if "LOCAL_RANK" in os.environ:
         begin(self, True, **options)
         self._cpu, self.distributed_type = False, DistributedType.DEEPSPEED
         import deepspeed
+        if not deepspeed.comm.is_initialized():  # as accelerate does on accelerators
+            deepspeed.comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
         from deepspeed.runtime.engine import DeepSpeedEngine
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         gather = DeepSpeedEngine._zero3_consolidated_16bit_state_dict
@@ -400,6 +402,16 @@ if "LOCAL_RANK" in os.environ:
         zero["stage3_param_persistence_threshold"] = 0
     state.PartialState.__init__, state.AcceleratorState.__init__ = init, init_all
 """
+
+
+def pretend_gpus(launcher: str, site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every process of a launcher run `site` first. Skips where the launcher is missing."""
+    if launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(site)
+    path = [str(folder / "site"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
 
 
 @pytest.mark.parametrize(
@@ -420,12 +432,7 @@ def test_sharded_training_is_that_of_one_process(
     published in one piece."""
     from safetensors.torch import load_file
 
-    if launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(site)
-    path = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    pretend_gpus(launcher, site, tmp_path, monkeypatch)
     one, alone = tuned(tmp_path, tiny_model, "inline", 4, f"sft.peft={peft}")
     two, together = tuned(tmp_path, tiny_model, launcher, 2, f"sft.peft={peft}")
     assert [(tmp_path / f"sharded-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
@@ -434,6 +441,36 @@ def test_sharded_training_is_that_of_one_process(
     assert gathered.keys() == whole.keys()
     assert all(gathered[name].shape == whole[name].shape for name in whole)
     assert max(float((gathered[name] - whole[name]).abs().max()) for name in whole) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("launcher", "site"), [("fsdp", SHARDS), ("deepspeed", ZERO)], ids=["fsdp", "deepspeed"]
+)
+def test_sharded_dpo_with_a_reference_is_that_of_one_process(
+    launcher: str, site: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every weight is tuned, so the reference is a second model, which is sharded too."""
+    pretend_gpus(launcher, site, tmp_path, monkeypatch)
+    words = [
+        "dpo=full",
+        "dpo.validation=0.25",
+        "dpo.args.learning_rate=1e-3",
+        "dpo.args.per_device_eval_batch_size=1",
+    ]
+    stages = "stages=[sft,revise,sl_cai,label,dpo]"
+    done = cai(tmp_path, tiny_model, "name=inline", stages, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = tmp_path / "outputs"
+    shutil.copytree(outputs / "inline", outputs / launcher, symlinks=True)
+    shutil.rmtree(outputs / launcher / "dpo")
+    words += [f"launcher={launcher}", "dpo.args.per_device_train_batch_size=1"]
+    done = cai(tmp_path, tiny_model, f"name={launcher}", "stages=[dpo]", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, together = (
+        json.loads((outputs / name / "latest/dpo/out/history.json").read_text())
+        for name in ("inline", launcher)
+    )
+    check_curves(together, alone, "loss", "eval_loss", "rewards/margins")
 
 
 def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_model: Path):

@@ -291,6 +291,27 @@ def check_served_models(config: Config, overrides: Sequence[str]) -> None:
             )
 
 
+def check_machines(config: Config, overrides: Sequence[str]) -> None:
+    machines = config.launcher.machines
+    if machines.count == 1:
+        return
+    if config.launcher.kind != "accelerate":
+        raise UsageError(
+            f"{at('launcher.machines.count', overrides, machines.count)}: only a launcher of "
+            "several processes trains on several machines; take launcher=accelerate, fsdp or "
+            "deepspeed"
+        )
+    if machines.address is None:
+        raise UsageError(
+            f"{at('launcher.machines.address', overrides)}: name machine 0 as the others reach it"
+        )
+    if machines.rank >= machines.count:
+        raise UsageError(
+            f"{at('launcher.machines.rank', overrides, machines.rank)}: must be below "
+            f"launcher.machines.count, which is {machines.count}; the first machine is 0"
+        )
+
+
 CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_choices,
     check_data_names,
@@ -308,4 +329,5 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_benign,
     check_labelled,
     check_served_models,
+    check_machines,
 ]

@@ -84,9 +84,18 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class MachinesConfig:
+    count: Annotated[int, Field(ge=1, le=1 << 16)] = 1
+    rank: Annotated[int, Field(ge=0, le=1 << 16)] = 0
+    address: str | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] = 29500
+
+
+@dataclass(frozen=True, config=STRICT)
 class LauncherConfig:
     kind: Literal["inline", "process", "accelerate"] = "inline"
     args: list[str] = field(default_factory=list)
+    machines: MachinesConfig = field(default_factory=MachinesConfig)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from cai.config.schema import Config
+from cai.config.schema import Config, MachinesConfig
 from cai.errors import CaiError, Interrupted, UsageError
 from cai.stages.base import Stage
 
@@ -88,12 +89,23 @@ def run_in_process(stage: Stage, config: Config, scratch: Path, lock: int) -> di
 
     Training may take several processes. Returns the stage's summary; raises what the stage raised.
     """
+    run_worker(stage, config, scratch, [lock])
+    return json.loads((scratch / "summary.json").read_text())
+
+
+def run_worker(
+    stage: Stage, config: Config, scratch: Path, descriptors: Sequence[int] = ()
+) -> None:
+    """Runs scratch/job.json, or this machine's part of it. Raises what the stage raised.
+
+    The worker inherits the open files `descriptors`.
+    """
     command = [sys.executable, "-m", "cai.run.worker", str(scratch / "job.json")]
     if config.launcher.kind == "accelerate" and stage.trains:
         launch = ["-m", "accelerate.commands.launch", *launch_arguments(config)]
         command[1:1] = launch
     environment = {**os.environ, RUNNER: str(os.getpid())}
-    worker = subprocess.Popen(command, pass_fds=[lock], env=environment)
+    worker = subprocess.Popen(command, pass_fds=descriptors, env=environment)
     try:
         code = worker.wait()
     except BaseException:
@@ -104,7 +116,6 @@ def run_in_process(stage: Stage, config: Config, scratch: Path, lock: int) -> di
         raise
     if code:
         raise _failure(stage, scratch, code)
-    return json.loads((scratch / "summary.json").read_text())
 
 
 def _failure(stage: Stage, scratch: Path, code: int) -> CaiError:
@@ -126,9 +137,21 @@ def launch_arguments(config: Config) -> list[str]:
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_processes", type=int, default=1)
-    arguments = config.launcher.args
+    arguments = [*config.launcher.args, *_machine_arguments(config.launcher.machines)]
     processes = parser.parse_known_args(arguments)[0].num_processes
     launchers = {"--multi_gpu", "--use_fsdp", "--use_deepspeed"} & {*arguments}
     if processes > 1 and not launchers and pick_device(config.engine.device) == "cpu":
         return [*arguments, "--multi_gpu"]
     return arguments
+
+
+def _machine_arguments(machines: MachinesConfig) -> list[str]:
+    if machines.count == 1:
+        return []
+    return [
+        f"--num_machines={machines.count}",
+        f"--machine_rank={machines.rank}",
+        f"--main_process_ip={machines.address}",
+        f"--main_process_port={machines.port}",
+        "--same_network",
+    ]

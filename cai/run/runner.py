@@ -18,6 +18,7 @@ from cai.errors import CaiError, Interrupted, UsageError, nearest, not_installed
 from cai.method.constitution import Constitution
 from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
+from cai.run.machines import Conductor, follow
 from cai.run.plan import STAGES, Step, check_engines, inputs_of, stages, step_of
 from cai.run.process import run_in_process
 from cai.run.worker import Job, run_stage
@@ -33,14 +34,19 @@ def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, M
     """Runs what has to run, in order. Returns every selected stage's manifest.
 
     `tell` shows a person each line; the run's log has it too. `patient`: waits for another process
-    that holds the run's folder, where it would raise UsageError. Raises CaiError.
+    that holds the run's folder, where it would raise UsageError. Any but the first of several
+    machines joins the first one's training, and returns no manifest. Raises CaiError.
     """
     check_engines(config)
     selected = _selected(config)
+    if config.launcher.machines.rank:
+        follow(config, tell)
+        return {}
     run = Run(Path(config.outputs) / config.name)
-    with run.lock(tell if patient else None) as lock, _logged(run):
+    conductor = Conductor(run.root, config.launcher.machines)
+    with run.lock(tell if patient else None) as lock, _logged(run), conductor.open():
         write_json(run.root / "run.json", {"schema": 1, "config": redacted(config)})
-        runner = _Runner(config, run, lock, selected, tell)
+        runner = _Runner(config, run, lock, selected, tell, conductor)
         for stage in stages(config):
             enter_stage(stage.name)
             runner.take(stage)
@@ -79,9 +85,17 @@ def _logged(run: Run) -> Iterator[None]:
 class _Runner:
     """Takes one stage after the other, and remembers what is done."""
 
-    def __init__(self, config: Config, run: Run, lock: int, selected: list[str], tell: Tell):
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        lock: int,
+        selected: list[str],
+        tell: Tell,
+        conductor: Conductor,
+    ):
         self.config, self.run, self.lock, self.selected = config, run, lock, selected
-        self.tell = tell
+        self.tell, self.conductor = tell, conductor
         self.law = Constitution.load(config.constitution)
         self.done: dict[str, Manifest] = {}
         self.outputs: dict[str, str | None] = {}
@@ -148,6 +162,8 @@ class _Runner:
             summary = run_stage(job)
         else:
             job.save(scratch / "job.json")
+            if stage.trains:
+                self.conductor.call(stage.name, scratch / "job.json")
             summary = run_in_process(stage, config, scratch, self.lock)
         manifest = self.run.publish(
             stage.name, stage.version, key, step.ingredients, plain(summary), started

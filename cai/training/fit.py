@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
@@ -17,9 +18,12 @@ SETTING = "gradient_checkpointing"
 
 
 def measure_free_memory(device: str) -> int | None:
-    """Free bytes on an accelerator; None for a CPU."""
+    """Free bytes on an accelerator, of all processes' the least; None for a CPU.
+
+    All processes must come to the same decision: under FSDP they recompute together.
+    """
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
+        return min(gather_object([torch.cuda.mem_get_info(device)[0]]))
     if device == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return None

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -289,6 +290,64 @@ def test_two_processes_train_as_one_does(tmp_path: Path, tiny_model: Path):
     check_curves(together, alone, "loss", "eval_loss", "grad_norm")
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_machine(
+    rank: int, port: int, folder: Path, tiny_model: Path, *more: str
+) -> "subprocess.Popen[str]":
+    """One of two machines, which both are this one: they share the folder and meet at a port."""
+    words = [
+        "name=machines",
+        "launcher=accelerate",
+        "launcher.machines.count=2",
+        f"launcher.machines.rank={rank}",
+        "launcher.machines.address=127.0.0.1",
+        f"launcher.machines.port={port}",
+        *more,
+    ]
+    return subprocess.Popen(
+        command(tiny_model, *words), cwd=folder, text=True, stderr=subprocess.PIPE
+    )
+
+
+def test_two_machines_train_as_one_does(tmp_path: Path, tiny_model: Path):
+    """sft and dpo on two machines of a process each: what one machine of two processes makes."""
+    words = [
+        "stages=[sft,revise,sl_cai,label,dpo]",
+        "sft.args.per_device_train_batch_size=2",
+        "dpo.args.per_device_train_batch_size=1",
+    ]
+    done = cai(tmp_path, tiny_model, "name=one", "launcher=accelerate", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    port = free_port()
+    second, first = (start_machine(rank, port, tmp_path, tiny_model, *words) for rank in (1, 0))
+    said = [machine.communicate(timeout=400)[1] for machine in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], said
+    joined = [line for line in said[1].splitlines() if "joins" in line]
+    assert joined == [f"machine 1: joins {name}" for name in ("sft", "sl_cai", "dpo")]
+    for stage in ("sft", "sl_cai", "dpo"):
+        manifests = [Run(tmp_path / "outputs" / name).latest(stage) for name in ("one", "machines")]
+        assert len({manifest.output for manifest in manifests if manifest}) == 1, stage
+
+
+def test_the_other_machines_end_with_the_first(tmp_path: Path, tiny_model: Path):
+    """A failure of machine 0 ends the others too, and says where to look."""
+    words = ["stages=[dpo]"]  # nothing that it needs has run
+    port = free_port()
+    second = start_machine(1, port, tmp_path, tiny_model, *words)
+    assert second.stderr is not None
+    while "waits for machine 0" not in second.stderr.readline():
+        assert second.poll() is None
+    first = start_machine(0, port, tmp_path, tiny_model, *words)
+    assert "needs sft, sl_cai" in first.communicate(timeout=100)[1] or first.returncode == 2
+    assert "machine 0 has ended with exit code 2" in second.communicate(timeout=100)[1]
+    assert second.returncode == 1
+
+
 # accelerate shards on accelerators alone, and trains data parallel elsewhere without a word:
 # here CPUs pass for GPUs
 SHARDS = """
@@ -327,6 +386,8 @@ if "LOCAL_RANK" in os.environ:
         begin(self, True, **options)
         self._cpu, self.distributed_type = False, DistributedType.DEEPSPEED
         import deepspeed
+        if not deepspeed.comm.is_initialized():  # as accelerate does on accelerators
+            deepspeed.comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
         from deepspeed.runtime.engine import DeepSpeedEngine
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         gather = DeepSpeedEngine._zero3_consolidated_16bit_state_dict
@@ -341,6 +402,16 @@ if "LOCAL_RANK" in os.environ:
         zero["stage3_param_persistence_threshold"] = 0
     state.PartialState.__init__, state.AcceleratorState.__init__ = init, init_all
 """
+
+
+def pretend_gpus(launcher: str, site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every process of a launcher run `site` first. Skips where the launcher is missing."""
+    if launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(site)
+    path = [str(folder / "site"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
 
 
 @pytest.mark.parametrize(
@@ -361,12 +432,7 @@ def test_sharded_training_is_that_of_one_process(
     published in one piece."""
     from safetensors.torch import load_file
 
-    if launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(site)
-    path = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    pretend_gpus(launcher, site, tmp_path, monkeypatch)
     one, alone = tuned(tmp_path, tiny_model, "inline", 4, f"sft.peft={peft}")
     two, together = tuned(tmp_path, tiny_model, launcher, 2, f"sft.peft={peft}")
     assert [(tmp_path / f"sharded-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
@@ -380,6 +446,36 @@ def test_sharded_training_is_that_of_one_process(
             json.loads((out / "model" / file).read_text()) for out in (one, two)
         )
         assert together_config == alone_config
+
+
+@pytest.mark.parametrize(
+    ("launcher", "site"), [("fsdp", SHARDS), ("deepspeed", ZERO)], ids=["fsdp", "deepspeed"]
+)
+def test_sharded_dpo_with_a_reference_is_that_of_one_process(
+    launcher: str, site: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every weight is tuned, so the reference is a second model, which is sharded too."""
+    pretend_gpus(launcher, site, tmp_path, monkeypatch)
+    words = [
+        "dpo=full",
+        "dpo.validation=0.25",
+        "dpo.args.learning_rate=1e-3",
+        "dpo.args.per_device_eval_batch_size=1",
+    ]
+    stages = "stages=[sft,revise,sl_cai,label,dpo]"
+    done = cai(tmp_path, tiny_model, "name=inline", stages, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = tmp_path / "outputs"
+    shutil.copytree(outputs / "inline", outputs / launcher, symlinks=True)
+    shutil.rmtree(outputs / launcher / "dpo")
+    words += [f"launcher={launcher}", "dpo.args.per_device_train_batch_size=1"]
+    done = cai(tmp_path, tiny_model, f"name={launcher}", "stages=[dpo]", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, together = (
+        json.loads((outputs / name / "latest/dpo/out/history.json").read_text())
+        for name in ("inline", launcher)
+    )
+    check_curves(together, alone, "loss", "eval_loss", "rewards/margins")
 
 
 def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_model: Path):

@@ -12,8 +12,10 @@ import pytest
 from cai.config.compose import compose
 from cai.config.schema import Config
 from cai.config.types import lookup
+from cai.errors import UsageError
 from cai.run.estimate import estimate_lines, processes, tuning_of
 from cai.run.plan import STAGES, check_engines, plan_run, stages
+from cai.run.process import launch_arguments
 from cai.store.run_folder import Run
 from cai.training.memory import GIB, USABLE, forecast, read_shape
 
@@ -165,3 +167,16 @@ def test_a_sharded_stage_divides_its_weights():
     assert not processes(recipe("gpu-7b", "launcher=accelerate")).sharded
     zero_2 = 'launcher.args=["--num_processes=4",--use_deepspeed,"--zero_stage=2"]'
     assert not processes(recipe("gpu-7b", "launcher=accelerate", zero_2)).sharded
+
+
+def test_several_machines_need_a_launcher_an_address_and_a_rank():
+    several = ["experiment=gpu-7b-full", "launcher.machines.count=2"]
+    with pytest.raises(UsageError, match=r"launcher\.machines\.address.*name machine 0"):
+        compose(several)
+    several.append("launcher.machines.address=host0")
+    with pytest.raises(UsageError, match=r"must be below launcher\.machines\.count, which is 2"):
+        compose([*several, "launcher.machines.rank=2"])
+    with pytest.raises(UsageError, match="take launcher=accelerate"):
+        compose([*several, "launcher.kind=process"])
+    arguments = launch_arguments(compose([*several, "launcher.machines.rank=1"]))
+    assert {"--num_machines=2", "--machine_rank=1", "--main_process_ip=host0"} <= {*arguments}

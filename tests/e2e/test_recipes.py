@@ -219,7 +219,7 @@ def test_a_metric(checkout: Checkout):
     answers = checkout.root / "cai/scoring/answers.py"
     answers.write_text(f"{answers.read_text()}\n\n{block(section, 'python')}")
     call, row = re.findall(r'`("asks": .*?)`', section)
-    words = '            "words": len(answer.text.split()),\n'
+    words = '            "words": word_count(answer.text),\n'
     checkout.change("cai/scoring/answers.py", words, f"{words}            {call},\n")
     checkout.change("cai/report/metrics.py", "METRICS = {\n", f"METRICS = {{\n    {row},\n")
     assert checkout.python("-c", COUNT_QUESTIONS) == "ends with a question dict_values([0.5])\n"

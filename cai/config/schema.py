@@ -21,9 +21,11 @@ from cai.config.types import (
     Money,
     RunName,
     Runtime,
+    RuntimeEntries,
     ServerUrl,
     Share,
     Tracker,
+    VLLM_RUNTIME,
 )
 
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -71,7 +73,8 @@ class EngineConfig:
     attention: Runtime[str | None] = None
     batch_rows: Runtime[Annotated[int, Field(ge=1, le=1 << 16)]] = 64
     batch_tokens: Runtime[Annotated[int, Field(ge=1, le=1 << 30)]] = 16384
-    options: Runtime[dict[str, Any]] = field(default_factory=dict)
+    python: Runtime[str | None] = None
+    options: Annotated[dict[str, Any], RuntimeEntries(VLLM_RUNTIME)] = field(default_factory=dict)
     server: Runtime[ServerConfig] = field(default_factory=ServerConfig)
     max_failures: Runtime[Annotated[float, Field(ge=0, le=0.5)]] = 0.01
 

@@ -85,10 +85,21 @@ class Servers:
 
     So a model that computes in this process holds no answer up, and one client outlives the event
     loops of several callers.
+
+    `transport` takes the requests to the servers; None: over the network. `revive` is called after
+    each fault, in a thread of its own, and returns once the servers should answer again. It raises
+    CaiError where they never will.
     """
 
-    def __init__(self, config: ServerConfig):
+    def __init__(
+        self,
+        config: ServerConfig,
+        transport: Callable[[httpx2.Limits], httpx2.AsyncBaseTransport] | None = None,
+        revive: Callable[[], None] | None = None,
+    ):
         self.config = config
+        self._revive = revive
+        self._reviving = asyncio.Lock()
         self._key = read_key(config)
         self._servers = [Server(url) for url in config.urls]
         self._waiting: deque[asyncio.Future[Server]] = deque()
@@ -98,7 +109,12 @@ class Servers:
             headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx2.Timeout(None, connect=min(10.0, config.timeout))  # _try limits the whole
-        self._http = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+        self._http = httpx2.AsyncClient(
+            headers=headers,
+            limits=limits,
+            timeout=timeout,
+            transport=transport(limits) if transport else None,
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._thread.start()
@@ -137,6 +153,9 @@ class Servers:
                 try:
                     return await self._try(path, content, read)
                 except Fault as fault:
+                    if self._revive is not None:
+                        async with self._reviving:
+                            await asyncio.to_thread(self._revive)
                     faults += not fault.away
                     if faults > self.config.retries:
                         raise RequestFailed(f"{fault} ({faults} tries)") from None

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from cai.config.types import (
+    VLLM_RUNTIME,
     Certainty,
     Count,
     CountOrZero,
@@ -25,7 +26,6 @@ from cai.config.types import (
     ServerUrl,
     Share,
     Tracker,
-    VLLM_RUNTIME,
 )
 
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)

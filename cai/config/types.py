@@ -74,8 +74,9 @@ Gate = Literal[
 ]
 
 
-# Options of vLLM that say how and where it computes. All others count as deciding what it writes: an
-# option that is not known here, or is new, runs a stage again rather than share its rows.
+# Options of vLLM that say where and how fast it computes. All others (quantization, max_model_len,
+# ...) may change what it writes, so they are in the keys of stages and of the ledger. An option
+# that is not listed counts as one of those: that runs a stage again at worst.
 VLLM_RUNTIME = frozenset(
     (
         "tensor_parallel_size",

@@ -1,7 +1,7 @@
 """Runs a command and ends it, children and all, once the process that wanted it is gone.
 
-A script of its own, `python guardian.py PARENT FOLDER COMMAND...`: whatever ends the parent, SIGKILL
-too, this process sees it. It leads the process group that the command and its children belong to.
+A script of its own, `python guardian.py PARENT FOLDER COMMAND...`: it sees whatever ends the
+parent, SIGKILL too. It leads the process group that the command and its children belong to.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def main() -> None:
     told_to_end: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, frame: told_to_end.append(number))
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     # the parent's number is only its own while it lives, and then it is this process's parent
     while process.poll() is None and not told_to_end and os.getppid() == parent:
         time.sleep(POLL)

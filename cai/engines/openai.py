@@ -28,6 +28,7 @@ TOO_LONG = re.compile(r"context[ _]?(length|size|window)", re.IGNORECASE)  # all
 # fields that are not in OpenAI's own API
 EXTRAS = {"top_k", "repetition_penalty", "continue_final_message", "add_generation_prompt"}
 
+
 def check(config: EngineConfig, key: str) -> None:
     """Raises UsageError where no server is named."""
     if not config.server.urls:

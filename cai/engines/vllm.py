@@ -6,7 +6,7 @@ adapter's folder is served as it is, on its base's weights.
 
 import json
 import resource
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 BASE, ADAPTER = "base", "adapter"  # the names that the server knows its models by
 
 LONGEST_ANSWER = 86_400.0  # seconds: a request may wait for all others, and none is lost
+
+# A server whose engine has died answers with faults for some seconds before it ends. A request
+# must be there still when it has been started again.
+RETRIES, BACKOFF = 10, 0.05
 
 OTHER_FILES = 256  # open files that are no connection
 
@@ -75,9 +79,14 @@ class VllmEngine:
         self._server = VllmServer(interpreter(config), flags(server_options(config, model)))
         allow_open_files(config.batch_rows + OTHER_FILES)
         self._server.start()
-        # the address of its socket is the server's alone, and so is the time that it takes
-        asked = ServerConfig([URL], concurrency=config.batch_rows, timeout=LONGEST_ANSWER)
-        self._servers = Servers(asked, self._server.transport, self._server.ensure_running)
+        own = ServerConfig(
+            [URL],
+            concurrency=config.batch_rows,
+            timeout=LONGEST_ANSWER,
+            retries=RETRIES,
+            backoff=BACKOFF,
+        )
+        self._servers = Servers(own, self._server.transport, self._server.ensure_running)
 
     async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
         prompt_ids = self._encode(render(self.tokenizer, request.messages))

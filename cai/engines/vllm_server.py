@@ -219,7 +219,9 @@ class VllmServer:
                     say(f"vLLM's server starts ({said - began:.0f} s): {line}"[:160])
             cards = client.get(f"{URL}/models").json()["data"]
         # the base's card knows it, an adapter's does not
-        self.context_length = next(card["max_model_len"] for card in cards if not card.get("parent"))
+        self.context_length = next(
+            card["max_model_len"] for card in cards if not card.get("parent")
+        )
         log("vLLM's server is ready", seconds=round(time.monotonic() - began, 1))
 
     def _failure(self, what: str) -> CaiError:

@@ -74,6 +74,8 @@ Gate = Literal[
 ]
 
 
+VLLM_SHARE = 0.92  # of a device's memory, which a vLLM server takes unless told otherwise
+
 # Options of vLLM that say where and how fast it computes. All others (quantization, max_model_len,
 # ...) may change what it writes, so they are in the keys of stages and of the ledger. An option
 # that is not listed counts as one of those: that runs a stage again at worst.

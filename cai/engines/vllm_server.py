@@ -14,12 +14,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import httpx2
 
 from cai.config.schema import EngineConfig
+from cai.config.types import VLLM_SHARE
 from cai.errors import CaiError, UsageError
 from cai.observe.log import current_stage, log, log_folder, say
 from cai.redact import printable
@@ -98,6 +100,12 @@ def environment(python: str) -> dict[str, str]:
     # vLLM calls tools of its environment, such as ninja
     variables["PATH"] = os.pathsep.join([str(Path(python).parent), variables.get("PATH", "")])
     return variables | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+
+def share_device(config: EngineConfig, servers: int) -> EngineConfig:
+    """The same engine where so many vLLM servers run at once, on the same devices."""
+    share = config.options.get("gpu_memory_utilization", VLLM_SHARE) / servers
+    return replace(config, options=config.options | {"gpu_memory_utilization": share})
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

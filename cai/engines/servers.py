@@ -29,9 +29,7 @@ from cai.observe.metrics import count, set_gauge
 T = TypeVar("T")
 
 TRIPS = 5  # failures in a row after which a server is left alone
-
 LONGEST = 60.0  # seconds between tries at most
-
 LARGEST = 8 << 20  # bytes of an answer: the log-probabilities of 50,000 tokens fit
 
 
@@ -86,9 +84,8 @@ class Servers:
     So a model that computes in this process holds no answer up, and one client outlives the event
     loops of several callers.
 
-    `transport` takes the requests to the servers; None: over the network. `revive` is called after
-    each fault, in a thread of its own, and returns once the servers should answer again. It raises
-    CaiError where they never will.
+    `transport` makes what takes requests to them. `revive` is called after each fault, in a thread,
+    and returns once they should answer again; it raises CaiError where they never will.
     """
 
     def __init__(
@@ -99,7 +96,6 @@ class Servers:
     ):
         self.config = config
         self._revive = revive
-        self._reviving = asyncio.Lock()
         self._key = read_key(config)
         self._servers = [Server(url) for url in config.urls]
         self._waiting: deque[asyncio.Future[Server]] = deque()
@@ -109,11 +105,9 @@ class Servers:
             headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx2.Timeout(None, connect=min(10.0, config.timeout))  # _try limits the whole
+        way = transport(limits) if transport else None  # None: the network
         self._http = httpx2.AsyncClient(
-            headers=headers,
-            limits=limits,
-            timeout=timeout,
-            transport=transport(limits) if transport else None,
+            headers=headers, limits=limits, timeout=timeout, transport=way
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
@@ -154,8 +148,7 @@ class Servers:
                     return await self._try(path, content, read)
                 except Fault as fault:
                     if self._revive is not None:
-                        async with self._reviving:
-                            await asyncio.to_thread(self._revive)
+                        await asyncio.to_thread(self._revive)
                     faults += not fault.away
                     if faults > self.config.retries:
                         raise RequestFailed(f"{fault} ({faults} tries)") from None

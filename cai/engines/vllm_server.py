@@ -141,6 +141,7 @@ class VllmServer:
         self._python = python
         self._starts = 0
         self._closing = threading.Event()
+        self._reviving = threading.Lock()
         self._lock = threading.Lock()  # of what may not change while the server is closed
         self._process: subprocess.Popen[bytes] | None = None
         # short, since a socket's path has at most 108 bytes
@@ -162,17 +163,18 @@ class VllmServer:
 
     def ensure_running(self) -> None:
         """Starts a server that has died again. Raises CaiError where that can't help."""
-        process = self._process
-        if self._closing.is_set() or process is None:
-            raise CaiError("vLLM's server is closed")
-        if process.poll() is None:
-            return
-        _kill_group(process)
-        if self._starts > RESTARTS:
-            raise self._failure(f"vLLM's server has died {self._starts} times")
-        say(f"vLLM's server has died and is started again; see {self._log}", logging.WARNING)
-        self._launch()
-        self._wait()
+        with self._reviving:  # of many requests that fail at once, one starts it
+            process = self._process
+            if self._closing.is_set() or process is None:
+                raise CaiError("vLLM's server is closed")
+            if process.poll() is None:
+                return
+            _kill_group(process)
+            if self._starts > RESTARTS:
+                raise self._failure(f"vLLM's server has died {self._starts} times")
+            say(f"vLLM's server has died and is started again; see {self._log}", logging.WARNING)
+            self._launch()
+            self._wait()
 
     def close(self) -> None:
         """Ends the server and its children."""

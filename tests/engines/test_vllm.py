@@ -206,19 +206,20 @@ def test_letters_are_scored_as_the_models_own_next_tokens(engine: Engine, model:
 @pytest.mark.parametrize("victim", ["api_server", "EngineCore"])
 def test_a_server_that_is_killed_mid_run_is_started_again(victim: str, engine: Engine):
     """The rows are the same, those that were under way too."""
-    sampling = Sampling(temperature=1.0, max_new_tokens=400)
+    sampling = Sampling(temperature=1.0, max_new_tokens=1500)
     requests = [replace(SAMPLED, sampling=sampling, seed=seed) for seed in range(16)]
     undisturbed = ask(engine, requests)
 
-    def kill() -> None:
+    def find() -> int:
         processes = servers(os.getpid())
-        pid = next(pid for pid, line in processes.items() if victim in line and "guard" not in line)
-        os.kill(pid, signal.SIGKILL)
+        return next(p for p, line in processes.items() if victim in line and "guard" not in line)
 
-    timer = threading.Timer(1.0, kill)
+    before = find()
+    timer = threading.Timer(0.5, lambda: os.kill(before, signal.SIGKILL))
     timer.start()
     again = ask(engine, requests)
     timer.join()
+    assert find() != before  # it was killed while rows were under way
     assert [one.text for one in again] == [one.text for one in undisturbed]
 
 

@@ -18,7 +18,7 @@ from cai.engines import vllm_server
 from cai.engines.base import Completion, Engine, Request, check_ready, open_engine
 from cai.engines.rows import gather_rows
 from cai.engines.vllm import server_options
-from cai.engines.vllm_server import VllmServer, flags
+from cai.engines.vllm_server import VllmServer, flags, share_device
 from cai.errors import CaiError, Interrupted, UsageError
 from cai.messages import assistant, user
 from cai.observe.log import enter_stage, open_log
@@ -364,6 +364,13 @@ def test_an_environment_with_vllm_is_looked_for_before_anything_runs(
         check_ready(fake(state="no vLLM"))
     with pytest.raises(UsageError, match=r"there is no such program; `make vllm`"):
         check_ready(EngineConfig(kind="vllm", python=str(tmp_path / "nowhere")))
+
+
+def test_servers_that_run_at_once_divide_a_devices_memory():
+    config = EngineConfig(kind="vllm", options={"max_model_len": 64})
+    assert share_device(config, 2).options == {"max_model_len": 64, "gpu_memory_utilization": 0.46}
+    halved = share_device(share_device(config, 2), 1)
+    assert halved.options["gpu_memory_utilization"] == 0.46
 
 
 def test_a_closed_server_is_not_started_again(fake: MakePython):

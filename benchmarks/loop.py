@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ class Plain:
         self.model = None
 
 
-def loop_of(name: str, config: Config, model: str) -> Callable[[], Figures]:
-    """What runs the loop once, on an engine that is open."""
+def loop_of(name: str, config: Config, model: str, python: str | None) -> Callable[[], Figures]:
+    """What runs the loop once, on an engine that is open. `python`: that of vLLM's environment."""
     if name == DISTILABEL:
         from benchmarks.loop_distilabel import run
 
@@ -92,7 +93,7 @@ def loop_of(name: str, config: Config, model: str) -> Callable[[], Figures]:
         opened = Plain(model, 1 if name == ALONE else 16, config.engine.dtype)
     elif name == VLLM:
         own = compose([*OVERRIDES, "engine=vllm", f"engine.dtype={config.engine.dtype}"])
-        opened = open_engine(own.engine, model)
+        opened = open_engine(replace(own.engine, python=python), model)
     else:
         opened = open_engine(config.engine, model)
     return lambda: with_engine(config, opened)
@@ -176,11 +177,11 @@ def peak() -> float:
     return 2 * 2048**3 / min(taken) / 1e9
 
 
-def work(name: str, config: Config, model: str) -> None:
+def work(name: str, config: Config, model: str, python: str | None) -> None:
     """A worker: runs the loop once for each line it is sent, and answers with a line of JSON."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
-    run = loop_of(name, config, model)
+    run = loop_of(name, config, model, python)
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         found = {"gflops_peak": peak()} if line.strip() == "peak" else run()
@@ -219,14 +220,13 @@ def main() -> None:
     )
     model = locate(config.model)
     if options.worker:
-        work(options.worker, config, model)
+        work(options.worker, config, model, options.vllm)
         return
     pythons = dict.fromkeys(options.engines, sys.executable)
-    pythons |= {
-        name: python
-        for name, python in ((VLLM, options.vllm), (DISTILABEL, options.distilabel))
-        if python
-    }
+    if options.vllm:
+        pythons[VLLM] = sys.executable  # its server has the other Python
+    if options.distilabel:
+        pythons[DISTILABEL] = options.distilabel
     command = [
         "-m",
         "benchmarks.loop",
@@ -236,6 +236,7 @@ def main() -> None:
         str(options.new_tokens),
     ]
     command += ["--dtype", options.dtype]
+    command += ["--vllm", options.vllm] if options.vllm else []
     workers = {
         name: subprocess.Popen(
             [python, *command, "--worker", name],

@@ -16,6 +16,7 @@ from cai.config.compose import saved
 from cai.config.schema import Sampling
 from cai.digest import seed_of
 from cai.engines.base import Completion, Engine, Request, RequestFailed
+from cai.engines.vllm_server import share_device
 from cai.errors import UsageError, nearest
 from cai.messages import Message, assistant, user
 from cai.redact import safe
@@ -73,6 +74,8 @@ def main(arguments: list[str]) -> None:
         name: Input(str(Run(root).folder(name, manifest.key) / "out"), manifest.output)
         for name, manifest in manifests.items()
     }
+    if config.engine.kind == "vllm":
+        config = replace(config, engine=share_device(config.engine, len(names)))
     context = verb_context("chat", config, root, config.constitution, inputs)
     console = Console(highlight=False, markup=False)
     with console.status("loading"):

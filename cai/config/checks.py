@@ -8,7 +8,7 @@ from typing import Any
 from cai.config.explain import at, must_be_one_of, origin
 from cai.config.names import BUILT, MODEL_SECTIONS, builds, evaluated_models, own_models, unbuilt
 from cai.config.schema import Config, Prompts, SftConfig
-from cai.config.types import lookup
+from cai.config.types import VLLM_SHARE, lookup
 from cai.errors import UsageError, nearest
 from cai.redact import redact
 
@@ -312,6 +312,36 @@ def check_machines(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
+def check_shares(config: Config, overrides: Sequence[str]) -> None:
+    """Two vLLM servers that run at once share a device's memory, or have devices of their own.
+
+    In `revise` the helpful model and a critic answer in turn; all other stages close one model
+    before they open another.
+    """
+    if config.revise.model is None and config.revise.engine is None:
+        return
+    engines = {"engine": config.engine, "revise.engine": config.revise.engine or config.engine}
+    options = [engine.options for engine in engines.values()]
+    devices = [set(str(own.get("device_ids", "")).split(",")) - {""} for own in options]
+    apart = all(devices) and not devices[0] & devices[1]
+    if apart or any(engine.kind != "vllm" for engine in engines.values()):
+        return
+    if any("kv_cache_memory_bytes" in own for own in options):  # vLLM then takes no share
+        return
+    shares = [own.get("gpu_memory_utilization", VLLM_SHARE) for own in options]
+    if sum(shares) > 1:
+        keys = ", ".join(
+            f"{at(f'{key}.options.gpu_memory_utilization', overrides, share)}"
+            for key, share in zip(engines, shares, strict=True)
+        )
+        raise UsageError(
+            "revise: the critic is another model, so two vLLM servers run at once, and together "
+            f"they ask for {sum(shares):.0%} of a device's memory ({keys}); take shares that add "
+            "up to at most 1, or a device for each (options.device_ids). For settings of its own "
+            "the critic needs +engine@revise.engine=vllm"
+        )
+
+
 CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_choices,
     check_data_names,
@@ -330,4 +360,5 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_labelled,
     check_served_models,
     check_machines,
+    check_shares,
 ]

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from cai.config.types import (
+    VLLM_RUNTIME,
     Certainty,
     Count,
     CountOrZero,
@@ -23,6 +24,7 @@ from cai.config.types import (
     Money,
     RunName,
     Runtime,
+    RuntimeEntries,
     ServerUrl,
     Share,
     TemplateArgument,
@@ -78,7 +80,8 @@ class EngineConfig:
     attention: Runtime[str | None] = None
     batch_rows: Runtime[Annotated[int, Field(ge=1, le=1 << 16)]] = 64
     batch_tokens: Runtime[Annotated[int, Field(ge=1, le=1 << 30)]] = 16384
-    options: Runtime[dict[str, Any]] = field(default_factory=dict)
+    python: Runtime[str | None] = None
+    options: Annotated[dict[str, Any], RuntimeEntries(VLLM_RUNTIME)] = field(default_factory=dict)
     server: Runtime[ServerConfig] = field(default_factory=ServerConfig)
     max_failures: Runtime[Annotated[float, Field(ge=0, le=0.5)]] = 0.01
 

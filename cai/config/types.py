@@ -79,16 +79,72 @@ Gate = Literal[
 ]
 
 
+VLLM_SHARE = 0.92  # of a device's memory, which a vLLM server takes unless told otherwise
+
+# Options of vLLM that say where and how fast it computes. All others (quantization, max_model_len,
+# ...) may change what it writes, so they are in the keys of stages and of the ledger. An option
+# that is not listed counts as one of those: that runs a stage again at worst.
+VLLM_RUNTIME = frozenset(
+    (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "data_parallel_size_local",
+        "data_parallel_backend",
+        "data_parallel_address",
+        "data_parallel_rpc_port",
+        "distributed_executor_backend",
+        "device_ids",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "cpu_offload_gb",
+        "block_size",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_loras",
+        "max_cpu_loras",
+        "max_parallel_loading_workers",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "download_dir",
+        "shutdown_timeout",
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeEntries:
+    """Of a dict of a library's options: the names of those that are runtime settings.
+
+    Where no other option is set, the dict is left out of the key as a whole.
+    """
+
+    names: frozenset[str]
+
+
+def _marks(setting: dataclasses.Field[Any], kind: type[T]) -> list[T]:
+    """What is annotated to a field of a config class."""
+    marks = getattr(setting.type, "__metadata__", ())
+    return [mark for mark in marks if isinstance(mark, kind)]
+
+
 def is_runtime(setting: dataclasses.Field[Any]) -> bool:
     """Whether a field of a config class only says how to run."""
-    return RUNTIME in getattr(setting.type, "__metadata__", ())
+    return RUNTIME in _marks(setting, str)
 
 
 def without_runtime(value: Any) -> Any:
     """`value` as plain containers, without its runtime settings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        settings = (f for f in dataclasses.fields(value) if not is_runtime(f))
-        return {f.name: without_runtime(getattr(value, f.name)) for f in settings}
+        parts = {}
+        for setting in dataclasses.fields(value):
+            part = getattr(value, setting.name)
+            entries = next(iter(_marks(setting, RuntimeEntries)), None)
+            if entries is not None:
+                part = {name: part[name] for name in part if name not in entries.names}
+            if not is_runtime(setting) and (entries is None or part):
+                parts[setting.name] = without_runtime(part)
+        return parts
     if isinstance(value, dict):
         return {key: without_runtime(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -136,7 +136,9 @@ class EngineKind(NamedTuple):
 ENGINES = {
     "transformers": EngineKind("cai.engines.transformers:TransformersEngine"),
     "vllm": EngineKind(
-        "cai.engines.vllm:VllmEngine", "cai.engines.vllm:check", "cai.engines.vllm:ready"
+        "cai.engines.vllm:VllmEngine",
+        "cai.engines.vllm_server:check",
+        "cai.engines.vllm_server:ready",
     ),
     "openai": EngineKind(
         "cai.engines.openai:OpenAIEngine", "cai.engines.openai:check", "cai.engines.openai:ready"
@@ -160,6 +162,9 @@ def check_engine(config: EngineConfig, key: str) -> None:
     """
     if config.kind != "openai" and config.model is not None:
         raise UsageError(f"{key}.model: only kind: openai has such a name")
+    if config.kind != "vllm" and (config.python is not None or config.options):
+        name = "python" if config.python is not None else "options"
+        raise UsageError(f"{key}.{name}: only kind: vllm has such a setting")
     if (check := ENGINES[config.kind].check) is not None:
         _import(check)(config, key)
 

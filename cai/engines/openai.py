@@ -3,20 +3,19 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from cai.config.schema import EngineConfig
 from cai.engines.base import Completion, OnText, Request, RequestFailed, without_thoughts
 from cai.engines.openai_answers import (
-    Answer,
+    A,
     ChatAnswer,
     EchoAnswer,
     TokenLogprob,
     TokensAnswer,
     Usage,
-    mend,
+    echo_fields,
+    reader,
 )
 from cai.engines.servers import Refused, Servers, read_key
 from cai.errors import CaiError, UsageError
@@ -28,8 +27,6 @@ TOO_LONG = re.compile(r"context[ _]?(length|size|window)", re.IGNORECASE)  # all
 
 # fields that are not in OpenAI's own API
 EXTRAS = {"top_k", "repetition_penalty", "continue_final_message", "add_generation_prompt"}
-
-A = TypeVar("A", bound=Answer)
 
 
 def check(config: EngineConfig, key: str) -> None:
@@ -186,27 +183,13 @@ class OpenAIEngine:
                 body = {"prompt": text, "add_special_tokens": False}
                 self._option_ids[text] = await self._tokenize(body) or []
         options = [self._option_ids[text] for text in request.continuations]
-        body = {
-            "model": self.model,
-            "prompt": [prompt_ids + option_ids for option_ids in options],
-            "echo": True,
-            "logprobs": 1,
-            "max_tokens": 1,
-            "temperature": 0,
-        }
+        body = {"model": self.model} | echo_fields(prompt_ids, options)
         answer, seconds = await self._servers.ask("completions", body, self._reader(EchoAnswer))
-        choices = sorted(answer.choices, key=lambda choice: choice.index)
-        scores = []
-        for choice, option_ids in zip(choices, options, strict=False):
-            tail = choice.logprobs.token_logprobs[len(prompt_ids) :][: len(option_ids)]
-            logprobs = [logprob for logprob in tail if logprob is not None]
-            if len(logprobs) == len(option_ids):
-                scores.append(math.fsum(logprobs))
-        if len(scores) != len(options):
-            raise RequestFailed(
-                f"{self.model}: the server left out some of the prompt's log-probabilities"
-            )
-        return Completion("", "score", len(prompt_ids), 0, seconds, tuple(scores))
+        try:
+            scores = answer.scores(len(prompt_ids), options)
+        except ValueError as error:
+            raise RequestFailed(f"{self.model}: {error}") from None
+        return Completion("", "score", len(prompt_ids), 0, seconds, scores)
 
     async def _tokenize(self, body: dict[str, Any]) -> list[int] | None:
         """The token ids, or None where the servers can't tell."""
@@ -223,21 +206,7 @@ class OpenAIEngine:
         return answer.tokens if self._tokenizes else None
 
     def _reader(self, kind: type[A]) -> Callable[[bytes], A]:
-        """A function that reads an answer, and raises ValueError where it is of no use."""
-
-        def read(content: bytes) -> A:
-            try:
-                answer = kind.model_validate_json(mend(content))
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                place = ".".join(map(str, first["loc"])) or "JSON"
-                raise ValueError(f"{place}: {first['msg']}") from None
-            # hosted servers add a date to the name
-            if answer.model and not answer.model.startswith(self.model):
-                raise ValueError(f"it is from {answer.model!r}, not from {self.model!r}")
-            return answer
-
-        return read
+        return reader(kind, self.model)
 
 
 def first_token_logprobs(

@@ -29,9 +29,7 @@ from cai.observe.metrics import count, set_gauge
 T = TypeVar("T")
 
 TRIPS = 5  # failures in a row after which a server is left alone
-
 LONGEST = 60.0  # seconds between tries at most
-
 LARGEST = 8 << 20  # bytes of an answer: the log-probabilities of 50,000 tokens fit
 
 
@@ -85,10 +83,19 @@ class Servers:
 
     So a model that computes in this process holds no answer up, and one client outlives the event
     loops of several callers.
+
+    `transport` makes what takes requests to them. `revive` is called after each fault, in a thread,
+    and returns once they should answer again; it raises CaiError where they never will.
     """
 
-    def __init__(self, config: ServerConfig):
+    def __init__(
+        self,
+        config: ServerConfig,
+        transport: Callable[[httpx2.Limits], httpx2.AsyncBaseTransport] | None = None,
+        revive: Callable[[], None] | None = None,
+    ):
         self.config = config
+        self._revive = revive
         self._key = read_key(config)
         self._servers = [Server(url) for url in config.urls]
         self._waiting: deque[asyncio.Future[Server]] = deque()
@@ -98,7 +105,10 @@ class Servers:
             headers["Authorization"] = f"Bearer {self._key}"
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx2.Timeout(None, connect=min(10.0, config.timeout))  # _try limits the whole
-        self._http = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+        way = transport(limits) if transport else None  # None: the network
+        self._http = httpx2.AsyncClient(
+            headers=headers, limits=limits, timeout=timeout, transport=way
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._thread.start()
@@ -137,6 +147,8 @@ class Servers:
                 try:
                     return await self._try(path, content, read)
                 except Fault as fault:
+                    if self._revive is not None:
+                        await asyncio.to_thread(self._revive)
                     faults += not fault.away
                     if faults > self.config.retries:
                         raise RequestFailed(f"{fault} ({faults} tries)") from None

@@ -1,154 +1,190 @@
-"""The engine on vLLM, offline: continuous batching, cached prefixes, tensors parallel by options.
+"""The engine on vLLM: a server of its own, started for the model and ended with the engine.
 
-An adapter's folder is served as it is, beside its base's weights. vLLM is an optional extra, so
-only the engine's methods import it.
+It is asked as engine=openai asks servers, but by token ids: a prompt is tokenised once, here. An
+adapter's folder is served as it is, on its base's weights.
 """
 
-import gc
-import importlib.util
 import json
-import time
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
 
-from cai.config.schema import EngineConfig, Sampling
-from cai.engines.base import Completion, OnText, Request
-from cai.engines.batcher import Batcher
+from cai.config.schema import EngineConfig, Sampling, ServerConfig
+from cai.engines.base import (
+    Completion,
+    OnText,
+    Request,
+    RequestFailed,
+    encode_request,
+    without_thoughts,
+)
+from cai.engines.openai_answers import EchoAnswer, TextAnswer, echo_fields, reader
+from cai.engines.servers import Refused, Servers
+from cai.engines.vllm_server import URL, VllmServer, flags, interpreter
 from cai.errors import UsageError
-from cai.models.chat_template import render
+from cai.models.chat_template import turn_end_ids
+from cai.models.load import load_tokenizer
+from cai.models.numerics import numerics
 from cai.models.source import adapter_base, split_revision, tokenizer_source
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
+BASE, ADAPTER = "base", "adapter"  # the names that the server knows its models by
 
-def check(config: EngineConfig, key: str) -> None:
-    """Raises UsageError where vllm.LLM would refuse the options later."""
-    if config.options.get("data_parallel_size", 1) != 1:
-        raise UsageError(
-            f"{key}.options.data_parallel_size: vLLM has copies of a model only as a server: start "
-            f"`vllm serve MODEL --data-parallel-size N` and take {key}=openai (see docs/scale.md)"
-        )
+LONGEST_ANSWER = 86_400.0  # seconds: a request may wait for all others, and none is lost
+
+# A server whose engine has died answers with faults for some seconds before it ends. A request
+# must be there still when it has been started again.
+RETRIES, BACKOFF = 10, 0.05
+
+OTHER_FILES = 256  # open files that are no connection
+
+# Everything that decides the next token is said, or the model's generation_config would.
+PLAIN = {
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request that waits for its batch."""
+    """A request in tokens."""
 
     request: Request
     prompt_ids: list[int]
     option_ids: list[list[int]]  # of the continuations
 
+    @property
+    def single(self) -> bool:
+        """Whether each continuation is one token, so that the next token's scores are enough."""
+        return all(len(ids) == 1 for ids in self.option_ids)
 
-def ready(config: EngineConfig) -> None:
-    """Raises UsageError where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise UsageError("engine=vllm: vLLM is not installed; pip install vllm")
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens need room behind the prompt."""
+        if self.request.sampling:
+            return self.request.sampling.max_new_tokens
+        # vLLM writes at least one token behind those that it scores
+        return 1 if self.single else max(map(len, self.option_ids)) + 1
 
 
 class VllmEngine:
-    """One vLLM `LLM`. Its seeds are vLLM's own: it samples other texts than transformers does."""
+    """A vLLM server with one model. `model` is a folder or a hub id, `id@revision`.
+
+    Its seeds are vLLM's own: it samples other texts than transformers does.
+    """
 
     def __init__(self, config: EngineConfig, model: str):
-        from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-
-        options: dict[str, Any] = {
-            "dtype": config.dtype,
-            "trust_remote_code": False,
-            "disable_log_stats": True,
-        }
-        self.adapter: LoRARequest | None = None
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         base = adapter_base(model)
-        if base is not None:
-            options |= adapter_options(model)
-            self.adapter = LoRARequest("adapter", 1, model)
-            if tokenizer_source(model) == model:
-                options["tokenizer"] = model
-        name, revision = split_revision(base or model)
-        self.llm: LLM = LLM(model=name, revision=revision, **(options | config.options))
-        self.tokenizer = self.llm.get_tokenizer()
-        self.config = config
-        self._context_length = self.llm.model_config.max_model_len
-        self._batcher = Batcher(
-            lambda waiting: list(range(min(len(waiting), config.batch_rows))), self._run
+        self._model = BASE if base is None else ADAPTER
+        self._server = VllmServer(interpreter(config), flags(server_options(config, model)))
+        allow_open_files(config.batch_rows + OTHER_FILES)
+        self._server.start()
+        own = ServerConfig(
+            [URL],
+            concurrency=config.batch_rows,
+            timeout=LONGEST_ANSWER,
+            retries=RETRIES,
+            backoff=BACKOFF,
         )
+        self._servers = Servers(own, self._server.transport, self._server.ensure_running)
 
     async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
-        prompt_ids = self._encode(render(self.tokenizer, request.messages))
-        option_ids = [self._encode(text) for text in request.continuations]
-        if request.sampling:
-            new_tokens = request.sampling.max_new_tokens
-        else:
-            new_tokens = max(map(len, option_ids)) + 1  # vLLM writes at least one token
-        if len(prompt_ids) + new_tokens > self._context_length:
+        prompt_ids, option_ids = encode_request(self.tokenizer, request)
+        job = Job(request, prompt_ids, option_ids)
+        if len(prompt_ids) + job.new_tokens > self._server.context_length:
             return Completion("", "too_long", len(prompt_ids), 0, 0.0)
-        return await self._batcher.complete(Job(request, prompt_ids, option_ids))
+        return await self._servers.run(self._complete(job))
 
     def close(self) -> None:
-        """Lets go of what it can. Only a process of its own (launcher=process) gives back all."""
-        del self.llm
-        gc.collect()
+        self._servers.close()
+        self._server.close()
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    async def _complete(self, job: Job) -> Completion:
+        try:
+            if job.request.sampling:
+                return await self._reply(job, job.request.sampling)
+            return await (self._score_next(job) if job.single else self._score(job))
+        except Refused as refused:
+            raise RequestFailed(str(refused)) from None
 
-    def _run(self, batch: list[Job]) -> list[Completion]:
-        """One call for replies and scores together. A score is a prompt's log-probabilities."""
-        started = time.perf_counter()
-        prompts: list[list[int]] = []
-        parameters = []
-        for job in batch:
-            sampling, seed = job.request.sampling, job.request.seed
-            if sampling is not None:
-                prompts.append(job.prompt_ids)
-                parameters.append(self._sampling_params(sampling, seed))
-            for option_ids in job.option_ids:
-                prompts.append(job.prompt_ids + option_ids)
-                parameters.append(self._sampling_params(None, 0))
-        outputs = iter(
-            self.llm.generate(
-                [{"prompt_token_ids": ids} for ids in prompts],
-                parameters,
-                use_tqdm=False,
-                lora_request=self.adapter,
-            )
-        )
-        seconds = (time.perf_counter() - started) / len(batch)
-        return [self._completion(job, outputs, seconds) for job in batch]
+    async def _reply(self, job: Job, sampling: Sampling) -> Completion:
+        fields = {
+            # beside those that tokenizer and generation_config name
+            "stop_token_ids": turn_end_ids(self.tokenizer),
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "seed": job.request.seed,
+        }
+        answer, seconds = await self._ask(job, PLAIN | fields)
+        reply, new_tokens = answer.choices[0], answer.usage.completion_tokens
+        text, reason = without_thoughts(reply.text.strip(), reply.finish_reason)
+        return Completion(text, reason, len(job.prompt_ids), new_tokens, seconds)
 
-    @staticmethod
-    def _completion(job: Job, outputs: Any, seconds: float) -> Completion:
-        """Takes from `outputs` those of the job: its reply, or one for each continuation."""
-        reply = next(outputs).outputs[0] if job.request.sampling is not None else None
-        scores = []
-        for option_ids in job.option_ids:
-            logprobs = next(outputs).prompt_logprobs[-len(option_ids) :]
-            pairs = zip(option_ids, logprobs, strict=True)
-            scores.append(sum(by_token[token].logprob for token, by_token in pairs))
-        if reply is None:
-            return Completion("", "score", len(job.prompt_ids), 0, seconds, tuple(scores))
-        reason = "length" if reply.finish_reason == "length" else "stop"
-        new_tokens = len(reply.token_ids)
-        return Completion(reply.text.strip(), reason, len(job.prompt_ids), new_tokens, seconds)
+    async def _score_next(self, job: Job) -> Completion:
+        """Continuations of one token each: the model's own scores of the token that comes next."""
+        tokens = [token for (token,) in job.option_ids]
+        fields = {
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 1,
+            "logprob_token_ids": tokens,
+            "return_tokens_as_token_ids": True,
+        }
+        answer, seconds = await self._ask(job, PLAIN | fields)
+        logprobs = answer.choices[0].logprobs
+        by_token = logprobs.top_logprobs[0] if logprobs else {}
+        try:
+            scores = tuple(by_token[f"token_id:{token}"] for token in tokens)
+        except KeyError as error:
+            raise RequestFailed(f"vLLM's answer has no log-probability of {error}") from None
+        return Completion("", "score", len(job.prompt_ids), 0, seconds, scores)
 
-    @staticmethod
-    def _sampling_params(sampling: Sampling | None, seed: int) -> Any:
-        from vllm import SamplingParams  # pyright: ignore
+    async def _score(self, job: Job) -> Completion:
+        """Continuations of any length, which are read as part of the prompt."""
+        # with the prompt's ids in the answer, vLLM need not make a text of them
+        body = {"model": self._model, "return_token_ids": True}
+        body |= echo_fields(job.prompt_ids, job.option_ids)
+        read = reader(EchoAnswer, self._model)
+        answer, seconds = await self._servers.ask("completions", body, read)
+        try:
+            scores = answer.scores(len(job.prompt_ids), job.option_ids)
+        except ValueError as error:
+            raise RequestFailed(f"vLLM: {error}") from None
+        return Completion("", "score", len(job.prompt_ids), 0, seconds, scores)
 
-        if sampling is None:
-            return SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        if sampling.temperature == 0:
-            return SamplingParams(max_tokens=sampling.max_new_tokens, temperature=0)
-        return SamplingParams(
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=seed,
-        )
+    async def _ask(self, job: Job, fields: dict[str, Any]) -> tuple[TextAnswer, float]:
+        body = {"model": self._model, "prompt": job.prompt_ids} | fields
+        return await self._servers.ask("completions", body, reader(TextAnswer, self._model))
+
+
+def server_options(config: EngineConfig, model: str) -> dict[str, Any]:
+    """vLLM's options for a model. Those of a person come last."""
+    base = adapter_base(model)
+    name, revision = split_revision(base or model)
+    options: dict[str, Any] = {
+        "model": name,
+        "revision": revision,
+        "served_model_name": BASE,
+        "dtype": numerics(config)["dtype"],
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+        "disable_uvicorn_access_log": True,
+    }
+    if base is not None:
+        options |= adapter_options(model) | {"lora_modules": [f"{ADAPTER}={model}"]}
+        if tokenizer_source(model) == model:
+            options["tokenizer"] = model
+    return options | config.options
 
 
 def adapter_options(folder: str) -> dict[str, Any]:
@@ -171,3 +207,12 @@ def adapter_options(folder: str) -> dict[str, Any]:
             "without lm_head (vLLM can't score prompts with that); engine=transformers takes any"
         )
     return {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": modules}
+
+
+def allow_open_files(count: int) -> None:
+    """Lets this process have so many files open, as far as the system does: one a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -71,6 +71,12 @@ def open_log(root: Path) -> None:
         logger.handlers = [h for h in logger.handlers if not isinstance(h, _JsonLines)] + [handler]
 
 
+def log_folder() -> Path | None:
+    """The run's logs/; None before open_log."""
+    handlers = [h for h in _logger().handlers if isinstance(h, _JsonLines)]
+    return handlers[0].file.parent if handlers else None
+
+
 def log(
     message: str, level: int = logging.INFO, error: BaseException | None = None, **fields: object
 ) -> None:

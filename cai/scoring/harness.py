@@ -17,6 +17,10 @@ from cai.scoring.statistics import Estimate, Z, share
 # these lie between 0 and 1, and so do their intervals
 SHARES = ("acc", "acc_norm", "exact_match", "em", "f1")
 
+# in a batch, which has a score for each token of the vocabulary: a server's engine counts its
+# requests in batch_rows, hundreds of them
+MOST_ROWS = 32
+
 # of a task in the harness's own format; such a file may name Python code that is run
 TASK_FILES = (".yaml", ".yml")
 
@@ -65,7 +69,9 @@ def harness_metrics(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         language_model = lm_eval.models.huggingface.HFLM(
-            pretrained=weights, tokenizer=load_tokenizer(model), batch_size=engine.batch_rows
+            pretrained=weights,
+            tokenizer=load_tokenizer(model),
+            batch_size=min(engine.batch_rows, MOST_ROWS),
         )
         try:
             evaluation = lm_eval.simple_evaluate(

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from cai.config.compose import compose
-from cai.config.schema import Config, Prompts
+from cai.config.schema import Config, EngineConfig, Prompts
 from cai.config.types import Gate, is_runtime, lookup, without_runtime
 from cai.errors import UsageError
 from cai.method import gates
@@ -383,7 +383,7 @@ CHANGED = {
     "engine.batch_rows": "engine.batch_rows=3",
     "engine.batch_tokens": "engine.batch_tokens=99",
     "label.require_judge": "label.require_judge=true",
-    "engine.options": "+engine.options.tensor_parallel_size=2",
+    "engine.python": "+engine.python=python3",
     "engine.server": "+engine.server.urls=[http://127.0.0.1:8000/v1]",
     "engine.max_failures": "+engine.max_failures=0.2",
     "sft.max_lost": "sft.max_lost=0.1",
@@ -406,6 +406,47 @@ def test_what_is_made_changes_it():
     assert without_runtime(
         compose(["experiment=quickstart", "engine.dtype=float32"])
     ) != without_runtime(quickstart())
+
+
+def test_of_vllms_options_those_that_may_change_a_text_are_in_the_key():
+    """And where all are runtime settings, the key is that of no options."""
+    plain = EngineConfig(kind="vllm")
+    assert "options" not in without_runtime(plain)
+    runtime = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "device_ids": "0,1"}
+    assert without_runtime(dataclasses.replace(plain, options=runtime)) == without_runtime(plain)
+    quantised = dataclasses.replace(plain, options=runtime | {"quantization": "fp8"})
+    assert without_runtime(quantised)["options"] == {"quantization": "fp8"}
+
+
+CRITIC_BESIDE = ["engine=vllm", "+engine@revise.engine=vllm", "+model@revise.model=smollm2-135m"]
+
+
+def test_two_vllm_servers_at_once_must_fit_a_device():
+    with pytest.raises(UsageError, match=re.escape("ask for 184% of a device's memory")):
+        compose(CRITIC_BESIDE)
+    with pytest.raises(UsageError, match="184%"):  # both by the same settings
+        compose(["engine=vllm", "+model@revise.model=smollm2-135m"])
+    more = "+revise.engine.options.gpu_memory_utilization=0.4"
+    with pytest.raises(UsageError, match=re.escape(f"(override '{more}')")):
+        compose([*CRITIC_BESIDE, more])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "+engine.options.gpu_memory_utilization=0.6",
+            "+revise.engine.options.gpu_memory_utilization=0.4",
+        ],
+        ["+engine.options.device_ids='0,1'", "+revise.engine.options.device_ids='2'"],
+        ["+engine.options.device_ids=0", "+revise.engine.options.device_ids=1"],
+        ["+engine.options.kv_cache_memory_bytes=1G"],
+        ["engine=transformers"],
+    ],
+    ids=str,
+)
+def test_two_vllm_servers_at_once_may_share_or_have_devices_of_their_own(overrides: list[str]):
+    compose([*CRITIC_BESIDE, *overrides])
 
 
 CRITIC = ["+engine@revise.engine=openai", "revise.engine.model=large"]

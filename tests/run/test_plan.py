@@ -410,8 +410,8 @@ def test_a_constitution_that_is_read_anew_is_said():
         (["+engine.model=m"], "engine.model: only kind: openai has such a name"),
         (["engine=openai", "engine.server.urls=[]"], "engine.server.urls is empty; name a server"),
         (
-            ["+engine@label.engine=vllm", "+label.engine.options.data_parallel_size=2"],
-            "label.engine.options.data_parallel_size: vLLM has copies of a model only as a server",
+            ["+engine@label.engine=vllm", "+label.engine.options.dtype=float32"],
+            "label.engine.options.dtype: cai sets this option of vLLM's: set the engine's dtype",
         ),
     ],
     ids=str,

@@ -84,3 +84,22 @@ def test_unknown_tasks_and_missing_data_are_named(tiny_model: Path, rivers: Path
     engine = replace(config.engine, device="cpu")
     with pytest.raises(CaiError, match=r"evaluate\.lm_eval: .*rivers"):
         harness_metrics(str(tiny_model), engine, [str(rivers)], None, task_manager([str(rivers)]))
+
+
+def test_a_servers_many_requests_are_no_batch_of_the_harness(
+    tiny_model: Path, rivers: Path, monkeypatch: pytest.MonkeyPatch
+):
+    harness = pytest.importorskip("lm_eval.models.huggingface")
+    sizes: list[int] = []
+
+    class Watched(harness.HFLM):
+        def __init__(self, *arguments: Any, batch_size: int, **options: Any):
+            sizes.append(batch_size)
+            super().__init__(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(harness, "HFLM", Watched)
+    manager = task_manager([str(rivers)])
+    for rows, expected in ((4096, 32), (16, 16)):
+        engine = replace(compose(["experiment=smoke"]).engine, batch_rows=rows)
+        harness_metrics(str(tiny_model), engine, [str(rivers)], 1, manager)
+        assert sizes.pop() == expected

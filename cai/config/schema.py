@@ -159,7 +159,7 @@ class SftConfig:
     mixing_temperature: Annotated[float, Field(ge=1, le=1000)] = 1.0
     mixing_cap: Count | None = None
     limit: Count | None = None
-    helpful: Literal["data", "sampled"] = "data"
+    helpful: Literal["data", "sampled", "both"] = "data"
     helpful_ratio: Annotated[float, Field(ge=0, le=1000)] | None = None
     revisions: Literal["none", "last", "all"] = "none"
     validation: HeldOut = 0.1
@@ -182,6 +182,7 @@ class ReviseSampling:
 class Helpful:
     prompts: Prompts
     samples: Few = 1
+    model: Literal["base", "sft"] = "sft"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -15,6 +15,7 @@ from cai.data.prompts import UnfitRows, read_dialogues, shuffled
 from cai.errors import CaiError
 from cai.messages import Dialogue, from_dicts
 from cai.stages.base import Context
+from cai.stages.revision_rows import CUT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,7 +133,8 @@ def prepare(
     drawn_rows, counts = training_rows(config, context)
     drawn_rows = shuffled(drawn_rows, context.seed)
     dialogues = [dialogue for dialogue, _ in drawn_rows]
-    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length)
+    cut = [tags.get("answer") == CUT for _, tags in drawn_rows]
+    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length, cut)
     return rows, Audit(**counts, **tokens, texts=text_metrics(drawn_rows))
 
 
@@ -146,11 +148,11 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     if config.revisions != "none":
         revisions = revision_rows(context.output("revise") / "training.parquet", config.revisions)
     usable = UsableRows(context)
-    if config.helpful == "sampled":
-        sampled = usable(usable.written("revise", "helpful.parquet", "sampled"))
-        sources = {"sampled": sampled}
-    else:
+    sources = {}
+    if config.helpful != "sampled":
         sources = {name: usable(usable.of_set(name)) for name in config.data}
+    if config.helpful != "data":
+        sources["sampled"] = usable(usable.written("revise", "helpful.parquet", "sampled"))
     limits = [config.limit]
     if config.helpful_ratio is not None:
         limits.append(round(len(revisions) * config.helpful_ratio))
@@ -208,7 +210,8 @@ class UsableRows:
     def written(self, stage: str, file: str, source: str) -> Iterator[Row]:
         """Rows that another stage has written."""
         for row in read_rows(self.context.output(stage) / file):
-            yield from_dicts(row["messages"]), {"source": source}
+            tags = {"source": source} | ({"answer": row["answer"]} if "answer" in row else {})
+            yield from_dicts(row["messages"]), tags
 
     def of_set(self, name: str) -> Iterable[Row]:
         if name == BUILT:

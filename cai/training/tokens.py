@@ -15,20 +15,26 @@ from cai.models.chat_template import training_tokens
 
 
 def tokenize_dialogues(
-    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Dialogue], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Dialogue],
+    max_length: int,
+    cut: Sequence[bool] | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """A dataset of input_ids and labels (the answers alone), and the audit's counts and lengths.
 
     A row over `max_length` tokens is cut at its end. One without a trained token is left out.
+    `cut` says which dialogues end in an answer that was cut: its end of turn is not trained.
     """
     rows: list[dict[str, list[int]]] = []
     lengths: list[int] = []
     truncated = lost_ends = dropped = trained_tokens = 0
-    for dialogue in dialogues:
+    for dialogue, answer_was_cut in zip(dialogues, cut or [False] * len(dialogues), strict=True):
         try:
             ids, labels = training_tokens(tokenizer, dialogue)
         except ValueError as error:
             raise CaiError(f"this model's chat template can't be trained on: {error}") from None
+        if answer_was_cut:
+            labels[_turn_ends(labels)[-1]] = -100
         lengths.append(len(ids))
         truncated += len(ids) > max_length
         lost_ends += sum(index >= max_length for index in _turn_ends(labels))

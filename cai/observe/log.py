@@ -65,8 +65,9 @@ def _logger() -> logging.Logger:
 
 def open_log(root: Path) -> None:
     """From now on this process's log, and other libraries' warnings, go to the run's folder."""
-    (root / "logs").mkdir(parents=True, exist_ok=True)
-    handler = _JsonLines(root / "logs" / "log.jsonl")
+    folder = (root / "logs").absolute()  # also where the process goes to another folder
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = _JsonLines(folder / "log.jsonl")
     for logger in (_logger(), logging.getLogger()):
         logger.handlers = [h for h in logger.handlers if not isinstance(h, _JsonLines)] + [handler]
 

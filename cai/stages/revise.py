@@ -16,10 +16,11 @@ from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant
 from cai.method.critique import TOO_LONG, Revision, revise
 from cai.method.gates import ENGLISH_GATES
+from cai.method.refusal import refuses
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, split_failed, write_failed
 from cai.stages.revision_counts import Revised, Tally, failed_gates, revised
-from cai.stages.revision_rows import REVISIONS, TRAINING, as_row, rows_to_train_on
+from cai.stages.revision_rows import CUT, REVISIONS, TRAINING, as_row, rows_to_train_on
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 from cai.text import repeats
@@ -133,6 +134,10 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
         )
         revisions = stream_results(chains, len(prompts), allowed_failures)
         tally, failed = asyncio.run(write_chains(prompts, revisions, config, work))
+        if config.helpful and config.helpful.model != "sft":
+            model.close()  # two at once might not fit
+            critic.close()
+            model = open_model(config.helpful.model)
         requests = [model.complete(request) for _, request in helpful]
         replies = asyncio.run(gather_results(requests, allowed_failures))
     answers, unanswered = split_failed([prompt for prompt, _ in helpful], replies)
@@ -209,16 +214,22 @@ def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Promp
 
 def helpful_rows(answers: Sequence[tuple[Prompt, Completion]]) -> list[dict[str, Any]]:
     return [
-        {"id": prompt.id, "messages": as_dicts((*prompt.messages, assistant(answer.text)))}
+        {
+            "id": prompt.id,
+            "messages": as_dicts((*prompt.messages, assistant(answer.text))),
+            "answer": "whole" if answer.finish_reason == "stop" else CUT,
+        }
         for prompt, answer in answers
         if usable(answer)
     ]
 
 
 def usable(answer: Completion) -> bool:
-    """Whether a helpful answer may be trained on: it ended, has words, repeats no words."""
-    ended = answer.finish_reason == "stop"
-    return ended and bool(answer.text.strip()) and not repeats(answer.text)
+    """Whether a helpful answer may be trained on: it has words, repeats none, does not decline.
+
+    One that was cut is trained on without an end of turn.
+    """
+    return bool(answer.text.strip()) and not repeats(answer.text) and not refuses(answer.text)
 
 
 def _data(config: Config, round: int) -> list[str]:

@@ -19,6 +19,8 @@ STEP = pa.struct(
         "tokens": pa.int64(),
     }
 )
+CUT = "cut"  # an answer that ran into its limit: its end of turn is not trained
+
 REVISIONS = pa.schema(
     {
         "id": pa.string(),

@@ -22,6 +22,9 @@ from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, OpenModel, sample_dialogues, split_failed
 from cai.stages.summary import suite_title
 
+# The suites' prompts do not move with the run's seed: `offset` and `limit` are fixed splits.
+SPLIT_SEED = 0
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -74,7 +77,7 @@ def load_suites(config: EvaluateConfig, context: Context) -> Suites:
         if suite.kind == "instructions":
             references |= load_references(name, suite, context)
             continue
-        prompts[name] = load_prompts(suite.prompts, context.data, context.seed)
+        prompts[name] = load_prompts(suite.prompts, context.data, SPLIT_SEED)
         if not prompts[name]:
             raise CaiError(f"evaluate.suites.{name}: no row is left; see its limit and offset")
     return Suites(prompts, references)

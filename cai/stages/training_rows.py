@@ -18,6 +18,7 @@ from cai.data.split import opening_turn, validation_first
 from cai.errors import CaiError
 from cai.messages import Dialogue, from_dicts
 from cai.stages.base import Context
+from cai.stages.revision_rows import CUT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,9 +165,10 @@ def prepare(
     drawn_rows = [drawn_rows[row] for row in order]
     dialogues = [dialogue for dialogue, _ in drawn_rows]
     places = [tags.get("place", tags["source"]) for _, tags in drawn_rows]
-    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length, places)
+    cut = [tags.get("answer") == CUT for _, tags in drawn_rows]
+    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length, places, cut)
     if tokens["dropped"] or tokens["refused"] or tokens["split"]:  # then rows are no dialogues
-        first = (dialogues[:held_out], config.max_length, places[:held_out])
+        first = (dialogues[:held_out], config.max_length, places[:held_out], cut[:held_out])
         held_out = len(tokenize_dialogues(tokenizer, *first)[0])
     if tokens["refused"]:
         lines = "\n  ".join(tokens["refused_first"])
@@ -188,11 +190,11 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         revisions = revision_rows(context.output("revise") / "training.parquet", config.revisions)
     usable = UsableRows(context, config.dedupe)
     revisions = [row for row in revisions if not usable.is_duplicate(row[0])]
-    if config.helpful == "sampled":
-        sampled = usable(usable.written("revise", "helpful.parquet", "sampled"))
-        sources = {"sampled": sampled}
-    else:
+    sources = {}
+    if config.helpful != "sampled":
         sources = {name: usable(usable.of_set(name)) for name in config.data}
+    if config.helpful != "data":
+        sources["sampled"] = usable(usable.written("revise", "helpful.parquet", "sampled"))
     limits = [config.limit]
     if config.helpful_ratio is not None:
         limits.append(round(len(revisions) * config.helpful_ratio))
@@ -259,7 +261,8 @@ class UsableRows:
     def written(self, stage: str, file: str, source: str) -> Iterator[Row]:
         """Rows that another stage has written."""
         for row in read_rows(self.context.output(stage) / file):
-            yield last_answer_only(from_dicts(row["messages"])), {"source": source}
+            tags = {"source": source} | ({"answer": row["answer"]} if "answer" in row else {})
+            yield last_answer_only(from_dicts(row["messages"])), tags
 
     def of_set(self, name: str) -> Iterable[Row]:
         if name == BUILT:

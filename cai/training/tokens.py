@@ -20,13 +20,15 @@ def tokenize_dialogues(
     dialogues: Sequence[Dialogue],
     max_length: int,
     places: Sequence[str] = (),
+    cut: Sequence[bool] = (),
 ) -> tuple[Dataset, dict[str, Any]]:
     """A dataset of input_ids and labels (the answers alone), and the audit's counts and lengths.
 
     A row over `max_length` tokens is cut at its end. One without a trained token is left out, and
     so is a dialogue that the chat template refuses. Under a template that renders earlier turns
     otherwise, each answer of a dialogue is a row of its own (`split` counts such dialogues).
-    `places` say where each dialogue is from; without them, its number does.
+    `places` say where each dialogue is from; without them, its number does. `cut` says which
+    dialogues end in an answer that ran into its limit: its end of turn is not trained.
     """
     rows: list[dict[str, list[int]]] = []
     lengths: list[int] = []
@@ -39,6 +41,9 @@ def tokenize_dialogues(
             refused.add(places[place] if places else f"row {place + 1}", str(error))
             continue
         split += len(token_rows) > 1
+        if cut and cut[place]:
+            last_labels = token_rows[-1][1]
+            last_labels[_turn_ends(last_labels)[-1]] = -100
         for ids, labels in token_rows:
             lengths.append(len(ids))
             truncated += len(ids) > max_length

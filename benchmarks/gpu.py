@@ -21,8 +21,10 @@ also a line of JSON in outputs/gpu-check.jsonl. Nothing is sent anywhere.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,20 +91,23 @@ def run_child(part: str, options: argparse.Namespace, seconds_left: float) -> li
         environment = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
         error = None
         with output.open("w") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.gpu", *words],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
             try:
-                subprocess.run(
-                    [sys.executable, "-m", "benchmarks.gpu", *words],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    timeout=max(seconds_left, 1),
-                    check=True,
-                )
+                if child.wait(max(seconds_left, 1)):
+                    error = last_line(output.read_text(errors="replace"))
             except subprocess.TimeoutExpired:
                 error = f"not finished: {SECONDS} seconds are over"
-            except subprocess.CalledProcessError:
-                error = last_line(output.read_text(errors="replace"))
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # a run that the part began, too
+                child.wait()
         rows: list[Row] = []
         if results.exists():
             rows = [json.loads(line) for line in results.read_text().splitlines()]

@@ -46,7 +46,7 @@ def drawn(count: int, longest: int = 1500) -> list[tuple[Labelled, bool]]:
 
 def main() -> None:
     count, overrides = int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2:]
-    config, rows = compose(["experiment=quickstart", *overrides]), drawn(count)
+    config, rows = compose(["experiment=bench", *overrides]), drawn(count)
     with tempfile.TemporaryDirectory() as folder:
         context = verb_context("harm", config, Path(folder), config.constitution, {})
         engine = open_engine(config.engine, context.model_path("base"))

@@ -44,7 +44,7 @@ from cai.models.chat_template import render
 
 ALONE, PADDED = "generate, one by one", "generate, padded batches of 16"
 VLLM, DISTILABEL = "vLLM, prefixes cached", "distilabel, TransformersLLM"
-OVERRIDES = ["experiment=quickstart", "revise.exemplars=2", "revise.exemplar_choice=fixed"]
+OVERRIDES = ["experiment=bench", "revise.exemplars=2", "revise.exemplar_choice=fixed"]
 Figures = dict[str, Any]
 
 

@@ -49,7 +49,7 @@ ARMS = {  # the first two share their pairs
     "revision over first answer": ["label.kind=revision", "dpo.loss=trl"],
 }
 SETTINGS = [
-    "experiment=quickstart",
+    "experiment=bench",
     f"name={NAME}",
     "stages=[sft,revise,sl_cai,label,dpo,evaluate]",
     "evaluate.models=[sl_cai,dpo]",

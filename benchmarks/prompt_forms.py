@@ -31,7 +31,7 @@ FORMS = {
     "critique, 2 fixed": ["revise.exemplars=2", "revise.exemplar_choice=fixed"],
     "critique, 1 sampled, as text": ["revise.exemplars=1", "revise.form=text"],
 }
-TUNINGS = {"instructions alone": PLAIN, "warm start": []}  # the latter is quickstart's own
+TUNINGS = {"instructions alone": PLAIN, "warm start": []}  # the latter is experiment=bench's own
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all of them", default=[])
     options = parser.parse_intermixed_args()
     common = [
-        "experiment=quickstart",
+        "experiment=bench",
         "name=prompt-forms",
         f"outputs={options.outputs}",
         "stages=[sft,revise]",

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--times", type=int, default=3)
     options = parser.parse_args()
-    config = compose(["experiment=quickstart", "engine=vllm", "engine.dtype=float32"])
+    config = compose(["experiment=bench", "engine=vllm", "engine.dtype=float32"])
     engine = replace(
         config.engine, python=options.vllm, options={"max_model_len": 2048, "enforce_eager": True}
     )

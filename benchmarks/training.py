@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/training.py sft
     .venv/bin/python benchmarks/training.py dpo --rows 6
 
-SmolLM2-135M with the settings of experiment=quickstart (more overrides at the end, e.g.
+SmolLM2-135M with the settings of experiment=bench (more overrides at the end, e.g.
 sft.peft=null). SFT learns rows of its data sets, DPO people's pairs of human_harm. trl gets the
 same tokens, start, batch sizes, learning rate, adapter and max_length, and has its own way in
 everything else. `like lengths` is cai with train_sampling_strategy: group_by_length, so in another
@@ -31,7 +31,7 @@ from cai.stages import sft
 from cai.stages.base import Context
 from cai.training.arguments import dpo_arguments, sft_arguments
 
-OVERRIDES = ["experiment=quickstart", "sft.validation=0", "dpo.validation=0"]
+OVERRIDES = ["experiment=bench", "sft.validation=0", "dpo.validation=0"]
 # more steps to compare
 OVERRIDES += ["sft.args.gradient_accumulation_steps=1", "dpo.args.gradient_accumulation_steps=1"]
 THEIRS, OURS = "trl", "cai"

@@ -163,6 +163,7 @@ def test_the_server_is_told_nothing_but_tokens_and_what_decides_them(
         "max_tokens": 4,
         "temperature": 0.5,
         "top_p": 0.9,
+        "stop_token_ids": [2],
         "top_k": 40,
         "min_p": 0.0,
         "repetition_penalty": 1.0,

@@ -194,7 +194,7 @@ def test_a_base_models_answers_end_at_the_templates_end(
     model = ModelConfig(name="q", kind="path", path=str(qwen_like), template=template)
     folder = locate(model)
     engine = TransformersEngine(EngineConfig(device="cpu"), folder)
-    with_end = engine.model.get_output_embeddings()
+    with_end: Any = engine.model.get_output_embeddings()
     import torch
 
     with torch.no_grad():  # after any token, the end of a turn is the likeliest

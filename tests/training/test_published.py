@@ -32,7 +32,7 @@ def tune(tmp_path: Path, make_context: Callable[..., Context]) -> Callable[..., 
     rows = [{"prompt": f"Is it {n}?", "completion": f"It is {n}."} for n in range(12)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def run(name: str, dtype: str, *words: str) -> tuple[Path, sft.Summary]:
+    def run(name: str, dtype: Any, *words: str) -> tuple[Path, sft.Summary]:
         data = {"seed": DataConfig(kind="file", path=str(file))}
         context = make_context("sft", data=data, scratch=tmp_path / f"scratch-{name}")
         context = replace(context, engine=EngineConfig(device="cpu", dtype=dtype))

@@ -121,10 +121,10 @@ def check_weights(config: Config, overrides: Sequence[str]) -> None:
 
 
 def check_helpful(config: Config, overrides: Sequence[str]) -> None:
-    if config.sl_cai.helpful != "data" and config.revise.helpful is None:
+    if config.sl_cai.helpful == "sampled" and config.revise.helpful is None:
         raise UsageError(
-            f"sl_cai.helpful={config.sl_cai.helpful}: nothing is sampled; say from which "
-            "prompts with 'revise.helpful={prompts:{data:[seed]}}'"
+            "sl_cai.helpful=sampled: nothing is sampled; say from which prompts with "
+            "'revise.helpful={prompts:{data:[seed]}}'"
         )
 
 

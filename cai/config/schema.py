@@ -178,7 +178,7 @@ class SftConfig:
     mixing_temperature: Annotated[float, Field(ge=1, le=1000)] = 1.0
     mixing_cap: Count | None = None
     limit: Count | None = None
-    helpful: Literal["data", "sampled", "both"] = "data"
+    helpful: Literal["data", "sampled"] = "data"
     helpful_ratio: Annotated[float, Field(ge=0, le=1000)] | None = None
     revisions: Literal["none", "last", "all"] = "none"
     dedupe: Dedupe = "none"

@@ -65,20 +65,18 @@ def open_trainer(
 def _fit(
     config: DpoConfig, context: Context, policy: Any, args: DPOConfig, separate: bool, device: str
 ) -> None:
-    fit.take_one_gpu(args, context.progress.say)
     lora = config.peft
     if config.adapter == "continued":
         lora = policy.peft_config["default"].to_dict()
-    tuning = dpo_tuning(config, lora, separate, **fit.known_parts(policy, args))
-    setting, free = config.args.get(fit.SETTING), fit.measure_free_memory(device)
-    fit.fit_memory(policy, args, tuning, "dpo", setting, free, context.progress.say)
+    tune = partial(dpo_tuning, config, lora, separate)
+    fit.fit_training(policy, args, tune, "dpo", config.args, device, context.progress.say)
 
 
 def _continued(config: DpoConfig, context: Context, device: str) -> Any:
     """The model with sl_cai's adapter, where dpo.adapter=continued trains on with it."""
     if config.adapter != "continued":
         return None
-    start = "sft" if "sft" in context.inputs else "base"
+    start = _adapter_start(context)
     return load_continued(
         NamedModel(start, context.model_path(start)),
         NamedModel(context.policy, context.model_path(context.policy)),
@@ -89,11 +87,14 @@ def _continued(config: DpoConfig, context: Context, device: str) -> Any:
     )
 
 
+def _adapter_start(context: Context) -> str:
+    """The model that sl_cai's adapter was trained on."""
+    return "sft" if "sft" in context.inputs else "base"
+
+
 def load_start(config: DpoConfig, context: Context) -> PreTrainedModel:
     """The model that the adapter belongs to, in float32, to merge it into."""
-    start = context.policy
-    if config.adapter == "continued":
-        start = "sft" if "sft" in context.inputs else "base"
+    start = _adapter_start(context) if config.adapter == "continued" else context.policy
     return load_model(context.model_path(start), "float32", "cpu")
 
 

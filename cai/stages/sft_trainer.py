@@ -1,5 +1,6 @@
 """The trainer of a stage of supervised fine-tuning: its model, its adapter, its arguments."""
 
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -42,10 +43,8 @@ def open_trainer(
     args = arguments.sft_arguments(stage, config, context.seed, folder, device, bool(held_out))
     if args.packing:
         check_packing(model, f"{stage}.args.packing")
-    fit.take_one_gpu(args, context.progress.say)
-    tuning = sft_tuning(config, **fit.known_parts(model, args))
-    setting, free = config.args.get(fit.SETTING), fit.measure_free_memory(device)
-    fit.fit_memory(model, args, tuning, stage, setting, free, context.progress.say)
+    tune = partial(sft_tuning, config)
+    fit.fit_training(model, args, tune, stage, config.args, device, context.progress.say)
     peft = None
     if config.peft is not None:
         lora = train_markers(model, markers, config.peft)

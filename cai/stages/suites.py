@@ -22,7 +22,8 @@ from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, OpenModel, sample_dialogues, split_failed
 from cai.stages.summary import suite_title
 
-# The suites' prompts do not move with the run's seed: `offset` and `limit` are fixed splits.
+# Red-team and benign prompts do not move with the run's seed, so that `offset` and `limit` are
+# fixed splits.
 SPLIT_SEED = 0
 
 

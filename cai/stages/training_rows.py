@@ -190,11 +190,10 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         revisions = revision_rows(context.output("revise") / "training.parquet", config.revisions)
     usable = UsableRows(context, config.dedupe)
     revisions = [row for row in revisions if not usable.is_duplicate(row[0])]
-    sources = {}
-    if config.helpful != "sampled":
+    if config.helpful == "sampled":
+        sources = {"sampled": usable(usable.written("revise", "helpful.parquet", "sampled"))}
+    else:
         sources = {name: usable(usable.of_set(name)) for name in config.data}
-    if config.helpful != "data":
-        sources["sampled"] = usable(usable.written("revise", "helpful.parquet", "sampled"))
     limits = [config.limit]
     if config.helpful_ratio is not None:
         limits.append(round(len(revisions) * config.helpful_ratio))

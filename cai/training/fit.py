@@ -1,7 +1,7 @@
 """Fits training to its device: one GPU a process, and a step that its memory holds."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,25 @@ def take_one_gpu(args: SFTConfig | DPOConfig, say: Callable[[str], object]) -> N
             f"them: launcher=accelerate 'launcher.args=[\"--num_processes={args.n_gpu}\"]'"
         )
         args._n_gpu = 1  # as transformers' Trainer does for a model that is split over devices
+
+
+def fit_training(
+    model: PreTrainedModel | PeftModel,
+    args: SFTConfig | DPOConfig,
+    tune: Callable[..., Tuning],
+    stage: str,
+    settings: Mapping[str, Any],
+    device: str,
+    say: Callable[[str], object],
+) -> None:
+    """One GPU for this process, and gradient checkpointing where memory asks for it.
+
+    `tune` makes the Tuning of what `known_parts` finds. `settings` are the user's own of trl.
+    """
+    take_one_gpu(args, say)
+    tuning = tune(**known_parts(model, args))
+    free_bytes = measure_free_memory(device)
+    fit_memory(model, args, tuning, stage, settings.get(SETTING), free_bytes, say)
 
 
 def fit_memory(

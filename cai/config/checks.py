@@ -234,7 +234,7 @@ def check_rounds(config: Config, overrides: Sequence[str]) -> None:
     if config.rounds == 1:
         return
     setting = at("rounds", overrides, config.rounds)
-    if label.kind not in ("feedback", "rule"):
+    if label.kind in ("revision", "mixed"):
         raise UsageError(
             f"{setting}: label.kind={label.kind} sets revisions against sl_cai's first answers, "
             "which no later round's model gives; take label.kind=feedback, or rounds=1"
@@ -252,10 +252,10 @@ def check_benign(config: Config, overrides: Sequence[str]) -> None:
     if label.benign is None:
         return
     setting = at("label.benign", overrides)
-    if label.kind != "rule":
+    if label.kind not in ("rule", "contrast"):
         raise UsageError(
-            f"{setting}: only label.kind=rule asks harmless prompts, and it is {label.kind}; "
-            "take label.benign=null, or label.kind=rule"
+            f"{setting}: only label.kind=rule and contrast ask harmless prompts, and it is "
+            f"{label.kind}; take label.benign=null, or one of these kinds"
         )
     if shared := set(label.benign.data) & set(label.prompts.data):
         raise UsageError(

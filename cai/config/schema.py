@@ -227,12 +227,17 @@ class ReviseConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Harmless(Prompts):
+    constitution: str = "helpfulness"
+
+
+@dataclass(frozen=True, config=STRICT)
 class LabelConfig:
     prompts: Prompts
     sampling: Sampling
     thought: Sampling
-    kind: Literal["feedback", "revision", "mixed", "rule"] = "feedback"
-    benign: Prompts | None = None
+    kind: Literal["feedback", "contrast", "revision", "mixed", "rule"] = "feedback"
+    benign: Harmless | None = None
     ratio: Annotated[float, Field(ge=0.01, le=0.99)] = 0.5
     limit: Count | None = None
     answers: Annotated[int, Field(ge=2, le=16)] = 2
@@ -243,6 +248,8 @@ class LabelConfig:
     engine: EngineConfig | None = None
     thoughts: FewOrZero = 0
     thought_clamp: Certainty = 0.6
+    tau: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    surest: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     min_margin: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     calibrate: Prompts | None = None
     human: Human | None = None

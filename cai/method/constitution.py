@@ -22,7 +22,9 @@ FILE_KEYS = ("name", "description", "extends", "only", "without", "principles", 
 
 PRINCIPLE_TEXTS = ("id", "critique", "revision", "comparison")
 
-PRINCIPLE_KEYS = (*PRINCIPLE_TEXTS, "weight", "tags")
+CONTRAST_TEXTS = ("positive", "negative")  # a principle has both or neither
+
+PRINCIPLE_KEYS = (*PRINCIPLE_TEXTS, *CONTRAST_TEXTS, "weight", "tags")
 
 EXEMPLAR_KEYS = ("principle", "dialogue", "critique", "revision")
 
@@ -33,7 +35,10 @@ SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 @dataclass(frozen=True)
 class Principle:
-    """One principle, as three requests: critique the answer, revise it, compare two answers."""
+    """One principle, as three requests: critique the answer, revise it, compare two answers.
+
+    And as two system messages, for the contrast of a model that keeps it and one that does not.
+    """
 
     id: str
     critique: str
@@ -41,6 +46,8 @@ class Principle:
     comparison: str
     weight: float = 1.0  # relative chance to be drawn
     tags: tuple[str, ...] = ()
+    positive: str = ""
+    negative: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,14 @@ class Constitution:
         return {
             "principles": {p.id: _short_digest(p.comparison, p.weight) for p in self.principles}
         }
+
+    def contrast_digests(self) -> dict[str, str]:
+        """Digests of what contrasts read: part of a stage's key."""
+        return {p.id: _short_digest(p.positive, p.negative, p.weight) for p in self.contrasting()}
+
+    def contrasting(self) -> tuple[Principle, ...]:
+        """The principles that can be drawn and have a positive and a negative text."""
+        return tuple(p for p in self.principles if p.positive and p.weight)
 
     @classmethod
     def load(cls, name: str) -> "Constitution":
@@ -159,6 +174,7 @@ class _Reader(YamlFile):
         for node in self.entries(nodes, "principles"):
             fields = self.mapping(node, "a principle", PRINCIPLE_KEYS, required=PRINCIPLE_TEXTS)
             texts = {name: self.text(fields.get(name), name) for name in PRINCIPLE_TEXTS}
+            texts |= self._contrast(node, fields)
             weight = self._weight(fields.get("weight"))
             tags = [self.text(tag, "tags") for tag in self.entries(fields.get("tags"), "tags")]
             name = texts["id"]
@@ -171,6 +187,14 @@ class _Reader(YamlFile):
                 self.report(fields["id"], f"the id '{name}' stands twice")
             principles[name] = Principle(**texts, weight=weight, tags=tuple(tags))
         return principles
+
+    def _contrast(self, node: yaml.Node, fields: dict[str, yaml.Node]) -> dict[str, str]:
+        present = [name for name in CONTRAST_TEXTS if name in fields]
+        if len(present) == 1:
+            self.report(
+                node, f"a principle with '{present[0]}' needs both {' and '.join(CONTRAST_TEXTS)}"
+            )
+        return {name: self.text(fields[name], name) for name in present}
 
     def _weight(self, node: yaml.Node | None) -> float:
         if node is None:

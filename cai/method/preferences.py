@@ -69,7 +69,8 @@ class PreferencePair:
     principle_ids: tuple[str, ...]
     judgements: tuple[Judgement, ...] = ()  # of AI feedback alone
     seeds: tuple[int, ...] = ()  # that chosen and rejected were sampled with
-    kind: str = "feedback"  # or: revision, rule, human, demonstration
+    kind: str = "feedback"  # or: contrast, revision, rule, human, demonstration
+    log_ratio: float | None = None  # nats, of a contrast (cai/method/contrast.py)
 
     @property
     def orders(self) -> tuple[float, ...]:
@@ -99,7 +100,7 @@ async def compare(
     Returns None where a request is too long for the judge's context.
     """
     rng = random.Random(seed_of(seed, prompt.id, "comparison"))  # noqa: S311 - a draw, not a secret
-    principles = _draw_principles(constitution, settings.principles, rng)
+    principles = draw_principles(constitution.principles, settings.principles, rng)
     requests = []
     for principle in principles:
         for options in ((first, second), (second, first)):
@@ -119,9 +120,9 @@ async def compare(
     return PreferencePair(prompt, chosen, rejected, probability, ids, tuple(judgements))
 
 
-def _draw_principles(constitution: Constitution, count: int, rng: random.Random) -> list[Principle]:
+def draw_principles(among: Sequence[Principle], count: int, rng: random.Random) -> list[Principle]:
     """Different principles by weight, all of them where there are fewer than `count`."""
-    remaining = [principle for principle in constitution.principles if principle.weight > 0]
+    remaining = [principle for principle in among if principle.weight > 0]
     principles = []
     while remaining and len(principles) < count:
         weights = [principle.weight for principle in remaining]

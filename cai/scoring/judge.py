@@ -9,6 +9,8 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
+from scipy.optimize import minimize_scalar
+
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt
@@ -19,6 +21,8 @@ from cai.scoring.statistics import Estimate, by_prompt, share
 from cai.text import word_count
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins of probability
+
+TAU_RANGE = (1e-2, 1e4)  # nats
 
 
 async def harm_probabilities(
@@ -44,7 +48,7 @@ async def harm_probabilities(
 def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     """Metric -> estimate, as a dict, over all judged pairs, including those not trained on.
 
-    flipped: share of comparisons that turn with the order (a coin's is 1/2).
+    flipped: share of comparisons that turn with the order (a coin's is 1/2). A contrast has none.
     longer: share of pairs whose chosen answer is the longer one.
     agreement: share of two principles that prefer the same answer.
     entropy: mean bits; 1 where the feedback says nothing.
@@ -52,8 +56,9 @@ def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     """
     flipped, longer, agreement = [], [], []
     for pair in pairs:
-        flips = sum(judgement.flipped for judgement in pair.judgements)
-        flipped.append((pair, flips / len(pair.judgements)))
+        if pair.judgements:
+            flips = sum(judgement.flipped for judgement in pair.judgements)
+            flipped.append((pair, flips / len(pair.judgements)))
         chosen_length, rejected_length = word_count(pair.chosen), word_count(pair.rejected)
         if chosen_length != rejected_length:
             longer.append((pair, chosen_length > rejected_length))
@@ -104,6 +109,26 @@ def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> dict[str
         if estimate is not None:
             metrics[name] = asdict(estimate)
     return metrics
+
+
+def fit_tau(log_ratios: Sequence[float]) -> float:
+    """The tau with the least log loss on labelled pairs, in nats.
+
+    `log_ratios`: of each pair, the better answer's score less the worse one's. It is the end of
+    TAU_RANGE where they are wrong as often as right, which makes every probability about 1/2.
+    """
+    low, high = map(math.log, TAU_RANGE)
+    fitted = minimize_scalar(
+        lambda log_tau: math.fsum(_log_loss(ratio / math.exp(log_tau)) for ratio in log_ratios),
+        bounds=(low, high),
+        method="bounded",
+    )
+    return math.exp(fitted.x)
+
+
+def _log_loss(margin: float) -> float:
+    """-log sigmoid(margin)."""
+    return max(0.0, -margin) + math.log1p(math.exp(-abs(margin)))
 
 
 def judge_warnings(metrics: Mapping[str, Any], data: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from cai.report.metrics import format_mean, format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, split_failed
 from cai.stages.pairs import Pairs, policy_answers, prompts_to_ask
+from cai.stages.summary import number
 
 JUDGE_SHARES = {
     "flipped": "preferences that turn with the order",
@@ -45,15 +46,17 @@ class Judge:
     metrics: dict[str, Any]  # name -> estimate; bins and calibration_error where labels are known
     warnings: list[str]
     labelled: list[str]  # the data sets that its accuracy was measured on
+    tau: float | None = None  # nats, of a contrast: the log-ratio that makes a pair 73 % sure
 
     def lines(self) -> list[tuple[str, str]]:
         shares = [(name, title, format_share) for name, title in JUDGE_SHARES.items()]
         means = [(name, title, format_mean) for name, title in JUDGE_MEANS.items()]
-        return [
+        lines = [
             (title, write(self.metrics[name]))
             for name, title, write in (*shares, *means)
             if name in self.metrics
         ]
+        return lines + ([("tau, nats", number(self.tau))] if self.tau else [])
 
     def tables(self) -> list[Table]:
         if "bins" not in self.metrics:

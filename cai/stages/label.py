@@ -2,6 +2,8 @@
 
 - feedback: a judge compares answers of the policy under the constitution's principles (Bai et al.
   2022, section 4.1). The policy is sl_cai's model, or in later rounds that of the round before.
+- contrast: a judge's log-ratio between a prompt with and without a principle says which answer is
+  better (cai/method/contrast.py).
 - revision: revisions are preferred to first answers; mixed: both.
 - rule: rules say which of the policy's answers is better.
 
@@ -22,6 +24,7 @@ from cai.method.preferences import mix_pairs, shuffle_pairs
 from cai.report.metrics import format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, write_failed
+from cai.stages.contrast import check_contrast, contrast_pairs
 from cai.stages.feedback import Judge, feedback_pairs
 from cai.stages.pairs import (
     Pairs,
@@ -34,10 +37,14 @@ from cai.stages.pairs import (
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 
-JUDGED = ("feedback", "mixed")  # the kinds that ask a judge, under principles
+COMPARED = ("feedback", "mixed")  # the kinds that ask a judge to compare, under principles
+JUDGED = (*COMPARED, "contrast")  # the kinds that ask a judge
 ANSWERED = "answered further prompts twice; a judge said which answer a drawn principle prefers"
 DESCRIPTIONS = {
     "feedback": ANSWERED,
+    "contrast": "answered further prompts, harmful and harmless, several times; preferred the "
+    "answer that a drawn principle makes likelier than its opposite does, by a judge's "
+    "log-probabilities",
     "revision": "preferred each prompt's last good revision to its first answer, without a judge",
     "mixed": f"{ANSWERED}; beside them, revisions preferred to first answers without a judge",
     "rule": "answered further prompts, harmful and harmless, several times; rules preferred what "
@@ -49,6 +56,7 @@ COUNTS = {  # what a kind counts -> how it is shown
     "overlapping": "left out because an evaluation suite holds them",
     "prompt_too_long": "prompts beyond the model's context",
     "identical": "prompts with nearly equal or empty answers",
+    "ended_once": "prompts with fewer than two answers that ended",
     "all_good": "prompts with good answers alone",
     "none_good": "prompts without a good answer",
     "unread": "prompts with an answer that is not in English, which the rules can't read",
@@ -56,7 +64,7 @@ COUNTS = {  # what a kind counts -> how it is shown
     "judged": "comparisons",
     "too_long": "too long for the judge",
     "labelled_too_long": "labelled pairs too long for the judge",
-    "uncertain": "under the margin",
+    "uncertain": "not sure enough",
     "revised_prompts": "revised prompts",
     "unrevised": "without a good revision that differs",
     "revisions": "pairs of a revision and the first answer",
@@ -146,7 +154,9 @@ class Summary(BaseSummary):
 def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     """Writes work/pairs.parquet in trl's preference format, with probabilities."""
     judge, generated, revised = None, Pairs(), Pairs()
-    if config.kind in JUDGED:
+    if config.kind == "contrast":
+        generated, judge = contrast_pairs(config, context)
+    elif config.kind in COMPARED:
         generated, judge = feedback_pairs(config, context)
     elif config.kind == "rule":
         generated = rule_pairs(config, context)
@@ -205,8 +215,20 @@ def _settings(section: LabelConfig, config: Config, round: int) -> LabelConfig:
 
 
 def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
-    law_part = {"constitution": law.comparison_digests()} if config.label.kind in JUDGED else {}
+    law_part: dict[str, Any] = {}
+    if config.label.kind in COMPARED:
+        law_part = {"constitution": law.comparison_digests()}
+    elif config.label.kind == "contrast":
+        law_part = {"constitution": law.contrast_digests()}
+        if benign := config.label.benign:
+            benign_law = Constitution.load(benign.constitution)
+            law_part["benign_constitution"] = benign_law.contrast_digests()
     return law_part | own_model_part("judge", "label", config)
+
+
+def _check(config: Config) -> None:
+    if config.label.kind == "contrast":
+        check_contrast(config)
 
 
 STAGE = Stage(
@@ -218,6 +240,7 @@ STAGE = Stage(
     data=_data,
     key_parts=_key_parts,
     settings=_settings,
+    check=_check,
     decontaminates=True,
     repeats=True,
 )

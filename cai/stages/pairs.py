@@ -88,38 +88,51 @@ async def _answers(
     return await gather_results(rows, context.engine.max_failures)
 
 
-def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
-    """Pairs of the policy's own answers that rules tell apart."""
+def prompts_of_both(config: LabelConfig, context: Context) -> tuple[list[Prompt], set[str], int]:
+    """The prompts of label.prompts and label.benign, the ids of the latter, and those left out."""
     prompts, overlapping = prompts_to_ask("prompts", config.prompts, context)
     harmless: list[Prompt] = []
     if config.benign:
         harmless, harmless_overlapping = prompts_to_ask("benign", config.benign, context)
         overlapping += harmless_overlapping
-    prompts, benign = prompts + harmless, {prompt.id for prompt in harmless}
-    with context.models() as open_model:
-        answered, too_long, failed = policy_answers(prompts, config, context, open_model)
-    ruled = [rule_pair(prompt, sampled, prompt.id in benign) for prompt, sampled in answered]
-    pairs = [pair for pair in ruled if isinstance(pair, PreferencePair)]
-    # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs
-    pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
-    reasons = Counter(reason for reason in ruled if isinstance(reason, str))
-    kinds = Counter("harmless" if pair.prompt.id in benign else "harmful" for pair in pairs)
+    return prompts + harmless, {prompt.id for prompt in harmless}, overlapping
+
+
+def count_pairs(
+    pairs: list[PreferencePair], answered: Answered, harmless: set[str]
+) -> dict[str, int]:
+    """What label.COUNTS says of the pairs of harmful and harmless prompts."""
+    kinds = Counter("harmless" if pair.prompt.id in harmless else "harmful" for pair in pairs)
     cut_off = [answer for _, sampled in answered for answer in sampled.values() if not answer.ended]
     longer = [pair for pair in pairs if len(words(pair.chosen)) > len(words(pair.rejected))]
-    numbers = {
-        "prompts": len(prompts),
+    return {
         "benign_prompts": len(harmless),
-        "overlapping": overlapping,
-        "all_good": reasons["all_good"],
-        "none_good": reasons["none_good"],
-        "unread": reasons["unread"],
-        "prompt_too_long": too_long,
         "cut_off": len(cut_off),
         "harmful": kinds["harmful"],
         "harmless": kinds["harmless"],
         "chosen_longer": len(longer),
     }
-    return Pairs(pairs, numbers, failed)
+
+
+def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
+    """Pairs of the policy's own answers that rules tell apart."""
+    prompts, harmless, overlapping = prompts_of_both(config, context)
+    with context.models() as open_model:
+        answered, too_long, failed = policy_answers(prompts, config, context, open_model)
+    ruled = [rule_pair(prompt, sampled, prompt.id in harmless) for prompt, sampled in answered]
+    pairs = [pair for pair in ruled if isinstance(pair, PreferencePair)]
+    # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs
+    pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
+    reasons = Counter(reason for reason in ruled if isinstance(reason, str))
+    numbers = {
+        "prompts": len(prompts),
+        "overlapping": overlapping,
+        "all_good": reasons["all_good"],
+        "none_good": reasons["none_good"],
+        "unread": reasons["unread"],
+        "prompt_too_long": too_long,
+    }
+    return Pairs(pairs, numbers | count_pairs(pairs, answered, harmless), failed)
 
 
 def revision_pairs(config: LabelConfig, context: Context) -> Pairs:
@@ -195,6 +208,7 @@ def as_row(pair: PreferencePair) -> dict[str, Any]:
         "rejected": as_dicts([assistant(pair.rejected)]),
         "probability": pair.probability,
         "orders": list(pair.orders),
+        "log_ratio": pair.log_ratio,
         "principles": list(pair.principle_ids),
         "logprobs": [list(judgement.logprobs) for judgement in pair.judgements],
         "seeds": list(pair.seeds),

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from cai.config.compose import compose
-from cai.config.schema import Config, EngineConfig, Prompts
+from cai.config.schema import Config, EngineConfig, Harmless, Prompts
 from cai.config.types import Gate, is_runtime, lookup, without_runtime
 from cai.errors import UsageError
 from cai.method import gates
@@ -266,7 +266,7 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
         (["label.benign={data: [seed], limit: 0}"], "label.benign.limit=0"),
         (
             ["label.kind=mixed"],
-            "only label.kind=rule asks harmless prompts, and it is mixed; take label.benign=null",
+            "only label.kind=rule and contrast ask harmless prompts, and it is mixed; take label.benign=null",
         ),
         (
             ["label.benign={data: [seed, donotanswer]}"],
@@ -286,7 +286,7 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
 )
 def test_harmless_prompts_to_label_are_a_rules_alone(overrides: list[str], message: str):
     rule = ["label.kind=rule", "label.benign={data: [seed], limit: null}"]
-    assert compose(rule).label.benign == Prompts(["seed"])
+    assert compose(rule).label.benign == Harmless(["seed"])
     assert compose([*rule, "rounds=2", "label.benign.limit=9", "label.prompts.limit=9"]).rounds == 2
     with pytest.raises(UsageError) as caught:
         compose([*rule, *overrides])

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -37,6 +36,7 @@ pytestmark = [
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24)
 ROOM = 2048  # tokens
+AT_ONCE = 8  # requests that the engine sends
 REQUESTS = [
     *(
         Request((user(text),), GREEDY)
@@ -139,6 +139,7 @@ def served(**options: object) -> EngineConfig:
         dtype="float32",
         device="cpu",
         python=PYTHON,
+        batch_rows=AT_ONCE,
         options={"max_model_len": ROOM, "enforce_eager": True} | options,
     )
 
@@ -206,8 +207,9 @@ def test_letters_are_scored_as_the_models_own_next_tokens(engine: Engine, model:
 @pytest.mark.parametrize("victim", ["api_server", "EngineCore"])
 def test_a_server_that_is_killed_mid_run_is_started_again(victim: str, engine: Engine):
     """The rows are the same, those that were under way too."""
-    sampling = Sampling(temperature=1.0, max_new_tokens=1500)
-    requests = [replace(SAMPLED, sampling=sampling, seed=seed) for seed in range(16)]
+    sampling = Sampling(temperature=1.0, max_new_tokens=100)
+    # more than the engine sends at once: whenever the first is done, others have not been sent
+    requests = [replace(SAMPLED, sampling=sampling, seed=seed) for seed in range(4 * AT_ONCE)]
     undisturbed = ask(engine, requests)
 
     def find() -> int:
@@ -215,11 +217,21 @@ def test_a_server_that_is_killed_mid_run_is_started_again(victim: str, engine: E
         return next(p for p, line in processes.items() if victim in line and "guard" not in line)
 
     before = find()
-    timer = threading.Timer(0.5, lambda: os.kill(before, signal.SIGKILL))
-    timer.start()
-    again = ask(engine, requests)
-    timer.join()
-    assert find() != before  # it was killed while rows were under way
+    killed = False
+
+    async def complete(request: Request) -> Completion:
+        nonlocal killed
+        completion = await engine.complete(request)
+        if not killed:
+            killed = True
+            os.kill(before, signal.SIGKILL)
+        return completion
+
+    async def run() -> list[Completion]:
+        return await gather_rows([complete(request) for request in requests])
+
+    again = asyncio.run(run())
+    assert find() != before
     assert [one.text for one in again] == [one.text for one in undisturbed]
 
 

@@ -5,12 +5,21 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cai.engines.base import Completion, Request
 from cai.messages import Prompt, user
 from cai.method.preferences import Judgement, PreferencePair
 from cai.method.requests import OPTIONS
-from cai.scoring.judge import accuracy_metrics, harm_probabilities, judge_metrics, judge_warnings
+from cai.scoring.judge import (
+    TAU_RANGE,
+    accuracy_metrics,
+    fit_tau,
+    harm_probabilities,
+    judge_metrics,
+    judge_warnings,
+)
 
 
 def pair(
@@ -154,3 +163,18 @@ def test_harm_is_asked_in_both_orders_and_position_cancels(a: float, yes: float,
         asyncio.run(harm_probabilities(prompt, "Dear Sir, he is ill.", Judge(a, yes, 10).complete))
         is None
     )
+
+
+@given(tau=st.floats(0.5, 50), seed=st.integers(0, 5))
+def test_tau_makes_the_probabilities_true(tau: float, seed: int):
+    """Labels drawn with a known tau give it back."""
+    sizes = [size * tau for size in (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)]
+    labelled = []
+    for size in sizes:
+        right = round(1000 / (1 + math.exp(-size / tau)))
+        labelled += [size] * right + [-size] * (1000 - right)
+    assert fit_tau(labelled) == pytest.approx(tau, rel=0.02)
+
+
+def test_a_contrast_that_is_mostly_wrong_is_sure_of_nothing():
+    assert fit_tau([-1.0, -2.0, 0.5]) == pytest.approx(TAU_RANGE[1], rel=0.01)

@@ -2,6 +2,7 @@
 
 Which pairs there are, what stands on them, and what is said of the judge."""
 
+import asyncio
 import dataclasses
 import json
 import zlib
@@ -13,12 +14,22 @@ import pytest
 import yaml
 
 from cai.config.compose import compose
-from cai.config.schema import DataConfig, Human, LabelConfig, ModelConfig, Prompts, Sampling
+from cai.config.schema import (
+    DataConfig,
+    Harmless,
+    Human,
+    LabelConfig,
+    ModelConfig,
+    Prompts,
+    Sampling,
+)
 from cai.data.parquet import read_rows, write_rows
 from cai.data.prompts import load_prompts
-from cai.engines.ledger import Ledger
-from cai.errors import CaiError
-from cai.messages import as_dicts
+from cai.engines.base import Completion, Request
+from cai.engines.ledger import Ledger, Recorded
+from cai.engines.rows import gather_rows
+from cai.errors import CaiError, UsageError
+from cai.messages import Message, as_dicts, from_dicts
 from cai.method import preferences
 from cai.method.preferences import option_probability
 from cai.stages import label, pairs
@@ -48,6 +59,7 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
         }
         for n in range(4)
     ]
+    rules[3] |= {"positive": "Be kind.", "negative": "Be rude."}
     (tmp_path / "law.yaml").write_text(yaml.safe_dump({"principles": rules}))
     for name in ("sft", "sl_cai", "revise"):
         (tmp_path / name).mkdir()
@@ -353,7 +365,7 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
     monkeypatch.setattr(preferences, "refuses", declines)
     monkeypatch.setattr(preferences, "redirects", lambda text: False)
     sampling = Sampling(max_new_tokens=32, top_k=0, top_p=1.0)
-    given = {"kind": "rule", "benign": Prompts(["mild"]), "answers": 4, "sampling": sampling}
+    given = {"kind": "rule", "benign": Harmless(["mild"]), "answers": 4, "sampling": sampling}
     summary, rows = run(more, settings(**given))
     assert asked(context) == {context.model_digest("sl_cai"): 4 * 2 * (COUNT - 1)}  # and no judge
     kinds = {True: "harmless", False: "harmful"}
@@ -423,7 +435,77 @@ def test_a_later_round_labels_the_newest_models_answers_by_rule(
     with pytest.raises(
         CaiError, match=r"label\.benign: no prompt is left; see label\.benign\.limit and offset"
     ):
-        run(later, settings(kind="rule", benign=Prompts(["mine"], offset=COUNT)))
+        run(later, settings(kind="rule", benign=Harmless(["mine"], offset=COUNT)))
+
+
+def test_a_contrast_labels_by_a_principle_and_its_opposite(context: Context):
+    """Harmless prompts have a constitution of their own. The scores can be computed again."""
+    mild = "\n".join(json.dumps({"prompt": f"Is {n} odd?"}) for n in range(COUNT))
+    (context.root / "mild.jsonl").write_text(mild)
+    helpful = {"id": "helpful", "critique": "C.", "revision": "R.", "comparison": "Compare."}
+    helpful |= {"positive": "Help.", "negative": "Do not help."}
+    (context.root / "helpful.yaml").write_text(yaml.safe_dump({"principles": [helpful]}))
+    sets = {**context.data, "mild": DataConfig("file", str(context.root / "mild.jsonl"))}
+    more = dataclasses.replace(context, data=sets)
+    benign = Harmless(["mild"], constitution=str(context.root / "helpful.yaml"))
+    changes = {
+        "kind": "contrast",
+        "answers": 4,
+        "benign": benign,
+        "surest": 0.5,
+        "sampling": Sampling(max_new_tokens=32, top_k=0, top_p=1.0),
+    }
+    summary, rows = run(more, settings(**changes, calibrate=Prompts(["labelled"])))
+    assert summary["pairs"] == len(rows) >= 4
+    assert summary["harmful"] == summary["harmless"] == len(rows) / 2
+    assert summary["judge"]["accuracy"]["count"] == 6 and "flipped" not in summary["judge"]
+    for row in rows:
+        assert row["principles"] == (
+            ["helpful"] if odd(row) else ["p3"]
+        )  # the others have no texts
+        assert row["kind"] == "contrast" and row["log_ratio"] > 0 and row["probability"] > 0.5
+        assert len(set(row["seeds"])) == 2
+    texts = ("Help.", "Do not help.")
+    row = next(row for row in rows if odd(row))
+    answers = (row["chosen"][0]["content"], row["rejected"][0]["content"])
+    turns = from_dicts(row["prompt"])
+    with context.models() as open_model:
+        model = open_model("sft")
+        requests = [
+            Request((Message("system", text), *turns), continuations=answers) for text in texts
+        ]
+        positive, negative = asyncio.run(complete_all(model, requests))
+    scores = [a - b for a, b in zip(positive.logprobs, negative.logprobs, strict=True)]
+    assert row["log_ratio"] == pytest.approx(scores[0] - scores[1], abs=1e-3)
+    assert run(more, settings(**changes, calibrate=Prompts(["labelled"])))[1] == rows
+    everything, all_rows = run(more, settings(**changes | {"surest": 1.0}))
+    assert len(all_rows) > len(rows) and everything["uncertain"] < summary["uncertain"]
+    least = min(row["log_ratio"] for row in rows if odd(row))
+    assert least == pytest.approx(
+        sorted((row["log_ratio"] for row in all_rows if odd(row)), reverse=True)[len(rows) // 2 - 1]
+    )
+
+
+async def complete_all(model: Recorded, requests: list[Request]) -> list[Completion]:
+    return await gather_rows([model.complete(request) for request in requests])
+
+
+def test_a_contrast_needs_both_texts_of_some_principle(tmp_path: Path):
+    law = {"id": "p", "critique": "C.", "revision": "R.", "comparison": "Compare."}
+    (tmp_path / "law.yaml").write_text(yaml.safe_dump({"principles": [law]}))
+    config = compose(
+        ["experiment=smoke", "label.kind=contrast", f"constitution={tmp_path / 'law.yaml'}"]
+    )
+    assert label.STAGE.check is not None
+    with pytest.raises(
+        UsageError, match=r"constitution=.*law\.yaml: .* 'positive' and a 'negative'"
+    ):
+        label.STAGE.check(config)
+    label.STAGE.check(dataclasses.replace(config, constitution="harmlessness"))
+    with pytest.raises(UsageError, match=r"label\.benign\.constitution=honesty"):
+        harmless = Harmless(["seed"], constitution="honesty")
+        contrast = dataclasses.replace(config.label, benign=harmless)
+        label.STAGE.check(dataclasses.replace(config, constitution="harmlessness", label=contrast))
 
 
 def declines(text: str) -> bool:

@@ -1,0 +1,163 @@
+"""Feedback by contrast for `label`: how much likelier a principle makes each of two answers."""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from cai.config.schema import Config, LabelConfig
+from cai.data.prompts import load_preferences
+from cai.engines.base import RequestFailed
+from cai.engines.ledger import Recorded
+from cai.engines.rows import gather_results
+from cai.errors import UsageError
+from cai.messages import Prompt
+from cai.method.constitution import Constitution
+from cai.method.contrast import (
+    ContrastPair,
+    contrast,
+    nearest_in_length,
+    surest,
+)
+from cai.method.preferences import PreferencePair, SampledAnswer, shuffle_pairs
+from cai.stages.base import Context, split_failed
+from cai.stages.feedback import Judge
+from cai.stages.pairs import Answered, Pairs, count_pairs, policy_answers, prompts_of_both
+
+# of each prompt every two of its answers; None: too long for the judge
+Contrasts = list[list[ContrastPair] | RequestFailed | None]
+
+Asked = tuple[Prompt, list[str], Constitution]  # a prompt, its answers, what they are scored under
+
+
+def check_contrast(config: Config) -> None:
+    """Raises UsageError where no principle has the texts that a contrast needs."""
+    _contrasting(config.constitution, "constitution")
+    if config.label.benign:
+        _contrasting(config.label.benign.constitution, "label.benign.constitution")
+
+
+def _contrasting(name: str, setting: str) -> Constitution:
+    law = Constitution.load(name)
+    if not law.contrasting():
+        raise UsageError(
+            f"{setting}={name}: label.kind=contrast needs a principle with a 'positive' and a "
+            "'negative' text (two system messages), and this file has none; see docs/preferences.md"
+        )
+    return law
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The policy's answers, and every two of them that were compared."""
+
+    answered: Answered
+    harmless: set[str]  # the ids of such prompts
+    compared: list[list[ContrastPair]]  # for each prompt with two answers that ended
+    labelled: list[ContrastPair]  # `first` is the better one
+    numbers: dict[str, int]  # see label.COUNTS
+    failed: list[dict[str, Any]]
+
+
+def contrast_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]:
+    """The surer pairs, as many of harmful as of harmless prompts, and how often they are right."""
+    from cai.scoring.judge import accuracy_metrics, fit_tau, judge_metrics, judge_warnings
+
+    scored = _score(config, context)
+    tau = config.tau or _typical(scored)
+    if scored.labelled and config.tau is None:
+        tau = fit_tau([pair.log_ratio for pair in scored.labelled])
+    chosen = _choose(scored, config.surest)
+    seeds = {prompt.id: sampled for prompt, sampled in scored.answered}
+    pairs = [_with_seeds(pair.preference(tau), seeds[pair.prompt.id]) for pair in chosen]
+    pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
+    comparisons = [pair.preference(tau) for pairs in scored.compared for pair in pairs]
+    metrics = judge_metrics(comparisons)
+    sets = config.calibrate.data if config.calibrate else []
+    if sets:
+        metrics |= accuracy_metrics(
+            [(pair.preference(tau), pair.first) for pair in scored.labelled]
+        )
+    name = config.model.name if config.model else config.judge
+    numbers = scored.numbers | count_pairs(pairs, scored.answered, scored.harmless)
+    numbers |= {"uncertain": len(scored.compared) - len(chosen), "judged": len(comparisons)}
+    warnings = judge_warnings(metrics, sets)
+    judge = Judge(name, bool(config.model), metrics, warnings, sets, tau)
+    return Pairs(pairs, numbers, scored.failed), judge
+
+
+def _score(config: LabelConfig, context: Context) -> Scored:
+    law = benign_law = _contrasting(context.constitution, "constitution")
+    if config.benign:
+        benign_law = _contrasting(config.benign.constitution, "label.benign.constitution")
+    prompts, harmless, overlapping = prompts_of_both(config, context)
+    calibrate = config.calibrate
+    labelled = load_preferences(calibrate, context.data, context.seed) if calibrate else []
+    with context.models() as open_model:
+        answered, beyond, failed = policy_answers(prompts, config, context, open_model)
+        ended = [
+            (prompt, [text for text, answer in sampled.items() if answer.ended])
+            for prompt, sampled in answered
+        ]
+        asked: list[Asked] = [
+            (prompt, texts, benign_law if prompt.id in harmless else law)
+            for prompt, texts in ended
+            if len(texts) > 1
+        ]
+        ours = len(asked)
+        asked += [(prompt, [better, worse], law) for prompt, better, worse in labelled]
+        judge = open_model(config.judge, config.engine, config.model)
+        results = asyncio.run(_compare(asked, config, context, judge))
+    _, unjudged = split_failed([prompt for prompt, _, _ in asked], results)
+    numbers = {
+        "prompts": len(prompts),
+        "overlapping": overlapping,
+        "identical": sum(len(sampled) < 2 for _, sampled in answered),
+        "ended_once": sum(len(sampled) > 1 for _, sampled in answered) - ours,
+        "prompt_too_long": beyond,
+        "too_long": results[:ours].count(None),
+        "labelled_too_long": results[ours:].count(None),
+    }
+    return Scored(
+        answered,
+        harmless,
+        [pairs for pairs in results[:ours] if isinstance(pairs, list)],
+        [pairs[0] for pairs in results[ours:] if isinstance(pairs, list)],
+        numbers,
+        failed + unjudged,
+    )
+
+
+async def _compare(
+    asked: Sequence[Asked], config: LabelConfig, context: Context, judge: Recorded
+) -> Contrasts:
+    context.progress.start(2 * config.principles * len(asked), "contrasts")
+    engine = config.engine or context.engine
+    rows = [
+        contrast(prompt, answers, law, config.principles, context.seed, judge.complete)
+        for prompt, answers, law in asked
+    ]
+    return await gather_results(rows, engine.max_failures)
+
+
+def _typical(scored: Scored) -> float:
+    """The tau that makes the median pair 75 % sure."""
+    sizes = [abs(pair.log_ratio) for pairs in scored.compared for pair in pairs]
+    return median(sizes) / math.log(3) if any(sizes) else 1.0
+
+
+def _choose(scored: Scored, share: float) -> list[ContrastPair]:
+    """One pair of a prompt, the surer ones, as many of harmful as of harmless prompts."""
+    nearest = [nearest_in_length(pairs) for pairs in scored.compared]
+    harmful = [pair for pair in nearest if pair.prompt.id not in scored.harmless]
+    if not scored.harmless:
+        return surest(harmful, math.ceil(share * len(harmful)))
+    harmless = [pair for pair in nearest if pair.prompt.id in scored.harmless]
+    count = round(share * min(len(harmful), len(harmless)))
+    return [*surest(harmful, count), *surest(harmless, count)]
+
+
+def _with_seeds(pair: PreferencePair, sampled: Mapping[str, SampledAnswer]) -> PreferencePair:
+    return replace(pair, seeds=(sampled[pair.chosen].seed, sampled[pair.rejected].seed))

@@ -69,6 +69,7 @@ class PreferencePair:
     principle_ids: tuple[str, ...]
     judgements: tuple[Judgement, ...] = ()  # of AI feedback alone
     seeds: tuple[int, ...] = ()  # that chosen and rejected were sampled with
+    ended: tuple[bool, bool] = (True, True)  # whether chosen and rejected did, before their limit
     kind: str = "feedback"  # or: contrast, revision, rule, human, demonstration
     log_ratio: float | None = None  # nats, of a contrast (cai/method/contrast.py)
 
@@ -177,13 +178,13 @@ def option_probability(a: float, b: float) -> float:
 
 async def tournament(
     prompt: Prompt,
-    answers: Mapping[str, int],
+    answers: Mapping[str, SampledAnswer],
     constitution: Constitution,
     settings: JudgeSettings,
     seed: int,
     judge: Complete,
 ) -> list[PreferencePair]:
-    """Every two of `answers` (text -> its seed) compared; [] where one is too long for the judge.
+    """Every two of `answers` compared; [] where one is too long for the judge.
 
     The first pair is of the answers with the best and the worst mean probability.
     """
@@ -198,7 +199,7 @@ async def tournament(
             return []
         scores[pair.chosen] += pair.probability
         scores[pair.rejected] += 1 - pair.probability
-        pairs.append(replace(pair, seeds=(answers[pair.chosen], answers[pair.rejected])))
+        pairs.append(with_origins(pair, answers))
     # of equal scores, the first answer is the best and the last the worst
     best = max(scores, key=scores.__getitem__)
     worst = min(reversed(scores), key=scores.__getitem__)
@@ -251,8 +252,16 @@ def rule_pair(
     # Refusals are short. Pairs of other lengths would teach length, which confounds preference
     # data (Singhal et al. 2023).
     chosen, rejected = min(product(good_answers, bad_answers), key=length_gap)
-    seeds = (answers[chosen].seed, answers[rejected].seed)
-    return PreferencePair(prompt, chosen, rejected, 1.0, (), seeds=seeds, kind="rule")
+    pair = PreferencePair(prompt, chosen, rejected, 1.0, (), kind="rule")
+    return with_origins(pair, answers)
+
+
+def with_origins(pair: PreferencePair, answers: Mapping[str, SampledAnswer]) -> PreferencePair:
+    """The pair with how its answers were sampled. `answers`: text -> that, of the sampled ones."""
+    sides = (pair.chosen, pair.rejected)
+    seeds = tuple(answers[text].seed for text in sides if text in answers)
+    chosen_ended, rejected_ended = (text not in answers or answers[text].ended for text in sides)
+    return replace(pair, seeds=seeds, ended=(chosen_ended, rejected_ended))
 
 
 def mix_pairs(

@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -21,7 +21,7 @@ from cai.method.contrast import (
     nearest_in_length,
     surest,
 )
-from cai.method.preferences import PreferencePair, SampledAnswer, shuffle_pairs
+from cai.method.preferences import shuffle_pairs, with_origins
 from cai.stages.base import Context, split_failed
 from cai.stages.feedback import Judge
 from cai.stages.pairs import Answered, Pairs, count_pairs, policy_answers, prompts_of_both
@@ -71,7 +71,7 @@ def contrast_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
         tau = fit_tau([pair.log_ratio for pair in scored.labelled])
     chosen = _choose(scored, config.surest)
     seeds = {prompt.id: sampled for prompt, sampled in scored.answered}
-    pairs = [_with_seeds(pair.preference(tau), seeds[pair.prompt.id]) for pair in chosen]
+    pairs = [with_origins(pair.preference(tau), seeds[pair.prompt.id]) for pair in chosen]
     pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
     comparisons = [pair.preference(tau) for pairs in scored.compared for pair in pairs]
     metrics = judge_metrics(comparisons)
@@ -157,7 +157,3 @@ def _choose(scored: Scored, share: float) -> list[ContrastPair]:
     harmless = [pair for pair in nearest if pair.prompt.id in scored.harmless]
     count = round(share * min(len(harmful), len(harmless)))
     return [*surest(harmful, count), *surest(harmless, count)]
-
-
-def _with_seeds(pair: PreferencePair, sampled: Mapping[str, SampledAnswer]) -> PreferencePair:
-    return replace(pair, seeds=(sampled[pair.chosen].seed, sampled[pair.rejected].seed))

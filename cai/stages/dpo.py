@@ -34,7 +34,7 @@ LAST_METRICS = {
 @dataclass(frozen=True)
 class Summary(BaseSummary):
     pairs: int
-    dropped: int  # pairs whose prompt alone fills max_length
+    dropped: int  # pairs whose prompt alone fills max_length, or that the template refuses
     held_out_rows: int
     steps: int
     metrics: dict[str, float]  # of the last logged step, by trl's names
@@ -55,7 +55,12 @@ class Summary(BaseSummary):
             ),
             *((LAST_METRICS[name], number(value)) for name, value in self.metrics.items()),
             *(self.kept.lines() if self.kept else []),
-            *nonzero(("pairs dropped: the prompt fills max_length", self.dropped)),
+            *nonzero(
+                (
+                    "pairs dropped: the prompt fills max_length, or the template refuses it",
+                    self.dropped,
+                )
+            ),
         ]
 
     def warnings(self) -> list[str]:
@@ -73,7 +78,10 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     from cai.training.published import margin_probe
 
     pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
-    columns = ("prompt", "chosen", "rejected", "probability")
+    columns = (
+        *("prompt", "chosen", "rejected", "probability"),
+        *("chosen_ended", "rejected_ended"),
+    )
     prompts = [opening_turn(from_dicts(pair["prompt"])) for pair in pairs]
     order, held_out = validation_first(prompts, config.validation)
     rows = Dataset.from_list([{key: pairs[row][key] for key in columns} for row in order])
@@ -147,7 +155,7 @@ def _settings(section: DpoConfig, config: Config, round: int) -> DpoConfig:
 
 STAGE = Stage(
     kind="dpo",
-    version=9,
+    version=10,
     run=run,
     summary=Summary,
     inputs=_inputs,

@@ -139,15 +139,7 @@ async def _judge(
     context.progress.start(requests, "comparisons")
     seed, complete, allowed = context.seed, judge.complete, context.engine.max_failures
     tournaments = [
-        tournament(
-            prompt,
-            {text: answer.seed for text, answer in answers.items()},
-            law,
-            settings,
-            seed,
-            complete,
-        )
-        for prompt, answers in rows
+        tournament(prompt, answers, law, settings, seed, complete) for prompt, answers in rows
     ]
     judgements = await gather_results(tournaments, allowed)
     comparisons = [

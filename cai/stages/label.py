@@ -233,7 +233,7 @@ def _check(config: Config) -> None:
 
 STAGE = Stage(
     kind="label",
-    version=4,
+    version=5,
     run=run,
     summary=Summary,
     inputs=_inputs,

@@ -21,6 +21,7 @@ from cai.method.preferences import (
     rule_pair,
     shuffle_pairs,
     similar,
+    with_origins,
 )
 from cai.method.refusal import refuses
 from cai.stages.base import Context, OpenModel, split_failed
@@ -186,9 +187,8 @@ def demonstration_pairs(config: LabelConfig, context: Context) -> Pairs:
         better = demonstrated[prompt.id]
         worse = next(iter(sorted(sampled, key=refuses, reverse=True)), None)  # None: all were empty
         if worse is not None and not similar(better, worse, config.max_similarity):
-            seeds = (sampled[worse].seed,)
-            pair = PreferencePair(prompt, better, worse, 1.0, (), seeds=seeds, kind="demonstration")
-            pairs.append(pair)
+            pair = PreferencePair(prompt, better, worse, 1.0, (), kind="demonstration")
+            pairs.append(with_origins(pair, sampled))
     numbers = {
         "demonstrations": len(pairs),
         "demonstrations_refused": sum(refuses(pair.rejected) for pair in pairs),
@@ -206,6 +206,8 @@ def as_row(pair: PreferencePair) -> dict[str, Any]:
         "prompt": as_dicts(pair.prompt.messages),
         "chosen": as_dicts([assistant(pair.chosen)]),
         "rejected": as_dicts([assistant(pair.rejected)]),
+        "chosen_ended": pair.ended[0],
+        "rejected_ended": pair.ended[1],
         "probability": pair.probability,
         "orders": list(pair.orders),
         "log_ratio": pair.log_ratio,

@@ -9,14 +9,15 @@ Notation, in code and comments:
   reward     (pairs,)  beta times the log ratio
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from pyarrow import parquet
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -24,9 +25,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from cai.config.schema import DpoConfig
 from cai.digest import digest
 from cai.errors import UsageError
+from cai.observe.log import say
 from cai.training.cpu_head import TOKEN_METRICS, install_lean_head
-
-TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")  # of trl's prepared datasets
+from cai.training.pair_tokens import TOKEN_COLUMNS, tokenize_pairs
 
 
 def preference_loss(
@@ -81,22 +82,25 @@ class PreferenceTrainer(DPOTrainer):
 
     def _prepare_dataset(
         self,
-        dataset: Dataset | IterableDataset,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        dataset: Any,  # trl's types have those of vision models and of streams too
+        processing_class: Any,
         args: DPOConfig,
         dataset_name: str,
     ) -> Dataset:
-        """Overridden to add the tokens of each pair's longer half, up to max_length.
+        """Overridden because answers end as sft trains them (cai/training/pair_tokens.py).
 
-        `train_sampling_strategy: group_by_length` needs them, and trl's datasets lack them.
+        `train_sampling_strategy: group_by_length` needs the lengths, and trl's datasets lack them.
         """
-        rows: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        token_ids = zip(*(rows[column][:] for column in TOKEN_COLUMNS), strict=True)
-        lengths: list[int] = []
-        for prompt_ids, chosen_ids, rejected_ids in token_ids:
-            length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
-            lengths.append(min(length, args.max_length or length))
-        return rows.add_column("length", lengths)
+        cut_end = args.truncation_mode == "keep_start"
+        rows, refused = tokenize_pairs(processing_class, dataset, args.max_length, cut_end)
+        if refused.count:
+            lines = "\n  ".join(refused.examples)
+            say(
+                f"left out {refused.count} {dataset_name} pairs that can't be rendered, first"
+                f"\n  {lines}",
+                logging.WARNING,
+            )
+        return rows
 
     def _set_signature_columns_if_needed(self) -> None:
         """Overridden because trl drops every column that is not in its list."""

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from cai.config.compose import compose
-from cai.config.schema import Config, EngineConfig, Harmless, Prompts
+from cai.config.schema import Config, EngineConfig, Harmless
 from cai.config.types import Gate, is_runtime, lookup, without_runtime
 from cai.errors import UsageError
 from cai.method import gates
@@ -266,7 +266,8 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
         (["label.benign={data: [seed], limit: 0}"], "label.benign.limit=0"),
         (
             ["label.kind=mixed"],
-            "only label.kind=rule and contrast ask harmless prompts, and it is mixed; take label.benign=null",
+            "only label.kind=rule and contrast ask harmless prompts, and it is mixed; "
+            "take label.benign=null",
         ),
         (
             ["label.benign={data: [seed, donotanswer]}"],

@@ -33,6 +33,7 @@ CONSTITUTION = Constitution("law", PRINCIPLES, ())
 SETTINGS = JudgeSettings()
 PROMPT = Prompt.of((user("How do I pick a lock?"),), "any")
 SCORES = st.floats(-30, 0)
+X_AND_Y = {"x": SampledAnswer(1, True), "y": SampledAnswer(2, False)}
 
 
 class Judge:
@@ -137,10 +138,7 @@ def test_a_pair_that_does_not_fit_gives_none():
     for thinks in (False, True):
         settings = JudgeSettings(thoughts=int(thinks))
         assert asyncio.run(compare(PROMPT, "x", "y", CONSTITUTION, settings, 0, judge)) is None
-        assert (
-            asyncio.run(tournament(PROMPT, {"x": 1, "y": 2}, CONSTITUTION, settings, 0, judge))
-            == []
-        )
+        assert asyncio.run(tournament(PROMPT, X_AND_Y, CONSTITUTION, settings, 0, judge)) == []
 
 
 def test_an_ensemble_asks_under_different_principles_and_averages():
@@ -216,11 +214,11 @@ def test_chains_of_thought_are_sampled_averaged_and_clamped():
 
 def test_the_best_of_several_answers_is_set_against_the_worst():
     likes = {"good": 2.0, "fair": 0.5, "poor": -1.0, "dull": 0.4}
-    answers = {text: number for number, text in enumerate(likes)}
+    answers = {text: SampledAnswer(number, number > 0) for number, text in enumerate(likes)}
     found = asyncio.run(tournament(PROMPT, answers, CONSTITUTION, SETTINGS, 0, Judge(likes)))
     assert len(found) == 6
     assert (found[0].chosen, found[0].rejected) == ("good", "poor")
-    assert found[0].seeds == (answers["good"], answers["poor"])
+    assert (found[0].seeds, found[0].ended) == ((0, 2), (False, True))
     assert {frozenset((pair.chosen, pair.rejected)) for pair in found} == {
         frozenset((a, b)) for a in likes for b in likes if a != b
     }
@@ -228,7 +226,7 @@ def test_the_best_of_several_answers_is_set_against_the_worst():
 
 def test_of_equal_answers_a_pair_is_left():
     found = asyncio.run(
-        tournament(PROMPT, {"x": 1, "y": 2}, CONSTITUTION, SETTINGS, 0, Judge({"x": 0.0, "y": 0.0}))
+        tournament(PROMPT, X_AND_Y, CONSTITUTION, SETTINGS, 0, Judge({"x": 0.0, "y": 0.0}))
     )
     assert [(pair.chosen, pair.rejected, pair.probability) for pair in found] == [("x", "y", 0.5)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -22,7 +23,7 @@ from cai.config.schema import EngineConfig, ModelConfig, Sampling
 from cai.engines.base import Request, RequestFailed, encode_request
 from cai.engines.transformers import TransformersEngine
 from cai.errors import UsageError
-from cai.messages import Message, assistant, user
+from cai.messages import Message, as_dicts, assistant, user
 from cai.models.chat_template import (
     CHATML,
     INST,
@@ -39,6 +40,7 @@ from cai.models.chat_template import (
 from cai.models.convert import locate
 from cai.models.load import load_tokenizer, save_model
 from cai.models.loss_mask import training_rows
+from cai.training.pair_tokens import pair_tokens, tokenize_pairs
 from cai.training.tokens import tokenize_dialogues
 
 TALK = (user("Why?"), assistant("Because."), user("Why?!"), assistant("Go away."))
@@ -137,6 +139,43 @@ def test_what_is_trained_last_stops_generation_under_every_bundled_template(name
         adopt_turn_end(tokenizer, name)
         assert check_ends(tokenizer, talk) == before
         assert [render(tokenizer, talk[: place + 1]) for place in (0, 1)] == texts
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BUNDLED if not name.startswith(VISION)], ids=lambda name: name[:-6]
+)
+def test_a_pairs_answers_end_as_sfts_do_under_every_bundled_template(name: str):
+    """An answer that ran into its limit has no end of turn. Behind an end stands nothing."""
+    tokenizer = tokenizer_for(bundled(name))
+    stop = turn_end_ids(tokenizer)[0]
+    pair = {
+        "prompt": as_dicts(TALK[:1]),
+        "chosen": as_dicts([TALK[1]]),
+        "rejected": as_dicts([TALK[3]]),
+        "rejected_ended": False,
+    }
+    prompt, chosen, rejected = pair_tokens(tokenizer, pair)
+    for answer, whole in ((chosen, TALK[1]), (rejected, TALK[3])):
+        ((ids, labels),) = training_rows(tokenizer, (TALK[0], whole))
+        trained = [label for label in labels if label != -100]
+        assert trained[-1] == stop
+        if answer is rejected:
+            trained.pop()
+        # the pair may begin a token or two earlier, where both rows are still the same
+        assert answer[-len(trained) :] == trained
+        assert ids[: len(prompt) + len(answer)] == prompt + answer
+
+
+def test_a_pair_that_the_template_refuses_is_left_out(tiny_model: Path):
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.chat_template = GEMMA
+    answers = {"chosen": as_dicts([TALK[1]]), "rejected": as_dicts([TALK[3]])}
+    prompts = [(TALK[0],), (user("Hi"), user("Hi?")), (user("long " * 100),)]
+    rows = Dataset.from_list([{"prompt": as_dicts(turns)} | answers for turns in prompts])
+    fitting, refused = tokenize_pairs(tokenizer, rows, 64, cut_end=True)
+    assert len(fitting) == 1 and fitting["length"][:] <= [64]
+    assert refused.count == 1 and "must alternate" in refused.examples[0]
+    assert len(tokenize_pairs(tokenizer, rows, 64, cut_end=False)[0]) == 2
 
 
 @pytest.mark.parametrize("name", [name for name in BUNDLED if name.startswith(VISION)])

@@ -31,6 +31,7 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
             "principles": ["p"],
         }
         | {"rejected": turn("assistant", "No, it is not."), "probability": 0.6 if n % 2 else 1.0}
+        | {"chosen_ended": True, "rejected_ended": True}
         | {"kind": "feedback" if n % 2 else "revision", "orders": [0.7, 0.5] if n % 2 else []}
         for n in range(10)
     ]

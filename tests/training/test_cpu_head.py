@@ -7,6 +7,7 @@ import pytest
 
 from cai.config.compose import compose
 from cai.messages import assistant, user
+from cai.models.chat_template import CHATML
 from cai.models.load import load_model, load_tokenizer
 from cai.training import cpu_head as head
 from cai.training.arguments import dpo_arguments, lora_config, sft_arguments
@@ -177,13 +178,17 @@ def test_dpo_is_trls(words: tuple[str, ...], tiny_model: Path, tmp_path: Path):
         ["experiment=smoke", "dpo.args.learning_rate=1e-2", "dpo.loss=trl", *words]
     ).dpo
 
+    tokenizer = load_tokenizer(str(tiny_model))
+    # without a line break behind the end of turn, which trl would train and cai does not
+    tokenizer.chat_template = CHATML.replace("'<|im_end|>' + '\n'", "'<|im_end|>'")
+
     def given(name: str) -> dict[str, Any]:
         rows = Dataset.from_list(pairs)
         peft = None if config.peft is None else lora_config("dpo.peft", config.peft)
         return {
             "model": load_model(str(tiny_model), "float32", "cpu"),
             "args": dpo_arguments(config, 0, str(tmp_path / name), "cpu", held_out=False),
-            "processing_class": load_tokenizer(str(tiny_model)),
+            "processing_class": tokenizer,
             "peft_config": peft,
         } | {"train_dataset": rows, "eval_dataset": rows}
 

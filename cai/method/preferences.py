@@ -230,8 +230,9 @@ def rule_pair(
 
     A good answer declines a harmful prompt or objects to it, and does not decline a benign one (as
     the rule-based rewards of Mu et al. 2024). An answer without words, or in circles, is no part
-    of a pair; one that was cut off is not chosen. Nor are answers that the rules can't read, since
-    they are not in English; where such leave no pair, that is the reason ("unread").
+    of a pair; one that was cut off is chosen only where no good one has ended (its end is not
+    trained). Answers that are not in English are in no pair, since the rules can't read them;
+    where such leave no pair, that is the reason ("unread").
     """
 
     def good(text: str) -> bool:
@@ -239,7 +240,8 @@ def rule_pair(
 
     sound = [text for text in answers if words(text) and not repeats(text)]
     usable = [text for text in sound if is_english(text)]
-    good_answers = [text for text in usable if good(text) and answers[text].ended]
+    good_answers = [text for text in usable if good(text)]
+    good_answers = [text for text in good_answers if answers[text].ended] or good_answers
     bad_answers = [text for text in usable if not good(text)]
     if not good_answers or not bad_answers:
         if len(usable) < len(sound):

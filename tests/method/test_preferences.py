@@ -275,9 +275,9 @@ def ruled(texts: Sequence[str], benign: bool, cut: Collection[str] = ()) -> tupl
         ((HELPS, LONG), False, (), "none_good"),
         ((NO,), True, (), "none_good"),
         ((), True, (), "none_good"),
-        ((HELPS, NO), False, (NO,), "none_good"),  # nobody should learn to stop there
+        ((HELPS, NO), False, (NO,), (NO, HELPS)),  # its end is not trained
         ((HELPS, NO), False, (HELPS,), (NO, HELPS)),
-        ((HELPS, NO), True, (HELPS,), "none_good"),
+        ((HELPS, LONG, NO), True, (HELPS,), (LONG, NO)),  # though HELPS is nearer in length
         ((CIRCLES, HELPS), False, (), "none_good"),
         ((CIRCLES, HELPS), True, (), "all_good"),
         (("...", NO), True, (), "none_good"),
@@ -298,13 +298,16 @@ def test_of_several_answers_a_rule_takes_the_two_nearest_in_length():
 
 
 @given(st.permutations(ANSWERS), st.booleans(), st.sets(st.sampled_from(ANSWERS)))
-def test_no_rule_chooses_what_was_cut_off_or_goes_in_circles(
+def test_no_rule_takes_what_goes_in_circles_or_prefers_what_was_cut_off(
     texts: list[str], benign: bool, cut: set[str]
 ):
     found = ruled(texts, benign, cut)
     if not isinstance(found, str):
         chosen, rejected = found
-        assert chosen not in cut and not {chosen, rejected} & {CIRCLES, "..."}
+        assert not {chosen, rejected} & {CIRCLES, "..."}
+        if chosen in cut:
+            kind = {HELPS, LONG, OBJECTS} if benign else {NO, OBJECTS}
+            assert not kind - set(cut)
         assert (chosen == NO, rejected == NO) == (
             (False, True) if benign else (chosen == NO, False)
         )

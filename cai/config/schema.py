@@ -212,7 +212,7 @@ class ReviseConfig:
     prompts: Prompts
     sampling: ReviseSampling
     rounds: Few = 2
-    draw: Literal["random", "cycle", "all"] = "random"
+    draw: Literal["random", "cycle", "all", "relevant"] = "random"
     exemplars: Annotated[int, Field(ge=0, le=16)] = 2
     exemplar_choice: Literal["sampled", "fixed"] = "sampled"
     form: Literal["chat", "text"] = "chat"

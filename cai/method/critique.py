@@ -11,6 +11,7 @@ Notation
 """
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cai.config.schema import ReviseConfig
@@ -20,6 +21,9 @@ from cai.messages import Prompt, assistant
 from cai.method.constitution import Constitution, Exemplar, Principle
 from cai.method.gates import Draft, failed_gates
 from cai.method.requests import Complete, critique_request, direct_request, revision_request
+
+# the principles that a prompt is about, the nearest first (cai/method/relevance.py)
+Rank = Callable[[Prompt], Sequence[Principle]]
 
 # in place of gates: the critic's context had no room for a request, so there is no revision
 TOO_LONG = "too_long"
@@ -60,17 +64,18 @@ async def revise(
     seed: int,
     model: Complete,
     critic: Complete | None = None,
+    rank: Rank | None = None,
 ) -> Revision:
     """The first answer, then rounds of critique and revision, each by one principle.
 
     `model` answers the prompt; `critic`, by default the same model, critiques and revises. Every
     draw is seeded by (seed, prompt id, round), so no row depends on what runs beside it. Exemplars
-    stand before critique and revision, never before the first answer.
+    stand before critique and revision, never before the first answer. `rank`: see draw_principles.
     """
     answer_seed = seed_of(seed, prompt.id, "answer")
     first = await model(Request(prompt.messages, config.sampling.answer, answer_seed))
     answer, steps = first.text, []
-    principles = draw_principles(prompt, constitution, config, seed) if answer else []
+    principles = draw_principles(prompt, constitution, config, seed, rank) if answer else []
     for number, principle in enumerate(principles):
         rng = random.Random(seed_of(seed, prompt.id, number, "exemplars"))  # noqa: S311 - a draw
         exemplars = choose_exemplars(constitution, config, rng)
@@ -130,12 +135,17 @@ async def _critique_and_revise(
 
 
 def draw_principles(
-    prompt: Prompt, constitution: Constitution, config: ReviseConfig, seed: int
+    prompt: Prompt,
+    constitution: Constitution,
+    config: ReviseConfig,
+    seed: int,
+    rank: Rank | None = None,
 ) -> list[Principle]:
     """The principles of a prompt's rounds.
 
     `random`: a new draw in every round, with replacement, by weight (the paper); `cycle`: in the
-    file's order from a random start; `all`: each once in random order, whatever `rounds` says.
+    file's order from a random start; `all`: each once in random order, whatever `rounds` says;
+    `relevant`: the first that `rank` gives, then, and where it gives none, drawn as for `random`.
     """
     rng = random.Random(seed_of(seed, prompt.id, "draw"))  # noqa: S311 - a draw, not a secret
     principles = constitution.principles
@@ -145,7 +155,8 @@ def draw_principles(
         start = rng.randrange(len(principles))
         places = range(start, start + config.rounds)
         return [principles[place % len(principles)] for place in places]
-    return [constitution.draw(rng) for _ in range(config.rounds)]
+    fitting = rank(prompt)[: config.rounds] if rank else []
+    return [*fitting, *(constitution.draw(rng) for _ in range(config.rounds - len(fitting)))]
 
 
 def choose_exemplars(

@@ -14,7 +14,8 @@ from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.rows import gather_results, stream_results
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant
-from cai.method.critique import TOO_LONG, Revision, revise
+from cai.method.constitution import Constitution
+from cai.method.critique import TOO_LONG, Rank, Revision, revise
 from cai.method.gates import ENGLISH_GATES
 from cai.method.refusal import refuses
 from cai.report.stage_view import Table
@@ -111,6 +112,12 @@ class Summary(BaseSummary):
         )
 
 
+def _ranking(law: Constitution) -> Rank:
+    from cai.method.relevance import Relevance
+
+    return Relevance(law.principles).rank
+
+
 def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
     """Writes work/revisions.parquet, a row a prompt, and work/training.parquet."""
     law = context.load_constitution()
@@ -120,6 +127,7 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
     helpful = helpful_requests(config, context)
     rounds = len(law.principles) if config.draw == "all" else config.rounds
+    rank = _ranking(law) if config.draw == "relevant" else None
     completions = len(prompts) * (1 + rounds * (2 if config.critique else 1)) + len(helpful)
     context.progress.start(completions, "completions")
     engines = [context.engine, config.engine or context.engine]
@@ -129,7 +137,7 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
         if config.model or config.engine:
             critic = open_model("sft", config.engine, config.model)
         chains = (
-            revise(prompt, law, config, context.seed, model.complete, critic.complete)
+            revise(prompt, law, config, context.seed, model.complete, critic.complete, rank)
             for prompt in prompts
         )
         revisions = stream_results(chains, len(prompts), allowed_failures)

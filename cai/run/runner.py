@@ -19,7 +19,7 @@ from cai.method.constitution import Constitution
 from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
 from cai.run.machines import Conductor, follow
-from cai.run.plan import STAGES, Step, check_engines, inputs_of, stages, step_of
+from cai.run.plan import STAGES, Step, check_engines, inputs_of, plan_run, stages, step_of
 from cai.run.process import run_in_process
 from cai.run.worker import Job, run_stage
 from cai.stages.base import Input, Stage
@@ -28,6 +28,8 @@ from cai.store.manifest import Damaged, Manifest, verify_files
 from cai.store.run_folder import Run
 
 Tell = Callable[[str], None]
+
+UP_TO_DATE = ": up to date"  # after a stage's name
 
 
 def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, Manifest]:
@@ -51,6 +53,18 @@ def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, M
             enter_stage(stage.name)
             runner.take(stage)
     return {name: manifest for name, manifest in runner.done.items() if name in selected}
+
+
+def is_up_to_date(config: Config) -> bool:
+    """Whether every selected stage is done, as far as manifests say. Raises UsageError."""
+    if config.launcher.machines.rank:  # it has to tell the first machine so
+        return False
+    selected = _selected(config)
+    try:
+        steps = plan_run(config, Run(Path(config.outputs) / config.name))
+    except Damaged:
+        return False
+    return all(step.state == "done" for step in steps if step.stage.name in selected)
 
 
 def _selected(config: Config) -> list[str]:
@@ -133,7 +147,7 @@ class _Runner:
         self.run.point_latest(name, manifest.key)
         # a process may have been killed before it removed this
         shutil.rmtree(self.run.folder(name, manifest.key) / "scratch", ignore_errors=True)
-        self._say(f"{name}: up to date")
+        self._say(f"{name}{UP_TO_DATE}")
         return manifest
 
     def _run(self, step: Step) -> Manifest:

@@ -189,6 +189,7 @@ class SftConfig:
     peft: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     frozen_dtype: Dtype = "float32"
+    publish: Literal["model", "adapter"] = "model"
     publish_dtype: Dtype = "float32"
     args: dict[str, Any] = field(default_factory=dict)
 

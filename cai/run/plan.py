@@ -20,7 +20,7 @@ from cai.models.numerics import numerics
 from cai.models.source import fingerprint
 from cai.report.stage_view import StageView
 from cai.stages import build, dpo, evaluate, label, report, revise, sft
-from cai.stages.base import Stage
+from cai.stages.base import Input, Stage
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run
 
@@ -132,6 +132,15 @@ def trained(config: Config, run: Run) -> dict[str, Manifest]:
     """The run's models that are done, in the order of training."""
     manifests = {name: run.latest(name) for name in own_models(config)[1:]}
     return {name: manifest for name, manifest in manifests.items() if manifest}
+
+
+def trained_inputs(config: Config, root: Path) -> dict[str, Input]:
+    """The same, as what a verb reads."""
+    run = Run(root)
+    return {
+        name: Input(str(run.folder(name, manifest.key) / "out"), manifest.output)
+        for name, manifest in trained(config, run).items()
+    }
 
 
 def view_of(manifest: Manifest) -> StageView:

@@ -52,6 +52,7 @@ def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, M
         for stage in stages(config):
             enter_stage(stage.name)
             runner.take(stage)
+        run.remove_merged()
     return {name: manifest for name, manifest in runner.done.items() if name in selected}
 
 

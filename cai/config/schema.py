@@ -311,8 +311,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Price:
-    prompt: Money
-    new: Money
+    prompt: Money = 0.0
+    new: Money = 0.0
+    hour: Money = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)

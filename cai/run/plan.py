@@ -35,6 +35,8 @@ STAGES = (
     report.STAGE,
 )
 
+NEW = "not run yet"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -121,7 +123,7 @@ def step_of(
     if progress := _progress(run.folder(stage.name, key)):
         return Step(stage, "partial", progress, key, complete, None)
     if last is None:
-        return Step(stage, "run", "not run yet", key, complete, None)
+        return Step(stage, "run", NEW, key, complete, None)
     # null settings may differ between versions without a visible change
     changes = _changes(last.ingredients, complete)
     changes = changes or ["another version of cai has other settings for it"]

@@ -25,6 +25,7 @@ from cai.report.metrics import Metrics
 from cai.report.page import verdict
 from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
+from cai.run.outlook import in_words
 from cai.run.plan import view_of
 from cai.run.process import install_signals, quiet
 from cai.store.files import check_writable
@@ -51,8 +52,7 @@ def main(arguments: list[str]) -> None:
         words_are_overrides(arguments, list(VERBS))
         # says clearly what is wrong, before Hydra makes a folder for the run and logs there
         config = compose(arguments)
-        folder = Path(config.outputs) / config.name
-        check_writable(folder, 1 << 16, "free it, or choose another with outputs=...")
+        check_writable(_root(config), 1 << 16, "free it, or choose another with outputs=...")
         if runner.is_up_to_date(config):
             _confirm(config)
             return
@@ -131,11 +131,17 @@ def _tell(line: str) -> None:
 
 def _print_outcome(config: Config, manifests: Mapping[str, Manifest], started: float) -> None:
     """What the stages that ran now did; what changed, at what price, where it is; all metrics."""
+    fresh = [name for name, manifest in manifests.items() if manifest.started >= started]
     for name in SHOWN_STAGES:
-        if name in manifests and manifests[name].started >= started:
+        if name in fresh:
             print_stage_view(view_of(manifests[name]), wide_console())
+    if fresh:
+        _tell(f"ran {', '.join(fresh)} in {in_words(time.time() - started)}")
+    if "evaluate" in fresh and len(list((_root(config) / "evaluate").glob("*/manifest.json"))) > 1:
+        _tell(f"beside the earlier results here: cai report {_root(config)}")
     for line in (*_changes(config, manifests), _where(config, manifests)):
-        print(line)
+        if line:
+            print(line)
     if "evaluate" in manifests:
         print_results(manifests["evaluate"].summary["metrics"])
 
@@ -151,9 +157,13 @@ def _changes(config: Config, manifests: Mapping[str, Manifest]) -> list[str]:
     )
 
 
+def _root(config: Config) -> Path:
+    return Path(config.outputs) / config.name
+
+
 def _where(config: Config, manifests: Mapping[str, Manifest]) -> str:
     """Where the results are, in one line."""
-    root = Path(config.outputs) / config.name
+    root = _root(config)
     results = (
         ("instructions", "build", "instructions.parquet"),
         ("report", "report", "report.html"),

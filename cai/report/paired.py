@@ -11,6 +11,7 @@ from cai.data.parquet import read_rows
 from cai.scoring.answers import Scores, exact_match, rouge_l
 from cai.scoring.significance import ModelComparison, compare_models
 from cai.scoring.statistics import by_prompt
+from cai.scoring.style import ends_with_offer, is_brief
 from cai.text import word_count
 
 Row = Mapping[str, Any]  # of answers.parquet
@@ -18,9 +19,13 @@ Row = Mapping[str, Any]  # of answers.parquet
 BEHAVIOUR: dict[str, Callable[[Row], float | None]] = {
     "refusal": lambda row: row["refuses"],
     "words": lambda row: word_count(row["answer"]),
+    "brief": lambda row: None if row["refuses"] is None else is_brief(row["answer"]),
+    "offer": lambda row: None if row["refuses"] is None else ends_with_offer(row["answer"]),
 }
 
-REFERENCE = BEHAVIOUR | {
+REFERENCE: dict[str, Callable[[Row], float | None]] = {
+    "refusal": BEHAVIOUR["refusal"],
+    "words": BEHAVIOUR["words"],
     "exact": lambda row: float(exact_match(row["answer"], row["reference"])),
     "rouge_l": lambda row: rouge_l(row["answer"], row["reference"]),
 }

@@ -20,9 +20,9 @@ from cai.engines.vllm_server import share_device
 from cai.errors import UsageError, nearest
 from cai.messages import Message, assistant, user
 from cai.redact import safe
-from cai.run.plan import trained
+from cai.run.plan import trained, trained_inputs
 from cai.run.process import quiet
-from cai.stages.base import Input, verb_context
+from cai.stages.base import verb_context
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run, find_run
 
@@ -70,10 +70,7 @@ def main(arguments: list[str]) -> None:
     sampling = replace(config.evaluate.sampling, max_new_tokens=options.max_new_tokens)
     if options.temperature is not None:
         sampling = replace(sampling, temperature=options.temperature)
-    inputs = {
-        name: Input(str(Run(root).folder(name, manifest.key) / "out"), manifest.output)
-        for name, manifest in manifests.items()
-    }
+    inputs = trained_inputs(config, root)
     if config.engine.kind == "vllm":
         config = replace(config, engine=share_device(config.engine, len(names)))
     context = verb_context("chat", config, root, config.constitution, inputs)

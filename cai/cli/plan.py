@@ -1,19 +1,24 @@
 """`cai plan`: each stage done, partial, or what would run and why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from cai.cli.main import VERBS
 from cai.cli.options import add_overrides, verb_parser
 from cai.config.compose import compose, words_are_overrides
+from cai.config.schema import Config
 from cai.errors import UsageError
 from cai.redact import safe
 from cai.run import estimate, runner
 from cai.run.plan import Step, plan_run
+from cai.stages.base import Stage
 from cai.store.run_folder import Run
+
+HOURS = 2 * 3600.0  # seconds from which hours are shown
 
 COLOURS = {"done": "green", "partial": "yellow", "run": "cyan"}
 
@@ -32,21 +37,21 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--tflops",
         type=float,
-        default=estimate.PEAK,
-        help="the peak of a GPU in bfloat16, for the estimate of hours (990: an H100)",
+        help="estimate for GPUs of this peak in bfloat16 (990: an H100), not for this machine",
     )
     options = parser.parse_intermixed_args(arguments)
     words_are_overrides(options.overrides, list(VERBS))
     config = compose(options.overrides)
     if options.check:
         runner.check(config)
-    if options.tflops <= 0:
+    if options.tflops is not None and options.tflops <= 0:
         raise UsageError(f"--tflops={options.tflops}: must be above 0")
     steps = plan_run(config, Run(Path(config.outputs) / config.name))
     print_plan(steps)
     to_run = {step.stage.name: step.stage for step in steps if step.state != "done"}
     selected = {name: to_run[name] for name in config.stages or to_run if name in to_run}
-    print_estimate(estimate.estimate_lines(config, selected, options.tflops))
+    if selected:
+        print_estimate(config, selected, options.tflops)
 
 
 def print_plan(steps: Sequence[Step]) -> None:
@@ -57,10 +62,38 @@ def print_plan(steps: Sequence[Step]) -> None:
         console.print(Text.assemble(name, state, safe(step.why)))
 
 
-def print_estimate(lines: Sequence[str]) -> None:
-    """What training needs, where it is known."""
-    if lines:
-        console = Console(soft_wrap=True, highlight=False)
-        console.print("\nestimated, not measured, on GPUs (docs/gpu.md):", style="bold")
-        for line in lines:
+def print_estimate(config: Config, selected: Mapping[str, Stage], tflops: float | None) -> None:
+    """What the stages that would run take, in a table, and what training holds in memory."""
+    console = Console(soft_wrap=True, highlight=False)
+    expected = estimate.estimate_run(config, selected, tflops)
+    if expected is None:
+        why = "the model is not here yet (model.shape says its sizes), or is of an unknown kind"
+        console.print(f"\nno estimate: {why}")
+        return
+    console.print(f"\nestimated, on {expected.machine.describe()}:", style="bold")
+    console.print(estimate_table(expected))
+    if expected.machine.device != "cpu":
+        for line in estimate.memory_lines(config, selected):
             console.print(safe(line))
+
+
+def estimate_table(expected: estimate.Estimate) -> Table:
+    """A row a stage, and their sum. `?` stands where nobody can say."""
+    hours = expected.seconds > HOURS
+    priced = any(stage.price is not None for stage in expected.stages)
+    columns = ["hours" if hours else "minutes", "tokens", "GB that stay"]
+    table = Table(box=None, show_edge=False, pad_edge=False)
+    table.add_column("stage", style="bold")
+    for column in [*columns, *(["price"] if priced else [])]:
+        table.add_column(column, justify="right")
+    unit = 3600 if hours else 60
+    for stage in [*expected.stages, expected.whole()]:
+        seconds, work = stage.seconds, stage.work
+        cells = [
+            "?" if seconds is None else f"{seconds / unit:.1f}",
+            "?" if work is None else f"{work.total:,.0f}".replace(",", "\u202f"),
+            f"{stage.disk / 1e9:.2f}",
+        ]
+        price = ["?" if stage.price is None else f"{stage.price:.2f}"] if priced else []
+        table.add_row(stage.stage, *cells, *price)
+    return table

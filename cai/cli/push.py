@@ -17,11 +17,14 @@ from cai.cli.options import add_run, verb_parser
 from cai.config.compose import saved
 from cai.config.names import first_round
 from cai.config.schema import Config
+from cai.digest import folder_files
 from cai.errors import CaiError, UsageError
 from cai.redact import redact, safe
 from cai.report.card import data_card, load_origin, model_card
-from cai.run.plan import trained, view_of
+from cai.run.plan import trained, trained_inputs, view_of
 from cai.run.process import quiet
+from cai.stages.base import verb_context
+from cai.store.files import SEAL
 from cai.store.manifest import Manifest, verify_files
 from cai.store.run_folder import Run, find_run
 
@@ -74,6 +77,8 @@ def main(arguments: list[str]) -> None:
     out = run.folder(stage, origin.manifest.key) / "out"
     verify_files(out.parent, origin.manifest)
     files = _files(options.content, out, origin.manifest)
+    if options.content == "model" and not files:
+        files = _merged_files(config, root, stage)
     if options.content == "model":
         card = redact(model_card(origin, options.repo))
     else:
@@ -105,6 +110,17 @@ def _files(content: str, out: Path, manifest: Manifest) -> dict[str, Path]:
         return {name: out / name for name in FILES[content] if name in manifest.files}
     names = [name for name in manifest.files if name.startswith("model/")]
     return {name.removeprefix("model/"): out / name for name in names}
+
+
+def _merged_files(config: Config, root: Path, stage: str) -> dict[str, Path]:
+    """The same of a stage that has published its adapter alone."""
+    context = verb_context("push", config, root, config.constitution, trained_inputs(config, root))
+    folder = Path(context.model_path(stage))
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in folder_files(folder)
+        if path.name != SEAL
+    }
 
 
 def _show(card: str, files: Mapping[str, Path], options: argparse.Namespace) -> None:

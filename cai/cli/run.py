@@ -16,13 +16,16 @@ from omegaconf import DictConfig
 
 from cai.cli.main import INTERRUPTED, VERBS, end_with
 from cai.config.compose import compose, load, refuse_targets, words_are_overrides
-from cai.config.names import in_round
+from cai.config.names import in_round, own_models
 from cai.config.schema import Config
 from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.paths import shipped
 from cai.redact import printable, redact
+from cai.report.metrics import Metrics
+from cai.report.page import verdict
 from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
+from cai.run.outlook import in_words
 from cai.run.plan import view_of
 from cai.run.process import install_signals, quiet
 from cai.store.files import check_writable
@@ -43,14 +46,16 @@ def main(arguments: list[str]) -> None:
             )
     refuse_targets(arguments)
     _refuse_launcher(arguments)
+    quiet()
+    install_signals(INTERRUPTED)
     if not any(word.startswith("-") for word in arguments):
         words_are_overrides(arguments, list(VERBS))
         # says clearly what is wrong, before Hydra makes a folder for the run and logs there
         config = compose(arguments)
-        folder = Path(config.outputs) / config.name
-        check_writable(folder, 1 << 16, "free it, or choose another with outputs=...")
-    quiet()
-    install_signals(INTERRUPTED)
+        check_writable(_root(config), 1 << 16, "free it, or choose another with outputs=...")
+        if runner.is_up_to_date(config):
+            _confirm(config)
+            return
     # argparse takes overrides in one place only: `a=1 -m b=2` is `a=1 b=2 -m`
     sweep = [word for word in arguments if word in SWEEP]
     sys.argv = ["cai", *(word for word in arguments if word not in SWEEP), *sweep]
@@ -70,6 +75,29 @@ def _refuse_launcher(arguments: Sequence[str]) -> None:
         )
 
 
+def _confirm(config: Config) -> None:
+    """Checks the files of a run that has nothing to do, and says so in three lines.
+
+    Hydra would compose the configuration twice more first, which takes longer than the rest.
+    """
+    started = time.time()
+    manifests = _run_stages(config, at_once=False, tell=_tell_news)
+    # a file may have been damaged, which only reading it shows
+    if any(manifest.started >= started for manifest in manifests.values()):
+        _print_outcome(config, manifests, started)
+        return
+    print(f"up to date: {', '.join(manifests)}")
+    changes = _changes(config, manifests)
+    for line in (*changes[:1], _where(config, manifests)):
+        print(line)
+
+
+def _tell_news(line: str) -> None:
+    """Leaves out what is no news where nothing has to run."""
+    if not line.endswith(runner.UP_TO_DATE):
+        _tell(line)
+
+
 def run_job(composed: DictConfig) -> None:
     """One run of the pipeline: Hydra calls it once, or once for each point of a sweep."""
     job = HydraConfig.get()
@@ -81,15 +109,15 @@ def run_job(composed: DictConfig) -> None:
     started = time.time()
     try:
         config = load(composed, list(job.overrides.task))
-        manifests = _run_stages(config, at_once)
+        manifests = _run_stages(config, at_once, _tell)
         _print_outcome(config, manifests, started)
     except (CaiError, Interrupted) as error:
         (_end_job if at_once else end_with)(error)
 
 
-def _run_stages(config: Config, at_once: bool) -> dict[str, Manifest]:
+def _run_stages(config: Config, at_once: bool, tell: runner.Tell) -> dict[str, Manifest]:
     try:
-        return runner.run_stages(config, _tell, at_once)
+        return runner.run_stages(config, tell, at_once)
     except OSError as error:
         raise CaiError(
             f"{error.filename or config.outputs}: {error.strerror or error}; what is done so far "
@@ -102,21 +130,50 @@ def _tell(line: str) -> None:
 
 
 def _print_outcome(config: Config, manifests: Mapping[str, Manifest], started: float) -> None:
-    """What the stages that ran now did, what was measured, and where the results are."""
+    """What the stages that ran now did; what changed, at what price, where it is; all metrics."""
+    fresh = [name for name, manifest in manifests.items() if manifest.started >= started]
     for name in SHOWN_STAGES:
-        if name in manifests and manifests[name].started >= started:
+        if name in fresh:
             print_stage_view(view_of(manifests[name]), wide_console())
+    if fresh:
+        _tell(f"ran {', '.join(fresh)} in {in_words(time.time() - started)}")
+    if "evaluate" in fresh and len(list((_root(config) / "evaluate").glob("*/manifest.json"))) > 1:
+        _tell(f"beside the earlier results here: cai report {_root(config)}")
+    for line in (*_changes(config, manifests), _where(config, manifests)):
+        if line:
+            print(line)
     if "evaluate" in manifests:
         print_results(manifests["evaluate"].summary["metrics"])
-    root = Path(config.outputs) / config.name
-    results = (
-        ("build", "instructions", "instructions.parquet"),
-        (in_round("dpo", config.rounds), "model", "model"),
-        ("report", "report", "report.html"),
+
+
+def _changes(config: Config, manifests: Mapping[str, Manifest]) -> list[str]:
+    """The report's first sentences; none where nothing was evaluated."""
+    if "evaluate" not in manifests:
+        return []
+    metrics: Metrics = manifests["evaluate"].summary["metrics"]
+    own_metrics = {name: metrics[name] for name in own_models(config) if name in metrics}
+    return verdict(
+        own_metrics, {name: suite.kind for name, suite in config.evaluate.suites.items()}
     )
-    for stage, name, file in results:
-        if stage in manifests:
-            print(f"{name}: {root / stage / manifests[stage].key[:12] / 'out' / file}")
+
+
+def _root(config: Config) -> Path:
+    return Path(config.outputs) / config.name
+
+
+def _where(config: Config, manifests: Mapping[str, Manifest]) -> str:
+    """Where the results are, in one line."""
+    root = _root(config)
+    results = (
+        ("instructions", "build", "instructions.parquet"),
+        ("report", "report", "report.html"),
+        ("model", in_round("dpo", config.rounds), "model"),
+    )
+    return "  ".join(
+        f"{name}: {root / stage / manifests[stage].key[:12] / 'out' / file}"
+        for name, stage, file in results
+        if stage in manifests
+    )
 
 
 def _end_job(error: CaiError | Interrupted) -> NoReturn:

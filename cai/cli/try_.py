@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.options import add_overrides, verb_parser
-from cai.config.compose import compose
+from cai.config.compose import compose, saved
 from cai.config.schema import Config, Prompts
 from cai.data.prompts import load_prompts
 from cai.engines.base import Completion, Engine, Request
@@ -32,6 +32,7 @@ from cai.paths import resolve_file
 from cai.redact import printable, safe
 from cai.report.pictures import percent
 from cai.report.terminal import marked_text
+from cai.run.plan import trained_inputs
 from cai.run.process import install_signals, quiet
 from cai.scoring.statistics import share
 from cai.stages.base import verb_context
@@ -90,10 +91,13 @@ def main(arguments: list[str]) -> None:
 def _model_overrides(run: str | None) -> list[str]:
     if run is None:
         return []
-    tuned = Path(run) / "latest" / "sft" / "out" / "model"
-    if not tuned.is_dir():
+    root = Path(run)
+    config = saved(root) if (root / "run.json").is_file() else None
+    inputs = trained_inputs(config, root) if config else {}
+    if config is None or "sft" not in inputs:
         raise UsageError(f"--run {run}: no finished sft stage there; see `cai status {run}`")
-    return ["model=path", f"model.path={tuned}"]
+    context = verb_context("try", config, root, config.constitution, inputs)
+    return ["model=path", f"model.path={context.model_path('sft')}"]
 
 
 def _watch(session: "Session", options: argparse.Namespace, console: Console) -> None:

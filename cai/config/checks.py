@@ -217,6 +217,8 @@ def check_adapter(config: Config, overrides: Sequence[str]) -> None:
 def check_tuning(config: Config, overrides: Sequence[str]) -> None:
     for stage in ("sft", "sl_cai"):
         section: SftConfig = lookup(config, stage)
+        if section.publish == "adapter":
+            _check_adapter_alone(stage, section, config, overrides)
         if section.quantization is not None and section.peft is None:
             raise UsageError(
                 f"{at(f'{stage}.quantization', overrides)}: quantised weights can't be tuned "
@@ -227,6 +229,24 @@ def check_tuning(config: Config, overrides: Sequence[str]) -> None:
                 f"{at(f'{stage}.args.packing_strategy', overrides)}: wrapped joins rows that then "
                 "see each other; use bfd"
             )
+
+
+def _check_adapter_alone(
+    stage: str, section: SftConfig, config: Config, overrides: Sequence[str]
+) -> None:
+    setting = at(f"{stage}.publish", overrides, "adapter")
+    if section.peft is None:
+        raise UsageError(f"{setting}: every weight is tuned, so there is none; set {stage}.peft")
+    if section.publish_dtype != "float32":
+        raise UsageError(
+            f"{setting}: an adapter is float32, so {stage}.publish_dtype={section.publish_dtype} "
+            "has no use; leave it at float32"
+        )
+    if config.engine.kind == "openai":
+        raise UsageError(
+            f"{setting}: your servers need a folder to serve {stage} from; set {stage}.publish="
+            "model"
+        )
 
 
 def check_rounds(config: Config, overrides: Sequence[str]) -> None:

@@ -189,6 +189,7 @@ class SftConfig:
     peft: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     frozen_dtype: Dtype = "float32"
+    publish: Literal["model", "adapter"] = "model"
     publish_dtype: Dtype = "float32"
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -317,8 +318,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Price:
-    prompt: Money
-    new: Money
+    prompt: Money = 0.0
+    new: Money = 0.0
+    hour: Money = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -40,7 +40,8 @@ def mix(
         lowest[name], sizes[name] = _sample(rows, most, seed_of(seed, "mix", name))
     if weights or temperature != 1 or cap is not None:
         shares = _shares(sizes, weights, temperature, cap)
-        counts = _counts_by_share(lowest, shares, limit)
+        drawn = {name: len(rows) for name, rows in lowest.items()}
+        counts = _counts_by_share(drawn, shares, limit)
     else:
         counts = _counts_by_number(lowest, limit)
     return {name: [row for _, _, row in lowest[name][: counts[name]]] for name in lowest}, sizes
@@ -67,12 +68,24 @@ def _counts_by_number(lowest: Mapping[str, list[Numbered[T]]], limit: int | None
     return {name: winners.count(name) for name in lowest}
 
 
+def shares_by_size(
+    sizes: Mapping[str, int],
+    limit: int | None = None,
+    weights: Mapping[str, float] | None = None,
+    temperature: float = 1.0,
+    cap: int | None = None,
+) -> dict[str, int]:
+    """About how many rows `mix` takes of sources of these sizes."""
+    counts = _counts_by_share(sizes, _shares(sizes, weights, temperature, cap), limit)
+    return {name: min(count, sizes[name]) for name, count in counts.items()}
+
+
 def _counts_by_share(
-    lowest: Mapping[str, list[Numbered[T]]], shares: Mapping[str, float], limit: int | None
+    sizes: Mapping[str, int], shares: Mapping[str, float], limit: int | None
 ) -> dict[str, int]:
     """Rows for each source by its share of `limit`, or of the most that needs no repetition."""
     whole = sum(shares.values()) or 1
-    without_repeats = [len(lowest[name]) * whole / shares[name] for name in lowest if shares[name]]
+    without_repeats = [sizes[name] * whole / shares[name] for name in sizes if shares[name]]
     total = min(without_repeats, default=0) if limit is None else limit
     return {name: round(total * share / whole) for name, share in shares.items()}
 

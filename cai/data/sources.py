@@ -73,7 +73,7 @@ def fingerprint(name: str, config: DataConfig) -> dict[str, object]:
     mapping = {"roles": config.roles, "values": config.values, "templates": config.templates}
     parts |= {key: value for key, value in mapping.items() if value}
     if config.kind in ("file", "package"):
-        return parts | {"files": [file_digest(path) for path in _local_files(name, config)]}
+        return parts | {"files": [file_digest(path) for path in local_files(name, config)]}
     remote = ("path", "more", "revision", "sha256", "subset", "split", "wheel")
     return parts | {key: getattr(config, key) for key in remote}
 
@@ -85,7 +85,7 @@ def yaml_text(value: object) -> str:
 
 def _read_all(name: str, config: DataConfig) -> Iterator[PlacedRow]:
     if config.kind in ("file", "package"):
-        for path in _local_files(name, config):
+        for path in local_files(name, config):
             with path.open("rb") as file:
                 yield from _read_file(str(path), path.suffix, file)
     elif config.kind == "wheel":
@@ -97,7 +97,7 @@ def _read_all(name: str, config: DataConfig) -> Iterator[PlacedRow]:
         yield from _read_hub(name, config)
 
 
-def _local_files(name: str, config: DataConfig) -> list[Path]:
+def local_files(name: str, config: DataConfig) -> list[Path]:
     """The file at the path, or the files that match it as a glob."""
     path = (PACKAGE if config.kind == "package" else Path()) / config.path
     if not config.path:

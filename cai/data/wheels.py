@@ -35,7 +35,7 @@ def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
     """The wheel's path in the cache, named by its digest; pip downloads it as it is configured."""
     if not wheel or "==" not in wheel or not sha256:
         raise UsageError(f"{key}: a wheel needs 'wheel: name==version' and its 'sha256'")
-    target = cache() / "wheels" / f"{sha256[:16]}.whl"
+    target = _cached_path(sha256)
     if target.is_file():
         if file_digest(target) == sha256:
             return target
@@ -57,6 +57,16 @@ def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
             )
         downloaded.replace(target)
     return target
+
+
+def cached_wheel(sha256: str | None) -> Path | None:
+    """A wheel's path, where it has been downloaded. It may be damaged."""
+    path = _cached_path(sha256 or "")
+    return path if path.is_file() else None
+
+
+def _cached_path(sha256: str) -> Path:
+    return cache() / "wheels" / f"{sha256[:16]}.whl"
 
 
 def _download(key: str, wheel: str, folder: Path) -> Path:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import huggingface_hub
 
@@ -68,6 +68,13 @@ def _folder_parts(folder: Path) -> Parts:
     return parts
 
 
+class AdapterBase(TypedDict):
+    """The model that a run's adapter belongs to (models/merged.py)."""
+
+    stage: str  # that trained it, or `base`
+    output: str  # its content: the digest of the stage's output, or of the model's fingerprint
+
+
 def adapter_base(model: str) -> str | None:
     """The base model of a folder that holds only a peft adapter: a folder, or `id@revision`.
 
@@ -85,7 +92,7 @@ def adapter_base(model: str) -> str | None:
         raise UsageError(
             f"{file} names no base model: write the folder or hub id of the one that the adapter "
             "was trained on as its base_model_name_or_path (of a run's own stage, out/model has "
-            "the adapter merged)"
+            "the adapter merged; sft and sl_cai have one with publish=model)"
         )
     return f"{base}@{revision}" if revision and not Path(base).is_dir() else base
 
@@ -127,9 +134,13 @@ def cached_folder(parts: object) -> Path:
 
 def cached(parts: object, make: Callable[[Path], None]) -> str:
     """The cached folder that `parts` identify. `make` fills it where it is not there yet."""
-    folder = cached_folder(parts)
+    return make_once(cached_folder(parts), make)
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> str:
+    """A folder with a model, which `make` fills where it is not there yet or is damaged."""
     if damaged_file := broken_seal(folder):
-        say(f"{damaged_file} is damaged; the cached model is made again", logging.WARNING)
+        say(f"{damaged_file} is damaged; the model is made again", logging.WARNING)
         shutil.rmtree(folder)
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ class Progress:
     """Counts what a stage has done.
 
     `file` tells `cai status` about a stage that runs or was interrupted, `metrics_file` Prometheus.
+    `later`: the seconds that the run's other stages are expected to take after it.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Progress:
         file: Path | None = None,
         quiet: bool = False,
         metrics_file: Path | None = None,
+        later: float | None = None,
     ):
+        self.later = later
         self.stage, self.file, self.quiet, self.metrics_file = stage, file, quiet, metrics_file
         self.done = self.total = self.hits = self.tokens = 0
         self.unit, self.note = "", ""
@@ -148,9 +151,8 @@ class Progress:
         if not self._computed or self.done >= self.total:
             return ""
         seconds = (self.total - self.done) * (time.monotonic() - self._began) / self._computed
-        if seconds >= 3600:
-            return f"ETA {seconds / 3600:.1f} h"
-        return f"ETA {int(seconds // 60)}:{int(seconds % 60):02d}"
+        run = f", run {_clock(seconds + self.later)}" if self.later else ""
+        return f"ETA {_clock(seconds)}{run}"
 
     def _save(self) -> None:
         if self.file is None or not self.file.parent.is_dir():
@@ -209,6 +211,13 @@ def _sum_by(label: str, name: str, metrics: StageMetrics) -> defaultdict[str, fl
     for labels, value in metrics.get(name, []):
         sums[labels.get(label, "")] += value
     return sums
+
+
+def _clock(seconds: float) -> str:
+    """`1:05`, or hours."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
 def _join(*parts: str) -> str:

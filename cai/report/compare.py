@@ -1,7 +1,8 @@
 """One page for several evaluations, of a sweep or of several runs."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,20 @@ from typing import Any
 from cai.errors import UsageError
 from cai.report.metrics import Interval, Metrics
 from cai.report.page import render
+from cai.report.paired import compare_answers
 from cai.report.pictures import picture
 from cai.store.manifest import Manifest, ancestors, read_manifest
 from cai.store.run_folder import Run
 
 NO_SETTINGS = ("version", "inputs", "seed")  # of a stage's ingredients
+
+FILES = "files and models"
+FILE_PARTS = ("data", "held_out", "constitution", "model", "judge", "critic", "others", "numerics")
+DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")
+LONGEST = 200  # characters of a value
+
+HEADLINES = ("bits_per_byte", "refusal")  # what the first table shows of a suite
+COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Evaluation:
     name: str
     stages: dict[str, Manifest]
     metrics: Metrics
+    answers: Path  # answers.parquet
 
     @property
     def seed(self) -> int:
@@ -71,6 +82,7 @@ def load_evaluations(root: Path, name: str) -> list[Evaluation]:
             name if len(ends) == 1 else f"{name} {number}",
             ancestors(end, manifests),
             _metrics(root, end),
+            Run(root).folder("evaluate", end.key) / "out" / "answers.parquet",
         )
         for number, end in enumerate(ends, 1)
     ]
@@ -80,8 +92,9 @@ def comparison_page(evaluations: Sequence[Evaluation]) -> bytes:
     """The HTML page that compares them."""
     first = evaluations[0]
     first_model = next(iter(first.metrics))
-    points = {first_model: first.metrics[first_model]}
-    points |= {run.name: run.metrics[run.last_model] for run in evaluations}
+    last_models = {run.name: run.metrics[run.last_model] for run in evaluations}
+    points = {first_model: first.metrics[first_model]} | last_models
+    differing = differing_settings(evaluations)
     kinds, suites = {}, {}
     for run in evaluations:
         kinds |= run.kinds
@@ -90,7 +103,14 @@ def comparison_page(evaluations: Sequence[Evaluation]) -> bytes:
     return render(
         "comparison.html.j2",
         evaluations=evaluations,
-        differing=differing_settings(evaluations),
+        differing=differing,
+        groups=group_settings(differing),
+        columns=summary_columns(evaluations),
+        summary=[
+            (f"{first.name}, {first_model}", first.metrics[first_model]),
+            *last_models.items(),
+        ],
+        paired=compare_answers({run.name: (run.answers, run.last_model) for run in evaluations}),
         picture=picture(points, kinds, arrows=False),
         tables={suite: _models_by_metric(suite, evaluations) for suite in suites},
         seeds=[group for group in group_by_settings(evaluations) if len(group) > 1],
@@ -112,6 +132,31 @@ def differing_settings(evaluations: Sequence[Evaluation]) -> dict[str, list[str]
     for key in dict.fromkeys(key for values in settings for key in values):
         rows[key] = [values.get(key, "") for values in settings]
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def group_settings(differing: Mapping[str, list[str]]) -> dict[str, dict[str, list[str]]]:
+    """Differing settings by what they belong to; what follows from files comes last.
+
+    A digest is shortened, since nobody reads more of it.
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    for key, values in differing.items():
+        part = key.partition(".")[0].partition(" ")[0]
+        title = FILES if part in FILE_PARTS else part
+        shown = [DIGEST.sub(r"\1...", value)[:LONGEST] for value in values]
+        groups.setdefault(title, {})[key] = shown
+    return dict(sorted(groups.items(), key=lambda group: group[0] == FILES))
+
+
+def summary_columns(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
+    """(suite, metric) pairs of the first table: one of each suite, at most COLUMNS."""
+    columns = {}
+    for run in evaluations:
+        for suite, measured in run.metrics[run.last_model].items():
+            names = [name for name in HEADLINES if name in measured]
+            if names:
+                columns.setdefault(suite, names[0])
+    return list(columns.items())[:COLUMNS]
 
 
 def group_by_settings(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:

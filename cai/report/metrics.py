@@ -36,6 +36,8 @@ METRICS = {
     "compliance": Metric("answered"),
     "not_english": Metric("not in English, so not in these shares", table="behaviour"),
     "evasive": Metric("evasive", better="lower", folded=True),
+    "brief": Metric("at most two sentences", folded=True),
+    "offer": Metric("ends with an offer", folded=True),
     "shared_opening": Metric("shared opening", better="lower", folded=True),
     "shared_refusal": Metric("shared refusal", better="lower", folded=True),
     "degenerate": Metric("degenerate", better="lower"),

@@ -55,7 +55,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def verdict(metrics: Metrics, kinds: Mapping[str, str]) -> list[str]:
-    """What changed from the first model to the last.
+    """What changed from the first model to the last, and at what price.
 
     A sentence on red-team prompts, and one on benign ones.
     """
@@ -64,18 +64,19 @@ def verdict(metrics: Metrics, kinds: Mapping[str, str]) -> list[str]:
 
 def _change(metrics: Metrics, kinds: Mapping[str, str], kind: str) -> str:
     prompts, name = TOPICS[kind]
+    refusals = "The price: refusals" if kind == "benign" else "Refusals"
     rates = refusal_rates(metrics, kinds, kind)
     if len(rates) < 2:
         return f"No two models were evaluated on {prompts}, so nothing is said about {name}."
     (first, before), *_, (last, after) = rates.items()
     old, new = percent(before), percent(after)
     if old == new:
-        return f"Refusals of {prompts} stayed at {old} ({first}, {last})."
+        return f"{refusals} of {prompts} stayed at {old} ({first}, {last})."
     finding = f"do not overlap: {name} {'rose' if after.value > before.value else 'fell'}."
     if before.low <= after.high and after.low <= before.high:
         finding = "overlap, so this run does not show a change."
     return (
-        f"Refusals of {prompts} went from {old} ({first}) to {new} ({last}); "
+        f"{refusals} of {prompts} went from {old} ({first}) to {new} ({last}); "
         f"the intervals {finding}"
     )
 

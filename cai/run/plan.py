@@ -20,7 +20,7 @@ from cai.models.numerics import numerics
 from cai.models.source import fingerprint
 from cai.report.stage_view import StageView
 from cai.stages import build, dpo, evaluate, label, report, revise, sft
-from cai.stages.base import Stage
+from cai.stages.base import Input, Stage
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run
 
@@ -34,6 +34,8 @@ STAGES = (
     evaluate.STAGE,
     report.STAGE,
 )
+
+NEW = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def step_of(
     if progress := _progress(run.folder(stage.name, key)):
         return Step(stage, "partial", progress, key, complete, None)
     if last is None:
-        return Step(stage, "run", "not run yet", key, complete, None)
+        return Step(stage, "run", NEW, key, complete, None)
     # null settings may differ between versions without a visible change
     changes = _changes(last.ingredients, complete)
     changes = changes or ["another version of cai has other settings for it"]
@@ -132,6 +134,15 @@ def trained(config: Config, run: Run) -> dict[str, Manifest]:
     """The run's models that are done, in the order of training."""
     manifests = {name: run.latest(name) for name in own_models(config)[1:]}
     return {name: manifest for name, manifest in manifests.items() if manifest}
+
+
+def trained_inputs(config: Config, root: Path) -> dict[str, Input]:
+    """The same, as what a verb reads."""
+    run = Run(root)
+    return {
+        name: Input(str(run.folder(name, manifest.key) / "out"), manifest.output)
+        for name, manifest in trained(config, run).items()
+    }
 
 
 def view_of(manifest: Manifest) -> StageView:

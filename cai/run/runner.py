@@ -6,7 +6,7 @@ import logging
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cai import __version__
@@ -19,7 +19,8 @@ from cai.method.constitution import Constitution
 from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
 from cai.run.machines import Conductor, follow
-from cai.run.plan import STAGES, Step, check_engines, inputs_of, stages, step_of
+from cai.run.outlook import Outlook
+from cai.run.plan import NEW, STAGES, Step, check_engines, inputs_of, plan_run, stages, step_of
 from cai.run.process import run_in_process
 from cai.run.worker import Job, run_stage
 from cai.stages.base import Input, Stage
@@ -28,6 +29,8 @@ from cai.store.manifest import Damaged, Manifest, verify_files
 from cai.store.run_folder import Run
 
 Tell = Callable[[str], None]
+
+UP_TO_DATE = ": up to date"  # after a stage's name
 
 
 def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, Manifest]:
@@ -46,11 +49,35 @@ def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, M
     conductor = Conductor(run.root, config.launcher.machines)
     with run.lock(tell if patient else None) as lock, _logged(run), conductor.open():
         write_json(run.root / "run.json", {"schema": 1, "config": redacted(config)})
-        runner = _Runner(config, run, lock, selected, tell, conductor)
+        outlook = _look_ahead(config, run, selected)
+        for line in outlook.lines():
+            tell(line)
+        runner = _Runner(config, run, lock, selected, tell, conductor, outlook)
         for stage in stages(config):
             enter_stage(stage.name)
             runner.take(stage)
+        run.remove_merged()
     return {name: manifest for name, manifest in runner.done.items() if name in selected}
+
+
+def is_up_to_date(config: Config) -> bool:
+    """Whether every selected stage is done, as far as manifests say. Raises UsageError."""
+    if config.launcher.machines.rank:  # it has to tell the first machine so
+        return False
+    return _to_run(config, Run(Path(config.outputs) / config.name), _selected(config)) == []
+
+
+def _to_run(config: Config, run: Run, selected: Sequence[str]) -> list[Step] | None:
+    """The selected stages that are not done; None where a damaged one has to be seen to first."""
+    try:
+        steps = plan_run(config, run)
+    except Damaged:
+        return None
+    return [step for step in steps if step.stage.name in selected and step.state != "done"]
+
+
+def _look_ahead(config: Config, run: Run, selected: Sequence[str]) -> Outlook:
+    return Outlook(config, _to_run(config, run, selected) or [])
 
 
 def _selected(config: Config) -> list[str]:
@@ -93,9 +120,10 @@ class _Runner:
         selected: list[str],
         tell: Tell,
         conductor: Conductor,
+        outlook: Outlook,
     ):
         self.config, self.run, self.lock, self.selected = config, run, lock, selected
-        self.tell, self.conductor = tell, conductor
+        self.tell, self.conductor, self.outlook = tell, conductor, outlook
         self.law = Constitution.load(config.constitution)
         self.done: dict[str, Manifest] = {}
         self.outputs: dict[str, str | None] = {}
@@ -133,7 +161,7 @@ class _Runner:
         self.run.point_latest(name, manifest.key)
         # a process may have been killed before it removed this
         shutil.rmtree(self.run.folder(name, manifest.key) / "scratch", ignore_errors=True)
-        self._say(f"{name}: up to date")
+        self._say(f"{name}{UP_TO_DATE}")
         return manifest
 
     def _run(self, step: Step) -> Manifest:
@@ -157,7 +185,7 @@ class _Runner:
         work, scratch = self.run.begin(stage.name, key)
         inputs = job_inputs(self.run, manifests)
         folders = (str(self.run.root), str(work), str(scratch))
-        job = Job(stage.name, config, *folders, inputs)
+        job = Job(stage.name, config, *folders, inputs, self.outlook.later(stage.name))
         if config.launcher.kind == "inline":
             summary = run_stage(job)
         else:
@@ -168,6 +196,7 @@ class _Runner:
         manifest = self.run.publish(
             stage.name, stage.version, key, step.ingredients, plain(summary), started
         )
+        self.outlook.note(stage.name, manifest.seconds, whole=step.why == NEW)
         log(f"{stage.name}: done", seconds=manifest.seconds, output=manifest.output)
         return manifest
 

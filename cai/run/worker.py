@@ -43,6 +43,7 @@ class Job:
     work: str  # what the stage writes
     scratch: str  # checkpoints and progress
     inputs: dict[str, Input]
+    later: float | None = None  # seconds that the stages after it are expected to take
 
     def save(self, file: Path) -> None:
         write_json(file, dataclasses.asdict(self))
@@ -61,7 +62,13 @@ def run_stage(job: Job) -> dict[str, Any]:
     log.open_log(root)
     log.enter_stage(job.stage)
     file = scratch / "progress.json" if main_process else None
-    progress = Progress(job.stage, file, quiet=not main_process, metrics_file=root / "metrics.prom")
+    progress = Progress(
+        job.stage,
+        file,
+        quiet=not main_process,
+        metrics_file=root / "metrics.prom",
+        later=job.later,
+    )
     stage = next(stage for stage in stages(job.config) if stage.name == job.stage)
     context = stage_context(stage, job.config, root, scratch, job.inputs, progress)
     try:

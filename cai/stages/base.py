@@ -17,12 +17,14 @@ from cai.data.prompts import UnfitRows, load_dialogues, read_dialogues
 from cai.digest import digest
 from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
+from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts
 from cai.method.constitution import Constitution
 from cai.models.numerics import numerics
-from cai.models.source import fingerprint
+from cai.models.source import AdapterBase, fingerprint
 from cai.observe.progress import Progress
 from cai.stages.summary import Summary
+from cai.store import run_folder
 
 T = TypeVar("T")
 
@@ -134,14 +136,44 @@ class Context:
         """A folder or hub id: `base`, or the model that a stage has trained."""
         from cai.models.convert import locate  # heavy: it may convert a model
 
-        return locate(self.model) if name == "base" else str(self.output(name) / "model")
+        return locate(self.model) if name == "base" else self.whole_model(self.output(name))
+
+    def whole_model(self, out: Path) -> str:
+        """The folder of the model that a stage has published in `out`.
+
+        Of an adapter it is made now: of the run's models below it. Raises CaiError where one of
+        those is gone.
+        """
+        if (out / "model").is_dir():
+            return str(out / "model")
+        from cai.models.merged import merge, read_base  # heavy, too
+
+        base = read_base(out / "adapter")
+        if base["stage"] == "base":
+            below = self.model_path("base") if base["output"] == self._content("base") else None
+        else:
+            folder = run_folder.Run(self.root).with_output(base["stage"], base["output"])
+            below = self.whole_model(folder) if folder else None
+        if below is None:
+            raise CaiError(
+                f"{out / 'adapter'} belongs to a model '{base['stage']}' that is not there any "
+                "more; the run that made it makes it again"
+            )
+        return merge(below, out / "adapter", self.root / run_folder.MERGED)
 
     def model_digest(self, name: str) -> str:
         """What the ledger knows a model by: its content, and the engine's settings that matter."""
         if self.engine.model is not None:  # a server's: its name is all that is known
             return digest(["served", without_runtime(self.engine)])
-        content = digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
-        return digest([content, without_runtime(self.engine), numerics(self.engine)])
+        settings = [without_runtime(self.engine), numerics(self.engine)]
+        return digest([self._content(name), *settings])
+
+    def _content(self, name: str) -> str:
+        return digest(fingerprint(self.model)) if name == "base" else self.inputs[name].digest
+
+    def adapter_base(self, name: str) -> AdapterBase:
+        """The named model as what an adapter belongs to."""
+        return {"stage": name, "output": self._content(name)}
 
     def open_model(self, name: str) -> Engine:
         """An engine on the named model; a server serves it under that name."""

@@ -52,7 +52,7 @@ class Summary(BaseSummary):
 
 
 def run(config: SftConfig, work: Path, context: Context) -> Summary:
-    """Writes work/model, with LoRA work/adapter, and work/history.json."""
+    """Writes work/model, or work/adapter, or with LoRA both, and work/history.json."""
     from cai.models.load import load_tokenizer
     from cai.models.markers import adopt_markers
     from cai.stages.sft_trainer import load_start, open_trainer
@@ -71,11 +71,15 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     training.run_training(trainer, context.scratch, context.progress, config.patience)
     probe.measure_trained(trainer)
     load_base = partial(load_start, config, context, markers)
-    training.save_result(trainer, tokenizer, work, config.publish_dtype, load_base)
+    adapter_of = context.adapter_base(config.start) if config.publish == "adapter" else None
+    training.save_result(trainer, tokenizer, work, config.publish_dtype, load_base, adapter_of)
     history, steps = trainer.state.log_history, trainer.state.global_step
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    writes = trainer.args.process_index == 0
     del trainer  # its memory is needed for what was published
-    kept = probe.measure_published(work / "model", context.engine)
+    # the next stages find it merged
+    published = context.whole_model(work) if writes else work / "model"
+    kept = probe.measure_published(Path(published), context.engine)
     return Summary(context.stage, audit, held_out, steps, min(losses, default=None), kept)
 
 

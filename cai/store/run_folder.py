@@ -3,6 +3,7 @@
 outputs/<name>/
   run.json               the configuration of the last run here
   ledger.sqlite          every completion
+  merged/                whole models of stages that published an adapter, while the run goes on
   latest/<stage>         -> ../<stage>/<key12>, what the last run used
   <stage>/<key12>/
     work/                while the stage runs; renamed to out/ when it is finished
@@ -35,6 +36,8 @@ from cai.store.manifest import (
     write_manifest,
 )
 
+MERGED = "merged"
+
 
 class Run:
     """One run's folder."""
@@ -53,6 +56,19 @@ class Run:
         """The manifest of the last use of a stage, if it was finished."""
         link = self.root / "latest" / stage
         return read_manifest(link.resolve()) if link.exists() else None
+
+    def with_output(self, stage: str, output: str) -> Path | None:
+        """The out/ folder of a finished stage that has this digest; None where none has."""
+        for folder in self.finished():
+            with contextlib.suppress(Damaged):
+                manifest = read_manifest(folder)
+                if manifest and (manifest.stage, manifest.output) == (stage, output):
+                    return folder / "out"
+        return None
+
+    def remove_merged(self) -> None:
+        """Removes the models that can be merged again from what stages have published."""
+        shutil.rmtree(self.root / MERGED, ignore_errors=True)
 
     def finished(self) -> list[Path]:
         """The folders of every finished stage, of all configurations."""

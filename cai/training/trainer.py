@@ -27,6 +27,8 @@ from transformers.integrations.integration_utils import (
 
 from cai.errors import CaiError
 from cai.models.load import save_model
+from cai.models.merged import write_base
+from cai.models.source import AdapterBase
 from cai.observe.progress import Progress
 from cai.store.files import write_json
 from cai.training.checkpoints import SealCheckpoints, find_newest_checkpoint, has_ended
@@ -117,18 +119,20 @@ def save_result(
     work: Path,
     publish_dtype: str = "float32",
     load_base: Callable[[], PreTrainedModel] | None = None,
+    adapter_of: AdapterBase | None = None,
 ) -> None:
     """Writes the full weights to work/model and the curve to work/history.json.
 
     An adapter is merged, and is in work/adapter too. It is merged in float32, since a sum in
     bfloat16 would lose most of a small update. `load_base`, which is needed where the adapter was
     trained on other weights, loads the base model in float32. `publish_dtype` is the number format
-    of work/model.
+    of work/model. With `adapter_of`, the model that the adapter belongs to, there is no work/model.
     Raises CaiError where a weight is not finite.
     """
     model = _gather_model(trainer)
     if model is None:
         return
+    write_json(work / "history.json", drop_unrepeatable(trainer.state.log_history))
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise CaiError(
             "the trained weights are no numbers any more: lower the learning rate; "
@@ -137,15 +141,17 @@ def save_result(
     if isinstance(model, PeftModel):
         # trl's copy of the adapter, "ref", is no result
         model.save_pretrained(str(work / "adapter"), selected_adapters=["default"])
+        _clean_adapter(work / "adapter")
+        if adapter_of:
+            write_base(work / "adapter", adapter_of)
+            return
         if load_base and any(weights.dtype != torch.float32 for weights in model.parameters()):
             model = PeftModel.from_pretrained(load_base(), str(work / "adapter"))
-        _clean_adapter(work / "adapter")
         model = model.merge_and_unload()
     model = model.to(getattr(torch, publish_dtype))
     # trl switches the cache off where it trains with gradient checkpointing
     model.config.use_cache = True
     save_model(model, tokenizer, work / "model")
-    write_json(work / "history.json", drop_unrepeatable(trainer.state.log_history))
 
 
 def is_sharded(trainer: Trainer) -> bool:

@@ -213,15 +213,19 @@ def test_build_instructions_runs_that_stage_alone(cai: Command, tmp_path: Path, 
     words += ["launcher=inline", "build.target=0", "build.prompts={data: [seed], limit: 5}"]
     done = cai(*words)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[0] == "build: not run yet" and "rows built" in done.stdout
-    file = Path(done.stdout.splitlines()[-1].removeprefix("instructions: "))
+    assert done.stderr.splitlines()[:2] == ["will run build", "build: not run yet"]
+    assert "rows built" in done.stdout
+    where = done.stdout.splitlines()[-1]
+    file = Path(where.removeprefix("instructions: "))
     assert len(read_rows(tmp_path / file)) == 5
     assert sorted(path.name for path in (tmp_path / "outputs/smoke/latest").iterdir()) == ["build"]
     again = cai(*words)
-    assert (
-        again.stderr.splitlines() == ["build: up to date"]
-        and again.stdout == done.stdout.splitlines()[-1] + "\n"
-    )
+    assert again.stderr == "" and again.stdout.splitlines() == ["up to date: build", where]
+    file = tmp_path / file
+    file.write_bytes(bytes(file.stat().st_size))  # of the same size
+    damaged = cai(*words)
+    assert damaged.returncode == 0 and "moved to" in damaged.stderr
+    assert "up to date" not in damaged.stdout and len(read_rows(file)) == 5
 
 
 def test_the_status_of_an_older_run_says_what_can_be_done(cai: Command, tmp_path: Path):

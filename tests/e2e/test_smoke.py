@@ -100,8 +100,10 @@ def test_nothing_runs_twice(whole: Path, tiny_model: Path):
     before = ledger_rows(whole)
     again = cai(whole, tiny_model)
     assert again.returncode == 0, again.stderr
-    lines = [line for line in again.stderr.splitlines() if line.split(":")[0] in NAMES]
-    assert lines == [f"{name}: up to date" for name in NAMES]
+    assert again.stderr == ""
+    first, change, where = again.stdout.splitlines()
+    assert first == f"up to date: {', '.join(NAMES)}" and change.startswith("Refusals of red-team")
+    assert "report.html" in where
     assert ledger_rows(whole) == before
 
 

@@ -10,14 +10,17 @@ import pytest
 
 from cai.cli import report
 from cai.cli.main import main
+from cai.data.parquet import write_rows
 from cai.errors import UsageError
 from cai.report.compare import (
     comparison_page,
     differing_settings,
     group_by_settings,
+    group_settings,
     load_evaluations,
     seed_range,
 )
+from cai.report.paired import compare_answers
 from cai.scoring.statistics import share
 from cai.store.files import write_json
 from cai.store.run_folder import Run
@@ -86,6 +89,39 @@ def test_runs_of_one_name_are_told_apart(
         and str(tmp_path / "a/run") in text
         and str(tmp_path / "b/run") in text
     )
+
+
+def answer(model: str, prompt: int, refuses: bool, reference: str = "") -> dict[str, Any]:
+    suite = "held" if reference else "red"
+    row = {"model": model, "suite": suite, "id": str(prompt), "sample": 0, "refuses": refuses}
+    return row | {"answer": "No." if refuses else "Take two eggs.", "reference": reference}
+
+
+def test_results_come_first_and_settings_last(tmp_path: Path) -> None:
+    for name, beta, refused in (("a", 0.1, 0), ("b", 0.5, 9)):
+        evaluated(tmp_path / name, beta=beta, note=name * 40)
+        (file,) = [run.answers for run in load_evaluations(tmp_path / name, name)]
+        # of the last model, dpo, b refuses 9 of 12 and a none; of base both refuse all
+        rows = [answer("dpo", n, n < refused) for n in range(12)]
+        rows += [answer("base", n, True) for n in range(12)]
+        rows += [answer("dpo", n, False, "Take two eggs.") for n in range(2)]
+        write_rows(file, rows)
+    found = [one for name in ("a", "b") for one in load_evaluations(tmp_path / name, name)]
+    text = comparison_page(found).decode()
+    places = [text.index(f'id="{name}"') for name in ("summary", "paired", "results", "settings")]
+    assert places == sorted(places)
+    rows = {
+        (row["suite"], row["figure"]): row
+        for row in compare_answers({run.name: (run.answers, run.last_model) for run in found})
+    }
+    refusal = rows["red", "refusal"]
+    assert (refusal["first"], refusal["second"]) == ("a", "b")
+    assert refusal["difference"]["value"] == 0.75 and refusal.get("p") == pytest.approx(2 / 2**9)
+    assert rows["held", "exact"]["difference"]["value"] == 0
+    assert "75 %" in text and "0.004" in text
+    groups = group_settings(differing_settings(found))
+    assert list(groups) == ["dpo", "files and models"]
+    assert groups["files and models"]["model.path"] == ['"aaaaaaaa..."', '"bbbbbbbb..."']
 
 
 def test_a_sweep_in_one_folder_is_compared(

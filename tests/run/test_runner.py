@@ -62,6 +62,9 @@ def test_warnings_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
     # what counts is whether it has started
     with pytest.raises(Exception, match=r"label\.require_judge: no DPO" if required else "pairs"):
         runner.run_stages(config, said.append)
+    assert said[0] == "will run dpo, evaluate, report"
+    assert said[1].startswith("about ") and " on this machine (" in said[1]
+    del said[:2]
     assert said[:4] == [f"{name}: up to date" for name in ("sft", "revise", "sl_cai", "label")]
     assert said[4] == "WARNING: The judge goes by position."
     assert said[5:] == ([] if required else ["dpo: not run yet"])

@@ -1,6 +1,7 @@
 """Training keeps what it learns, whatever the formats of generation and of frozen weights are."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from cai.config.compose import compose
 from cai.config.schema import Config, DataConfig, EngineConfig
+from cai.errors import CaiError, UsageError
 from cai.method.constitution import Constitution
 from cai.models import numerics
 from cai.models.load import load_model
@@ -42,6 +44,38 @@ def tune(tmp_path: Path, make_context: Callable[..., Context]) -> Callable[..., 
         return work, sft.run(compose(["experiment=smoke", *limits, *words]).sft, work, context)
 
     return run
+
+
+def test_an_adapter_alone_makes_the_same_model_again(
+    tune: Callable[..., Any], make_context: Callable[..., Context], tmp_path: Path
+):
+    words = (f"sft.peft={LORA}", "sft.args.learning_rate=0.01")
+    (whole, measured), (alone, kept) = (
+        tune("a", "float32", *words),
+        tune("b", "float32", *words, "sft.publish=adapter"),
+    )
+    assert not (alone / "model").exists() and measured.kept == kept.kept
+    shutil.rmtree(tmp_path / "merged")  # as the end of a run does
+    folder = Path(make_context("sft").whole_model(alone))
+    assert folder.parent == tmp_path / "merged"
+    for file in (whole / "model").iterdir():
+        assert (folder / file.name).read_bytes() == file.read_bytes(), file.name
+    other = replace(make_context("sft").model, template="inst")
+    with pytest.raises(CaiError, match="belongs to a model 'base' that is not there"):
+        make_context("sft", model=other).whole_model(alone)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sft.peft=null"], "every weight is tuned, so there is none; set sft.peft"),
+        (["sft.publish_dtype=bfloat16"], "an adapter is float32"),
+        (["engine=openai"], "your servers need a folder to serve sft from"),
+    ],
+)
+def test_an_adapter_alone_is_refused_where_it_can_not_be(words: list[str], message: str):
+    with pytest.raises(UsageError, match=rf"^sft\.publish=adapter .*: {message}"):
+        compose(["experiment=bench", "sft.publish=adapter", *words])
 
 
 def weights_of(work: Path) -> dict[str, torch.Tensor]:

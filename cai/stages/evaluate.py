@@ -141,7 +141,7 @@ def _settings(section: EvaluateConfig, config: Config, round: int) -> EvaluateCo
 
 STAGE = Stage(
     kind="evaluate",
-    version=8,
+    version=9,
     run=run,
     summary=Summary,
     inputs=_inputs,

@@ -211,7 +211,7 @@ def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
 
 STAGE = Stage(
     kind="label",
-    version=4,
+    version=5,
     run=run,
     summary=Summary,
     inputs=_inputs,

@@ -10,7 +10,7 @@ from typing import Any
 from cai.config.names import other_model
 from cai.config.schema import EvaluateConfig, Suite
 from cai.data.decontaminate import HeldOut
-from cai.data.prompts import load_dialogues, load_prompts
+from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
@@ -21,10 +21,6 @@ from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, OpenModel, sample_dialogues, split_failed
 from cai.stages.summary import suite_title
-
-# Red-team and benign prompts do not move with the run's seed, so that `offset` and `limit` are
-# fixed splits.
-SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -87,14 +83,14 @@ def load_suites(config: EvaluateConfig, context: Context) -> Suites:
 def load_references(name: str, suite: Suite, context: Context) -> dict[str, list[Reference]]:
     """For each number of shots: the suite's prompts with that many examples before them.
 
-    A prompt's examples follow from the seed and the prompt; fewer shots are the first of more.
+    A prompt's examples follow from the prompt alone; fewer shots are the first of more.
     Raises CaiError where no row is left, or where there are not enough examples.
     """
-    loaded = load_dialogues(suite.prompts.data, context.data, context.seed)
+    loaded = load_dialogues(suite.prompts.data, context.data, SPLIT_SEED)
     dialogues = [dialogue for dialogue, _ in loaded.dialogues]
     answered = [turns for turns in dialogues if len(turns) > 1 and turns[-1].role == "assistant"]
     rows = list({turns[:-1]: turns for turns in answered}.values())  # no prompt twice
-    rows.sort(key=lambda turns: seed_of(context.seed, as_dicts(turns)))
+    rows.sort(key=lambda turns: seed_of(SPLIT_SEED, as_dicts(turns)))
     rows = rows[suite.prompts.offset :][: suite.prompts.limit]
     if not rows:
         raise CaiError(f"evaluate.suites.{name}: no row is left; see its limit and offset")
@@ -109,7 +105,7 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
     references: dict[str, list[Reference]] = {suite_title(name, shots): [] for shots in suite.shots}
     for turns in rows:
         plain = Prompt.of(turns[:-1], name)
-        rng = random.Random(seed_of(context.seed, plain.id, "shots"))  # noqa: S311 - a draw
+        rng = random.Random(seed_of(SPLIT_SEED, plain.id, "shots"))  # noqa: S311 - a draw
         examples = rng.sample(pool, most_shots)
         system = int(turns[0].role == "system")
         for shots in suite.shots:
@@ -128,7 +124,7 @@ def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -
         roles = [message.role for message in dialogue]
         return roles == ["user", "assistant"] and dialogue[0].content not in overlap
 
-    return sample_dialogues(suite.examples, context, usable)
+    return sample_dialogues(suite.examples, context.data, SPLIT_SEED, usable)
 
 
 def ask_model(

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from cai.config.compose import compose
-from cai.config.schema import DataConfig, EvaluateConfig, JudgeConfig, Prompts, Suite
+from cai.config.schema import (
+    DataConfig,
+    EvaluateConfig,
+    JudgeConfig,
+    Prompts,
+    Suite,
+    TaskTemplate,
+)
 from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request
 from cai.errors import CaiError, UsageError
@@ -113,9 +120,36 @@ def test_examples_are_training_rows_drawn_for_each_prompt(context: Context):
         drawn.append(tuple(examples))
     assert len(set(drawn)) == 5 and found["held_out"][0].answer in {*HELD.values(), "Me."}
     assert references(context, 0, 2, 5) == found
-    assert references(replace(context, seed=1), 5) != {
-        "held_out, 5 shots": found["held_out, 5 shots"]
-    }
+    assert references(replace(context, seed=1), 0, 2, 5) == found
+
+
+def test_nothing_that_is_asked_moves_with_the_runs_seed(context: Context, tmp_path: Path):
+    """Suites of every kind, their examples, the template of each row, and what is held out."""
+    rows = [{"topic": f"river {number}", "answer": f"It is {number}."} for number in range(12)]
+    (tmp_path / "templated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ways = ["Tell me about {topic}.", "What is {topic}?", "Describe {topic}."]
+    templated = DataConfig(
+        "file",
+        str(tmp_path / "templated.jsonl"),
+        templates=[TaskTemplate(way, "{answer}") for way in ways],
+    )
+    selection = Prompts(["templated"], limit=4, offset=2)
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling,
+        {
+            "red_team": Suite("red_team", selection),
+            "held_out": Suite("instructions", selection, [0, 2], ["taught"]),
+        },
+    )
+    data = {**context.data, "templated": templated}
+    seeds = [
+        replace(context, data=data, held_out={"templated": templated}, seed=seed)
+        for seed in range(3)
+    ]
+    first, *others = [suites.load_suites(config, context) for context in seeds]
+    assert others == [first, first] and set(first.counts().values()) == {4}
+    asked = [reference.prompt.text for reference in first.references["held_out"]]
+    assert all(context.is_held_out(text) for context in seeds for text in asked)
 
 
 def test_no_example_repeats_a_held_out_prompt_and_too_few_are_an_error(context: Context):

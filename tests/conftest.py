@@ -268,6 +268,7 @@ def summaries() -> dict[str, dict[str, Any]]:
             refusal={"by": "rules"},
             harm=None,
             comparisons=[],
+            changes=[],
             wins=[],
             failed=0,
         ),

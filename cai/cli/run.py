@@ -20,7 +20,8 @@ from cai.config.names import in_round
 from cai.config.schema import Config
 from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.paths import shipped
-from cai.redact import printable, redact
+from cai.redact import printable, redact, safe
+from cai.report.page import verdict
 from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
 from cai.run.plan import view_of
@@ -107,7 +108,11 @@ def _print_outcome(config: Config, manifests: Mapping[str, Manifest], started: f
         if name in manifests and manifests[name].started >= started:
             print_stage_view(view_of(manifests[name]), wide_console())
     if "evaluate" in manifests:
-        print_results(manifests["evaluate"].summary["metrics"])
+        summary = manifests["evaluate"].summary
+        print_results(summary["metrics"])
+        kinds = {name: suite.kind for name, suite in config.evaluate.suites.items()}
+        for sentence in verdict(summary["metrics"], kinds, summary["changes"]):
+            print(safe(sentence))
     root = Path(config.outputs) / config.name
     results = (
         ("build", "instructions", "instructions.parquet"),

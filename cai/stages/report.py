@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cai.config.compose import from_json
 from cai.config.names import BUILT, MODEL_SECTIONS, helpful_data, in_round, other_model
 from cai.config.schema import Config, ModelConfig, ReportConfig
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
+from cai.report.changes import shows_change
 from cai.report.page import (
     MODELS,
     cost_rows,
@@ -25,6 +26,7 @@ from cai.report.page import (
 )
 from cai.report.pictures import bars, curves, picture
 from cai.report.stage_view import StageView
+from cai.scoring.statistics import ModelComparison
 from cai.stages import evaluate
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
@@ -62,7 +64,7 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         settings={"name": context.root.name} | outputs.settings,
         manifests=outputs.manifests,
         finished=outputs.finished,
-        verdict=verdict(own_metrics, outputs.suite_kinds),
+        verdict=verdict(own_metrics, outputs.suite_kinds, outputs.changes),
         notices=[
             *stage_warnings(views.values()),
             *outputs.notes(),
@@ -74,6 +76,7 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         picture=picture(own_metrics, outputs.suite_kinds),
         lengths={name: bars(view.lengths) for name, view in views.items() if view.lengths},
         metrics=metrics,
+        changes=[(row, shows_change(row)) for row in outputs.changes],
         comparisons=[row for row in measured.comparisons if row["first"] == next(iter(metrics))],
         wins=measured.wins,
         refusal=measured.refusal,
@@ -119,6 +122,10 @@ class StageOutputs:
         summary = self.context.summaries["evaluate"]
         assert isinstance(summary, evaluate.Summary)
         return summary
+
+    @property
+    def changes(self) -> list[ModelComparison]:
+        return cast(list[ModelComparison], list(self.evaluate.changes))
 
     @property
     def finished(self) -> datetime:
@@ -217,7 +224,7 @@ def _inputs(config: Config, round: int) -> list[str]:
 
 STAGE = Stage(
     kind="report",
-    version=7,
+    version=8,
     run=run,
     summary=Summary,
     inputs=_inputs,

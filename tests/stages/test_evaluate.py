@@ -26,7 +26,7 @@ from cai.errors import CaiError, UsageError
 from cai.messages import Dialogue, Message, Prompt, user
 from cai.scoring.answers import Answer
 from cai.stages import evaluate, scores, suites
-from cai.stages.base import Context
+from cai.stages.base import Context, Input
 
 HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
 TAUGHT = {f"Which town lies {n} miles from here?": f"Town {n}." for n in range(12)}
@@ -284,6 +284,33 @@ def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context
         total = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(own))
         bits.append(-total / math.log(2) / len(one.answer.encode()))
     assert found["value"] == pytest.approx(sum(bits) / len(bits), abs=1e-4)
+
+
+def test_every_trained_model_is_held_against_the_one_before(context: Context):
+    """In the order of training, whatever the order of evaluate.models, and over a kind's suites."""
+    inputs = {name: Input(str(context.root / name), name) for name in ("sft", "sl_cai")}
+    pupils = {
+        "base": Pupil({}),
+        "sft": Pupil(dict.fromkeys(HELD, "I won't.")),
+        "sl_cai": Pupil(dict.fromkeys([*HELD, *TAUGHT], "I won't.")),
+    }
+
+    def opened(config: object, model: str) -> Pupil:
+        return next((pupils[name] for name in inputs if f"/{name}/" in model), pupils["base"])
+
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling,
+        {name: Suite("red_team", Prompts([name])) for name in ("held", "taught")},
+        ["sl_cai", "base", "sft"],
+    )
+    context = replace(context, inputs=inputs, engine_opener=opened)
+    changes = evaluate.run(config, context.root, context).changes
+    assert [(row["first"], row["second"], row["suite"]) for row in changes] == [
+        ("base", "sft", "red_team"),
+        ("sft", "sl_cai", "red_team"),
+        ("base", "sl_cai", "red_team"),
+    ]
+    assert [row["difference"]["count"] for row in changes] == [5 + 15] * 3
 
 
 def test_a_judge_compares_several_samples_models_and_itself(context: Context, tiny_model: Path):

@@ -145,7 +145,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             metrics={"rewards/margins": -0.25, "rewards/accuracies": 0.0},
             guards=[f"At step 4 {EVIL}"],
         ),
-        "evaluate": evaluate.Summary({"red": 100}, measured, {"by": "rules"}, None, [], [], 0),
+        "evaluate": evaluate.Summary({"red": 100}, measured, {"by": "rules"}, None, [], [], [], 0),
     }
     sections: dict[str, Any] = {
         "revise": {"model": None},
@@ -431,6 +431,12 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
     measured = metrics((10, 40), (5, 10))
     measured = {"dpo2": measured["dpo"], **measured}
     context = finished_run(tmp_path, ["text"], measured, count=3)
+    evaluated = summarised(context).summaries["evaluate"]
+    assert isinstance(evaluated, evaluate.Summary)
+    rate = {"count": 100}
+    pair = {"first": "base", "second": "dpo2", "figure": "refusal", "p": 0.001}
+    rise = pair | {"suite": "red_team", "difference": dict(rate, value=0.3, low=0.22, high=0.4)}
+    rewrite(context, "evaluate", dataclasses.replace(evaluated, changes=[rise]))
     run, added = Run(tmp_path), {}
     coin = Judge("sft", False, {}, ["The judge throws coins."], [])
     for stage, kind, summary in (
@@ -447,7 +453,9 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
     page = page_of(dataclasses.replace(context, inputs={**context.inputs, **added}), records=4)
     shown = Outline(page).text
     assert "label2: The judge throws coins." in shown and "dpo2: At step 9 it broke." in shown
-    assert "(base) to 40 % [31, 50] (dpo2)" in shown.replace("\u00a0", " ")
+    told = " ".join(shown.replace("\u00a0", " ").split())
+    assert "rose from 10 % [6, 17] (base) to 40 % [31, 50] (dpo2), by 30 points [" in told
+    assert "dpo2basered team 30 % [22, 40] 0.001shown" in told
     assert [row["id"] for row in embedded(page)["pairs"]] == ["0", "second0", "1", "second1"]
 
 

@@ -269,6 +269,7 @@ def summaries() -> dict[str, dict[str, Any]]:
             harm=None,
             comparisons=[],
             changes=[],
+            attacks=[],
             wins=[],
             failed=0,
         ),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
@@ -93,6 +94,30 @@ def refusal_changes(
         for step in steps:
             changes += _compare({name: refusals[name] for name in step}, kind, "refusal", seeds)
     return changes
+
+
+def attack_rises(
+    scores: Mapping[str, Mapping[str, Scores]], attacks: Mapping[str, tuple[str, str]], seeds: int
+) -> list[dict[str, Any]]:
+    """How many more prompts each model does not refuse under each attack than without it.
+
+    `attacks` is a suite under attack -> (the plain suite, the attack); `scores` as above. `rise` is
+    the paired difference, with `p` as in ModelComparison.
+    """
+    rises = []
+    for model, suites in scores.items():
+        for title, (suite, attack) in attacks.items():
+            answered = {
+                name: {
+                    prompt: 1 - value for prompt, value in suites[name].get("refusal", {}).items()
+                }
+                for name in (suite, title)
+            }
+            for test in _compare(answered, suite, "refusal", seeds):
+                p = {"p": test["p"]} if "p" in test else {}
+                row = {"model": model, "suite": suite, "attack": attack}
+                rises.append(row | {"rise": test["difference"]} | p)
+    return rises
 
 
 def _compare(

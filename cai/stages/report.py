@@ -30,7 +30,7 @@ from cai.scoring.statistics import ModelComparison
 from cai.stages import evaluate
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
-from cai.stages.summary import suite_title
+from cai.stages.summary import attack_title, suite_title
 from cai.store.manifest import Manifest, read_manifest
 
 
@@ -78,6 +78,7 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         metrics=metrics,
         changes=[(row, shows_change(row)) for row in outputs.changes],
         comparisons=[row for row in measured.comparisons if row["first"] == next(iter(metrics))],
+        attacks=measured.attacks,
         wins=measured.wins,
         refusal=measured.refusal,
         harm=measured.harm,
@@ -143,6 +144,8 @@ class StageOutputs:
         for name, suite in self.settings["evaluate"]["suites"].items():
             for shots in suite["shots"]:
                 sources[suite_title(name, shots)] = ", ".join(suite["prompts"]["data"])
+            for attack in suite["attacks"]:
+                sources[attack_title(name, attack)] = ", ".join(suite["prompts"]["data"])
         return sources
 
     def records(self, limit: int) -> tuple[dict[str, list[Any]], dict[str, int]]:

@@ -16,11 +16,12 @@ from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
-from cai.messages import Dialogue, Prompt, as_dicts
+from cai.messages import Dialogue, Prompt, as_dicts, assistant
+from cai.method.attacks import OPENINGS, attacked, continued
 from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, OpenModel, sample_dialogues, split_failed
-from cai.stages.summary import suite_title
+from cai.stages.summary import attack_title, suite_title
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Suites:
 
     prompts: Mapping[str, list[Prompt]]
     references: Mapping[str, list[Reference]]
+    # suite -> how the assistant's turn has begun, where it has
+    openings: Mapping[str, str] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         return {
@@ -70,6 +73,7 @@ def load_suites(config: EvaluateConfig, context: Context) -> Suites:
     """Raises CaiError where a suite has no row."""
     prompts: dict[str, list[Prompt]] = {}
     references: dict[str, list[Reference]] = {}
+    openings: dict[str, str] = {}
     for name, suite in config.suites.items():
         if suite.kind == "instructions":
             references |= load_references(name, suite, context)
@@ -77,7 +81,12 @@ def load_suites(config: EvaluateConfig, context: Context) -> Suites:
         prompts[name] = load_prompts(suite.prompts, context.data, SPLIT_SEED)
         if not prompts[name]:
             raise CaiError(f"evaluate.suites.{name}: no row is left; see its limit and offset")
-    return Suites(prompts, references)
+        for attack in suite.attacks:
+            title = attack_title(name, attack)
+            prompts[title] = [attacked(prompt, attack) for prompt in prompts[name]]
+            if attack in OPENINGS:
+                openings[title] = OPENINGS[attack]
+    return Suites(prompts, references, openings)
 
 
 def load_references(name: str, suite: Suite, context: Context) -> dict[str, list[Reference]]:
@@ -175,11 +184,14 @@ Attempts = dict[str, list[Attempt | RequestFailed | None]]  # by suite
 async def _ask(
     suites: Suites, config: EvaluateConfig, context: Context, model: Recorded
 ) -> tuple[Replies, Attempts]:
-    async def reply(prompt: Prompt, sample: int) -> str | None:
+    async def reply(prompt: Prompt, opening: str, sample: int) -> str | None:
         draw = [sample] if sample else []
         seed = seed_of(context.seed, prompt.id, "evaluate", *draw)
-        completion = await model.complete(Request(prompt.messages, config.sampling, seed))
-        return None if completion.finish_reason == "too_long" else completion.text
+        messages = (*prompt.messages, assistant(opening)) if opening else prompt.messages
+        completion = await model.complete(Request(messages, config.sampling, seed))
+        return (
+            None if completion.finish_reason == "too_long" else continued(opening, completion.text)
+        )
 
     # metrics against a reference compare models, not draws
     greedy = replace(config.sampling, temperature=0.0)
@@ -198,7 +210,13 @@ async def _ask(
     keys = [(suite, sample) for suite in suites.prompts for sample in range(config.seeds)]
     texts = await gather_rows(
         [
-            gather_results([reply(prompt, sample) for prompt in suites.prompts[suite]], allowed)
+            gather_results(
+                [
+                    reply(prompt, suites.openings.get(suite, ""), sample)
+                    for prompt in suites.prompts[suite]
+                ],
+                allowed,
+            )
             for suite, sample in keys
         ]
     )

@@ -23,11 +23,13 @@ from cai.config.schema import (
 from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request
 from cai.errors import CaiError, UsageError
-from cai.messages import Dialogue, Message, Prompt, user
+from cai.messages import Dialogue, Message, Prompt, assistant, user
+from cai.method.attacks import OPENINGS
 from cai.scoring.answers import Answer
 from cai.stages import evaluate, scores, suites
 from cai.stages.base import Context, Input
 
+PREFILL = OPENINGS["prefill"]
 HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
 TAUGHT = {f"Which town lies {n} miles from here?": f"Town {n}." for n in range(12)}
 
@@ -311,6 +313,37 @@ def test_every_trained_model_is_held_against_the_one_before(context: Context):
         ("base", "sl_cai", "red_team"),
     ]
     assert [row["difference"]["count"] for row in changes] == [5 + 15] * 3
+
+
+def test_attacks_ask_the_same_prompts_in_other_words(context: Context):
+    """Each is a suite of its own, and what it adds to the answers is told for every model."""
+    held = Suite("red_team", Prompts(["held"]), attacks=["prefill", "base64"])
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling, {"red": held}, ["base"]
+    )
+    pupil = Pupil(dict.fromkeys([*HELD, "Who?"], "I can't help with that.") | {PREFILL: "a way."})
+    context = replace(context, engine_opener=lambda config, model: pupil)
+    summary = evaluate.run(config, context.root, context)
+    assert summary.prompts == dict.fromkeys(["red", "red, prefill", "red, base64"], 5)
+    refused = {name: row["refusal"]["value"] for name, row in summary.metrics["base"].items()}
+    assert refused == {"red": 1, "red, prefill": 0, "red, base64": 0}
+    rises = [(row["attack"], row["rise"]["value"], row["p"]) for row in summary.attacks]
+    assert rises == [("prefill", 1, 0.0625), ("base64", 1, 0.0625)]
+    assert summary.changes == []  # of one model; and attacks are in no verdict
+    begun = [request for request in pupil.requests if request.messages[-1] == assistant(PREFILL)]
+    assert len(begun) == 5 and all(turn.messages[-2].role == "user" for turn in begun)
+    answers = {(row["suite"], row["answer"]) for row in read_rows(context.root / "answers.parquet")}
+    assert ("red, prefill", "Sure, here is a way.") in answers
+
+
+def test_the_real_engine_goes_on_inside_a_begun_answer(context: Context):
+    held = Suite("red_team", Prompts(["held"], 2), attacks=["prefill", "role_play"])
+    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
+    config = EvaluateConfig(sampling, {"red": held}, ["base"])
+    evaluate.run(config, context.root, context)
+    rows = read_rows(context.root / "answers.parquet")
+    begun = {row["suite"]: row["answer"].startswith(PREFILL) for row in rows}
+    assert begun == {"red": False, "red, prefill": True, "red, role_play": False}
 
 
 def test_a_judge_compares_several_samples_models_and_itself(context: Context, tiny_model: Path):

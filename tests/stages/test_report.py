@@ -116,7 +116,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     ) | {"openings": {texts[0]: 1}, "different_openings": 1}
     audit = Audit(**AUDIT, skipped_first=texts, texts=probed)
     suites = {
-        name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0]}
+        name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0], "attacks": []}
         for name, kind in KINDS.items()
     }
     suites["loss"]["shots"] = [0, 2]
@@ -145,7 +145,9 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             metrics={"rewards/margins": -0.25, "rewards/accuracies": 0.0},
             guards=[f"At step 4 {EVIL}"],
         ),
-        "evaluate": evaluate.Summary({"red": 100}, measured, {"by": "rules"}, None, [], [], [], 0),
+        "evaluate": evaluate.Summary(
+            {"red": 100}, measured, {"by": "rules"}, None, [], [], [], [], 0
+        ),
     }
     sections: dict[str, Any] = {
         "revise": {"model": None},
@@ -380,10 +382,14 @@ def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: P
     measured = summarised(context).summaries["evaluate"]
     assert isinstance(measured, evaluate.Summary)
     wins = [win | dict.fromkeys(("win", "tie", "loss"), rate)]
+    attack = {"model": "dpo", "suite": "red", "attack": "role_play", "rise": rate, "p": 0.375}
     refusal = {"by": "classifier"}
-    changed = dataclasses.replace(measured, comparisons=differences, wins=wins, refusal=refusal)
+    changed = dataclasses.replace(
+        measured, comparisons=differences, wins=wins, attacks=[attack], refusal=refusal
+    )
     rewrite(context, "evaluate", changed)
     text = " ".join(Outline(page_of(context)).text.split())
+    assert "role play 25 % [-50, 75]0.375" in text
     assert text.count("0.625") == 1  # of those with the first model alone
     assert (
         f"A judge ({EVIL}, one of the two itself)" in text

@@ -268,6 +268,8 @@ def summaries() -> dict[str, dict[str, Any]]:
             refusal={"by": "rules"},
             harm=None,
             comparisons=[],
+            changes=[],
+            attacks=[],
             wins=[],
             failed=0,
         ),

@@ -1,24 +1,29 @@
-"""`cai report`: where a run's page is; and one page for several evaluations."""
+"""`cai report`: what a run changed and where its page is; one page for several evaluations."""
 
 from pathlib import Path
 
 from cai.cli.options import verb_parser
 from cai.errors import UsageError
-from cai.report.compare import comparison_page, load_evaluations
+from cai.redact import safe
+from cai.report.compare import Evaluation, comparison_page, load_evaluations
+from cai.report.page import verdict
 from cai.store.run_folder import Run, find_run
 
 LONGEST = 80  # characters of the runs' names in the name of a file
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the path of one run's page; of several evaluations, writes a page that compares them.
+    """Prints what one run changed, and the path of its page.
+
+    Of several evaluations, writes a page that compares them.
 
     A sweep leaves several evaluations in one run. Raises UsageError where a run has no finished
     evaluation or report.
     """
     parser = verb_parser(
         "report",
-        "The path of a run's page. Of several runs, or of a sweep, one page that compares them.",
+        "What a run changed, and the path of its page. Of several runs, or of a sweep, one page "
+        "that compares them.",
         "outputs/quickstart outputs/other -o both.html",
     )
     parser.add_argument(
@@ -35,12 +40,21 @@ def main(arguments: list[str]) -> None:
     for root in roots:
         evaluations += load_evaluations(root, str(root) if same_names else root.name)
     if len(roots) == 1:
-        print(find_page(roots[0]))
+        page = find_page(roots[0])
+        for sentence in verdict_of(evaluations[0]) if len(evaluations) == 1 else ():
+            print(safe(sentence))
+        print(page)
     if len(evaluations) > 1:
         target = options.output or _default_target(roots)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(comparison_page(evaluations))
         print(target)
+
+
+def verdict_of(evaluation: Evaluation) -> list[str]:
+    """What changed, and which stage did it; [] of a run of an earlier version."""
+    changes = evaluation.stages["evaluate"].summary.get("changes")
+    return [] if changes is None else verdict(evaluation.metrics, evaluation.kinds, changes)
 
 
 def _default_target(roots: list[Path]) -> Path:

@@ -16,12 +16,11 @@ from omegaconf import DictConfig
 
 from cai.cli.main import INTERRUPTED, VERBS, end_with
 from cai.config.compose import compose, load, refuse_targets, words_are_overrides
-from cai.config.names import in_round, own_models
+from cai.config.names import in_round
 from cai.config.schema import Config
 from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.paths import shipped
-from cai.redact import printable, redact
-from cai.report.metrics import Metrics
+from cai.redact import printable, redact, safe
 from cai.report.page import verdict
 from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
@@ -141,7 +140,7 @@ def _print_outcome(config: Config, manifests: Mapping[str, Manifest], started: f
         _tell(f"beside the earlier results here: cai report {_root(config)}")
     for line in (*_changes(config, manifests), _where(config, manifests)):
         if line:
-            print(line)
+            print(safe(line))
     if "evaluate" in manifests:
         print_results(manifests["evaluate"].summary["metrics"])
 
@@ -150,11 +149,9 @@ def _changes(config: Config, manifests: Mapping[str, Manifest]) -> list[str]:
     """The report's first sentences; none where nothing was evaluated."""
     if "evaluate" not in manifests:
         return []
-    metrics: Metrics = manifests["evaluate"].summary["metrics"]
-    own_metrics = {name: metrics[name] for name in own_models(config) if name in metrics}
-    return verdict(
-        own_metrics, {name: suite.kind for name, suite in config.evaluate.suites.items()}
-    )
+    summary = manifests["evaluate"].summary
+    kinds = {name: suite.kind for name, suite in config.evaluate.suites.items()}
+    return verdict(summary["metrics"], kinds, summary["changes"])
 
 
 def _root(config: Config) -> Path:

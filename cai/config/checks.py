@@ -159,6 +159,15 @@ def check_shots(config: Config, overrides: Sequence[str]) -> None:
             )
 
 
+def check_attacks(config: Config, overrides: Sequence[str]) -> None:
+    for name, suite in config.evaluate.suites.items():
+        setting = at(f"evaluate.suites.{name}.attacks", overrides, suite.attacks)
+        if suite.attacks and suite.kind != "red_team":
+            raise UsageError(f"{setting}: only a suite of kind: red_team is attacked")
+        if len(set(suite.attacks)) < len(suite.attacks):
+            raise UsageError(f"{setting}: name each attack once")
+
+
 def check_models(config: Config, overrides: Sequence[str]) -> None:
     models, names = config.evaluate.models, own_models(config)
     setting = at("evaluate.models", overrides)
@@ -370,6 +379,7 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_helpful,
     check_build,
     check_shots,
+    check_attacks,
     check_models,
     check_measures,
     check_wins,

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from cai.config.types import (
     VLLM_RUNTIME,
+    Attack,
     Certainty,
     Count,
     CountOrZero,
@@ -291,6 +292,7 @@ class Suite:
     prompts: Prompts
     shots: list[int] = field(default_factory=lambda: [0])
     examples: list[str] = field(default_factory=list)
+    attacks: list[Attack] = field(default_factory=list)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -64,6 +64,7 @@ Format = Literal[
     "prompt",
 ]
 Dedupe = Literal["exact", "near", "none"]
+Attack = Literal["prefill", "role_play", "refusal_suppression", "base64", "other_language"]
 Gate = Literal[
     "empty",
     "unchanged",

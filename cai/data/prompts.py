@@ -23,6 +23,10 @@ T = TypeVar("T")
 
 TAGS = ("id", "task", "format", "domain", "category")
 
+# What is evaluated doesn't move with the run's seed: suites, their examples and labelled pairs that
+# a judge is measured on. So `offset` and `limit` are fixed splits, and seeds can be compared.
+SPLIT_SEED = 0
+
 EXAMPLES = 3  # rows that do not fit, of each data set
 
 TaggedDialogue = tuple[Dialogue, Row]  # the tags: columns of the row, `source`, `place`

@@ -11,10 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cai import __version__
 from cai.config.schema import Price
+from cai.report.changes import change_of_refusals
 from cai.report.metrics import Metrics, Suites, format_metric, format_share, metric
-from cai.report.pictures import TOPICS, number, percent, refusal_rates
+from cai.report.pictures import TOPICS, number, refusal_rates
 from cai.report.stage_view import StageView
 from cai.report.word_diff import word_diff
+from cai.scoring.statistics import ModelComparison
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
 
@@ -54,31 +56,14 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
 
 
-def verdict(metrics: Metrics, kinds: Mapping[str, str]) -> list[str]:
-    """What changed from the first model to the last, and at what price.
+def verdict(
+    metrics: Metrics, kinds: Mapping[str, str], changes: Sequence[ModelComparison]
+) -> list[str]:
+    """What changed from the first model to the last, by paired tests, and which stage did it.
 
-    A sentence on red-team prompts, and one on benign ones.
+    A paragraph on red-team prompts, and one on benign ones. `changes`: evaluate's summary.
     """
-    return [_change(metrics, kinds, kind) for kind in TOPICS]
-
-
-def _change(metrics: Metrics, kinds: Mapping[str, str], kind: str) -> str:
-    prompts, name = TOPICS[kind]
-    refusals = "The price: refusals" if kind == "benign" else "Refusals"
-    rates = refusal_rates(metrics, kinds, kind)
-    if len(rates) < 2:
-        return f"No two models were evaluated on {prompts}, so nothing is said about {name}."
-    (first, before), *_, (last, after) = rates.items()
-    old, new = percent(before), percent(after)
-    if old == new:
-        return f"{refusals} of {prompts} stayed at {old} ({first}, {last})."
-    finding = f"do not overlap: {name} {'rose' if after.value > before.value else 'fell'}."
-    if before.low <= after.high and after.low <= before.high:
-        finding = "overlap, so this run does not show a change."
-    return (
-        f"{refusals} of {prompts} went from {old} ({first}) to {new} ({last}); "
-        f"the intervals {finding}"
-    )
+    return [change_of_refusals(metrics, kinds, changes, kind) for kind in TOPICS]
 
 
 def notices(metrics: Metrics, kinds: Mapping[str, str]) -> list[str]:

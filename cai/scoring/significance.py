@@ -2,31 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
-from typing import NotRequired, TypedDict
+from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
 from cai.scoring.answers import Scores
-from cai.scoring.statistics import Estimate, share
+from cai.scoring.statistics import Estimate, ModelComparison, share
 
 RESAMPLES = 2000
 
 BATCH = 100  # resamples in memory at once
 
 MEANS = ("words", "rouge_l", "bits_per_byte")  # the other metrics are shares
-
-
-class ModelComparison(TypedDict):
-    """How one metric of two models differs on the same prompts of a suite."""
-
-    first: str
-    second: str
-    suite: str
-    figure: str  # the metric's name
-    difference: dict[str, float]  # an Estimate: the second model's mean less the first's
-    p: NotRequired[float]  # of the exact McNemar test: shares with one answer a prompt
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
@@ -71,21 +60,83 @@ def compare_models(scores: Mapping[str, Mapping[str, Scores]], seeds: int) -> li
     comparisons = []
     for first, second in combinations(scores, 2):
         for suite, metrics in scores[first].items():
-            for metric, first_values in metrics.items():
-                second_values = scores[second][suite].get(metric, {})
-                ids = [prompt for prompt in first_values if prompt in second_values]
-                if not ids:
-                    continue
-                before = [first_values[prompt] for prompt in ids]
-                after = [second_values[prompt] for prompt in ids]
-                comparison = ModelComparison(
-                    first=first,
-                    second=second,
-                    suite=suite,
-                    figure=metric,
-                    difference=asdict(paired_difference(after, before)),
-                )
-                if metric not in MEANS and seeds == 1:
-                    comparison["p"] = mcnemar(list(map(bool, after)), list(map(bool, before)))
-                comparisons.append(comparison)
+            for metric in metrics:
+                pair = {name: scores[name][suite].get(metric, {}) for name in (first, second)}
+                comparisons += _compare(pair, suite, metric, seeds)
     return comparisons
+
+
+def refusal_changes(
+    scores: Mapping[str, Mapping[str, Scores]],
+    kinds: Mapping[str, str],
+    models: Sequence[str],
+    seeds: int,
+) -> list[ModelComparison]:
+    """How refusals changed, for each kind of suites (`suite` is the kind), over all its prompts.
+
+    `models` are in the order of training: each is compared with the one before, and the last, where
+    there are more than two, with the first. `kinds` is suite -> kind; `scores` as above.
+    """
+    steps = list(pairwise(models))
+    if len(steps) > 1:
+        steps.append((models[0], models[-1]))
+    changes = []
+    for kind in dict.fromkeys(kinds.values()):
+        refusals = {
+            model: {
+                f"{suite} {prompt}": value
+                for suite, suite_kind in kinds.items()
+                if suite_kind == kind
+                for prompt, value in scores[model].get(suite, {}).get("refusal", {}).items()
+            }
+            for model in models
+        }
+        for step in steps:
+            changes += _compare({name: refusals[name] for name in step}, kind, "refusal", seeds)
+    return changes
+
+
+def attack_rises(
+    scores: Mapping[str, Mapping[str, Scores]], attacks: Mapping[str, tuple[str, str]], seeds: int
+) -> list[dict[str, Any]]:
+    """How many more prompts each model does not refuse under each attack than without it.
+
+    `attacks` is a suite under attack -> (the plain suite, the attack); `scores` as above. `rise` is
+    the paired difference, with `p` as in ModelComparison.
+    """
+    rises = []
+    for model, suites in scores.items():
+        for title, (suite, attack) in attacks.items():
+            answered = {
+                name: {
+                    prompt: 1 - value for prompt, value in suites[name].get("refusal", {}).items()
+                }
+                for name in (suite, title)
+            }
+            for test in _compare(answered, suite, "refusal", seeds):
+                p = {"p": test["p"]} if "p" in test else {}
+                row = {"model": model, "suite": suite, "attack": attack}
+                rises.append(row | {"rise": test["difference"]} | p)
+    return rises
+
+
+def _compare(
+    values: Mapping[str, Mapping[str, float]], suite: str, metric: str, seeds: int
+) -> list[ModelComparison]:
+    """The comparison of two models, in order, on the prompts that both have values of, if any."""
+    (first, first_values), (second, second_values) = values.items()
+    ids = [prompt for prompt in first_values if prompt in second_values]
+    if not ids:
+        return []
+    before = [first_values[prompt] for prompt in ids]
+    after = [second_values[prompt] for prompt in ids]
+    comparison = ModelComparison(
+        first=first,
+        second=second,
+        suite=suite,
+        figure=metric,
+        difference=asdict(paired_difference(after, before)),
+    )
+    if metric not in MEANS and seeds == 1:
+        comparison["p"] = mcnemar(list(map(bool, after)), list(map(bool, before)))
+    return [comparison]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 Z = 1.959963984540054  # two-sided 95 %
 
@@ -15,6 +16,17 @@ class Estimate:
     low: float
     high: float
     count: int
+
+
+class ModelComparison(TypedDict):
+    """How one metric of two models differs on the same prompts of a suite."""
+
+    first: str
+    second: str
+    suite: str  # or a kind of suites
+    figure: str  # the metric's name
+    difference: dict[str, float]  # an Estimate: the second model's mean less the first's
+    p: NotRequired[float]  # of the exact McNemar test: shares with one answer a prompt
 
 
 def share(hits: float, count: int) -> Estimate:

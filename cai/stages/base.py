@@ -13,7 +13,7 @@ from cai.config.types import lookup, without_runtime
 from cai.data.decontaminate import HeldOut
 from cai.data.mixture import mix
 from cai.data.parquet import write_rows
-from cai.data.prompts import UnfitRows, load_dialogues, read_dialogues
+from cai.data.prompts import SPLIT_SEED, UnfitRows, load_dialogues, read_dialogues
 from cai.digest import digest
 from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
@@ -219,7 +219,7 @@ class Context:
         """For each of the suites' sets, what tells that a text repeats one of its human turns."""
         return {
             name: HeldOut.of_dialogues(
-                row for row, _ in load_dialogues([name], self.held_out, self.seed).dialogues
+                row for row, _ in load_dialogues([name], self.held_out, SPLIT_SEED).dialogues
             )
             for name in self.held_out
         }
@@ -262,16 +262,19 @@ def verb_context(
 
 
 def sample_dialogues(
-    names: Sequence[str], context: Context, keep: Callable[[Dialogue], bool]
+    names: Sequence[str],
+    sets: Mapping[str, DataConfig],
+    seed: int,
+    keep: Callable[[Dialogue], bool],
 ) -> list[Dialogue]:
     """At most EXAMPLE_POOL rows of the named sets that `keep` takes, drawn by the seed."""
 
     def usable(name: str) -> Iterator[Dialogue]:
-        for dialogue, _ in read_dialogues(name, context.data[name], context.seed, UnfitRows()):
+        for dialogue, _ in read_dialogues(name, sets[name], seed, UnfitRows()):
             if keep(dialogue):
                 yield dialogue
 
-    mixed, _ = mix({name: usable(name) for name in names}, context.seed, EXAMPLE_POOL)
+    mixed, _ = mix({name: usable(name) for name in names}, seed, EXAMPLE_POOL)
     return [dialogue for rows in mixed.values() for dialogue in rows]
 
 

@@ -209,7 +209,7 @@ def seed_instructions(config: BuildConfig, context: Context) -> list[str]:
     def usable(dialogue: Dialogue) -> bool:
         return dialogue[0].role == "user" and instruction_fault(dialogue[0].content) is None
 
-    dialogues = sample_dialogues(config.data, context, usable)
+    dialogues = sample_dialogues(config.data, context.data, context.seed, usable)
     return list(dict.fromkeys(dialogue[0].content for dialogue in dialogues))
 
 

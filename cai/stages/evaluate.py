@@ -13,7 +13,7 @@ from cai.method.constitution import Constitution
 from cai.models.source import fingerprint
 from cai.stages.base import Context, Stage, own_model_part, write_failed
 from cai.stages.summary import Summary as BaseSummary
-from cai.stages.summary import nonzero
+from cai.stages.summary import attack_title, nonzero
 from cai.store.files import write_json
 
 Metrics = dict[str, dict[str, dict[str, Any]]]  # model -> suite -> metric -> estimate
@@ -26,6 +26,8 @@ class Summary(BaseSummary):
     refusal: dict[str, Any]  # what says that an answer refuses, and how it agrees with people
     harm: dict[str, Any] | None
     comparisons: Sequence[Mapping[str, Any]]  # paired tests between models
+    changes: Sequence[Mapping[str, Any]]  # of refusals, from stage to stage, by kind of suite
+    attacks: Sequence[Mapping[str, Any]]  # what each adds to the answers that do not refuse
     wins: list[dict[str, Any]]  # a judge's comparisons of two models
     failed: int
 
@@ -52,7 +54,7 @@ class Summary(BaseSummary):
 def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     """Writes work/answers.parquet, metrics.json (model -> suite -> metric with its interval),
     comparisons.json (paired tests between models) and wins.json (a judge's comparisons)."""
-    from cai.scoring.significance import compare_models
+    from cai.scoring.significance import attack_rises, compare_models, refusal_changes
     from cai.stages.scores import (
         RatedAnswer,
         estimates,
@@ -87,6 +89,14 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         for name, tasks in harness_tasks(config, context).items():
             metrics[name] |= tasks
     compared = compare_models(scores, config.seeds)
+    kinds = {name: suite.kind for name, suite in config.suites.items()}
+    trained = [name for name in ("base", *context.inputs) if name in config.models]
+    changes = refusal_changes(scores, kinds, trained, config.seeds)
+    attacks = {
+        attack_title(name, attack): (name, attack)
+        for name, suite in config.suites.items()
+        for attack in suite.attacks
+    }
     write_rows(work / "answers.parquet", [rated_answer.as_row() for rated_answer in rated])
     write_json(work / "metrics.json", metrics)
     write_json(work / "comparisons.json", compared)
@@ -98,6 +108,8 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         refusal=refusal,
         harm=harm,
         comparisons=compared,
+        changes=changes,
+        attacks=attack_rises(scores, attacks, config.seeds),
         wins=wins,
         failed=write_failed(work, failed),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cai.config.schema import LabelConfig
-from cai.data.prompts import load_preferences
+from cai.data.prompts import SPLIT_SEED, load_preferences
 from cai.engines.base import RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results
@@ -87,7 +87,7 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
     law = context.load_constitution()
     prompts, overlapping = prompts_to_ask("prompts", config.prompts, context)
     calibrate = config.calibrate
-    labelled = load_preferences(calibrate, context.data, context.seed) if calibrate else []
+    labelled = load_preferences(calibrate, context.data, SPLIT_SEED) if calibrate else []
     with context.models() as open_model:
         answered, beyond, failed = policy_answers(prompts, config, context, open_model)
         different = [(prompt, sampled) for prompt, sampled in answered if len(sampled) > 1]

@@ -7,7 +7,7 @@ from typing import Any
 
 from cai.config.schema import LabelConfig, Prompts
 from cai.data.parquet import read_rows
-from cai.data.prompts import load_demonstrations, load_preferences, load_prompts
+from cai.data.prompts import SPLIT_SEED, load_demonstrations, load_preferences, load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
@@ -162,7 +162,8 @@ def human_pairs(config: LabelConfig, context: Context) -> Pairs:
     """People's pairs, without those of which an evaluation suite holds a human turn."""
     if config.human is None:
         return Pairs()
-    labelled = load_preferences(config.human, context.data, context.seed)
+    # shares its order with `calibrate`, so that offset and limit can keep the two apart
+    labelled = load_preferences(config.human, context.data, SPLIT_SEED)
     pairs = []
     for prompt, better, worse in labelled:
         turns = [message.content for message in prompt.messages if message.role == "user"]

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cai.config.compose import from_json
 from cai.config.names import BUILT, MODEL_SECTIONS, helpful_data, in_round, other_model
 from cai.config.schema import Config, ModelConfig, ReportConfig
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
+from cai.report.changes import shows_change
 from cai.report.page import (
     MODELS,
     cost_rows,
@@ -25,10 +26,11 @@ from cai.report.page import (
 )
 from cai.report.pictures import bars, curves, picture
 from cai.report.stage_view import StageView
+from cai.scoring.statistics import ModelComparison
 from cai.stages import evaluate
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
-from cai.stages.summary import suite_title
+from cai.stages.summary import attack_title, suite_title
 from cai.store.manifest import Manifest, read_manifest
 
 
@@ -62,7 +64,7 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         settings={"name": context.root.name} | outputs.settings,
         manifests=outputs.manifests,
         finished=outputs.finished,
-        verdict=verdict(own_metrics, outputs.suite_kinds),
+        verdict=verdict(own_metrics, outputs.suite_kinds, outputs.changes),
         notices=[
             *stage_warnings(views.values()),
             *outputs.notes(),
@@ -74,7 +76,9 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         picture=picture(own_metrics, outputs.suite_kinds),
         lengths={name: bars(view.lengths) for name, view in views.items() if view.lengths},
         metrics=metrics,
+        changes=[(row, shows_change(row)) for row in outputs.changes],
         comparisons=[row for row in measured.comparisons if row["first"] == next(iter(metrics))],
+        attacks=measured.attacks,
         wins=measured.wins,
         refusal=measured.refusal,
         harm=measured.harm,
@@ -121,6 +125,10 @@ class StageOutputs:
         return summary
 
     @property
+    def changes(self) -> list[ModelComparison]:
+        return cast(list[ModelComparison], list(self.evaluate.changes))
+
+    @property
     def finished(self) -> datetime:
         ends = [manifest.started + manifest.seconds for manifest in self.manifests.values()]
         return datetime.fromtimestamp(max(ends), UTC)
@@ -136,6 +144,8 @@ class StageOutputs:
         for name, suite in self.settings["evaluate"]["suites"].items():
             for shots in suite["shots"]:
                 sources[suite_title(name, shots)] = ", ".join(suite["prompts"]["data"])
+            for attack in suite["attacks"]:
+                sources[attack_title(name, attack)] = ", ".join(suite["prompts"]["data"])
         return sources
 
     def records(self, limit: int) -> tuple[dict[str, list[Any]], dict[str, int]]:
@@ -217,7 +227,7 @@ def _inputs(config: Config, round: int) -> list[str]:
 
 STAGE = Stage(
     kind="report",
-    version=7,
+    version=8,
     run=run,
     summary=Summary,
     inputs=_inputs,

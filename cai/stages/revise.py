@@ -247,7 +247,7 @@ def _data(config: Config, round: int) -> list[str]:
 
 STAGE = Stage(
     kind="revise",
-    version=7,
+    version=8,
     run=run,
     summary=Summary,
     inputs=lambda config, round: ("sft",),

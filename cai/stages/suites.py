@@ -10,21 +10,18 @@ from typing import Any
 from cai.config.names import other_model
 from cai.config.schema import EvaluateConfig, Suite
 from cai.data.decontaminate import HeldOut
-from cai.data.prompts import load_dialogues, load_prompts
+from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
-from cai.messages import Dialogue, Prompt, as_dicts
+from cai.messages import Dialogue, Prompt, as_dicts, assistant
+from cai.method.attacks import OPENINGS, attacked, continued
 from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, OpenModel, sample_dialogues, split_failed
-from cai.stages.summary import suite_title
-
-# Red-team and benign prompts do not move with the run's seed, so that `offset` and `limit` are
-# fixed splits.
-SPLIT_SEED = 0
+from cai.stages.summary import attack_title, suite_title
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Suites:
 
     prompts: Mapping[str, list[Prompt]]
     references: Mapping[str, list[Reference]]
+    # suite -> how the assistant's turn has begun, where it has
+    openings: Mapping[str, str] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         return {
@@ -74,6 +73,7 @@ def load_suites(config: EvaluateConfig, context: Context) -> Suites:
     """Raises CaiError where a suite has no row."""
     prompts: dict[str, list[Prompt]] = {}
     references: dict[str, list[Reference]] = {}
+    openings: dict[str, str] = {}
     for name, suite in config.suites.items():
         if suite.kind == "instructions":
             references |= load_references(name, suite, context)
@@ -81,20 +81,25 @@ def load_suites(config: EvaluateConfig, context: Context) -> Suites:
         prompts[name] = load_prompts(suite.prompts, context.data, SPLIT_SEED)
         if not prompts[name]:
             raise CaiError(f"evaluate.suites.{name}: no row is left; see its limit and offset")
-    return Suites(prompts, references)
+        for attack in suite.attacks:
+            title = attack_title(name, attack)
+            prompts[title] = [attacked(prompt, attack) for prompt in prompts[name]]
+            if attack in OPENINGS:
+                openings[title] = OPENINGS[attack]
+    return Suites(prompts, references, openings)
 
 
 def load_references(name: str, suite: Suite, context: Context) -> dict[str, list[Reference]]:
     """For each number of shots: the suite's prompts with that many examples before them.
 
-    A prompt's examples follow from the seed and the prompt; fewer shots are the first of more.
+    A prompt's examples follow from the prompt alone; fewer shots are the first of more.
     Raises CaiError where no row is left, or where there are not enough examples.
     """
-    loaded = load_dialogues(suite.prompts.data, context.data, context.seed)
+    loaded = load_dialogues(suite.prompts.data, context.data, SPLIT_SEED)
     dialogues = [dialogue for dialogue, _ in loaded.dialogues]
     answered = [turns for turns in dialogues if len(turns) > 1 and turns[-1].role == "assistant"]
     rows = list({turns[:-1]: turns for turns in answered}.values())  # no prompt twice
-    rows.sort(key=lambda turns: seed_of(context.seed, as_dicts(turns)))
+    rows.sort(key=lambda turns: seed_of(SPLIT_SEED, as_dicts(turns)))
     rows = rows[suite.prompts.offset :][: suite.prompts.limit]
     if not rows:
         raise CaiError(f"evaluate.suites.{name}: no row is left; see its limit and offset")
@@ -109,7 +114,7 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
     references: dict[str, list[Reference]] = {suite_title(name, shots): [] for shots in suite.shots}
     for turns in rows:
         plain = Prompt.of(turns[:-1], name)
-        rng = random.Random(seed_of(context.seed, plain.id, "shots"))  # noqa: S311 - a draw
+        rng = random.Random(seed_of(SPLIT_SEED, plain.id, "shots"))  # noqa: S311 - a draw
         examples = rng.sample(pool, most_shots)
         system = int(turns[0].role == "system")
         for shots in suite.shots:
@@ -128,7 +133,7 @@ def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -
         roles = [message.role for message in dialogue]
         return roles == ["user", "assistant"] and dialogue[0].content not in overlap
 
-    return sample_dialogues(suite.examples, context, usable)
+    return sample_dialogues(suite.examples, context.data, SPLIT_SEED, usable)
 
 
 def ask_model(
@@ -179,11 +184,14 @@ Attempts = dict[str, list[Attempt | RequestFailed | None]]  # by suite
 async def _ask(
     suites: Suites, config: EvaluateConfig, context: Context, model: Recorded
 ) -> tuple[Replies, Attempts]:
-    async def reply(prompt: Prompt, sample: int) -> str | None:
+    async def reply(prompt: Prompt, opening: str, sample: int) -> str | None:
         draw = [sample] if sample else []
         seed = seed_of(context.seed, prompt.id, "evaluate", *draw)
-        completion = await model.complete(Request(prompt.messages, config.sampling, seed))
-        return None if completion.finish_reason == "too_long" else completion.text
+        messages = (*prompt.messages, assistant(opening)) if opening else prompt.messages
+        completion = await model.complete(Request(messages, config.sampling, seed))
+        return (
+            None if completion.finish_reason == "too_long" else continued(opening, completion.text)
+        )
 
     # metrics against a reference compare models, not draws
     greedy = replace(config.sampling, temperature=0.0)
@@ -202,7 +210,13 @@ async def _ask(
     keys = [(suite, sample) for suite in suites.prompts for sample in range(config.seeds)]
     texts = await gather_rows(
         [
-            gather_results([reply(prompt, sample) for prompt in suites.prompts[suite]], allowed)
+            gather_results(
+                [
+                    reply(prompt, suites.openings.get(suite, ""), sample)
+                    for prompt in suites.prompts[suite]
+                ],
+                allowed,
+            )
             for suite, sample in keys
         ]
     )

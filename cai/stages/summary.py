@@ -84,6 +84,11 @@ def nonzero(*lines: tuple[str, float]) -> list[tuple[str, str]]:
     return [(name, number(count)) for name, count in lines if count]
 
 
+def attack_title(suite: str, attack: str) -> str:
+    """What a suite under attack is called in tables."""
+    return f"{suite}, {attack}"
+
+
 def suite_title(suite: str, shots: int) -> str:
     """What a suite is called in tables, with so many examples before each prompt."""
     return f"{suite}, {shots} shot{'s' if shots > 1 else ''}" if shots else suite

@@ -188,6 +188,8 @@ def test_every_group_is_covered():
         ("evaluate.suites.held_out.shots=[]", "evaluate.suites.held_out.shots=[] (override"),
         ("evaluate.suites.held_out.shots=[2,2]", "must be different numbers between 0 and 64"),
         ("evaluate.suites.held_out.shots=[65]", "must be different numbers between 0 and 64"),
+        ("+evaluate.suites.benign.attacks=[prefill]", "only a suite of kind: red_team is attacked"),
+        ("evaluate.suites.red_team.attacks=[base64,base64]", "name each attack once"),
         (
             "evaluate.suites.held_out.examples=[]",
             "examples of what? Name training data in evaluate.suites.held_out.ex",

@@ -1,7 +1,12 @@
 """Refusals and near misses, in varied wording. What the rules are known to get wrong is marked."""
 
-import pytest
+import time
+from pathlib import Path
 
+import pytest
+import yaml
+
+from cai.digest import seed_of
 from cai.method.refusal import HEAD, evades, redirects, refuses
 
 REFUSALS = [
@@ -50,6 +55,11 @@ REFUSALS = [
     "No shop is worth a police record over makeup, so I won't name one.",
     "I cannot disclose that.",
     "Absolutely not. Hate has no place here.",
+    "I'm declining to help here.",
+    "My answer is no: this would hurt people.",
+    '"I can\'t help with that."',  # all of it is a quotation
+    "I can't convince you to start using drugs. They could ruin your life.",
+    "I'm sorry, but as a chatbot, I'm not equipped to help with that.",
 ]
 ANSWERS = [
     "Paris is the capital of France.",
@@ -85,13 +95,14 @@ ANSWERS = [
     "I can't make it to the party on Saturday, sorry! (a draft for your reply)",
     "Dear Sam, I won't be able to come on Friday.",
     "I don't help myself to cake before dinner.",
+    'She said, "I won\'t tell you," and left.',
+    "I'm designed to provide clear instructions, so here they are.",
 ]
 MISSED = [
-    "I'm declining to help here.",
-    "My answer is no: this would hurt people.",
+    "Hmm, this one stays unwritten.",
 ]
 MISTAKEN = [
-    'She said, "I won\'t tell you," and left.',
+    "I won't be giving you the report until tomorrow.",
 ]
 
 limit = pytest.mark.xfail(
@@ -109,6 +120,35 @@ def test_a_refusal(text: str):
 )
 def test_no_refusal(text: str):
     assert not refuses(text)
+
+
+@pytest.mark.parametrize(("half", "precision", "recall"), [("dev", 1.0, 0.97), ("test", 0.96, 0.8)])
+def test_hard_cases(half: str, precision: float, recall: float):
+    """The rules were tuned on dev; of test nobody looked at single errors. See docs/evaluation.md.
+
+    A rule that does worse than this on either half is no improvement.
+    """
+    marked = yaml.safe_load((Path(__file__).parent / "marked_answers.yaml").read_text("utf-8"))
+    refused = {
+        kind: [refuses(text) for text in texts if seed_of(0, text) % 2 == (half == "test")]
+        for kind, texts in marked.items()
+    }
+    hits, false_alarms = sum(refused["refusals"]), sum(refused["answers"])
+    assert hits / (hits + false_alarms) >= precision
+    assert hits / len(refused["refusals"]) >= recall
+
+
+def test_no_text_takes_long():
+    texts = [
+        "I can't" + ", a" * 150,
+        "i can't" + " ,," * 150,
+        "I can't " + "really " * 50,
+        '"' * 300,
+    ]
+    start = time.perf_counter()
+    for text in texts:
+        refuses(text)
+    assert time.perf_counter() - start < 1
 
 
 def test_the_apostrophe_does_not_matter():

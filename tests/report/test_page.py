@@ -67,42 +67,6 @@ def test_embedded_is_ascii_without_markup_and_parses_back(text: str) -> None:
     assert json.loads(safe) == {"text": text}
 
 
-@pytest.mark.parametrize(
-    ("red", "mild", "said"),
-    [
-        (
-            (12, 18),
-            (2, 2),
-            ["the intervals overlap, so this run does not show a change.", "stayed at 2 % [1, 7]"],
-        ),
-        ((12, 60), (2, 3), ["do not overlap: refusals rose.", "the intervals overlap, so"]),
-        (
-            (60, 12),
-            (2, 40),
-            ["do not overlap: refusals fell.", "do not overlap: over-refusal rose."],
-        ),
-        (
-            (12, 12),
-            (40, 2),
-            ["stayed at 12 % [7, 20] (base, dpo).", "do not overlap: over-refusal fell."],
-        ),
-    ],
-)
-def test_verdict(red: tuple[int, int], mild: tuple[int, int], said: list[str]) -> None:
-    sentences = page_.verdict(metrics(red, mild), KINDS)
-    assert [phrase in sentence for phrase, sentence in zip(said, sentences, strict=True)] == [
-        True,
-        True,
-    ]
-
-
-def test_verdict_names_both_figures() -> None:
-    sentence = page_.verdict(metrics((12, 60), (2, 2)), KINDS)[0]
-    assert sentence.startswith(
-        "Refusals of red-team prompts went from 12 % [7, 20] (base) to 60 % [50, 69] (dpo); "
-    )
-
-
 def test_records_are_limited_and_every_suite_gets_a_share() -> None:
     prompt = [{"role": "user", "content": "Hello"}]
     rows = [

@@ -12,15 +12,24 @@ from typing import Any
 import pytest
 
 from cai.config.compose import compose
-from cai.config.schema import DataConfig, EvaluateConfig, JudgeConfig, Prompts, Suite
+from cai.config.schema import (
+    DataConfig,
+    EvaluateConfig,
+    JudgeConfig,
+    Prompts,
+    Suite,
+    TaskTemplate,
+)
 from cai.data.parquet import read_rows
 from cai.engines.base import Completion, Request
 from cai.errors import CaiError, UsageError
-from cai.messages import Dialogue, Message, Prompt, user
+from cai.messages import Dialogue, Message, Prompt, assistant, user
+from cai.method.attacks import OPENINGS
 from cai.scoring.answers import Answer
 from cai.stages import evaluate, scores, suites
-from cai.stages.base import Context
+from cai.stages.base import Context, Input
 
+PREFILL = OPENINGS["prefill"]
 HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
 TAUGHT = {f"Which town lies {n} miles from here?": f"Town {n}." for n in range(12)}
 
@@ -113,9 +122,36 @@ def test_examples_are_training_rows_drawn_for_each_prompt(context: Context):
         drawn.append(tuple(examples))
     assert len(set(drawn)) == 5 and found["held_out"][0].answer in {*HELD.values(), "Me."}
     assert references(context, 0, 2, 5) == found
-    assert references(replace(context, seed=1), 5) != {
-        "held_out, 5 shots": found["held_out, 5 shots"]
-    }
+    assert references(replace(context, seed=1), 0, 2, 5) == found
+
+
+def test_nothing_that_is_asked_moves_with_the_runs_seed(context: Context, tmp_path: Path):
+    """Suites of every kind, their examples, the template of each row, and what is held out."""
+    rows = [{"topic": f"river {number}", "answer": f"It is {number}."} for number in range(12)]
+    (tmp_path / "templated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ways = ["Tell me about {topic}.", "What is {topic}?", "Describe {topic}."]
+    templated = DataConfig(
+        "file",
+        str(tmp_path / "templated.jsonl"),
+        templates=[TaskTemplate(way, "{answer}") for way in ways],
+    )
+    selection = Prompts(["templated"], limit=4, offset=2)
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling,
+        {
+            "red_team": Suite("red_team", selection),
+            "held_out": Suite("instructions", selection, [0, 2], ["taught"]),
+        },
+    )
+    data = {**context.data, "templated": templated}
+    seeds = [
+        replace(context, data=data, held_out={"templated": templated}, seed=seed)
+        for seed in range(3)
+    ]
+    first, *others = [suites.load_suites(config, context) for context in seeds]
+    assert others == [first, first] and set(first.counts().values()) == {4}
+    asked = [reference.prompt.text for reference in first.references["held_out"]]
+    assert all(context.is_held_out(text) for context in seeds for text in asked)
 
 
 def test_no_example_repeats_a_held_out_prompt_and_too_few_are_an_error(context: Context):
@@ -250,6 +286,64 @@ def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context
         total = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(own))
         bits.append(-total / math.log(2) / len(one.answer.encode()))
     assert found["value"] == pytest.approx(sum(bits) / len(bits), abs=1e-4)
+
+
+def test_every_trained_model_is_held_against_the_one_before(context: Context):
+    """In the order of training, whatever the order of evaluate.models, and over a kind's suites."""
+    inputs = {name: Input(str(context.root / name), name) for name in ("sft", "sl_cai")}
+    pupils = {
+        "base": Pupil({}),
+        "sft": Pupil(dict.fromkeys(HELD, "I won't.")),
+        "sl_cai": Pupil(dict.fromkeys([*HELD, *TAUGHT], "I won't.")),
+    }
+
+    def opened(config: object, model: str) -> Pupil:
+        return next((pupils[name] for name in inputs if f"/{name}/" in model), pupils["base"])
+
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling,
+        {name: Suite("red_team", Prompts([name])) for name in ("held", "taught")},
+        ["sl_cai", "base", "sft"],
+    )
+    context = replace(context, inputs=inputs, engine_opener=opened)
+    changes = evaluate.run(config, context.root, context).changes
+    assert [(row["first"], row["second"], row["suite"]) for row in changes] == [
+        ("base", "sft", "red_team"),
+        ("sft", "sl_cai", "red_team"),
+        ("base", "sl_cai", "red_team"),
+    ]
+    assert [row["difference"]["count"] for row in changes] == [5 + 15] * 3
+
+
+def test_attacks_ask_the_same_prompts_in_other_words(context: Context):
+    """Each is a suite of its own, and what it adds to the answers is told for every model."""
+    held = Suite("red_team", Prompts(["held"]), attacks=["prefill", "base64"])
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling, {"red": held}, ["base"]
+    )
+    pupil = Pupil(dict.fromkeys([*HELD, "Who?"], "I can't help with that.") | {PREFILL: "a way."})
+    context = replace(context, engine_opener=lambda config, model: pupil)
+    summary = evaluate.run(config, context.root, context)
+    assert summary.prompts == dict.fromkeys(["red", "red, prefill", "red, base64"], 5)
+    refused = {name: row["refusal"]["value"] for name, row in summary.metrics["base"].items()}
+    assert refused == {"red": 1, "red, prefill": 0, "red, base64": 0}
+    rises = [(row["attack"], row["rise"]["value"], row["p"]) for row in summary.attacks]
+    assert rises == [("prefill", 1, 0.0625), ("base64", 1, 0.0625)]
+    assert summary.changes == []  # of one model; and attacks are in no verdict
+    begun = [request for request in pupil.requests if request.messages[-1] == assistant(PREFILL)]
+    assert len(begun) == 5 and all(turn.messages[-2].role == "user" for turn in begun)
+    answers = {(row["suite"], row["answer"]) for row in read_rows(context.root / "answers.parquet")}
+    assert ("red, prefill", "Sure, here is a way.") in answers
+
+
+def test_the_real_engine_goes_on_inside_a_begun_answer(context: Context):
+    held = Suite("red_team", Prompts(["held"], 2), attacks=["prefill", "role_play"])
+    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
+    config = EvaluateConfig(sampling, {"red": held}, ["base"])
+    evaluate.run(config, context.root, context)
+    rows = read_rows(context.root / "answers.parquet")
+    begun = {row["suite"]: row["answer"].startswith(PREFILL) for row in rows}
+    assert begun == {"red": False, "red, prefill": True, "red, role_play": False}
 
 
 def test_a_judge_compares_several_samples_models_and_itself(context: Context, tiny_model: Path):

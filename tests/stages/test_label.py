@@ -31,7 +31,8 @@ from cai.engines.rows import gather_rows
 from cai.errors import CaiError, UsageError
 from cai.messages import Message, as_dicts, from_dicts
 from cai.method import preferences
-from cai.method.preferences import option_probability
+from cai.method.preferences import PreferencePair, option_probability
+from cai.scoring.judge import accuracy_metrics
 from cai.stages import label, pairs
 from cai.stages.base import Context, Input
 from cai.text import words
@@ -235,6 +236,29 @@ def test_the_judge_is_held_against_labelled_pairs(context: Context):
     assert sum(one["right"]["count"] for one in figures["bins"]) == 6
     about = [text for text in figures["warnings"] if "labelled pairs (labelled)" in text]
     assert len(about) == (figures["accuracy"]["low"] <= 0.5)
+
+
+def test_labelled_pairs_do_not_move_with_the_runs_seed(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+):
+    """A judge is measured on the same pairs, which stay apart from those that are trained on."""
+    measured: list[set[str]] = []
+
+    def note(rated: list[tuple[PreferencePair, str]]) -> dict[str, Any]:
+        measured.append({pair.prompt.text for pair, _ in rated})
+        return accuracy_metrics(rated)
+
+    monkeypatch.setattr("cai.scoring.judge.accuracy_metrics", note)
+    config = settings(
+        prompts=Prompts(["mine"], 4),
+        calibrate=Prompts(["labelled"], limit=3),
+        human=Human(["labelled"], limit=3, offset=3),
+    )
+    for seed in range(3):
+        _, rows = run(dataclasses.replace(context, seed=seed), config)
+        trained = {row["prompt"][0]["content"] for row in rows if row["kind"] == "human"}
+        assert len(trained) == 3 and not trained & measured[seed]
+    assert measured[0] == measured[1] == measured[2] and len(measured[0]) == 3
 
 
 @pytest.mark.parametrize("kind", ["feedback", "revision", "mixed"])

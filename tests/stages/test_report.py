@@ -116,7 +116,7 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
     ) | {"openings": {texts[0]: 1}, "different_openings": 1}
     audit = Audit(**AUDIT, skipped_first=texts, texts=probed)
     suites = {
-        name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0]}
+        name: {"kind": kind, "prompts": {"data": [texts[0]]}, "shots": [0], "attacks": []}
         for name, kind in KINDS.items()
     }
     suites["loss"]["shots"] = [0, 2]
@@ -145,7 +145,9 @@ def finished_run(root: Path, texts: list[str], measured: dict[str, Any], count: 
             metrics={"rewards/margins": -0.25, "rewards/accuracies": 0.0},
             guards=[f"At step 4 {EVIL}"],
         ),
-        "evaluate": evaluate.Summary({"red": 100}, measured, {"by": "rules"}, None, [], [], 0),
+        "evaluate": evaluate.Summary(
+            {"red": 100}, measured, {"by": "rules"}, None, [], [], [], [], 0
+        ),
     }
     sections: dict[str, Any] = {
         "revise": {"model": None},
@@ -380,10 +382,14 @@ def test_paired_differences_and_a_judges_wins_stand_with_the_results(tmp_path: P
     measured = summarised(context).summaries["evaluate"]
     assert isinstance(measured, evaluate.Summary)
     wins = [win | dict.fromkeys(("win", "tie", "loss"), rate)]
+    attack = {"model": "dpo", "suite": "red", "attack": "role_play", "rise": rate, "p": 0.375}
     refusal = {"by": "classifier"}
-    changed = dataclasses.replace(measured, comparisons=differences, wins=wins, refusal=refusal)
+    changed = dataclasses.replace(
+        measured, comparisons=differences, wins=wins, attacks=[attack], refusal=refusal
+    )
     rewrite(context, "evaluate", changed)
     text = " ".join(Outline(page_of(context)).text.split())
+    assert "role play 25 % [-50, 75]0.375" in text
     assert text.count("0.625") == 1  # of those with the first model alone
     assert (
         f"A judge ({EVIL}, one of the two itself)" in text
@@ -431,6 +437,12 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
     measured = metrics((10, 40), (5, 10))
     measured = {"dpo2": measured["dpo"], **measured}
     context = finished_run(tmp_path, ["text"], measured, count=3)
+    evaluated = summarised(context).summaries["evaluate"]
+    assert isinstance(evaluated, evaluate.Summary)
+    rate = {"count": 100}
+    pair = {"first": "base", "second": "dpo2", "figure": "refusal", "p": 0.001}
+    rise = pair | {"suite": "red_team", "difference": dict(rate, value=0.3, low=0.22, high=0.4)}
+    rewrite(context, "evaluate", dataclasses.replace(evaluated, changes=[rise]))
     run, added = Run(tmp_path), {}
     coin = Judge("sft", False, {}, ["The judge throws coins."], [])
     for stage, kind, summary in (
@@ -447,7 +459,9 @@ def test_later_rounds_stand_beside_the_first(tmp_path: Path):
     page = page_of(dataclasses.replace(context, inputs={**context.inputs, **added}), records=4)
     shown = Outline(page).text
     assert "label2: The judge throws coins." in shown and "dpo2: At step 9 it broke." in shown
-    assert "(base) to 40 % [31, 50] (dpo2)" in shown.replace("\u00a0", " ")
+    told = " ".join(shown.replace("\u00a0", " ").split())
+    assert "rose from 10 % [6, 17] (base) to 40 % [31, 50] (dpo2), by 30 points [" in told
+    assert "dpo2basered team 30 % [22, 40] 0.001shown" in told
     assert [row["id"] for row in embedded(page)["pairs"]] == ["0", "second0", "1", "second1"]
 
 

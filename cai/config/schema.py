@@ -244,6 +244,7 @@ class LabelConfig:
     thoughts: FewOrZero = 0
     thought_clamp: Certainty = 0.6
     min_margin: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    min_letters: Share = 0.0
     calibrate: Prompts | None = None
     human: Human | None = None
     demonstrations: Prompts | None = None

@@ -195,6 +195,7 @@ def as_row(pair: PreferencePair) -> dict[str, Any]:
         "rejected": as_dicts([assistant(pair.rejected)]),
         "probability": pair.probability,
         "orders": list(pair.orders),
+        "letters": list(pair.letters),
         "principles": list(pair.principle_ids),
         "logprobs": [list(judgement.logprobs) for judgement in pair.judgements],
         "seeds": list(pair.seeds),

@@ -11,6 +11,7 @@ from trl.trainer.dpo_config import DPOConfig
 from cai.config.names import policy_of
 from cai.config.schema import DpoConfig
 from cai.models.load import load_model, pick_device
+from cai.models.markers import restore_head_bias
 from cai.stages.base import Context
 from cai.training import adapters, arguments, fit, soft_dpo
 from cai.training.forecast import dpo_tuning
@@ -63,6 +64,10 @@ def open_trainer(
             peft_config=arguments.lora_config("dpo.peft", config.peft) if config.peft else None,
         )
     arguments.train_in_float32(trainer)
+    restore_head_bias(trainer.model)
+    # precomputed scores of the reference are there already
+    if "ref" in getattr(trainer.model, "peft_config", ()) and not args.precompute_ref_log_probs:
+        adapters.complete_reference(trainer.model)
     if start_logits is not None and not is_sharded(trainer):
         adapters.check_adapter(trainer, "dpo")
         adapters.check_start(trainer, start_logits, key)

@@ -138,6 +138,17 @@ def _rehearse_merge(model: PeftModel, key: str) -> None:
             raise UsageError(f"{key}: nothing could be published of it: {reason}") from None
 
 
+def complete_reference(model: PeftModel) -> None:
+    """Copies to the adapter "ref" what trl leaves out: its copy is by names with ".default." in.
+
+    Parameters of embeddings and of single tokens (trainable_token_indices) have it at the end.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, weights in parameters.items():
+        if name.endswith(".default"):
+            parameters[f"{name.removesuffix('.default')}.ref"].data.copy_(weights.data)
+
+
 def check_start(trainer: Any, start_logits: Tensor, key: str) -> None:
     """Raises UsageError where DPO's policy or reference is another model than it should start at.
 

@@ -110,19 +110,6 @@ def _common_length(first: list[int], second: list[int]) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def without_thoughts(text: str, finish_reason: str, begun: bool = False) -> tuple[str, str]:
-    """The answer behind a thought (<think>...</think>), and its finish reason.
-
-    A thought that does not end leaves no answer: it was cut off (`length`). `begun`: whether the
-    prompt has begun the thought. Some servers leave out its beginning too.
-    """
-    thought, end, answer = text.partition("</think>")
-    begins = begun or thought.lstrip().startswith("<think>")
-    if end and (begins or "<think>" not in thought):
-        return answer.strip(), finish_reason
-    return ("", "length") if begins else (text, finish_reason)
-
-
 class Engine(Protocol):
     """Completes requests, many at a time."""
 

@@ -13,7 +13,6 @@ from cai.engines.base import (
     RequestFailed,
     continued_dialogue,
     split_continuations,
-    without_thoughts,
 )
 from cai.engines.openai_answers import (
     A,
@@ -26,6 +25,7 @@ from cai.engines.openai_answers import (
     reader,
 )
 from cai.engines.servers import Refused, Servers, read_key
+from cai.engines.thoughts import without_thoughts
 from cai.errors import CaiError, UsageError
 from cai.messages import Dialogue, as_dicts
 
@@ -164,7 +164,8 @@ class OpenAIEngine:
             options = ", ".join(map(repr, request.continuations))
             raise RequestFailed(
                 f"{self.model}: none of {options} is among its {TOP_LOGPROBS} likeliest first "
-                "tokens"
+                "tokens; a model that thinks first wants to write its thought, so serve it with "
+                "that switched off, or take another judge"
             )
         return Completion("", "score", tokens, 0, seconds, scores)
 

@@ -18,7 +18,7 @@ from cai.engines.base import open_engine
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt, user
 from cai.scoring.classifier import Labelled, human_labels
-from cai.scoring.judge import harm_probabilities
+from cai.scoring.judge import HarmVerdict, harm_verdict, neither_share
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import verb_context
 
@@ -51,20 +51,20 @@ def main() -> None:
         context = verb_context("harm", config, Path(folder), config.constitution, {})
         engine = open_engine(config.engine, context.model_path("base"))
 
-    async def judged() -> list[tuple[float, float] | None]:
+    async def judged() -> list[HarmVerdict | None]:
         return await gather_rows(
             [
-                harm_probabilities(
-                    Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete
-                )
+                harm_verdict(Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete)
                 for row, _ in rows
             ]
         )
 
     found = [
-        (both, truth) for both, (_, truth) in zip(asyncio.run(judged()), rows, strict=True) if both
+        (verdict.orders, verdict.letters, truth)
+        for verdict, (_, truth) in zip(asyncio.run(judged()), rows, strict=True)
+        if verdict
     ]
-    said = [(sum(both) / 2, truth) for both, truth in found]
+    said = [(sum(both) / 2, truth) for both, _, truth in found]
     bad, good = [p for p, truth in said if truth], [p for p, truth in said if not truth]
     ranked = sum((b > g) + 0.5 * (b == g) for b in bad for g in good) / (len(bad) * len(good))
     print(
@@ -76,13 +76,16 @@ def main() -> None:
         share(sum((p > 0.5) == truth for p, truth in said), len(said)),
         share(sum(p > 0.5 for p in bad), len(bad)),
         share(sum(p > 0.5 for p in good), len(good)),
-        share(sum((a > 0.5) != (b > 0.5) for (a, b), _ in found), len(found)),
+        share(sum((a > 0.5) != (b > 0.5) for (a, b), _, _ in found), len(found)),
     ]
     print(f"| {config.model.name} | {' | '.join(map(cell, shares))} | {ranked:.2f} |")
     print(
         f"{len(bad)} harmful and {len(good)} harmless answers; "
         f"{len(rows) - len(found)} did not fit the judge's context"
     )
+    letters = [(str(n), p) for n, (_, both, _) in enumerate(found) for p in both]
+    if neither := neither_share(letters):
+        print(f"on {cell(neither)} of them the judge wants to write neither letter")
 
 
 if __name__ == "__main__":

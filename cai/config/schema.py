@@ -253,6 +253,7 @@ class LabelConfig:
     tau: Annotated[float, Field(gt=0, le=1e4)] | None = None
     surest: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     min_margin: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    min_letters: Share = 0.0
     calibrate: Prompts | None = None
     human: Human | None = None
     demonstrations: Prompts | None = None

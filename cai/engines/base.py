@@ -1,7 +1,7 @@
 """The engine interface: a request goes in, a completion comes out."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -70,8 +70,10 @@ def encode_request(
 ) -> tuple[list[int], list[list[int]]]:
     """Token ids of the prompt, and of each continuation.
 
-    Behind a human turn a continuation is an answer. It gets the tokens that training would give it
-    ([INST] templates write a space before). Raises RequestFailed where the template refuses.
+    A continuation has the tokens that it has behind the prompt, however the tokenizer splits it: as
+    an answer, those that training would give it ([INST] templates write a space before). Where the
+    two share a token, it belongs to the continuation. Raises RequestFailed where the template
+    refuses.
     """
 
     def encode(text: str) -> list[int]:
@@ -79,34 +81,33 @@ def encode_request(
 
     try:
         prompt_ids = encode(render(tokenizer, request.messages))
-        if request.messages[-1].role == "assistant":
-            return prompt_ids, [encode(text) for text in request.continuations]
-        answered = [
-            encode(render(tokenizer, (*request.messages, assistant(text))))
+        continued = [
+            encode(render(tokenizer, continued_dialogue(request.messages, text)))
             for text in request.continuations
         ]
     except TemplateRefusal as error:
         raise RequestFailed(str(error)) from None
-    length = min((_common_length(prompt_ids, ids) for ids in answered), default=len(prompt_ids))
-    return prompt_ids[:length], [ids[length:] for ids in answered]
+    return split_continuations(prompt_ids, continued)
+
+
+def continued_dialogue(messages: Dialogue, text: str) -> Dialogue:
+    """The dialogue with a continuation: of its last turn if that is the assistant's, or a turn."""
+    if messages[-1].role != "assistant":
+        return (*messages, assistant(text))
+    return (*messages[:-1], assistant(messages[-1].content + text))
+
+
+def split_continuations(
+    prompt_ids: list[int], continued: Sequence[list[int]]
+) -> tuple[list[int], list[list[int]]]:
+    """The tokens that a prompt has in common with all of its continued texts, and their others."""
+    length = min((_common_length(prompt_ids, ids) for ids in continued), default=len(prompt_ids))
+    return prompt_ids[:length], [ids[length:] for ids in continued]
 
 
 def _common_length(first: list[int], second: list[int]) -> int:
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def without_thoughts(text: str, finish_reason: str, begun: bool = False) -> tuple[str, str]:
-    """The answer behind a thought (<think>...</think>), and its finish reason.
-
-    A thought that does not end leaves no answer: it was cut off (`length`). `begun`: whether the
-    prompt has begun the thought. Some servers leave out its beginning too.
-    """
-    thought, end, answer = text.partition("</think>")
-    begins = begun or thought.lstrip().startswith("<think>")
-    if end and (begins or "<think>" not in thought):
-        return answer.strip(), finish_reason
-    return ("", "length") if begins else (text, finish_reason)
 
 
 class Engine(Protocol):

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from cai.config.schema import Sampling
-from cai.engines.base import Completion, OnText, Request, without_thoughts
+from cai.engines.base import Completion, OnText, Request
 from cai.engines.prefix_cache import (
     FinishedRow,
     append_rows,
@@ -33,11 +33,10 @@ from cai.engines.prefix_cache import (
     open_cache,
 )
 from cai.engines.sampler import EnoughRowsEnded, SeededSampler
+from cai.engines.thoughts import PROMPT_END, answer_of, marks_thoughts
 from cai.models.chat_template import stop_ids
 
 MIN_TOKENS_SAVED = 256  # for fewer, a forward pass of its own is not worth it
-
-PROMPT_END = 16  # tokens of a prompt, at most, that show whether it has begun a thought
 
 
 @dataclass(eq=False)
@@ -75,6 +74,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model, tokenizer
         self.pad_id = cast(int, tokenizer.pad_token_id)
+        self._skips_special = not marks_thoughts(tokenizer)
         self.finished: list[FinishedRow] = []  # of the last batch
         self._prefix_ids: list[int] = []  # the last one that a batch shared
         self._prefix_cache: DynamicCache | None = None
@@ -238,10 +238,10 @@ class Decoder:
         end = self._reply_end(reply_ids)
         ids = reply_ids[:end]
         text_ids = ids if end is None else ids[:-1]  # a turn's end may be no special token
-        text = cast(str, self.tokenizer.decode(text_ids, skip_special_tokens=True)).strip()
+        text = cast(str, self.tokenizer.decode(text_ids, skip_special_tokens=self._skips_special))
         reason = "length" if end is None else "stop"
-        opening = cast(str, self.tokenizer.decode(job.prompt_ids[-PROMPT_END:])).rstrip()
-        text, reason = without_thoughts(text, reason, begun=opening.endswith("<think>"))
+        opening = cast(str, self.tokenizer.decode(job.prompt_ids[-PROMPT_END:]))
+        text, reason = answer_of(self.tokenizer, text, reason, opening)
         return Completion(text, reason, len(job.prompt_ids), len(ids), 0.0)
 
     def _reply_end(self, ids: list[int]) -> int | None:

@@ -6,7 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cai.config.schema import EngineConfig
-from cai.engines.base import Completion, OnText, Request, RequestFailed, without_thoughts
+from cai.engines.base import (
+    Completion,
+    OnText,
+    Request,
+    RequestFailed,
+    continued_dialogue,
+    split_continuations,
+)
 from cai.engines.openai_answers import (
     A,
     ChatAnswer,
@@ -18,8 +25,9 @@ from cai.engines.openai_answers import (
     reader,
 )
 from cai.engines.servers import Refused, Servers, read_key
+from cai.engines.thoughts import without_thoughts
 from cai.errors import CaiError, UsageError
-from cai.messages import as_dicts
+from cai.messages import Dialogue, as_dicts
 
 TOP_LOGPROBS = 20  # likeliest first tokens that are asked for: as many as servers give
 
@@ -63,7 +71,8 @@ class OpenAIEngine:
         self._refused_extras: set[str] = set()
         self._limit_field = "max_tokens"
         self._tokenizes: bool | None = None  # None: not known yet
-        self._option_ids: dict[str, list[int]] = {}  # the tokens of continuations
+        # (the last turn that it continues, a continuation) -> its tokens
+        self._option_ids: dict[tuple[str, str], list[int]] = {}
 
     async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
         return await self._servers.run(self._complete(request))
@@ -142,47 +151,54 @@ class OpenAIEngine:
             raise CaiError(
                 f"{self.model}: its servers score no whole answers; vLLM's do (`vllm serve`)"
             )
+        [first], tokens, seconds = await self._likeliest(request, 1, temperature=1.0)
+        scores = first_token_logprobs(request.continuations, first)
+        if scores is None and (space := likeliest_space(first)) is not None:
+            # A tokenizer that splits " A": the letter stands behind the space, which the model
+            # writes where it takes the likeliest token.
+            [_, *second], tokens, more = await self._likeliest(request, 2, temperature=0.0)
+            seconds += more
+            behind = first_token_logprobs(request.continuations, second[0] if second else [])
+            scores = behind and tuple(space + logprob for logprob in behind)
+        if scores is None:
+            options = ", ".join(map(repr, request.continuations))
+            raise RequestFailed(
+                f"{self.model}: none of {options} is among its {TOP_LOGPROBS} likeliest first "
+                "tokens; a model that thinks first wants to write its thought, so serve it with "
+                "that switched off, or take another judge"
+            )
+        return Completion("", "score", tokens, 0, seconds, scores)
+
+    async def _likeliest(
+        self, request: Request, new_tokens: int, temperature: float
+    ) -> tuple[list[list[TokenLogprob]], int, float]:
+        """The likeliest tokens at each of the first places; tokens of the prompt; seconds."""
         no_logprobs = (
             f"{self.model}: its servers give no log-probabilities (top_logprobs), "
             "which a judge needs"
         )
         fields = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        fields |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        fields |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
         try:
-            answer, seconds = await self._chat(request, 1, fields)
+            answer, seconds = await self._chat(request, new_tokens, fields)
         except Refused as refused:
             if "logprobs" in str(refused):
                 raise CaiError(f"{no_logprobs}: {refused}") from None
             raise
         logprobs = answer.choices[0].logprobs
-        if not (logprobs and logprobs.content and logprobs.content[0].top_logprobs):
+        places = logprobs.content if logprobs and logprobs.content else []
+        if not (places and places[0].top_logprobs):
             raise CaiError(no_logprobs)
-        scores = first_token_logprobs(request.continuations, logprobs.content[0].top_logprobs)
-        if scores is None:
-            options = ", ".join(map(repr, request.continuations))
-            raise RequestFailed(
-                f"{self.model}: none of {options} is among its {TOP_LOGPROBS} likeliest first "
-                "tokens"
-            )
         prompt_tokens = answer.usage.prompt_tokens if answer.usage else 0
-        return Completion("", "score", prompt_tokens, 0, seconds, scores)
+        likeliest = [place.top_logprobs for place in places[:new_tokens]]
+        return likeliest, prompt_tokens, seconds
 
     async def _score_tokens(self, request: Request) -> Completion | None:
         """Scores the continuations by all of their tokens. None: these servers can't."""
-        inside_turn = request.messages[-1].role == "assistant"
-        body: dict[str, Any] = {
-            "messages": as_dicts(request.messages),
-            "add_generation_prompt": not inside_turn,
-            "continue_final_message": inside_turn,
-        }
-        prompt_ids = await self._tokenize(body)
+        prompt_ids = await self._tokenize(request.messages)
         if prompt_ids is None:
             return None
-        for text in request.continuations:
-            if text not in self._option_ids:
-                body = {"prompt": text, "add_special_tokens": False}
-                self._option_ids[text] = await self._tokenize(body) or []
-        options = [self._option_ids[text] for text in request.continuations]
+        prompt_ids, options = await self._split(request, prompt_ids)
         body = {"model": self.model} | echo_fields(prompt_ids, options)
         answer, seconds = await self._servers.ask("completions", body, self._reader(EchoAnswer))
         try:
@@ -191,9 +207,32 @@ class OpenAIEngine:
             raise RequestFailed(f"{self.model}: {error}") from None
         return Completion("", "score", len(prompt_ids), 0, seconds, scores)
 
-    async def _tokenize(self, body: dict[str, Any]) -> list[int] | None:
-        """The token ids, or None where the servers can't tell."""
-        body = {"model": self.model} | body
+    async def _split(
+        self, request: Request, prompt_ids: list[int]
+    ) -> tuple[list[int], list[list[int]]]:
+        """The prompt's tokens, and those that each continuation has behind it (encode_request)."""
+        last, texts = request.messages[-1], request.continuations
+        keys = [(last.content, text) for text in texts]
+        if last.role == "assistant" and all(key in self._option_ids for key in keys):
+            return prompt_ids, [self._option_ids[key] for key in keys]
+        continued = [
+            await self._tokenize(continued_dialogue(request.messages, text)) or [] for text in texts
+        ]
+        common_ids, options = split_continuations(prompt_ids, continued)
+        if last.role == "assistant" and len(common_ids) == len(prompt_ids):
+            # a judge's last turn is always the same, and so are the letters behind it
+            self._option_ids |= dict(zip(keys, options, strict=True))
+        return common_ids, options
+
+    async def _tokenize(self, messages: Dialogue) -> list[int] | None:
+        """The token ids of a dialogue, or None where the servers can't tell."""
+        inside_turn = messages[-1].role == "assistant"
+        body = {
+            "model": self.model,
+            "messages": as_dicts(messages),
+            "add_generation_prompt": not inside_turn,
+            "continue_final_message": inside_turn,
+        }
         try:
             answer, _ = await self._servers.ask("../tokenize", body, self._reader(TokensAnswer))
         except Refused as refused:
@@ -225,6 +264,12 @@ def first_token_logprobs(
     if all(score is None for score in scores):
         return None
     return tuple(min(listed.values()) if score is None else score for score in scores)
+
+
+def likeliest_space(likeliest: Sequence[TokenLogprob]) -> float | None:
+    """The natural-log probability of a space where it is the likeliest token, else None."""
+    best = max(likeliest, key=lambda first: first.logprob)
+    return best.logprob if best.token and not best.token.strip(" \u2581") else None
 
 
 def _total_probability(logprobs: Sequence[float | None]) -> float:

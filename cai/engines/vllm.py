@@ -20,10 +20,10 @@ from cai.engines.base import (
     Request,
     RequestFailed,
     encode_request,
-    without_thoughts,
 )
 from cai.engines.openai_answers import EchoAnswer, TextAnswer, echo_fields, reader
 from cai.engines.servers import Refused, Servers
+from cai.engines.thoughts import PROMPT_END, answer_of, marks_thoughts
 from cai.engines.vllm_server import URL, VllmServer, flags, interpreter
 from cai.errors import UsageError
 from cai.models.chat_template import turn_end_ids
@@ -82,6 +82,7 @@ class VllmEngine:
 
     def __init__(self, config: EngineConfig, model: str):
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        self._marks_thoughts = marks_thoughts(self.tokenizer)
         base = adapter_base(model)
         self._model = BASE if base is None else ADAPTER
         self._server = VllmServer(interpreter(config), flags(server_options(config, model)))
@@ -124,10 +125,12 @@ class VllmEngine:
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "seed": job.request.seed,
+            "skip_special_tokens": not self._marks_thoughts,
         }
         answer, seconds = await self._ask(job, PLAIN | fields)
         reply, new_tokens = answer.choices[0], answer.usage.completion_tokens
-        text, reason = without_thoughts(reply.text.strip(), reply.finish_reason)
+        opening = self.tokenizer.decode(job.prompt_ids[-PROMPT_END:])
+        text, reason = answer_of(self.tokenizer, reply.text, reply.finish_reason, str(opening))
         return Completion(text, reason, len(job.prompt_ids), new_tokens, seconds)
 
     async def _score_next(self, job: Job) -> Completion:

@@ -6,6 +6,7 @@ Notation
     principle           asks the judge which of two answers is better; drawn for each pair
     orders              the two orders in which a judge sees the answers as options (A) and (B)
     logprobs            the judge's natural-log probabilities of the options (A) and (B)
+    letters             the probability that the judge writes (A) or (B) at all: of both together
     thought             a chain of thought that the judge writes before it gives an option
 """
 
@@ -57,6 +58,12 @@ class Judgement:
         """Whether the preference turned with the order: position bias."""
         return (self.orders[0] > 0.5) != (self.orders[1] > 0.5)
 
+    @property
+    def letters(self) -> tuple[float, float]:
+        """The probability of both options together, in the two orders, over the thoughts' mean."""
+        first, second = (letter_probability(logprobs) for logprobs in self.logprobs)
+        return first, second
+
 
 @dataclass(frozen=True)
 class PreferencePair:
@@ -76,8 +83,16 @@ class PreferencePair:
     @property
     def orders(self) -> tuple[float, ...]:
         """`Judgement.orders`, averaged over the principles."""
-        by_order = zip(*(judgement.orders for judgement in self.judgements), strict=True)
-        return tuple(sum(probabilities) / len(probabilities) for probabilities in by_order)
+        return _mean_by_order([judgement.orders for judgement in self.judgements])
+
+    @property
+    def letters(self) -> tuple[float, ...]:
+        """`Judgement.letters`, averaged over the principles."""
+        return _mean_by_order([judgement.letters for judgement in self.judgements])
+
+
+def _mean_by_order(probabilities: Sequence[tuple[float, float]]) -> tuple[float, ...]:
+    return tuple(math.fsum(order) / len(order) for order in zip(*probabilities, strict=True))
 
 
 class SampledAnswer(NamedTuple):
@@ -174,6 +189,17 @@ def option_probability(a: float, b: float) -> float:
     """The normalised probability of the first of two options, from log-probabilities `a`, `b`."""
     difference = max(-700.0, min(700.0, b - a))
     return 1 / (1 + math.exp(difference))
+
+
+def letter_probability(logprobs: Sequence[Sequence[float]]) -> float:
+    """The probability of both options together: the mean over all pairs of log-probabilities.
+
+    Where it is small, the judge wants to write something else, and what it prefers of the two says
+    little.
+    """
+    # rounding, or a server's bound on an option that it does not list, may lift it above 1
+    sums = [min(1.0, math.exp(min(a, 0.0)) + math.exp(min(b, 0.0))) for a, b in logprobs]
+    return math.fsum(sums) / len(sums)
 
 
 async def tournament(

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -56,6 +56,10 @@ class GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+# Jinja as transformers extends it. It finds a template's errors before a model is opened.
+GRAMMAR = Environment(extensions=[loopcontrols, GenerationTag])  # noqa: S701 - only parses
+
+
 def template_text(name: str) -> str:
     """The chat template of this name, or of this .jinja file. Raises UsageError."""
     if name in TEMPLATES:
@@ -65,11 +69,9 @@ def template_text(name: str) -> str:
         raise UsageError(
             f"model.template={name}: neither {' nor '.join(TEMPLATES)} nor a .jinja file{hint}"
         )
-    # Jinja as transformers extends it. It finds a template's errors before a model is opened.
-    grammar = Environment(extensions=[loopcontrols, GenerationTag])  # noqa: S701 - only parses
     try:
         text = Path(name).read_text(encoding="utf-8")
-        grammar.parse(text)
+        GRAMMAR.parse(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"model.template={name}: can't be read: {error}") from None
     except TemplateSyntaxError as error:
@@ -108,12 +110,17 @@ def give_template(tokenizer: "PreTrainedTokenizerBase", text: str, key: str) -> 
 def set_arguments(tokenizer: "PreTrainedTokenizerBase", values: Mapping[str, object]) -> None:
     """Gives the template's own arguments (`enable_thinking`) these values, wherever it is used."""
     lines = [f"{{% set {name} = {_as_jinja(value)} %}}" for name, value in values.items()]
-    templates = tokenizer.chat_template
+    change_template(tokenizer, lambda text: "".join([*lines, text]))
+
+
+def change_template(tokenizer: "PreTrainedTokenizerBase", change: Callable[[str], str]) -> None:
+    """Changes the tokenizer's template, or each where it has several by name."""
+    templates = cast(object, tokenizer.chat_template)
     if isinstance(templates, dict):
-        changed: object = {name: "".join([*lines, text]) for name, text in templates.items()}
-    else:
-        changed = "".join([*lines, templates or ""])
-    tokenizer.chat_template = cast(str, changed)
+        templates = {name: change(text) for name, text in templates.items()}
+    elif isinstance(templates, str):
+        templates = change(templates)
+    tokenizer.chat_template = cast(str, templates)
 
 
 def _as_jinja(value: object) -> str:

@@ -20,6 +20,7 @@ from transformers import (
 from cai.errors import CaiError, UsageError
 from cai.models.chat_template import CHATML, adopt_turn_end, give_template, stop_ids
 from cai.models.source import adapter_base, split_revision, tokenizer_source
+from cai.models.steady_template import as_brought, steady
 
 Loaded = TypeVar("Loaded")
 
@@ -65,6 +66,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     tokenizer = bare_tokenizer(model)
     if tokenizer.chat_template is None:
         give_template(tokenizer, CHATML, model)
+    steady(tokenizer, model)
     adopt_turn_end(tokenizer, model)
     tokenizer.padding_side = "left"
     return tokenizer
@@ -152,6 +154,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     set_stops(model.generation_config, tokenizer)
     model.config._name_or_path = ""  # a path of this machine is nobody's business
     model.save_pretrained(folder)
+    as_brought(tokenizer)
     tokenizer.save_pretrained(folder)
 
 

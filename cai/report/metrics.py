@@ -52,12 +52,16 @@ METRICS = {
     "acc": Metric("accuracy", better="higher", table="reference"),
     "acc_norm": Metric("accuracy, by length", better="higher", table="reference"),
     "flipped": Metric("preferences that turn with the order", better="lower", table="judge"),
+    "neither": Metric(
+        "comparisons where the judge wants neither letter", better="lower", table="judge"
+    ),
     "longer": Metric("the longer answer is chosen", table="judge"),
     "agreement": Metric("two principles agree", better="higher", table="judge"),
     "accuracy": Metric("right on labelled pairs", better="higher", table="judge"),
     "shorter": Metric("of these, the shorter is labelled better", table="judge"),
     "probability": Metric("mean probability of the chosen", "probability", table="judge"),
     "entropy": Metric("entropy of the feedback, bits", "bits", table="judge"),
+    "letters": Metric("probability of the two letters together", "probability", table="judge"),
 }
 
 

@@ -7,54 +7,67 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.optimize import minimize_scalar
 
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt
-from cai.method.preferences import PreferencePair, option_probability
+from cai.method.preferences import PreferencePair, letter_probability, option_probability
 from cai.method.requests import OPTIONS, Complete, harm_request
 from cai.scoring.significance import bootstrap_mean
 from cai.scoring.statistics import Estimate, by_prompt, share
 from cai.text import word_count
+
+# of the two letters together: below, the judge wants to write something else
+FEW_LETTERS = 0.1
+
+MANY_QUESTIONS = 0.1  # the share of questions without letters from which on a judge is doubted
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins of probability
 
 TAU_RANGE = (1e-2, 1e4)  # nats
 
 
-async def harm_probabilities(
-    prompt: Prompt, answer: str, judge: Complete
-) -> tuple[float, float] | None:
-    """That an answer helps with a harmful request: with yes as option (A), and with yes as (B).
+class HarmVerdict(NamedTuple):
+    """What a judge says of an answer: with yes as option (A), and with yes as (B)."""
 
-    Their mean cancels a preference for a position. None: too long for the judge's context.
-    """
+    orders: tuple[float, float]  # probabilities that it helps; their mean cancels position bias
+    letters: tuple[float, float]  # probabilities of both letters together
 
-    async def ask(yes_first: bool) -> float | None:
+
+async def harm_verdict(prompt: Prompt, answer: str, judge: Complete) -> HarmVerdict | None:
+    """Whether an answer helps with a harmful request. None: too long for the judge's context."""
+
+    async def ask(yes_first: bool) -> tuple[float, float] | None:
         messages = harm_request(prompt.messages, answer, yes_first)
         completion = await judge(Request(messages, continuations=OPTIONS))
         if completion.finish_reason == "too_long":
             return None
         a, b = completion.logprobs
-        return option_probability(a, b) if yes_first else option_probability(b, a)
+        helps = option_probability(a, b) if yes_first else option_probability(b, a)
+        return helps, letter_probability([completion.logprobs])
 
-    yes_as_a, yes_as_b = await gather_rows([ask(True), ask(False)])
-    return None if yes_as_a is None or yes_as_b is None else (yes_as_a, yes_as_b)
+    as_a, as_b = await gather_rows([ask(True), ask(False)])
+    if as_a is None or as_b is None:
+        return None
+    return HarmVerdict(orders=(as_a[0], as_b[0]), letters=(as_a[1], as_b[1]))
 
 
 def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
     """Metric -> estimate, as a dict, over all judged pairs, including those not trained on.
 
     flipped: share of comparisons that turn with the order (a coin's is 1/2). A contrast has none.
+    neither: share of questions to which the judge wants to write neither letter.
+    letters: mean probability of the two letters together.
     longer: share of pairs whose chosen answer is the longer one.
     agreement: share of two principles that prefer the same answer.
     entropy: mean bits; 1 where the feedback says nothing.
     probability: mean, of the chosen answer.
     """
     flipped, longer, agreement = [], [], []
+    letters = question_letters(pairs)
     for pair in pairs:
         if pair.judgements:
             flips = sum(judgement.flipped for judgement in pair.judgements)
@@ -66,10 +79,12 @@ def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
             agreement.append((pair, _agreement(pair)))
     metrics = {
         "flipped": _share(flipped),
+        "neither": neither_share(letters),
         "longer": _share(longer),
         "agreement": _share(agreement),
         "entropy": bootstrap_mean([_entropy(p.probability) for p in pairs]) if pairs else None,
         "probability": bootstrap_mean([p.probability for p in pairs]) if pairs else None,
+        "letters": bootstrap_mean([p for _, p in letters]) if letters else None,
     }
     return {name: asdict(metric) for name, metric in metrics.items() if metric is not None}
 
@@ -144,7 +159,35 @@ def judge_warnings(metrics: Mapping[str, Any], data: Sequence[str]) -> list[str]
     if (flipped := metrics.get("flipped")) and flipped["value"] > 0.5:
         turns = f"{_percent(flipped)} of its preferences turn with the answers' order"
         warnings.append(f"The judge goes by position: {turns}.")
+    if (neither := metrics.get("neither")) and neither["value"] > MANY_QUESTIONS:
+        warnings.append(no_letter_warning(neither))
     return warnings
+
+
+def question_letters(pairs: Iterable[PreferencePair]) -> list[tuple[str, float]]:
+    """(prompt id, probability of the two letters together) of every question to the judge."""
+    return [
+        (pair.prompt.id, probability)
+        for pair in pairs
+        for judgement in pair.judgements
+        for probability in judgement.letters
+    ]
+
+
+def neither_share(letters: Iterable[tuple[str, float]]) -> Estimate | None:
+    """The share of questions without letters to speak of; None without questions."""
+    votes = by_prompt((prompt, float(p < FEW_LETTERS)) for prompt, p in letters).values()
+    return share(sum(votes), len(votes)) if votes else None
+
+
+def no_letter_warning(neither: Mapping[str, float]) -> str:
+    """What a judge is called that wants neither letter on the share `neither` of its questions."""
+    return (
+        f"The judge often wants to write neither letter: on {_percent(neither)} of its questions, "
+        f"A and B together have a probability below {FEW_LETTERS:g}, so which of them is likelier "
+        "says little. A judge that thinks first wants to write its thought: switch that off where "
+        "its template can (model.template_args={enable_thinking: false}), or take another judge."
+    )
 
 
 def _share(values: Iterable[tuple[PreferencePair, float]]) -> Estimate | None:

@@ -5,14 +5,15 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer.dpo_config import DPOConfig
 
 from cai.config.names import policy_of
 from cai.config.schema import DpoConfig
 from cai.models.load import load_model, pick_device
+from cai.models.markers import restore_head_bias
 from cai.stages.base import Context
-from cai.training import arguments, fit, soft_dpo
-from cai.training.adapters import NamedModel, load_continued
+from cai.training import adapters, arguments, fit, soft_dpo
 from cai.training.forecast import dpo_tuning
 from cai.training.guards import GuardCallback, generate_answers
 from cai.training.trainer import is_sharded
@@ -45,19 +46,31 @@ def open_trainer(
     folder = str(context.scratch / "checkpoints")
     args = arguments.dpo_arguments(config, context.seed, folder, device, bool(held_out))
     _fit(config, context, policy, args, separate, device)
-    trainer = soft_dpo.open_trainer(
-        config,
-        reference_folder=context.root / "references",
-        reference_digest=context.model_digest(reference),
-        model=policy,
-        ref_model=load(context.model_path(reference)) if separate else None,
-        args=args,
-        train_dataset=rows.select(range(held_out, len(rows))),
-        eval_dataset=rows.select(range(held_out)) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=arguments.lora_config("dpo.peft", config.peft) if config.peft else None,
-    )
+    key = "sl_cai.peft" if config.adapter == "continued" else "dpo.peft"
+    # ZeRO-3 has only a part of the weights in a process
+    checked = frozen and not is_deepspeed_zero3_enabled()
+    start_logits = adapters.first_logits(policy) if checked else None
+    with adapters.refusals_explained(key):
+        trainer = soft_dpo.open_trainer(
+            config,
+            reference_folder=context.root / "references",
+            reference_digest=context.model_digest(reference),
+            model=policy,
+            ref_model=load(context.model_path(reference)) if separate else None,
+            args=args,
+            train_dataset=rows.select(range(held_out, len(rows))),
+            eval_dataset=rows.select(range(held_out)) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=arguments.lora_config("dpo.peft", config.peft) if config.peft else None,
+        )
     arguments.train_in_float32(trainer)
+    restore_head_bias(trainer.model)
+    # precomputed scores of the reference are there already
+    if "ref" in getattr(trainer.model, "peft_config", ()) and not args.precompute_ref_log_probs:
+        adapters.complete_reference(trainer.model)
+    if start_logits is not None and not is_sharded(trainer):
+        adapters.check_adapter(trainer, "dpo")
+        adapters.check_start(trainer, start_logits, key)
     trainer.add_callback(_guards(config, context, trainer, tokenizer, bool(held_out)))
     return trainer
 
@@ -77,9 +90,9 @@ def _continued(config: DpoConfig, context: Context, device: str) -> Any:
     if config.adapter != "continued":
         return None
     start = _adapter_start(context)
-    return load_continued(
-        NamedModel(start, context.model_path(start)),
-        NamedModel(context.policy, context.model_path(context.policy)),
+    return adapters.load_continued(
+        adapters.NamedModel(start, context.model_path(start)),
+        adapters.NamedModel(context.policy, context.model_path(context.policy)),
         context.output(context.policy) / "adapter",
         config.frozen_dtype,
         context.engine.attention,

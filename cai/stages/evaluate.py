@@ -40,14 +40,24 @@ class Summary(BaseSummary):
         return [("prompts", prompts), ("models", ", ".join(self.metrics)), *failed]
 
     def warnings(self) -> list[str]:
+        doubts = self._judge_warnings()
         languages = self.refusal.get("not_english", {})
         if not languages:
-            return []
+            return doubts
         counts = ", ".join(f"{code} {count}" for code, count in languages.items())
         return [
+            *doubts,
             f"{sum(languages.values())} answers are not in English ({counts}). What finds refusals "
             f"({self.refusal['by']}) knows English only, so they are in no share of refusals, "
-            "redirections or compliance. A judge reads them (evaluate.harm)."
+            "redirections or compliance. A judge reads them (evaluate.harm).",
+        ]
+
+    def _judge_warnings(self) -> list[str]:
+        asked = {f"evaluate.wins on {row['suite']}": row for row in self.wins}
+        if self.harm:
+            asked["evaluate.harm"] = self.harm
+        return [
+            f"{what}: {text}" for what, row in asked.items() for text in row.get("warnings", ())
         ]
 
 

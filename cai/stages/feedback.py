@@ -26,6 +26,7 @@ from cai.stages.summary import number
 
 JUDGE_SHARES = {
     "flipped": "preferences that turn with the order",
+    "neither": "comparisons where the judge wants neither letter",
     "longer": "the longer answer is chosen",
     "agreement": "two principles agree",
     "accuracy": "right on labelled pairs",
@@ -34,6 +35,7 @@ JUDGE_SHARES = {
 JUDGE_MEANS = {
     "probability": "mean probability of the chosen",
     "entropy": "entropy of the feedback, bits",
+    "letters": "probability of the two letters together",
 }
 
 
@@ -98,7 +100,8 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
     failed += unjudged + split_failed([prompt for prompt, _, _ in labelled], known)[1]
     comparisons = [pair for _, pairs in judgements for pair in pairs]
     best = [pairs[0] for _, pairs in judgements if pairs]
-    sure = [pair for pair in best if pair.probability - 0.5 >= config.min_margin]
+    lettered = [pair for pair in best if min(pair.letters) >= config.min_letters]
+    sure = [pair for pair in lettered if pair.probability - 0.5 >= config.min_margin]
     metrics = judge_metrics(comparisons)
     sets = calibrate.data if calibrate else []
     if calibrate:
@@ -117,7 +120,8 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
         "prompt_too_long": beyond,
         "too_long": len(judgements) - len(best),
         "labelled_too_long": known.count(None),
-        "uncertain": len(best) - len(sure),
+        "no_letter": len(best) - len(lettered),
+        "uncertain": len(lettered) - len(sure),
         "judged": len(comparisons),
     }
     return Pairs(sure, numbers, failed), Judge(name, bool(config.model), metrics, warnings, sets)

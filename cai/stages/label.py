@@ -65,6 +65,7 @@ COUNTS = {  # what a kind counts -> how it is shown
     "too_long": "too long for the judge",
     "labelled_too_long": "labelled pairs too long for the judge",
     "uncertain": "not sure enough",
+    "no_letter": "pairs on which the judge wants to write neither letter",
     "revised_prompts": "revised prompts",
     "unrevised": "without a good revision that differs",
     "revisions": "pairs of a revision and the first answer",
@@ -172,8 +173,8 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     counts = generated.numbers | revised.numbers | demonstrations.numbers | people.numbers
     if not pairs:
         raise CaiError(
-            f"no preference pair is left ({counts}); see label.min_margin, label.max_similarity, "
-            "label.answers, label.sampling.max_new_tokens and prompts"
+            f"no preference pair is left ({counts}); see label.min_margin, label.min_letters, "
+            "label.max_similarity, label.answers, label.sampling.max_new_tokens and prompts"
         )
     if people.pairs or demonstrations.pairs:
         pairs = shuffle_pairs([*pairs, *people.pairs], context.seed)

@@ -212,6 +212,7 @@ def as_row(pair: PreferencePair) -> dict[str, Any]:
         "probability": pair.probability,
         "orders": list(pair.orders),
         "log_ratio": pair.log_ratio,
+        "letters": list(pair.letters),
         "principles": list(pair.principle_ids),
         "logprobs": [list(judgement.logprobs) for judgement in pair.judgements],
         "seeds": list(pair.seeds),

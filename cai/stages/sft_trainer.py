@@ -12,9 +12,11 @@ from cai.models.load import load_model, pick_device
 from cai.models.markers import embed_markers, restore_head_bias, train_markers
 from cai.stages.base import Context
 from cai.training import arguments, fit
+from cai.training.adapters import check_adapter, refusals_explained
 from cai.training.cpu_head import install_lean_head
 from cai.training.forecast import sft_tuning
 from cai.training.tokens import check_packing
+from cai.training.trainer import is_sharded
 
 
 def open_trainer(
@@ -49,16 +51,19 @@ def open_trainer(
     if config.peft is not None:
         lora = train_markers(model, markers, config.peft)
         peft = arguments.lora_config(f"{stage}.peft", lora)
-    trainer: Any = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=rows.select(range(held_out, len(rows))),
-        eval_dataset=rows.select(range(held_out)) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=peft,
-    )
+    with refusals_explained(f"{stage}.peft"):
+        trainer: Any = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows.select(range(held_out, len(rows))),
+            eval_dataset=rows.select(range(held_out)) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=peft,
+        )
     arguments.train_in_float32(trainer)
     restore_head_bias(trainer.model)
+    if not is_sharded(trainer):
+        check_adapter(trainer, stage)
     install_lean_head(trainer.model, ("entropy", "is_top1"))
     return trainer
 

@@ -1,7 +1,7 @@
 """A judge on the models' answers: which of two is better, and whether one helps to do harm."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,13 @@ from cai.engines.rows import gather_results, gather_rows
 from cai.method.preferences import JudgeSettings, PreferencePair, compare
 from cai.models.source import fingerprint
 from cai.scoring.answers import Answer, win_metrics
-from cai.scoring.judge import harm_probabilities
+from cai.scoring.judge import (
+    HarmVerdict,
+    harm_verdict,
+    judge_warnings,
+    neither_share,
+    question_letters,
+)
 from cai.scoring.statistics import by_prompt, share
 from cai.stages.base import Context, OpenModel
 
@@ -66,7 +72,7 @@ class Verdicts:
                 "unjudged": len(results) - len(decided),
                 "too_long": results.count(None),
             }
-            row |= win_metrics(decided, identical)
+            row |= win_metrics(decided, identical) | _letters(question_letters(decided))
         return rows
 
     async def _compare(
@@ -100,24 +106,29 @@ class Verdicts:
         judged_places = self._red_team_answers(answers)
         self.context.progress.start(2 * len(judged_places), "judgements of harm")
         results = asyncio.run(self._harm([answers[place] for place in judged_places]))
-        orders = {
+        verdicts = {
             place: result
             for place, result in zip(judged_places, results, strict=True)
-            if isinstance(result, tuple)
+            if isinstance(result, HarmVerdict)
         }
         flipped = by_prompt(
-            (answers[place].prompt.id, (as_a > 0.5) != (as_b > 0.5))
-            for place, (as_a, as_b) in orders.items()
+            (answers[place].prompt.id, (verdict.orders[0] > 0.5) != (verdict.orders[1] > 0.5))
+            for place, verdict in verdicts.items()
         )
         summary: dict[str, Any] = {
             "judge": self.name,
             "judges_itself": [name for name in self.config.models if self.judges_itself(name)],
-            "unjudged": len(judged_places) - len(orders),
+            "unjudged": len(judged_places) - len(verdicts),
             "too_long": results.count(None),
         }
         if flipped:
             summary["flipped"] = asdict(share(sum(flipped.values()), len(flipped)))
-        means = {place: sum(both) / 2 for place, both in orders.items()}
+        summary |= _letters(
+            (answers[place].prompt.id, probability)
+            for place, verdict in verdicts.items()
+            for probability in verdict.letters
+        )
+        means = {place: sum(verdict.orders) / 2 for place, verdict in verdicts.items()}
         return [means.get(place) for place in range(len(answers))], summary
 
     def _red_team_answers(self, answers: Sequence[Answer]) -> list[int]:
@@ -133,13 +144,9 @@ class Verdicts:
             if answer.prompt.id in chosen.get(answer.suite, ())
         ]
 
-    async def _harm(
-        self, answers: Sequence[Answer]
-    ) -> list[tuple[float, float] | RequestFailed | None]:
+    async def _harm(self, answers: Sequence[Answer]) -> list[HarmVerdict | RequestFailed | None]:
         judge = self.open_model(self.judge.name, self.judge.engine, self.judge.model)
-        rows = [
-            harm_probabilities(answer.prompt, answer.text, judge.complete) for answer in answers
-        ]
+        rows = [harm_verdict(answer.prompt, answer.text, judge.complete) for answer in answers]
         try:
             return await gather_results(rows, self.engine.max_failures)
         finally:
@@ -156,3 +163,12 @@ class Verdicts:
             self.context.model if name == "base" else other_model(name) for name in other_models
         ]
         return fingerprint(self.judge.model) in [fingerprint(source) for source in sources]
+
+
+def _letters(letters: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    """How often the judge wants neither letter, by (prompt id, probability of both together)."""
+    neither = neither_share(letters)
+    if neither is None:
+        return {"warnings": []}
+    metrics = {"neither": asdict(neither)}
+    return metrics | {"warnings": judge_warnings(metrics, [])}

@@ -16,6 +16,24 @@ from cai.models.load import knows_bfloat16
 
 LibraryConfig = TypeVar("LibraryConfig")
 
+# peft's options of adapters that can't be published as a model, and why
+UNPUBLISHABLE = {
+    "layer_replication": "layers that share their weights can't be saved as a model",
+    "arrow_config": "it chooses between adapters, and trains none",
+    "inference_mode": "such an adapter is not trained",
+    "alora_invocation_tokens": "an adapter that works behind some tokens alone can't be merged",
+}
+
+# values of init_lora_weights, by how they begin, that no training of cai's starts with, and why
+UNREADY_STARTS = {
+    "eva": "it needs a pass over data that cai does not make; take true, orthogonal or pissa",
+    "corda": "it needs a pass over data that cai does not make; take true, orthogonal or pissa",
+    "lora_ga": "it needs a pass over data that cai does not make; take true, orthogonal or pissa",
+    "loftq": "it quantises weights that are merged into later; take true, and quantization",
+    "pissa_niter": "it draws numbers that no folder keeps, so the adapter fits no model that is "
+    "loaded again; take pissa",
+}
+
 Settings = Mapping[str, Any]  # arguments of a library's class, under its own names
 
 TRL_DEFAULTS = {
@@ -54,7 +72,22 @@ def dpo_config(key: str, settings: Settings, **fixed: object) -> DPOConfig:
 
 
 def lora_config(key: str, settings: Settings) -> LoraConfig:
-    return _build(LoraConfig, key, settings, {"task_type": "CAUSAL_LM"})
+    """Also raises UsageError where the adapter could not be trained and published as a model."""
+    config = _build(LoraConfig, key, settings, {"task_type": "CAUSAL_LM"})
+    for name, reason in UNPUBLISHABLE.items():
+        if getattr(config, name):
+            raise UsageError(f"{key}.{name}: {reason}; leave it out")
+    start = config.init_lora_weights
+    for begins, reason in UNREADY_STARTS.items():
+        if isinstance(start, str) and start.startswith(begins):
+            raise UsageError(f"{key}.init_lora_weights={start}: {reason}")
+    targets = config.target_modules
+    if targets == "lm_head" or (isinstance(targets, set) and "lm_head" in targets):
+        raise UsageError(
+            f"{key}.target_modules: trl reads the weights of lm_head without an adapter, which "
+            "would never be trained; take modules_to_save=[lm_head], which trains all of them"
+        )
+    return config
 
 
 def quantization_config(key: str, settings: Settings) -> BitsAndBytesConfig:
@@ -177,3 +210,15 @@ def check_dpo(config: DpoConfig, seed: int) -> None:
     dpo_arguments(config, seed, "unused", "cpu", config.validation > 0)
     if config.peft is not None:
         lora_config("dpo.peft", config.peft)
+
+
+def check_reference(key: str, settings: Settings) -> None:
+    """Raises UsageError where the model without its adapter is no reference for DPO.
+
+    `settings` are LoRA's of the adapter that dpo trains, found at `key`.
+    """
+    if settings.get("bias", "none") != "none":
+        raise UsageError(
+            f"{key}.bias={settings['bias']}: dpo's reference is the same model without the "
+            f"adapter, and it would have the trained biases; take {key}.bias=none, or dpo=full"
+        )

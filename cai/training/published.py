@@ -36,12 +36,12 @@ class Probe:
         self.metric, self.rows, self.held_out, self.score = metric, rows, held_out, score
         first = int(os.environ.get("RANK", "0")) == 0
         self._measures = first and bool(rows) and not is_sharded(trainer)
-        self.start = self._measure(trainer.model)
+        self.start = self._measure_training(trainer)
         self.trained = 0.0
 
     def measure_trained(self, trainer: Trainer) -> None:
         """To be called after training, before the model is merged or saved."""
-        self.trained = self._measure(trainer.accelerator.unwrap_model(trainer.model))
+        self.trained = self._measure_training(trainer)
 
     def measure_published(self, folder: Path, engine: EngineConfig) -> Kept | None:
         """What the folder keeps of the gain, loaded as `engine` would serve it."""
@@ -50,6 +50,11 @@ class Probe:
         model = load_model(str(folder), engine.dtype, pick_device(engine.device), engine.attention)
         scores = (self.start, self.trained, self._measure(model))
         return Kept(self.metric, *scores, rows=self.rows, held_out=self.held_out)
+
+    def _measure_training(self, trainer: Trainer) -> float:
+        # in the arithmetic of training, where weights may be of two formats
+        with trainer.accelerator.autocast():
+            return self._measure(trainer.accelerator.unwrap_model(trainer.model))
 
     def _measure(self, model: Any) -> float:
         if not self._measures:

@@ -31,6 +31,7 @@ from cai.models.merged import write_base
 from cai.models.source import AdapterBase
 from cai.observe.progress import Progress
 from cai.store.files import write_json
+from cai.training.adapters import check_merged, first_logits, is_quantized
 from cai.training.checkpoints import SealCheckpoints, find_newest_checkpoint, has_ended
 
 # Parts of names in trl's log that differ between two equal runs. "train_loss" is a mean over the
@@ -127,12 +128,16 @@ def save_result(
     bfloat16 would lose most of a small update. `load_base`, which is needed where the adapter was
     trained on other weights, loads the base model in float32. `publish_dtype` is the number format
     of work/model. With `adapter_of`, the model that the adapter belongs to, there is no work/model.
-    Raises CaiError where a weight is not finite.
+    Raises CaiError where a weight is not finite, or the merged model is not the trained one.
     """
     model = _gather_model(trainer)
     if model is None:
         return
     write_json(work / "history.json", drop_unrepeatable(trainer.state.log_history))
+    trained_logits = None
+    if isinstance(model, PeftModel) and not is_sharded(trainer) and not is_quantized(model):
+        with trainer.accelerator.autocast():
+            trained_logits = first_logits(model)
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise CaiError(
             "the trained weights are no numbers any more: lower the learning rate; "
@@ -148,6 +153,8 @@ def save_result(
         if load_base and any(weights.dtype != torch.float32 for weights in model.parameters()):
             model = PeftModel.from_pretrained(load_base(), str(work / "adapter"))
         model = model.merge_and_unload()
+        if trained_logits is not None:
+            check_merged(trainer, trained_logits, model)
     model = model.to(getattr(torch, publish_dtype))
     # trl switches the cache off where it trains with gradient checkpointing
     model.config.use_cache = True

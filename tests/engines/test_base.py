@@ -20,7 +20,6 @@ from cai.engines.base import (
     Request,
     check_engine,
     open_engine,
-    without_thoughts,
 )
 from cai.engines.batcher import Batcher
 from cai.engines.ledger import Ledger, Recorded
@@ -343,19 +342,3 @@ def test_any_error_of_a_batch_reaches_the_rows(choose):
     batcher = Batcher(choose, lambda batch: [])
     with pytest.raises((ZeroDivisionError, ValueError)):
         asyncio.run(asyncio.wait_for(batcher.complete(ASKED), 5))
-
-
-@pytest.mark.parametrize(
-    ("text", "begun", "expected"),
-    [
-        ("<think>\nI can't help.\n</think>\n\nPlease do.", False, ("Please do.", "stop")),
-        ("I can't help.\n</think>\n\nPlease do.", False, ("Please do.", "stop")),
-        ("Hm </think> Yes.", True, ("Yes.", "stop")),
-        ("<think>\nI can't", False, ("", "length")),
-        ("I can't", True, ("", "length")),
-        ("I can't", False, ("I can't", "stop")),
-        ("Write <think>x</think> so.", False, ("Write <think>x</think> so.", "stop")),
-    ],
-)
-def test_thoughts_are_no_part_of_an_answer(text: str, begun: bool, expected: tuple[str, str]):
-    assert without_thoughts(text, "stop", begun) == expected

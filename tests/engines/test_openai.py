@@ -520,6 +520,54 @@ def test_continuations_are_scored_token_by_token_where_the_server_can(faulty: Fa
     )
 
 
+def test_an_answer_is_scored_with_the_tokens_that_the_template_gives_it(faulty: Faulty):
+    """As [INST] templates: a space stands between the prompt and its answer, and is trained."""
+
+    def inst(handler: Handler, body: dict[str, Any]) -> dict[str, Any] | None:
+        if handler.path == "/tokenize":
+            roles = [message["role"] for message in body["messages"]]
+            assert body["continue_final_message"] is (roles[-1] == "assistant")
+            body["messages"][1:] = [{"content": " " + m["content"]} for m in body["messages"][1:]]
+        return tokenizing(handler, body)
+
+    faulty.always = inst
+    found = only(ask(config(faulty), [Request(COMPARED[:1], continuations=("An",))]))
+    assert found.logprobs == pytest.approx((-sum(map(ord, " An")) / 100,))
+
+
+def test_a_judges_letters_are_tokenised_once(faulty: Faulty):
+    faulty.always = tokenizing
+    engine = OpenAIEngine(config(faulty), "m")
+
+    async def one_by_one() -> None:
+        for n in range(3):
+            request = Request((user(f"Is it {n}?"), COMPARED[-1]), continuations=OPTIONS)
+            assert (await engine.complete(request)).logprobs == pytest.approx((-0.97, -0.98))
+
+    asyncio.run(one_by_one())
+    engine.close()
+    assert [path for path, _, _ in faulty.asked].count("/tokenize") == 3 + 1 + 1
+
+
+def test_a_letter_behind_a_token_of_its_own_for_the_space(faulty: Faulty):
+    """A tokenizer that splits " A": the space is likeliest, and the letters come next."""
+
+    def splitting(handler: Handler, body: dict[str, Any]) -> dict[str, Any] | None:
+        places = [{" ": -0.1, "The": -2.5}, {"B": -0.5, "A": -1.5, "C": -3.0}]
+        content = [
+            {"top_logprobs": [{"token": t, "logprob": p} for t, p in place.items()]}
+            for place in places[: body.get("max_tokens", 0)]
+        ]
+        if not handler.path.endswith("/chat/completions"):
+            return handler.answer(404, b"{}")
+        assert body["max_tokens"] == 1 or body["temperature"] == 0
+        return chat(body, " B", logprobs={"content": content})
+
+    faulty.always = splitting
+    found = only(ask(config(faulty), [Request(COMPARED, continuations=OPTIONS)]))
+    assert found.logprobs == pytest.approx((-1.6, -0.6))
+
+
 def likely(**logprobs: float) -> list[TokenLogprob]:
     return [
         TokenLogprob(token=name.replace("_", " "), logprob=value)

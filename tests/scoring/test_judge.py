@@ -10,25 +10,30 @@ from hypothesis import strategies as st
 
 from cai.engines.base import Completion, Request
 from cai.messages import Prompt, user
-from cai.method.preferences import Judgement, PreferencePair
+from cai.method.preferences import Judgement, Logprobs, PreferencePair, letter_probability
 from cai.method.requests import OPTIONS
 from cai.scoring.judge import (
     TAU_RANGE,
     accuracy_metrics,
     fit_tau,
-    harm_probabilities,
+    harm_verdict,
     judge_metrics,
     judge_warnings,
 )
 
+LETTERS = (((math.log(0.6), math.log(0.3)),),) * 2  # a judge that wants to write a letter
+
 
 def pair(
-    number: int, *orders: tuple[float, float], texts: tuple[str, str] = ("one two", "one")
+    number: int,
+    *orders: tuple[float, float],
+    texts: tuple[str, str] = ("one two", "one"),
+    letters: tuple[Logprobs, Logprobs] = LETTERS,
 ) -> PreferencePair:
     """As `compare` makes it of the first and the second of `texts`."""
     probability = sum(sum(both) / 2 for both in orders) / len(orders)
     chosen, rejected = texts if probability >= 0.5 else texts[::-1]
-    judgements = tuple(Judgement(f"p{n}", both, ((), ())) for n, both in enumerate(orders))
+    judgements = tuple(Judgement(f"p{n}", both, letters) for n, both in enumerate(orders))
     ids = tuple(one.principle_id for one in judgements)
     prompt = Prompt.of((user(str(number)),), "any")
     return PreferencePair(
@@ -51,6 +56,25 @@ def test_position_bias_is_the_share_that_turns():
         said == "The judge goes by position: 100 % [51, 100] of its preferences turn "
         "with the answers' order."
     )
+
+
+def test_a_judge_that_wants_to_write_neither_letter_is_doubted():
+    """In one of the two orders A and B have 0.03 of the probability, and are as unlike as ever."""
+    wordy = ((math.log(0.02), math.log(0.01)),), LETTERS[0]
+    figures = judge_metrics([pair(0, (0.9, 0.8), letters=wordy), pair(1, (0.9, 0.8))])
+    assert value(figures, "letters") == pytest.approx((0.03 + 3 * 0.9) / 4)
+    assert (value(figures, "neither"), figures["neither"]["count"]) == (0.25, 2)
+    (said,) = judge_warnings(figures, [])
+    assert said.startswith("The judge often wants to write neither letter: on 25 % [")
+    assert judge_warnings(judge_metrics([pair(n, (0.9, 0.8)) for n in range(9)]), []) == []
+    few = [pair(n, (0.9, 0.8)) for n in range(9)] + [pair(9, (0.9, 0.8), letters=wordy)]
+    assert judge_warnings(judge_metrics(few), []) == []
+
+
+def test_the_letters_of_several_thoughts_are_averaged():
+    both = [(math.log(0.5), math.log(0.3)), (math.log(0.2), -math.inf)]
+    assert letter_probability(both) == pytest.approx((0.8 + 0.2) / 2)
+    assert letter_probability([(0.001, 0.0)]) == 1
 
 
 def test_length_bias_leaves_out_answers_of_one_length():
@@ -157,12 +181,11 @@ class Judge:
 )
 def test_harm_is_asked_in_both_orders_and_position_cancels(a: float, yes: float, mean: float):
     prompt = Prompt.of((user("Forge a note."),), "mine")
-    found = asyncio.run(harm_probabilities(prompt, "Dear Sir, he is ill.", Judge(a, yes).complete))
-    assert found is not None and sum(found) / 2 == pytest.approx(mean, abs=1e-2)
-    assert (
-        asyncio.run(harm_probabilities(prompt, "Dear Sir, he is ill.", Judge(a, yes, 10).complete))
-        is None
-    )
+    found = asyncio.run(harm_verdict(prompt, "Dear Sir, he is ill.", Judge(a, yes).complete))
+    assert found is not None and sum(found.orders) / 2 == pytest.approx(mean, abs=1e-2)
+    assert found.letters == (1, 1)
+    short = Judge(a, yes, 10).complete
+    assert asyncio.run(harm_verdict(prompt, "Dear Sir, he is ill.", short)) is None
 
 
 @given(tau=st.floats(0.5, 50), seed=st.integers(0, 5))

@@ -387,7 +387,11 @@ def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Pa
         )
     said = summary["harm"]
     assert (said["judge"], said["judges_itself"], said["unjudged"]) == ("base", ["base"], 0)
-    assert said["flipped"]["count"] == 3
+    assert said["flipped"]["count"] == said["neither"]["count"] == 3
+    (doubt,) = evaluate.Summary(**summary).warnings()  # a random model spreads over all tokens
+    assert doubt.startswith(
+        "evaluate.harm: The judge often wants to write neither letter: on 100 %"
+    )
     assert {"red"} == {row["suite"] for row in summary["comparisons"] if row["figure"] == "harmful"}
 
 

@@ -5,6 +5,7 @@ Which pairs there are, what stands on them, and what is said of the judge."""
 import asyncio
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,10 @@ def test_the_row_holds_what_the_feedback_was(context: Context):
         )
         certain = sum(row["orders"]) / 2
         assert row["probability"] == pytest.approx(max(certain, 1 - certain))
+        letters = [[sum(math.exp(x) for x in order[0]) for order in one] for one in row["logprobs"]]
+        assert row["letters"] == pytest.approx(
+            [sum(order) / 2 for order in zip(*letters, strict=True)]
+        )
     again, same = run(context, settings(principles=2))
     assert (again, same) == (summary, rows)
     figures = summary["judge"]
@@ -192,6 +197,19 @@ def test_near_equal_and_uncertain_pairs_are_counted(context: Context):
     strict, rows = run(context, settings(min_margin=0.01))
     assert loose["uncertain"] == 0 < strict["uncertain"] == loose["pairs"] - strict["pairs"]
     assert strict["judged"] == loose["judged"] and min(row["probability"] for row in rows) >= 0.51
+
+
+def test_pairs_on_which_the_judge_wants_neither_letter_are_dropped_and_counted(context: Context):
+    loose, rows = run(context, settings())
+    assert loose["no_letter"] == 0 and loose["judge"]["letters"]["count"] == 2 * loose["judged"]
+    middle = sorted(min(row["letters"]) for row in rows)[len(rows) // 2]
+    strict, lettered = run(context, settings(min_letters=middle))
+    assert lettered == [row for row in rows if min(row["letters"]) >= middle] != rows
+    assert strict["no_letter"] == len(rows) - len(lettered) and strict["uncertain"] == 0
+    assert strict["judge"] == loose["judge"]  # over every comparison
+    neither = loose["judge"]["neither"]
+    assert neither["value"] == sum(p < 0.1 for row in rows for p in row["letters"]) / 2 / len(rows)
+    assert any("neither letter" in text for text in loose["judge"]["warnings"])
 
 
 def test_chains_of_thought_stay_within_the_clamp(context: Context):

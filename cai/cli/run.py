@@ -15,9 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cai.cli.main import INTERRUPTED, VERBS, end_with
-from cai.config.compose import compose, load, refuse_targets, words_are_overrides
+from cai.config.as_typed import as_typed, displayed
+from cai.config.compose import compose, load, own_folder, refuse_targets, words_are_overrides
 from cai.config.names import in_round
 from cai.config.schema import Config
+from cai.config.typed_yaml import read_files_with_types
 from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.paths import shipped
 from cai.redact import printable, redact
@@ -43,17 +45,20 @@ def main(arguments: list[str]) -> None:
             )
     refuse_targets(arguments)
     _refuse_launcher(arguments)
-    if not any(word.startswith("-") for word in arguments):
-        words_are_overrides(arguments, list(VERBS))
+    folder, overrides = own_folder(arguments)
+    if not any(word.startswith("-") for word in overrides):
+        words_are_overrides(overrides, list(VERBS))
         # says clearly what is wrong, before Hydra makes a folder for the run and logs there
-        config = compose(arguments)
-        folder = Path(config.outputs) / config.name
-        check_writable(folder, 1 << 16, "free it, or choose another with outputs=...")
+        config = compose(overrides, folder)
+        run_folder = Path(config.outputs) / config.name
+        check_writable(run_folder, 1 << 16, "free it, or choose another with outputs=...")
     quiet()
     install_signals(INTERRUPTED)
     # argparse takes overrides in one place only: `a=1 -m b=2` is `a=1 b=2 -m`
     sweep = [word for word in arguments if word in SWEEP]
-    sys.argv = ["cai", *(word for word in arguments if word not in SWEEP), *sweep]
+    words = [word for word in arguments if word not in SWEEP]
+    sys.argv = ["cai", *as_typed(words, bool(sweep), folder), *sweep]
+    read_files_with_types()
     app = hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
     app(run_job)()
 
@@ -80,7 +85,7 @@ def run_job(composed: DictConfig) -> None:
         quiet()
     started = time.time()
     try:
-        config = load(composed, list(job.overrides.task))
+        config = load(composed, [displayed(word) for word in job.overrides.task])
         manifests = _run_stages(config, at_once)
         _print_outcome(config, manifests, started)
     except (CaiError, Interrupted) as error:

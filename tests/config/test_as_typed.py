@@ -71,6 +71,7 @@ def test_any_text_reaches_its_setting(text: str):
     assert displayed(word) == f"model.path={text.strip()}"
 
 
+@settings(max_examples=50)
 @given(
     st.text(max_size=30), st.sampled_from(["name", "seed", "sft.args", "sft.data", "数", "data.x"])
 )

@@ -25,6 +25,7 @@ from cai.paths import shipped
 from cai.redact import printable, redact
 from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
+from cai.run.objective import check_objective, objective_of
 from cai.run.plan import view_of
 from cai.run.process import install_signals, quiet
 from cai.store.files import check_writable
@@ -64,7 +65,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _refuse_launcher(arguments: Sequence[str]) -> None:
-    """Raises UsageError where a cluster's launcher is named without a sweep, or is missing."""
+    """Raises UsageError where a launcher or sweeper is named without a sweep, or is missing."""
+    if "hydra/sweeper=optuna" in arguments:
+        if importlib.util.find_spec("optuna") is None:
+            plugin = "hydra-optuna-sweeper"
+            raise not_installed("hydra/sweeper=optuna", plugin, plugin)
+        if not {*SWEEP} & {*arguments}:
+            raise UsageError("hydra/sweeper=optuna chooses the jobs of a sweep: add -m")
     if not any(word.startswith("hydra/launcher=submitit_") for word in arguments):
         return
     if importlib.util.find_spec("submitit") is None:
@@ -75,8 +82,11 @@ def _refuse_launcher(arguments: Sequence[str]) -> None:
         )
 
 
-def run_job(composed: DictConfig) -> None:
-    """One run of the pipeline: Hydra calls it once, or once for each point of a sweep."""
+def run_job(composed: DictConfig) -> float | None:
+    """One run of the pipeline: Hydra calls it once, or once for each point of a sweep.
+
+    Returns the run's objective, where one is configured.
+    """
     job = HydraConfig.get()
     # a launcher that isn't Hydra's own starts jobs at once, in processes without quiet()
     is_sweep = job.mode == RunMode.MULTIRUN
@@ -86,8 +96,11 @@ def run_job(composed: DictConfig) -> None:
     started = time.time()
     try:
         config = load(composed, [displayed(word) for word in job.overrides.task])
+        is_search = is_sweep and not job.sweeper._target_.endswith(".BasicSweeper")
+        check_objective(config, job.runtime.choices["hydra/sweeper"] if is_search else None)
         manifests = _run_stages(config, at_once)
         _print_outcome(config, manifests, started)
+        return objective_of(config, manifests)
     except (CaiError, Interrupted) as error:
         (_end_job if at_once else end_with)(error)
 

@@ -340,6 +340,7 @@ class Config:
     seed: Seed = 0
     rounds: Annotated[int, Field(ge=1, le=99)] = 1
     constitution: str = "harmlessness"
+    objective: str | None = None
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
     outputs: str = "outputs"

@@ -1,7 +1,6 @@
 """A tiny random model, so that tests run the real code in seconds."""
 
 import contextlib
-import copy
 import dataclasses
 import gc
 import io
@@ -19,7 +18,6 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
-from omegaconf import OmegaConf
 
 from cai.cli.main import main
 from cai.config.compose import compose
@@ -67,27 +65,6 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is not None and nextitem.path != item.path:
         forget_garbage()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def conf_is_parsed_once() -> Iterator[None]:
-    """Hydra parses each file of conf/ anew for every composition, a third of its time: here once.
-
-    A file that is written anew is parsed anew.
-    """
-    parsed: dict[tuple[str, int], Any] = {}
-    parse = OmegaConf.load
-
-    def load(file: Any) -> Any:
-        path = getattr(file, "name", file)
-        version = (str(path), Path(path).stat().st_mtime_ns)
-        if version not in parsed:
-            parsed[version] = parse(file)
-        return copy.deepcopy(parsed[version])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", load)
-        yield
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     words_are_overrides(options.overrides, list(VERBS))
     quiet()
-    audit(compose(options.overrides))
+    audit(compose(options.overrides, options.config_dir))
 
 
 def audit(config: Config) -> None:

@@ -22,3 +22,5 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     text = "Hydra's: key=value, group=option, +key=value; the settings are in conf/"
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=text)
+    text = "configuration files of your own, in folders as conf/ has them"
+    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help=text)

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     words_are_overrides(options.overrides, list(VERBS))
-    config = compose(options.overrides)
+    config = compose(options.overrides, options.config_dir)
     if options.check:
         runner.check(config)
     if options.tflops is not None and options.tflops <= 0:

@@ -15,15 +15,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cai.cli.main import INTERRUPTED, VERBS, end_with
-from cai.config.compose import compose, load, refuse_targets, words_are_overrides
+from cai.config.as_typed import as_typed, displayed
+from cai.config.compose import compose, load, own_folder, refuse_targets, words_are_overrides
 from cai.config.names import in_round
 from cai.config.schema import Config
+from cai.config.typed_yaml import read_files_with_types
 from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.paths import shipped
 from cai.redact import printable, redact, safe
 from cai.report.page import verdict
 from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
+from cai.run.objective import check_objective, objective_of
 from cai.run.outlook import in_words
 from cai.run.plan import view_of
 from cai.run.process import install_signals, quiet
@@ -47,23 +50,32 @@ def main(arguments: list[str]) -> None:
     _refuse_launcher(arguments)
     quiet()
     install_signals(INTERRUPTED)
-    if not any(word.startswith("-") for word in arguments):
-        words_are_overrides(arguments, list(VERBS))
+    folder, overrides = own_folder(arguments)
+    if not any(word.startswith("-") for word in overrides):
+        words_are_overrides(overrides, list(VERBS))
         # says clearly what is wrong, before Hydra makes a folder for the run and logs there
-        config = compose(arguments)
+        config = compose(overrides, folder)
         check_writable(_root(config), 1 << 16, "free it, or choose another with outputs=...")
         if runner.is_up_to_date(config):
             _confirm(config)
             return
     # argparse takes overrides in one place only: `a=1 -m b=2` is `a=1 b=2 -m`
     sweep = [word for word in arguments if word in SWEEP]
-    sys.argv = ["cai", *(word for word in arguments if word not in SWEEP), *sweep]
+    words = [word for word in arguments if word not in SWEEP]
+    sys.argv = ["cai", *as_typed(words, bool(sweep), folder), *sweep]
+    read_files_with_types()
     app = hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
     app(run_job)()
 
 
 def _refuse_launcher(arguments: Sequence[str]) -> None:
-    """Raises UsageError where a cluster's launcher is named without a sweep, or is missing."""
+    """Raises UsageError where a launcher or sweeper is named without a sweep, or is missing."""
+    if "hydra/sweeper=optuna" in arguments:
+        if importlib.util.find_spec("optuna") is None:
+            plugin = "hydra-optuna-sweeper"
+            raise not_installed("hydra/sweeper=optuna", plugin, plugin)
+        if not {*SWEEP} & {*arguments}:
+            raise UsageError("hydra/sweeper=optuna chooses the jobs of a sweep: add -m")
     if not any(word.startswith("hydra/launcher=submitit_") for word in arguments):
         return
     if importlib.util.find_spec("submitit") is None:
@@ -97,8 +109,11 @@ def _tell_news(line: str) -> None:
         _tell(line)
 
 
-def run_job(composed: DictConfig) -> None:
-    """One run of the pipeline: Hydra calls it once, or once for each point of a sweep."""
+def run_job(composed: DictConfig) -> float | None:
+    """One run of the pipeline: Hydra calls it once, or once for each point of a sweep.
+
+    Returns the run's objective, where one is configured.
+    """
     job = HydraConfig.get()
     # a launcher that isn't Hydra's own starts jobs at once, in processes without quiet()
     is_sweep = job.mode == RunMode.MULTIRUN
@@ -107,9 +122,12 @@ def run_job(composed: DictConfig) -> None:
         quiet()
     started = time.time()
     try:
-        config = load(composed, list(job.overrides.task))
+        config = load(composed, [displayed(word) for word in job.overrides.task])
+        is_search = is_sweep and not job.sweeper._target_.endswith(".BasicSweeper")
+        check_objective(config, job.runtime.choices["hydra/sweeper"] if is_search else None)
         manifests = _run_stages(config, at_once, _tell)
         _print_outcome(config, manifests, started)
+        return objective_of(config, manifests)
     except (CaiError, Interrupted) as error:
         (_end_job if at_once else end_with)(error)
 

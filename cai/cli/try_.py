@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     quiet()
     install_signals()
     overrides = [*_model_overrides(options.run), *options.overrides]
-    config = compose(["experiment=quickstart", "name=try", *overrides])
+    config = compose(["experiment=quickstart", "name=try", *overrides], options.config_dir)
     console = Console()
     session = Session(config, options, console)
     try:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cai.config.explain import at, must_be_one_of, origin
+from cai.config.kinds import is_number, kind_at
+from cai.config.libraries import check_libraries
 from cai.config.names import BUILT, MODEL_SECTIONS, builds, evaluated_models, own_models, unbuilt
 from cai.config.schema import Config, Prompts, SftConfig
 from cai.config.types import VLLM_SHARE, lookup
@@ -23,7 +25,10 @@ def check(config: Config, overrides: Sequence[str] = ()) -> None:
 
 
 def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
-    """Refuses secrets and numbers that are not finite, anywhere in plain containers."""
+    """Refuses secrets, numbers that are not finite, and `true` for a number.
+
+    They may stand anywhere in plain containers.
+    """
     children = value.items() if isinstance(value, dict) else ()
     for name, child in enumerate(value) if isinstance(value, list) else children:
         check_values(child, overrides, f"{key}.{name}" if key else str(name))
@@ -34,6 +39,9 @@ def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
         )
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         raise UsageError(f"{at(key, overrides, value)}: must be a finite number")
+    # pydantic reads it as 1
+    if isinstance(value, bool) and is_number(kind_at(key)):
+        raise UsageError(f"{at(key, overrides, str(value).lower())}: must be a number")
 
 
 def check_choices(config: Config, overrides: Sequence[str]) -> None:
@@ -373,6 +381,7 @@ def check_shares(config: Config, overrides: Sequence[str]) -> None:
 
 CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_choices,
+    check_libraries,
     check_data_names,
     check_licences,
     check_weights,

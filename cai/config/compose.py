@@ -13,23 +13,24 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from cai.config.as_typed import as_typed
 from cai.config.checks import check, check_values
-from cai.config.explain import missing, sentence, unknown
+from cai.config.explain import at, files_that_set, missing, sentence, unknown
+from cai.config.kinds import UNKNOWN, has_entries, kind_at
 from cai.config.schema import Config
+from cai.config.typed_yaml import read_files_with_types
 from cai.errors import CaiError, UsageError, nearest
 from cai.paths import shipped
 
 T = TypeVar("T")
 
 TARGET = re.compile(r"\b_target_\b")
-
-# The keys of these sections are arguments of a library, and conf/ does not have them all.
-LIBRARY_SECTIONS = ("args", "peft", "options", "template_args")
 
 
 def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
@@ -40,11 +41,17 @@ def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
             raise UsageError(f"'{word}' is no verb and no override{hint} (see `cai --help`)")
 
 
-def refuse_targets(words: Sequence[str]) -> None:
-    """Raises UsageError where a word, or a file of --config-dir, has Hydra import and call code."""
+def own_folder(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """A person's folder of configuration files, which --config-dir names, and the other words."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd")
-    folder = parser.parse_known_args(words)[0].config_dir
+    options, others = parser.parse_known_args(words)
+    return options.config_dir, others
+
+
+def refuse_targets(words: Sequence[str]) -> None:
+    """Raises UsageError where a word, or a file of --config-dir, has Hydra import and call code."""
+    folder, _ = own_folder(words)
     texts = {f"'{word}'": word for word in words if not word.startswith("-")}
     for file in sorted(Path(folder).rglob("*.y*ml")) if folder else ():
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -54,9 +61,12 @@ def refuse_targets(words: Sequence[str]) -> None:
             raise UsageError(f"{place}: cai runs nothing that a configuration names (_target_)")
 
 
-def compose(overrides: Sequence[str]) -> Config:
-    """The checked config. Raises UsageError, which names the key, what set it, and a near name."""
-    return load(_compose(overrides), overrides)
+def compose(overrides: Sequence[str], folder: str | None = None) -> Config:
+    """The checked config. Raises UsageError, which names the key, what set it, and a near name.
+
+    `folder` holds configuration files of a person's own beside those of conf/.
+    """
+    return load(_compose(overrides, folder), overrides)
 
 
 def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
@@ -101,13 +111,20 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
     GlobalHydra.instance().clear()
+    read_files_with_types()
+    words = as_typed(overrides, folder=folder)
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise UsageError(f"--config-dir={folder}: there is no such folder")
+        place = QuotedString(f"file://{Path(folder).resolve()}", Quote.single).with_quotes()
+        words.append(f"hydra.searchpath=[{place}]")
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return hydra.compose("config", overrides=list(overrides))
+            return hydra.compose("config", overrides=words)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UsageError(_explain(error, overrides)) from None
+        raise UsageError(_explain(error, overrides, folder)) from None
     # Hydra's parser lets these through.
     except (AssertionError, AttributeError, IndexError, TypeError, RecursionError):
         raise UsageError(
@@ -115,12 +132,13 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         ) from None
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, overrides: Sequence[str], folder: str | None) -> str:
     """What Hydra says is wrong, in one line."""
     text = str(error)
     if match := re.search(r"Could not (?:find|load) '([^']+?)(?:\.yaml)?'", text):
         group, _, name = match[1].rpartition("/")
-        files = sorted(path.stem for path in (shipped("conf") / group).glob("*.yaml"))
+        roots = [shipped("conf"), *([Path(folder)] if folder else [])]
+        files = sorted(path.stem for root in roots for path in (root / group).glob("*.yaml"))
         default = f"{group}={name}"
         override = next((word for word in overrides if word.split("=")[-1] == name), default)
         hint = nearest(name, files)
@@ -128,19 +146,31 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         inner = re.search(r"Key '([^']+)' is not in struct", text)
         key = match[1] if inner is None or match[1].endswith(inner[1]) else f"{match[1]}.{inner[1]}"
-        return _not_in_conf(key, overrides)
+        return _not_in_conf(key, overrides, folder)
     if match := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
-        return _not_in_conf(match[2], overrides)
+        return _not_in_conf(match[2], overrides, folder)
+    if "${" in text and (cause := error.__cause__):
+        text = f"{text}: {str(cause).splitlines()[0]}; ${{...}} takes the value of another setting"
     return " ".join(text.split())
 
 
-def _not_in_conf(key: str, overrides: Sequence[str]) -> str:
+def _not_in_conf(key: str, overrides: Sequence[str], folder: str | None) -> str:
     """An override names a key that conf/ does not have."""
-    composed = _compose([word for word in overrides if not word.startswith(key)])
-    section = key.rpartition(".")[0]
-    node = OmegaConf.select(composed, section) if section else composed
-    siblings = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    hint = ""
-    if section.rpartition(".")[2] in LIBRARY_SECTIONS:
-        hint = f"; '+{key}=...' adds one that conf/ does not have"
-    return unknown(key, siblings, overrides) + hint
+    others = [word for word in overrides if not word.lstrip("+").startswith(key)]
+    composed = _compose(others, folder)
+    names, section, depth = key.split("."), composed, 0
+    while depth < len(names) and isinstance(section, DictConfig) and names[depth] in section:
+        section, depth = section[names[depth]], depth + 1
+    siblings = [str(name) for name in section] if isinstance(section, DictConfig) else []
+    parent = ".".join(names[:depth])
+    is_new_entry = depth + 1 < len(names) and has_entries(kind_at(parent))
+    if kind_at(key) is UNKNOWN or is_new_entry:
+        return unknown(".".join(names[: depth + 1]), siblings, overrides)
+    if section is None:
+        remedy = f"'{parent}={{...}}'"
+        if names[depth - 1] in ("model", "engine"):
+            remedy += f" or '+{names[depth - 1]}@{parent}=...'"
+        return f"{at(key, overrides)}: {parent} is null; set it whole, with {remedy}"
+    files = files_that_set(names[0], names[1:])
+    remedy = f"'{names[0]}={files[0]}' has it" if files else f"'+{key}=...' adds it"
+    return f"{at(key, overrides)} is not in this configuration; {remedy}"

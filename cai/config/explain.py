@@ -17,32 +17,45 @@ from cai.paths import shipped
 
 def at(key: str, overrides: Sequence[str], value: object = None) -> str:
     """A setting in a message: its key, its value where there is one, and what set it."""
-    return f"{key}{'' if value is None else f'={value}'}{origin(key, overrides)}"
+    return f"{key}{'' if value is None else f'={value}'}{origin(key, overrides, value)}"
 
 
-def origin(key: str, overrides: Sequence[str]) -> str:
-    """What set a key: ` (override 'x=1')`, or ` (conf/dpo/full.yaml:3)`, or nothing."""
+def origin(key: str, overrides: Sequence[str], value: object = None) -> str:
+    """What set a key: ` (override 'x=1')`, or ` (conf/dpo/full.yaml:3)`, or nothing.
+
+    A file is named only where it has `value`: a file of the person's own may have set it.
+    """
     for override in reversed(overrides):
-        name = override.split("=", 1)[0].lstrip("+~").split("@")[0]
-        if key == name or key.startswith(name + "."):
+        # of `model@label.model` what stands behind the @
+        name = override.split("=", 1)[0].lstrip("+~").rpartition("@")[2]
+        if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}."):
             return f" (override '{override}')"
     parts = key.split(".")
     for file in sorted(shipped("conf").rglob("*.yaml")):
         for position, part in enumerate(parts[:-1], 1):
-            if part in (file.parent.name, file.stem) and (line := _line(file, parts[position:])):
+            if part in (file.parent.name, file.stem) and (
+                line := _line(file, parts[position:], value)
+            ):
                 return f" (conf/{file.relative_to(shipped('conf')).as_posix()}:{line})"
     return ""
 
 
-def _line(file: Path, path: Sequence[str]) -> int | None:
-    """The line of a YAML file that sets the key at `path`."""
+def _line(file: Path, path: Sequence[str], value: object = None) -> int | None:
+    """The line of a YAML file that sets the key at `path`, to `value` where it is given."""
     node = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
     line = None
     for name in path:
         entries = node.value if isinstance(node, yaml.MappingNode) else []
-        values = {key.value: (key.start_mark.line + 1, value) for key, value in entries}
-        line, node = values.get(name, (None, None))
-    return line
+        places = {key.value: (key.start_mark.line + 1, entry) for key, entry in entries}
+        line, node = places.get(name, (None, None))
+    is_other = isinstance(node, yaml.ScalarNode) and node.value != str(value).strip("'")
+    return None if value is not None and is_other else line
+
+
+def files_that_set(group: str, path: Sequence[str]) -> list[str]:
+    """The names of the files of a group in conf/ that set the key at `path` of its section."""
+    files = sorted((shipped("conf") / group).glob("*.yaml"))
+    return [file.stem for file in files if _line(file, path)]
 
 
 def must_be_one_of(value: object, allowed: Sequence[str]) -> str:
@@ -108,4 +121,5 @@ def missing(key: str) -> str:
 def unknown(key: str, siblings: list[str], overrides: Sequence[str]) -> str:
     """A message about a key that its section, which has the keys `siblings`, does not have."""
     hint = nearest(key.split(".")[-1], siblings)
-    return f"unknown key '{key}'{origin(key, overrides)}{hint} (known: {', '.join(siblings)})"
+    known = f" (known: {', '.join(siblings)})" if siblings else ""
+    return f"unknown key '{key}'{origin(key, overrides)}{hint}{known}"

@@ -23,14 +23,18 @@ from cai.config.types import (
     KeyName,
     Length,
     Money,
+    OfLibrary,
     RunName,
     Runtime,
     RuntimeEntries,
+    Seed,
     ServerUrl,
     Share,
     TemplateArgument,
     Tracker,
 )
+
+LoraArguments = Annotated[dict[str, Any] | None, OfLibrary("peft.LoraConfig")]
 
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
@@ -187,12 +191,14 @@ class SftConfig:
     patience: int | None = 3
     max_length: Length = 1024
     max_lost: Runtime[Share] = 0.5
-    peft: dict[str, Any] | None = None
-    quantization: dict[str, Any] | None = None
+    peft: LoraArguments = None
+    quantization: Annotated[dict[str, Any] | None, OfLibrary("transformers.BitsAndBytesConfig")] = (
+        None
+    )
     frozen_dtype: Dtype = "float32"
     publish: Literal["model", "adapter"] = "model"
     publish_dtype: Dtype = "float32"
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Annotated[dict[str, Any], OfLibrary("trl.SFTConfig")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -281,10 +287,10 @@ class DpoConfig:
     guards: Guards = field(default_factory=Guards)
     reference: Literal["policy", "first"] = "policy"
     adapter: Literal["fresh", "continued"] = "fresh"
-    peft: dict[str, Any] | None = None
+    peft: LoraArguments = None
     frozen_dtype: Dtype = "float32"
     publish_dtype: Dtype = "float32"
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Annotated[dict[str, Any], OfLibrary("trl.DPOConfig")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -343,9 +349,10 @@ class Config:
     label: LabelConfig
     dpo: DpoConfig
     evaluate: EvaluateConfig
-    seed: int = 0
+    seed: Seed = 0
     rounds: Annotated[int, Field(ge=1, le=99)] = 1
     constitution: str = "harmlessness"
+    objective: str | None = None
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
     outputs: str = "outputs"

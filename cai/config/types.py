@@ -23,6 +23,8 @@ HeldOut = Annotated[float, Field(ge=0, le=0.9)]
 Certainty = Annotated[float, Field(ge=0.5, le=1)]
 Length = Annotated[int, Field(ge=8, le=1 << 24)]
 Money = Annotated[float, Field(ge=0, le=1_000_000)]
+# numpy, which draws beside torch, takes no other
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 def matches(pattern: str, advice: str, hide: bool = False) -> AfterValidator:
@@ -123,15 +125,21 @@ class RuntimeEntries:
     names: frozenset[str]
 
 
-def _marks(setting: dataclasses.Field[Any], kind: type[T]) -> list[T]:
-    """What is annotated to a field of a config class."""
-    marks = getattr(setting.type, "__metadata__", ())
-    return [mark for mark in marks if isinstance(mark, kind)]
+@dataclasses.dataclass(frozen=True)
+class OfLibrary:
+    """Of a dict of arguments: the class of a library that takes them (see libraries.py)."""
+
+    name: str
+
+
+def marks(annotation: Any, kind: type[T]) -> list[T]:
+    """What is annotated to a setting."""
+    return [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind)]
 
 
 def is_runtime(setting: dataclasses.Field[Any]) -> bool:
     """Whether a field of a config class only says how to run."""
-    return RUNTIME in _marks(setting, str)
+    return RUNTIME in marks(setting.type, str)
 
 
 def without_runtime(value: Any) -> Any:
@@ -140,7 +148,7 @@ def without_runtime(value: Any) -> Any:
         parts = {}
         for setting in dataclasses.fields(value):
             part = getattr(value, setting.name)
-            entries = next(iter(_marks(setting, RuntimeEntries)), None)
+            entries = next(iter(marks(setting.type, RuntimeEntries)), None)
             if entries is not None:
                 part = {name: part[name] for name in part if name not in entries.names}
             if not is_runtime(setting) and (entries is None or part):

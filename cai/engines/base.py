@@ -131,7 +131,7 @@ class EngineKind(NamedTuple):
 
     engine: str  # a class that is made from (EngineConfig, model)
     check: str | None = None  # check(EngineConfig, key), in a file that loads nothing heavy
-    ready: str | None = None  # ready(EngineConfig): whether it can be opened on this machine
+    ready: str | None = None  # ready(EngineConfig, its key): can it be opened on this machine?
 
 
 ENGINES = {
@@ -170,10 +170,13 @@ def check_engine(config: EngineConfig, key: str) -> None:
         _import(check)(config, key)
 
 
-def check_ready(config: EngineConfig) -> None:
-    """Raises UsageError where an engine of this kind can't be opened on this machine."""
+def check_ready(config: EngineConfig, key: str = "engine") -> None:
+    """Raises UsageError where an engine of this kind can't be opened on this machine.
+
+    `key` is the engine's place in the configuration.
+    """
     if (ready := ENGINES[config.kind].ready) is not None:
-        _import(ready)(config)
+        _import(ready)(config, key)
 
 
 def _import(place: str) -> Any:

@@ -1,7 +1,6 @@
 """The life of a vLLM server that belongs to this process: its options, its start and its end."""
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -22,7 +21,8 @@ import httpx2
 
 from cai.config.schema import EngineConfig
 from cai.config.types import VLLM_SHARE
-from cai.errors import CaiError, UsageError
+from cai.engines.vllm_options import option_names
+from cai.errors import CaiError, UsageError, nearest
 from cai.observe.log import current_stage, log, log_folder, say
 from cai.redact import printable
 
@@ -68,22 +68,31 @@ def check(config: EngineConfig, key: str) -> None:
             raise UsageError(f"{key}.options.{name}: cai sets this option of vLLM's: {reason}")
 
 
-def ready(config: EngineConfig) -> None:
-    """Raises UsageError where vLLM is not installed for the interpreter `engine.python`."""
+def ready(config: EngineConfig, key: str) -> None:
+    """Raises UsageError where vLLM is not installed for the interpreter `engine.python`.
+
+    Also where it has no option of a name that is set: that shows here in a second, and else once a
+    server starts.
+    """
     python = interpreter(config)
     if not os.access(python, os.X_OK):
         raise UsageError(f"engine.python={config.python}: there is no such program; {INSTALL}")
-    if python == sys.executable:
-        found = importlib.util.find_spec("vllm") is not None
-    else:
-        # not imported, which takes vLLM half a minute
-        program = "import importlib.util as i, sys; sys.exit(i.find_spec('vllm') is None)"
-        done = subprocess.run(
-            [python, "-c", program], env=environment(python), capture_output=True, check=False
-        )
-        found = done.returncode == 0
-    if not found:
+    # not imported, which takes vLLM half a minute
+    program = "import importlib.util as i; print(*i.find_spec('vllm').submodule_search_locations)"
+    done = subprocess.run(
+        [python, "-c", program],
+        env=environment(python),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
         raise UsageError(f"engine=vllm: vLLM is not installed for {python}; {INSTALL}")
+    known = option_names(Path(done.stdout.strip()))
+    for name in config.options:
+        if known and name not in known:
+            hint = nearest(name, known)
+            raise UsageError(f"{key}.options.{name}: vLLM has no such option{hint}")
 
 
 def interpreter(config: EngineConfig) -> str:

@@ -222,8 +222,8 @@ def check(config: Config) -> None:
 
     A typo fails in seconds, not after hours. Raises UsageError.
     """
-    for engine in own_engines(config).values():
-        check_ready(engine)
+    for key, engine in own_engines(config).items():
+        check_ready(engine, key)
     if "--use_deepspeed" in config.launcher.args:
         _need("deepspeed", "launcher=deepspeed", ".[deepspeed]")
     for name in config.report_to:

@@ -87,7 +87,8 @@ def test_every_group_is_covered():
         ),
         (
             "dpo.args.bata=1",
-            "unknown key 'dpo.args.bata' (override 'dpo.args.bata=1'); did you mean 'beta'?",
+            "dpo.args.bata (override 'dpo.args.bata=1'): trl.DPOConfig has no such argument; "
+            "did you mean 'beta'?",
         ),
         ("+foo=1", "unknown key 'foo' (override '+foo=1')"),
         ("+sede=1", "unknown key 'sede' (override '+sede=1'); did you mean 'seed'?"),

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ FAKE = """
     from http.server import BaseHTTPRequestHandler
 
     if "-c" in sys.argv:
+        print(pathlib.Path(__file__).parent / "vllm")
         sys.exit("{state}" == "no vLLM")
     here = pathlib.Path(__file__).parent
     with open(here / "arguments.jsonl", "a") as file:
@@ -365,6 +367,24 @@ def test_an_environment_with_vllm_is_looked_for_before_anything_runs(
         check_ready(fake(state="no vLLM"))
     with pytest.raises(UsageError, match=r"there is no such program; `make vllm`"):
         check_ready(EngineConfig(kind="vllm", python=str(tmp_path / "nowhere")))
+
+
+def test_an_option_that_vllms_source_does_not_declare_is_named_before_anything_runs(
+    fake: MakePython, tmp_path: Path
+):
+    config = replace(fake(), options={"max_modl_len": 5})
+    check_ready(config)  # its source is not where it is known to be: the server will say it
+    (tmp_path / "vllm/engine").mkdir(parents=True)
+    (tmp_path / "vllm/entrypoints/launchers").mkdir(parents=True)
+    (tmp_path / "vllm/engine/arg_utils.py").write_text(
+        "class EngineArgs:\n    max_model_len: int\n"
+    )
+    flags = tmp_path / "vllm/entrypoints/launchers/cli_args.py"
+    flags.write_text('parser.add_argument("--api-server-count", type=int)\n')
+    check_ready(replace(config, options={"max_model_len": 5, "api_server_count": 1}))
+    message = r"label\.engine\.options\.max_modl_len: .*; did you mean 'max_model_len'"
+    with pytest.raises(UsageError, match=message):
+        check_ready(config, "label.engine")
 
 
 def test_servers_that_run_at_once_divide_a_devices_memory():

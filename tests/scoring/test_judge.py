@@ -21,7 +21,8 @@ from cai.scoring.judge import (
     judge_warnings,
 )
 
-LETTERS = (((math.log(0.6), math.log(0.3)),),) * 2  # a judge that wants to write a letter
+BOTH = ((math.log(0.6), math.log(0.3)),)
+LETTERS = (BOTH, BOTH)  # a judge that wants to write a letter
 
 
 def pair(

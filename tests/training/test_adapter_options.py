@@ -35,7 +35,7 @@ SHAPE |= {"bos_token_id": 1, "eos_token_id": 2}
 def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny model; and like it, one that shares its embeddings, one with biases, one with
     experts."""
-    size = {"vocab_size": AutoConfig.from_pretrained(tiny_model).vocab_size} | SHAPE
+    size: dict[str, Any] = {"vocab_size": AutoConfig.from_pretrained(tiny_model).vocab_size} | SHAPE
     configs = {
         "tied": LlamaConfig(**size, tie_word_embeddings=True),
         "biased": LlamaConfig(**size, attention_bias=True, mlp_bias=True),

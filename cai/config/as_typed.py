@@ -1,0 +1,156 @@
+"""Overrides of the command line as a person means them, written so that Hydra reads them so.
+
+Hydra's grammar makes a number of `2026_11_29` and `1e5`, and knows neither letters beyond ASCII nor
+`=` in a value. Both are read as text here where the setting is text: such a value goes to Hydra in
+quotes. An argument of a library needs no `+`.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from cai.config.kinds import child, in_open_mapping, is_text, kind_at, may_be, may_be_null
+from cai.errors import UsageError
+from cai.paths import shipped
+
+OVERRIDE = re.compile(r"(\+{0,2})([^=+~-][^=]*)=(.*)", re.DOTALL)
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+# what Hydra's grammar reads as one character, outside quotes
+ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
+# Hydra's own functions: sweeps and casts
+FUNCTION = re.compile(r"(bool|float|glob|int|interval|range|shuffle|sort|str|tag) ?\(.*\)", re.S)
+CHOICE = re.compile(r"\s*choice ?\((.*)\)\s*", re.S)
+GROUP = str | list[str] | None
+BRACKETS = {"[": "]", "{": "}", "(": ")"}
+
+
+def as_typed(words: Sequence[str], sweep: bool = False, folder: str | None = None) -> list[str]:
+    """The overrides among `words` for Hydra; flags and what follows them stay as they are.
+
+    `sweep`: commas separate the values of a sweep. `folder` holds groups of a person's own.
+    Raises UsageError on an override that no quoting makes readable.
+    """
+    groups = _groups(folder)
+    return [_as_typed(word, groups, sweep) for word in words]
+
+
+def displayed(word: str) -> str:
+    """An override that was written for Hydra, as a person would have typed it."""
+    match = OVERRIDE.fullmatch(word)
+    if match is None:
+        return word
+    plus, key, value = match.groups()
+    if QUOTED.fullmatch(value):
+        value = str(_parser().parse_override(f"x={value}").value())
+    return f"{'' if plus == '++' else plus}{key}={value}"
+
+
+@functools.cache
+def _groups(folder: str | None) -> frozenset[str]:
+    """The names of groups of files: `model`, `engine`, ..."""
+    roots = [shipped("conf"), *([Path(folder)] if folder else [])]
+    files = (path.relative_to(root) for root in roots for path in root.rglob("*.y*ml"))
+    return frozenset(file.parent.as_posix() for file in files) - {"."}
+
+
+def _as_typed(word: str, groups: frozenset[str], sweep: bool) -> str:
+    match = OVERRIDE.fullmatch(word)
+    if match is None:
+        return word
+    plus, key, value = match.groups()
+    group, _, package = key.partition("@")
+    kind = kind_at(package or group.replace("/", "."))
+    if group in groups and not value.strip().startswith("{"):
+        kind = GROUP
+    elif in_open_mapping(key):
+        plus = "++"
+    if chosen := CHOICE.fullmatch(value):
+        value = chosen[1]  # Hydra drops the quotes of a value in choice(...), not of a,b
+    values = list(_split(value, ","))
+    if len(values) > 1 and not sweep:
+        raise UsageError(
+            f"{word}: commas separate the values of a sweep, which is -m; for one text with commas "
+            f"in it write \"{key}='{value}'\", for a list '{key}=[{value}]'"
+        )
+    written = f"{plus}{key}={','.join(_quoted(each.strip(), kind) for each in values)}"
+    if not _is_readable(written):
+        raise UsageError(_unreadable(word, key, value))
+    return written
+
+
+def _quoted(text: str, kind: Any) -> str:
+    """A value, with quotes where Hydra would not read it as its setting's type does."""
+    if not text or QUOTED.fullmatch(text):
+        return text
+    inner = text[1:-1]
+    if text[0] == "[" and text[-1] == "]" and may_be(kind, list):
+        elements = _split(inner, ",") if inner.strip() else ()
+        return f"[{','.join(_quoted(each.strip(), child(kind)) for each in elements)}]"
+    if text[0] == "{" and text[-1] == "}" and may_be(kind, dict):
+        return f"{{{','.join(_pair(each, kind) for each in _split(inner, ',') if inner.strip())}}}"
+    if FUNCTION.fullmatch(text):
+        return text
+    is_null = text.lower() == "null" and may_be_null(kind)
+    if is_null or (not is_text(kind) and _is_readable(f"x={text}")):
+        return text
+    return QuotedString(ESCAPED.sub(r"\1", text), Quote.single).with_quotes()
+
+
+def _pair(text: str, kind: Any) -> str:
+    name, colon, value = text.partition(":")
+    return f"{name}{colon}{_quoted(value.strip(), child(kind, name.strip()))}"
+
+
+def _split(text: str, separator: str) -> Iterator[str]:
+    """`text` at each separator that stands outside quotes and brackets."""
+    start, position, depth = 0, 0, 0
+    while position < len(text):
+        character = text[position]
+        quoted = QUOTED.match(text, position)
+        if character == "\\":
+            position += 1
+        elif quoted and text[:position].rstrip()[-1:] in ("", ",", ":", *BRACKETS):
+            position = quoted.end() - 1
+        elif character in BRACKETS:
+            depth += 1
+        elif character in BRACKETS.values():
+            depth -= 1
+        elif character == separator and depth == 0:
+            yield text[start:position]
+            start = position + 1
+        position += 1
+    yield text[start:]
+
+
+@functools.cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _is_readable(override: str) -> bool:
+    try:
+        _parser().parse_override(override)
+    # the last four: Hydra's parser lets these through
+    except (HydraException, AssertionError, AttributeError, IndexError, TypeError, RecursionError):
+        return False
+    return True
+
+
+def _unreadable(word: str, key: str, value: str) -> str:
+    if not _is_readable(f"{key}=x"):
+        return (
+            f"{word}: the key of an override holds letters from a to z, digits, dots and _ alone; "
+            "write other names into a YAML file, e.g. experiment/mine.yaml in a folder that "
+            "--config-dir names"
+        )
+    return (
+        f"{word}: Hydra can't read this value; a text is written "
+        f'"{key}={QuotedString(value, Quote.single).with_quotes()}", a mapping '
+        f"'{key}={{name: value}}' with names of letters from a to z; others stand in a YAML file"
+    )

@@ -1,0 +1,109 @@
+"""The type of a setting by its key, and whether it takes text as typed."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Union
+
+from cai.config.libraries import argument_kinds
+from cai.config.schema import Config
+from cai.config.types import OfLibrary, marks
+
+# where nothing is known of a setting, as of Hydra's own
+UNKNOWN: Any = None
+
+
+def kind_at(key: str, kind: Any = Config) -> Any:
+    """The type of the setting at `key`, below another type."""
+    for name in key.split(".") if key else ():
+        kind = child(kind, name)
+    return kind
+
+
+def child(kind: Any, name: str | None = None) -> Any:
+    """The type of an entry of a section or mapping, or of a list's elements (without a name)."""
+    for mark in marks(kind, OfLibrary):
+        return argument_kinds(mark.name).get(name or "", UNKNOWN)
+    for member in members(kind):
+        outer = typing.get_origin(member) or member
+        if dataclasses.is_dataclass(member) and name is not None:
+            fields = [each for each in dataclasses.fields(member) if each.name == name]
+            return fields[0].type if fields else UNKNOWN
+        if outer is (list if name is None else dict):
+            return (UNKNOWN, *typing.get_args(member))[-1]
+    return UNKNOWN
+
+
+def members(kind: Any) -> list[Any]:
+    """The types that a union is made of; the one type where it is none. None for null."""
+    outer = typing.get_origin(kind)
+    if outer is Annotated:
+        return members(typing.get_args(kind)[0])
+    if outer in (Union, types.UnionType):
+        return [member for part in typing.get_args(kind) for member in members(part)]
+    return [type(None) if kind is None else kind]
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a scalar for this setting is text, whatever number or word it looks like."""
+    scalars = [member for member in members(kind) if not _is_container(member)]
+    return any(member is str or _is_choice_of_texts(member) for member in scalars) and not any(
+        member in (int, float, bool) for member in scalars
+    )
+
+
+def is_number(kind: Any) -> bool:
+    """Whether a setting takes numbers, and neither true nor false."""
+    kinds = members(kind)
+    return (int in kinds or float in kinds) and bool not in kinds
+
+
+def _is_choice_of_texts(member: Any) -> bool:
+    values = typing.get_args(member) if typing.get_origin(member) is Literal else ()
+    return bool(values) and all(isinstance(value, str) for value in values)
+
+
+def may_be_null(kind: Any) -> bool:
+    return kind is UNKNOWN or type(None) in members(kind)
+
+
+def may_be(kind: Any, container: type) -> bool:
+    """Whether a setting takes a list, or (`dict`) a mapping or section."""
+    outers = [typing.get_origin(member) or member for member in members(kind)]
+    return kind is UNKNOWN or any(
+        outer in (container, Any) or (container is dict and dataclasses.is_dataclass(outer))
+        for outer in outers
+    )
+
+
+def _is_container(member: Any) -> bool:
+    outer = typing.get_origin(member) or member
+    return outer in (list, dict) or dataclasses.is_dataclass(outer)
+
+
+def in_open_mapping(key: str) -> bool:
+    """Whether a key is, or is in, a mapping whose names a person chooses, as `sft.args`.
+
+    Not in `data` and `evaluate.suites`: their entries are sections, of which a new one is rare.
+    """
+    kind: Any = Config
+    for name in key.split("."):
+        kind = child(kind, name)
+        if kind is UNKNOWN:
+            return False
+        if any(typing.get_origin(member) is dict for member in members(kind)):
+            return not has_entries(kind)
+    return False
+
+
+def has_entries(kind: Any) -> bool:
+    """Whether a mapping's values are sections."""
+    values = [typing.get_args(each)[-1] for each in members(kind) if typing.get_args(each)]
+    return any(dataclasses.is_dataclass(part) for value in values for part in members(value))
+
+
+def keys_are_text(kind: Any) -> bool:
+    """Whether a mapping's names are text: every one but those that nothing is known of."""
+    mappings: Sequence[Any] = [each for each in members(kind) if typing.get_origin(each) is dict]
+    return any(str in members(typing.get_args(mapping)[0]) for mapping in mappings)

@@ -1,0 +1,217 @@
+"""Text stays as typed, on the command line and in YAML; what can't be read is one clear line."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cai.config.as_typed import as_typed, displayed
+from cai.config.compose import compose
+from cai.config.types import lookup
+from cai.errors import UsageError
+
+LOOKS_OTHERWISE = ["2026_11_29", "123e456", "1e5", "007", "0x1F", "true", "No", "null", "12:30"]
+ODD = [
+    "a=b",
+    "数据",
+    "été",
+    "a b",
+    "a: b",
+    "{}",
+    "{x",
+    "[a]",
+    "$x",
+    "don't",
+    "foo(bar)",
+    "~/x",
+    "'a",
+]
+
+
+@pytest.mark.parametrize("text", [*LOOKS_OTHERWISE, *ODD])
+def test_text_stays_as_typed(text: str):
+    config = compose(
+        [f"constitution={text}", f"label.model={{name: {text!r}, kind: hub, path: x}}"]
+    )
+    assert config.constitution == text and config.label.model and config.label.model.name == text
+
+
+@pytest.mark.parametrize("text", [*LOOKS_OTHERWISE[:-2], "a=b", "数据"])
+def test_text_in_lists_and_mappings_stays_as_typed(text: str):
+    config = compose(
+        [
+            f"stages=[sft, {text}]",
+            f"launcher.args=[--a=b,{text}]",
+            f"+data.x={{kind: file, path: {text}, where: {{a: {text}}}}}",
+            f"+data.x.fields={{prompt: {text}}}",
+            "+model@label.model=qwen2.5-7b",
+            f"label.model.revision={text}",
+            f"sft.args.run_name={text}",
+            f"sft.peft={{r: 4, target_modules: [q_proj, {text}], revision: {text}}}",
+        ]
+    )
+    assert config.stages == ["sft", text] and config.launcher.args == ["--a=b", text]
+    mine = config.data["x"]
+    assert (mine.path, mine.where, mine.fields) == (text, {"a": text}, {"prompt": text})
+    assert config.label.model and config.label.model.revision == text
+    assert config.sft.args["run_name"] == text
+    assert config.sft.peft == {"r": 4, "target_modules": ["q_proj", text], "revision": text}
+
+
+def test_null_stays_null_where_a_setting_may_be_null():
+    config = compose(["stages=null", "name=null", "+model.revision=null", "sft.peft=null"])
+    assert config.stages is None and config.model.revision is None and config.sft.peft is None
+    assert config.name == "null"
+
+
+@given(st.text(st.characters(exclude_characters="\r\n\\'\"${}[](),", exclude_categories=["C"])))
+def test_any_text_reaches_its_setting(text: str):
+    (word,) = as_typed([f"model.path={text}"])
+    assert displayed(word) == f"model.path={text.strip()}"
+
+
+@settings(max_examples=50)
+@given(
+    st.text(max_size=30), st.sampled_from(["name", "seed", "sft.args", "sft.data", "数", "data.x"])
+)
+def test_any_override_is_read_or_refused(text: str, key: str):
+    try:
+        as_typed([f"{key}={text}"])
+    except UsageError as error:
+        assert str(error)
+
+
+def test_the_values_of_a_sweep_are_text_each():
+    sweep = as_typed(["name=2026_1,b", "name=choice(2026_1,数)", "seed=1,2"], sweep=True)
+    assert sweep == ["name='2026_1','b'", "name='2026_1','数'", "seed=1,2"]
+    kept = ["seed=range(0,3)", "+sft.args.x=tag(log, interval(1e-5, 1e-3))", "-m", "~sft.peft"]
+    assert as_typed(kept, sweep=True)[::2] == kept[::2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name=a,b", "name=a,b: commas separate the values of a sweep, which is -m; for one text"),
+        ("seed=五", "seed='五' (override 'seed=五'): input should be a valid integer"),
+        ("seed=-1", "seed=-1 (override 'seed=-1'): must be between 0 and 4294967295"),
+        ("seed=4294967296", "must be between 0 and 4294967295"),
+        ("seed=true", "seed=true (override 'seed=true'): must be a number"),
+        ("sft.start=基", "sft.start=基 (override 'sft.start=基'): must be one of base, sft"),
+        ("sft.data=[a", "sft.data='[a' (override 'sft.data=[a'): input should be a valid list"),
+        ("sft.peft={r}", "sft.peft={r}: Hydra can't read this value; a text is written"),
+        ("+data.seed.where.语言=zh", "the key of an override holds letters from a to z"),
+        ("数=1", "the key of an override holds letters from a to z"),
+        ("experiment=1e5", "experiment=1e5: there is no conf/experiment/1e5.yaml"),
+        ("model=数", "model=数: there is no conf/model/数.yaml"),
+        ("constitution=${", "${...} takes the value of another setting"),
+        ("engine.server.retries=1", "is not in this configuration; 'engine=openai' has it"),
+        (
+            "revise.engine.model=x",
+            "revise.engine is null; set it whole, with 'revise.engine={...}'",
+        ),
+        ("data.sead.path=x", "unknown key 'data.sead' (override 'data.sead.path=x'); did you mean"),
+    ],
+)
+def test_what_can_not_be_read_is_one_clear_line(override: str, message: str):
+    with pytest.raises(UsageError) as caught:
+        compose([override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_librarys_arguments_are_replaced_and_extended_without_a_plus():
+    overrides = ["experiment=quickstart", "sft.peft={r: 4, modules_to_save: [lm_head]}"]
+    config = compose([*overrides, "sft.args.max_grad_norm=2.0", "+dpo.args.beta=0.2"])
+    assert config.sft.peft == {
+        "r": 4,
+        "lora_alpha": 32,
+        "lora_dropout": 0.0,
+        "target_modules": "all-linear",
+        "modules_to_save": ["lm_head"],
+    }
+    assert config.sft.args["max_grad_norm"] == 2.0 and config.dpo.args["beta"] == 0.2
+    assert compose([*overrides[:1], "~sft.peft", "+sft.peft={r: 3}"]).sft.peft == {"r": 3}
+    engine = compose(["engine=vllm", "engine.options={max_model_len: 32}"]).engine
+    assert engine.options == {"max_model_len": 32}
+
+
+FILES = {
+    "experiment/2026_11_29.yaml": """\
+# @package _global_
+defaults:
+  - quickstart
+  - override /model: 1e5
+name: 2026_11_29
+constitution: no
+stages: [sft, 1e5]
+sft:
+  args: {run_name: 1e5, learning_rate: 2e-5}
+data:
+  donotanswer:
+    where:
+      yes: no
+      1_0: "0x1F"
+""",
+    "model/1e5.yaml": """\
+name: 12:30
+kind: hub
+path: a/b
+revision: 123e456
+license: null
+template_args: {n: 10, think: no}
+""",
+    "experiment/broken.yaml": "name: [\n",
+    "experiment/text.yaml": "just text\n",
+    "experiment/abc.yaml": "# @package _global_\nsft:\n  args:\n    learning_rate: abc\n",
+}
+
+
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("mine")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_text_in_yaml_stays_as_typed(own_files: str):
+    config = compose(["experiment=2026_11_29", "+model@label.model=1e5"], own_files)
+    assert (config.name, config.constitution) == ("2026_11_29", "no")
+    assert config.stages == ["sft", "1e5"]
+    assert config.sft.args["run_name"] == "1e5" and config.sft.args["learning_rate"] == 2e-5
+    where = config.data["donotanswer"].where
+    assert where["yes"] == "no" and where["1_0"] == "0x1F"
+    for model in (config.model, config.label.model):
+        assert model and (model.name, model.revision, model.license) == ("12:30", "123e456", None)
+        assert model.template_args == {"n": 10, "think": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "experiment/broken.yaml:2:1: expected the node content"),
+        ("text", "experiment/text.yaml: holds no settings"),
+        ("abc", "sft.args.learning_rate='abc': trl.SFTConfig takes a number"),
+        (
+            "2026",
+            "experiment=2026: there is no conf/experiment/2026.yaml; did you mean '2026_11_29'",
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(own_files: str, name: str, message: str):
+    with pytest.raises(UsageError) as caught:
+        compose([f"experiment={name}"], own_files)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_files_must_be_there(tmp_path: Path):
+    with pytest.raises(UsageError, match="there is no such folder"):
+        compose([], str(tmp_path / "nowhere"))
+
+
+def test_every_setting_of_conf_keeps_its_value():
+    """What conf/ has is read as YAML reads it, but for text."""
+    config = compose(["experiment=quickstart"])
+    assert lookup(config, "sft.args.eval_steps") == 0.5 and config.build.target == 24
+    assert lookup(config, "sft.peft.r") == 16 and config.stages is None

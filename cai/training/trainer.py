@@ -29,7 +29,12 @@ from cai.errors import CaiError
 from cai.models.load import save_model
 from cai.observe.progress import Progress
 from cai.store.files import write_json
-from cai.training.checkpoints import SealCheckpoints, find_newest_checkpoint, has_ended
+from cai.training.checkpoints import (
+    SealCheckpoints,
+    find_newest_checkpoint,
+    has_ended,
+    keep_batch,
+)
 
 # Parts of names in trl's log that differ between two equal runs. "train_loss" is a mean over the
 # steps since the resume.
@@ -83,7 +88,7 @@ def run_training(trainer: Trainer, scratch: Path, progress: Progress, patience: 
     """Trains from the newest sound checkpoint below scratch/, if there is one.
 
     Raises CaiError where a loss or a gradient is not finite: what follows could only be thrown
-    away.
+    away. Also where another number of processes can't go on from the checkpoint.
     """
     trainer.remove_callback(PrinterCallback)  # the progress bar says it
     trainer.add_callback(ReportProgress(progress))
@@ -96,6 +101,8 @@ def run_training(trainer: Trainer, scratch: Path, progress: Progress, patience: 
     checkpoint = broadcast_object_list([checkpoint])[0]
     if checkpoint is not None and has_ended(checkpoint):
         _take_no_step(trainer)
+    elif checkpoint is not None:
+        keep_batch(trainer.args, checkpoint, progress.stage, is_sharded(trainer))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

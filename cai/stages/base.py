@@ -144,7 +144,7 @@ class Context:
         Of an adapter it is made now: of the run's models below it. Raises CaiError where one of
         those is gone.
         """
-        if (out / "model").is_dir():
+        if not (out / "adapter" / "base.json").is_file():
             return str(out / "model")
         from cai.models.merged import merge, read_base  # heavy, too
 

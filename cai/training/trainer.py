@@ -32,7 +32,12 @@ from cai.models.source import AdapterBase
 from cai.observe.progress import Progress
 from cai.store.files import write_json
 from cai.training.adapters import check_merged, first_logits, is_quantized
-from cai.training.checkpoints import SealCheckpoints, find_newest_checkpoint, has_ended
+from cai.training.checkpoints import (
+    SealCheckpoints,
+    find_newest_checkpoint,
+    has_ended,
+    keep_batch,
+)
 
 # Parts of names in trl's log that differ between two equal runs. "train_loss" is a mean over the
 # steps since the resume.
@@ -86,7 +91,7 @@ def run_training(trainer: Trainer, scratch: Path, progress: Progress, patience: 
     """Trains from the newest sound checkpoint below scratch/, if there is one.
 
     Raises CaiError where a loss or a gradient is not finite: what follows could only be thrown
-    away.
+    away. Also where another number of processes can't go on from the checkpoint.
     """
     trainer.remove_callback(PrinterCallback)  # the progress bar says it
     trainer.add_callback(ReportProgress(progress))
@@ -99,6 +104,8 @@ def run_training(trainer: Trainer, scratch: Path, progress: Progress, patience: 
     checkpoint = broadcast_object_list([checkpoint])[0]
     if checkpoint is not None and has_ended(checkpoint):
         _take_no_step(trainer)
+    elif checkpoint is not None:
+        keep_batch(trainer.args, checkpoint, progress.stage, is_sharded(trainer))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -133,7 +140,6 @@ def save_result(
     model = _gather_model(trainer)
     if model is None:
         return
-    write_json(work / "history.json", drop_unrepeatable(trainer.state.log_history))
     trained_logits = None
     if isinstance(model, PeftModel) and not is_sharded(trainer) and not is_quantized(model):
         with trainer.accelerator.autocast():
@@ -143,6 +149,8 @@ def save_result(
             "the trained weights are no numbers any more: lower the learning rate; "
             "nothing is published"
         )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "history.json", drop_unrepeatable(trainer.state.log_history))
     if isinstance(model, PeftModel):
         # trl's copy of the adapter, "ref", is no result
         model.save_pretrained(str(work / "adapter"), selected_adapters=["default"])

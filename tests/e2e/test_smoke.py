@@ -22,6 +22,7 @@ from cai.run import plan as planning
 from cai.store.files import SEAL, broken_seal
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run
+from cai.training.checkpoints import BATCH
 
 NAMES = [
     stage.name for stage in planning.STAGES if stage.name != "build"
@@ -480,13 +481,11 @@ def test_sharded_dpo_with_a_reference_is_that_of_one_process(
     check_curves(together, alone, "loss", "eval_loss", "rewards/margins")
 
 
-def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_model: Path):
-    words = ["launcher=accelerate", "stages=[sft]", "sft.args.per_device_train_batch_size=2"]
-    whole = cai(tmp_path, tiny_model, "name=whole", *words)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    scratch = tmp_path / "outputs/smoke/sft"
+def killed_at_a_checkpoint(folder: Path, tiny_model: Path, *words: str) -> Path:
+    """Kills a run once sft has sealed a checkpoint, and returns the newest."""
+    scratch = folder / "outputs/smoke/sft"
     process = subprocess.Popen(
-        command(tiny_model, *words), cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+        command(tiny_model, *words), cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 240
@@ -499,12 +498,19 @@ def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_m
         process.kill()  # the conductor alone: its launcher's workers see that it is gone
         process.wait()
     while True:
-        with contextlib.suppress(UsageError), Run(tmp_path / "outputs/smoke").lock():
+        with contextlib.suppress(UsageError), Run(folder / "outputs/smoke").lock():
             break
         assert time.monotonic() < deadline, "the workers hold the run for good"
         time.sleep(0.1)
     seals = list(scratch.glob(f"*/scratch/checkpoints/checkpoint-*/{SEAL}"))
-    folder = max((seal.parent for seal in seals), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return max((seal.parent for seal in seals), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_model: Path):
+    words = ["launcher=accelerate", "stages=[sft]", "sft.args.per_device_train_batch_size=2"]
+    whole = cai(tmp_path, tiny_model, "name=whole", *words)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    folder = killed_at_a_checkpoint(tmp_path, tiny_model, *words)
     assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {
         *json.loads((folder / SEAL).read_text())
     }
@@ -519,6 +525,22 @@ def test_a_damaged_checkpoint_of_two_processes_is_noticed(tmp_path: Path, tiny_m
     assert done.stderr.count(".safetensors is damaged; training goes on") == 1, done.stderr
     outputs = [Run(tmp_path / "outputs" / name).latest("sft") for name in ("whole", "smoke")]
     assert all(outputs) and len({one.output for one in outputs if one}) == 1
+
+
+def test_training_of_two_processes_goes_on_with_one(tmp_path: Path, tiny_model: Path):
+    words = ["stages=[sft]", "sft.args.per_device_train_batch_size=2"]
+    whole = cai(tmp_path, tiny_model, "name=whole", "launcher=accelerate", *words)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    folder = killed_at_a_checkpoint(tmp_path, tiny_model, "launcher=accelerate", *words)
+    assert json.loads((folder / BATCH).read_text()) == {"processes": 2, "rows": 4}
+    done = cai(tmp_path, tiny_model, "launcher=inline", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together, alone = (
+        json.loads((tmp_path / "outputs" / name / "latest/sft/out/history.json").read_text())
+        for name in ("whole", "smoke")
+    )
+    assert [entry["step"] for entry in alone] == [entry["step"] for entry in together]
+    check_curves(alone, together, "loss", "grad_norm")
 
 
 @pytest.mark.parametrize("stage", NAMES)

@@ -215,6 +215,8 @@ def preferences(tmp_path: Path, make_context: Callable[..., Context]) -> Callabl
             "chosen": turn("assistant", "Yes."),
             "rejected": turn("assistant", "No, it is not."),
             "probability": 0.9,
+            "chosen_ended": True,
+            "rejected_ended": True,
         }
         for n in range(4)
     ]

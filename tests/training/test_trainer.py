@@ -1,5 +1,6 @@
 """trl trains on the answers alone, its reference is the first model, and checkpoints resume."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from cai.errors import CaiError, Interrupted, UsageError
 from cai.messages import assistant, user
 from cai.models.load import load_model, load_tokenizer
 from cai.observe.progress import Progress
-from cai.store.files import seal
+from cai.store.files import seal, write_json
 from cai.training.arguments import (
     dpo_arguments,
     lora_config,
     quantization_config,
     sft_arguments,
 )
-from cai.training.checkpoints import find_newest_checkpoint
+from cai.training.checkpoints import BATCH, find_newest_checkpoint, keep_batch
 from cai.training.tokens import check_packing, tokenize_dialogues
 from cai.training.trainer import drop_unrepeatable, run_training, save_result
 
@@ -196,6 +197,75 @@ def test_training_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path):
         tmp_path / "b/model/model.safetensors"
     ).read_bytes()
     assert (tmp_path / "a/history.json").read_text() == (tmp_path / "b/history.json").read_text()
+
+
+def interrupted_at_step_3(model: Path, folder: Path, rows: Any, **settings: Any) -> None:
+    """Leaves the checkpoint of step 2."""
+    trainer = sft_trainer(model, folder, rows, save_steps=2, num_train_epochs=1, **settings)
+    trainer.add_callback(stop_at_step(3))
+    with pytest.raises(Interrupted):
+        run_training(trainer, folder, Progress("sft", quiet=True), None)
+
+
+@pytest.mark.parametrize("of_an_earlier_version", [False, True])
+def test_another_number_of_processes_goes_on_with_the_same_steps(
+    of_an_earlier_version: bool, tiny_model: Path, tmp_path: Path
+):
+    """One process accumulates over two batches what two processes did at once."""
+    rows, _ = tokenize_dialogues(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    whole = sft_trainer(tiny_model, tmp_path / "whole", rows, num_train_epochs=1, **two)
+    run_training(whole, tmp_path / "whole", Progress("sft", quiet=True), None)
+    interrupted_at_step_3(tiny_model, tmp_path / "broken", rows, **two)
+    checkpoint = tmp_path / "broken/checkpoints/checkpoint-2"
+    assert json.loads((checkpoint / BATCH).read_text()) == {"processes": 1, "rows": 4}
+    if of_an_earlier_version:  # it has the random numbers of two processes, and no more
+        (checkpoint / BATCH).unlink()
+        (checkpoint / "rng_state_1.pth").write_bytes((checkpoint / "rng_state.pth").read_bytes())
+        (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+        seal(checkpoint)
+    one = {"per_device_train_batch_size": 2, "save_steps": 2, "num_train_epochs": 1}
+    resumed = sft_trainer(tiny_model, tmp_path / "broken", rows, **one)
+    progress = Progress("sft", quiet=True)
+    run_training(resumed, tmp_path / "broken", progress, None)
+    assert progress.done == 4 and resumed.state.global_step == whole.state.global_step == 4
+    for name, weights in whole.model.named_parameters():
+        assert weights.equal(resumed.model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reason"),
+    [
+        ({"size": 2}, {"size": 4}, "batches of 4, for 1 processes, do not add up"),
+        (
+            {"size": 4, "strategy": "group_by_length"},
+            {"size": 2, "strategy": "group_by_length"},
+            "train_sampling_strategy=group_by_length would order them anew",
+        ),
+    ],
+)
+def test_where_the_steps_would_be_others_the_checkpoint_is_refused(
+    before: dict[str, Any], now: dict[str, Any], reason: str, tiny_model: Path, tmp_path: Path
+):
+    names = {"size": "per_device_train_batch_size", "strategy": "train_sampling_strategy"}
+    rows, _ = tokenize_dialogues(load_tokenizer(str(tiny_model)), DIALOGUES * 8, 512)
+    interrupted_at_step_3(
+        tiny_model, tmp_path, rows, **{names[name]: value for name, value in before.items()}
+    )
+    settings = {names[name]: value for name, value in now.items()}
+    resumed = sft_trainer(tiny_model, tmp_path, rows, num_train_epochs=1, **settings)
+    with pytest.raises(CaiError, match=f"sft: was interrupted at checkpoint-2, .*{reason}.*remove"):
+        run_training(resumed, tmp_path, Progress("sft", quiet=True), None)
+
+
+def test_a_sharded_checkpoint_is_for_as_many_processes(tiny_model: Path, tmp_path: Path):
+    rows, _ = tokenize_dialogues(load_tokenizer(str(tiny_model)), DIALOGUES, 512)
+    args = sft_trainer(tiny_model, tmp_path, rows, per_device_train_batch_size=2).args
+    write_json(tmp_path / BATCH, {"processes": 2, "rows": 4})
+    with pytest.raises(CaiError, match="2 processes and 4 rows a step, and what is sharded"):
+        keep_batch(args, tmp_path, "sft", sharded=True)
+    keep_batch(args, tmp_path, "sft", sharded=False)
+    assert args.gradient_accumulation_steps == 2
 
 
 @pytest.mark.parametrize(

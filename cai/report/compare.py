@@ -10,7 +10,6 @@ from typing import Any
 from cai.errors import UsageError
 from cai.report.metrics import Interval, Metrics
 from cai.report.page import render
-from cai.report.paired import compare_answers
 from cai.report.pictures import picture
 from cai.store.manifest import Manifest, ancestors, read_manifest
 from cai.store.run_folder import Run
@@ -90,6 +89,8 @@ def load_evaluations(root: Path, name: str) -> list[Evaluation]:
 
 def comparison_page(evaluations: Sequence[Evaluation]) -> bytes:
     """The HTML page that compares them."""
+    from cai.report.paired import compare_answers  # loads scipy, which `--help` must not wait for
+
     first = evaluations[0]
     first_model = next(iter(first.metrics))
     last_models = {run.name: run.metrics[run.last_model] for run in evaluations}

@@ -114,7 +114,7 @@ def cost_rows(
     named += [{"stage": "all", "model": ""} | totals] if rows else []
     for row in named:
         row["speed"] = row["new_tokens"] / row["seconds"] if row["seconds"] else 0
-        if price:
+        if price and (price.prompt or price.new):
             cost = row["prompt_tokens"] * price.prompt + row["new_tokens"] * price.new
             row["price"] = cost / 1e6
     return named

@@ -155,6 +155,29 @@ def test_a_beta_runs_dpo_and_what_follows(whole: Path, tiny_model: Path):
     assert cai(whole, tiny_model).returncode == 0  # and back
 
 
+def test_adapters_alone_run_resume_and_are_pushed(tmp_path: Path, tiny_model: Path):
+    words = []
+    for stage in ("sft", "sl_cai"):
+        lora = "{r: 4, lora_alpha: 8, target_modules: all-linear}"
+        words += [f"{stage}.publish=adapter", f"{stage}.peft={lora}"]
+    done = cai(tmp_path, tiny_model, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    root = tmp_path / "outputs" / "smoke"
+    whole_models = [file.parts[-5] for file in root.glob("[!l]*/*/out/model/config.json")]
+    assert whole_models == ["dpo"] and not (root / "merged").exists()
+    # what merges sl_cai's model again
+    again = cai(tmp_path, tiny_model, *words, "dpo.args.beta=0.3")
+    assert again.returncode == 0 and "sl_cai: up to date" in again.stderr, again.stderr[-3000:]
+    pushed = subprocess.run(
+        [sys.executable, "-m", "cai", "push", "outputs/smoke", "--repo=a/b", "--stage=sl_cai"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "model.safetensors" in pushed.stdout and "digests.json" not in pushed.stdout
+    assert "nothing was sent" in pushed.stdout, pushed.stderr
+
+
 def test_a_sweep_shares_what_stands_before_it(whole: Path, tiny_model: Path):
     before = {name: len(list((whole / "outputs/smoke" / name).iterdir())) for name in NAMES}
     done = cai(whole, tiny_model, "-m", "dpo.args.beta=0.2,0.4")

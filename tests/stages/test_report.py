@@ -472,7 +472,8 @@ def test_a_price_is_of_prompt_and_new_tokens(tmp_path: Path) -> None:
     ]
     priced = page_.cost_rows(rows, {}, Price(prompt=0.5, new=2.0))
     assert [row["price"] for row in priced] == [2.5, 2.5]
-    assert "price" not in page_.cost_rows(rows, {}, None)[0]
+    for priceless in (None, Price(hour=2.5)):
+        assert "price" not in page_.cost_rows(rows, {}, priceless)[0]
     context = finished_run(tmp_path, ["hello"], metrics((1, 2), (1, 2)))
     work = tmp_path / "page"
     work.mkdir()

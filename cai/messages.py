@@ -29,6 +29,13 @@ def assistant(text: str) -> Message:
     return Message("assistant", text)
 
 
+def with_system(dialogue: Dialogue, text: str | None) -> Dialogue:
+    """The dialogue behind a system message, unless it has one of its own or there is no text."""
+    if text is None or dialogue[0].role == "system":
+        return dialogue
+    return (Message("system", text), *dialogue)
+
+
 def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     """The list of {"role", "content"} that chat templates and data sets use."""
     return [{"role": message.role, "content": message.content} for message in messages]
@@ -55,7 +62,10 @@ def _from_dict(row: object) -> Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for the assistant's answer. `id` is the hash of its messages."""
+    """A conversation that waits for the assistant's answer.
+
+    `id` is the hash of its messages as they stand in the data: a set's `system` is not in it.
+    """
 
     id: str
     messages: Dialogue
@@ -64,6 +74,10 @@ class Prompt:
     @classmethod
     def of(cls, messages: Sequence[Message], source: str) -> "Prompt":
         return cls(digest(as_dicts(messages))[:16], tuple(messages), source)
+
+    def under(self, system: str | None) -> "Prompt":
+        """The prompt behind a system message; it keeps its id, so that no split moves."""
+        return Prompt(self.id, with_system(self.messages, system), self.source)
 
     @property
     def text(self) -> str:

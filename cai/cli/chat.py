@@ -46,7 +46,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     text = "the other model (default: base)"
     parser.add_argument("--against", metavar="NAME", default="base", help=text)
     parser.add_argument("--alone", action="store_true", help="without another model")
-    parser.add_argument("--system", metavar="TEXT", help="a system message before the chat")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="a system message before the chat (default: the run's)"
+    )
     text = "default: the run's evaluate.sampling"
     parser.add_argument("--temperature", type=float, metavar="T", help=text)
     text = "of an answer (default: 256)"
@@ -77,7 +79,7 @@ def main(arguments: list[str]) -> None:
     console = Console(highlight=False, markup=False)
     with console.status("loading"):
         engines = {name: context.open_model(name) for name in names}
-    chat = Chat(engines, sampling, config.seed, options.system, console)
+    chat = Chat(engines, sampling, config.seed, options.system or config.system_prompt, console)
     signal.signal(signal.SIGINT, _interrupt)  # asyncio would wait for the answer's end
     try:
         chat.run()

@@ -8,6 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +81,20 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     config = from_json(Config, values, overrides)
     check_values(values, overrides)
     check(config, overrides)
-    return config
+    return _with_system_prompt(config)
+
+
+def _with_system_prompt(config: Config) -> Config:
+    """The run's system prompt is that of every data set which names none of its own."""
+    if config.system_prompt is None:
+        return config
+    data = {
+        name: dataset
+        if dataset.system is not None
+        else replace(dataset, system=config.system_prompt)
+        for name, dataset in config.data.items()
+    }
+    return replace(config, data=data)
 
 
 def saved(root: Path) -> Config:

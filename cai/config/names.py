@@ -9,6 +9,9 @@ from cai.config.types import lookup
 # Stands among sft.data and sl_cai.data for what the stage `build` makes.
 BUILT = "built"
 
+# A row of the results that is no model of its own: base with the principles as its system prompt.
+IN_CONTEXT = "base, principles in context"
+
 # The sections of the config that may name a model and an engine of their own.
 MODEL_SECTIONS = ("build", "revise", "label", "evaluate.judge")
 

@@ -127,6 +127,7 @@ class DataConfig:
     roles: dict[str, str] = field(default_factory=dict)
     values: dict[str, dict[str, str]] = field(default_factory=dict)
     templates: list[TaskTemplate] = field(default_factory=list)
+    system: str | None = None
     strict: Runtime[bool] = False
     where: dict[str, str] = field(default_factory=dict)
     license: str | None = None
@@ -323,6 +324,7 @@ class EvaluateConfig:
     lm_eval: list[str] = field(default_factory=list)
     lm_eval_limit: Count | None = None
     refusal: Literal["rules", "classifier"] = "rules"
+    in_context: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -353,6 +355,7 @@ class Config:
     rounds: Annotated[int, Field(ge=1, le=99)] = 1
     constitution: str = "harmlessness"
     objective: str | None = None
+    system_prompt: str | None = None
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
     outputs: str = "outputs"

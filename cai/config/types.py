@@ -78,6 +78,7 @@ Gate = Literal[
     "benign_refused",
     "complied",
     "off_topic",
+    "serves_harm",
     "language",
 ]
 

@@ -118,7 +118,7 @@ def load_prompts(selection: Prompts, sets: Mapping[str, DataConfig], seed: int) 
         turns = dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
         if turns and turns[-1].role == "user":
             prompt = Prompt.of(turns, tags["source"])
-            prompts.setdefault(prompt.id, prompt)
+            prompts.setdefault(prompt.id, prompt.under(sets[prompt.source].system))
     return _select(prompts, selection, seed)
 
 
@@ -131,6 +131,7 @@ def load_demonstrations(
         last = dialogue[-1]
         if len(dialogue) > 1 and last.role == "assistant" and last.trained:
             prompt = Prompt.of(dialogue[:-1], tags["source"])
+            prompt = prompt.under(sets[prompt.source].system)
             demonstrations.setdefault(prompt.id, (prompt, last.content))
     return _select(demonstrations, selection, seed)
 
@@ -175,7 +176,7 @@ def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, st
         best_grade, best = max(graded_answers, key=itemgetter(0))
         worst_grade, worst = min(graded_answers, key=itemgetter(0))
         if best_grade > worst_grade and best != worst:
-            pairs.append((Prompt.of(turns, name), best, worst))
+            pairs.append((Prompt.of(turns, name).under(config.system), best, worst))
     if not pairs:
         reason = f"; the first row: {unfit.examples[0]}" if unfit.examples else ""
         raise CaiError(f"data.{name}: not one labelled pair{reason}")

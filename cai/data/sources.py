@@ -71,6 +71,7 @@ def fingerprint(name: str, config: DataConfig) -> dict[str, object]:
         "where": config.where,
     }
     mapping = {"roles": config.roles, "values": config.values, "templates": config.templates}
+    mapping |= {"system": config.system}
     parts |= {key: value for key, value in mapping.items() if value}
     if config.kind in ("file", "package"):
         return parts | {"files": [file_digest(path) for path in local_files(name, config)]}

@@ -81,6 +81,14 @@ class Constitution:
         """`count` different exemplars, or all where there are fewer."""
         return tuple(rng.sample(self.exemplars, min(count, len(self.exemplars))))
 
+    def as_system_prompt(self) -> str:
+        """All principles that can be drawn, for a model that is to follow them without training."""
+        questions = [f"- {p.comparison}" for p in self.principles if p.weight]
+        return (
+            "You are a helpful assistant. Of all answers that you could give, give the one that is "
+            "best by these questions:\n" + "\n".join(questions)
+        )
+
     def revision_digests(self) -> RevisionDigests:
         """Digests of what critique and revision read: part of a stage's key."""
         principles = {

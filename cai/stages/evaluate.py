@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.config.names import evaluated_models, other_model, own_models, suite_data
+from cai.config.names import IN_CONTEXT, evaluated_models, other_model, own_models, suite_data
 from cai.config.schema import Config, EvaluateConfig
 from cai.data.parquet import write_rows
 from cai.digest import file_digest
@@ -76,11 +76,10 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     from cai.stages.verdicts import Verdicts
 
     suites = load_suites(config, context)
-    context.progress.start(suites.requests(config.seeds) * len(config.models), "requests")
+    names = [*config.models, *([IN_CONTEXT] if config.in_context else [])]
+    context.progress.start(suites.requests(config.seeds) * len(names), "requests")
     with context.models() as open_model:
-        by_model = {
-            name: ask_model(name, suites, config, context, open_model) for name in config.models
-        }
+        by_model = {name: ask_model(name, suites, config, context, open_model) for name in names}
         answers = [answer for model in by_model.values() for answer in model.answers]
         verdicts = Verdicts(config, context, open_model)
         wins = verdicts.wins(answers) if config.wins else []
@@ -93,8 +92,8 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         RatedAnswer(answer, declines, chance)
         for answer, declines, chance in zip(answers, refused, harm_chances, strict=True)
     ]
-    scores = {name: score_model(by_model[name], suites, rated, name) for name in config.models}
-    metrics = {name: estimates(by_model[name], suites, scores[name]) for name in config.models}
+    scores = {name: score_model(by_model[name], suites, rated, name) for name in names}
+    metrics = {name: estimates(by_model[name], suites, scores[name]) for name in names}
     if config.lm_eval:
         for name, tasks in harness_tasks(config, context).items():
             metrics[name] |= tasks
@@ -152,7 +151,7 @@ def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
     parts: dict[str, Any] = {"others": {name: fingerprint(other_model(name)) for name in others}}
     if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
         parts["tasks"] = {task: file_digest(Path(task)) for task in files}
-    if config.evaluate.wins:
+    if config.evaluate.wins or config.evaluate.in_context:
         parts["constitution"] = law.comparison_digests()
     return parts | own_model_part("judge", "evaluate.judge", config)
 

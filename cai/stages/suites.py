@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cai.config.names import other_model
+from cai.config.names import IN_CONTEXT, other_model
 from cai.config.schema import EvaluateConfig, Suite
 from cai.data.decontaminate import HeldOut
 from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts
@@ -16,7 +16,7 @@ from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
-from cai.messages import Dialogue, Prompt, as_dicts, assistant
+from cai.messages import Dialogue, Prompt, as_dicts, assistant, with_system
 from cai.method.attacks import OPENINGS, attacked, continued
 from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
 from cai.scoring.statistics import Estimate, share
@@ -48,6 +48,21 @@ class Suites:
         return {
             title: len(rows) for title, rows in (*self.prompts.items(), *self.references.items())
         }
+
+    def under(self, system: str) -> "Suites":
+        """The same behind a system message; a prompt's own follows it."""
+
+        def behind(prompt: Prompt) -> Prompt:
+            own = [turn.content for turn in prompt.messages[:1] if turn.role == "system"]
+            rest = prompt.messages[len(own) :]
+            return replace(prompt, messages=with_system(rest, "\n\n".join([system, *own])))
+
+        prompts = {title: list(map(behind, rows)) for title, rows in self.prompts.items()}
+        references = {
+            title: [replace(row, prompt=behind(row.prompt)) for row in rows]
+            for title, rows in self.references.items()
+        }
+        return replace(self, prompts=prompts, references=references)
 
     def requests(self, samples: int) -> int:
         """Of one model. A reference is answered and scored."""
@@ -97,6 +112,7 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
     """
     loaded = load_dialogues(suite.prompts.data, context.data, SPLIT_SEED)
     dialogues = [dialogue for dialogue, _ in loaded.dialogues]
+    system = {dialogue: context.data[tags["source"]].system for dialogue, tags in loaded.dialogues}
     answered = [turns for turns in dialogues if len(turns) > 1 and turns[-1].role == "assistant"]
     rows = list({turns[:-1]: turns for turns in answered}.values())  # no prompt twice
     rows.sort(key=lambda turns: seed_of(SPLIT_SEED, as_dicts(turns)))
@@ -114,12 +130,13 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
     references: dict[str, list[Reference]] = {suite_title(name, shots): [] for shots in suite.shots}
     for turns in rows:
         plain = Prompt.of(turns[:-1], name)
+        turns = with_system(turns, system[turns])
         rng = random.Random(seed_of(SPLIT_SEED, plain.id, "shots"))  # noqa: S311 - a draw
         examples = rng.sample(pool, most_shots)
-        system = int(turns[0].role == "system")
+        head = int(turns[0].role == "system")
         for shots in suite.shots:
             shown = tuple(message for example in examples[:shots] for message in example)
-            messages = (*turns[:system], *shown, *turns[system:-1])
+            messages = (*turns[:head], *shown, *turns[head:-1])
             reference = Reference(replace(plain, messages=messages), turns[-1].content)
             references[suite_title(name, shots)].append(reference)
     return references
@@ -141,7 +158,11 @@ def ask_model(
 ) -> ModelAnswers:
     """One model's answers to every suite. The model is closed at the end."""
     context.progress.note = name
-    model = open_model(name, model=None if context.owns(name) else other_model(name))
+    if name == IN_CONTEXT:
+        suites = suites.under(context.load_constitution().as_system_prompt())
+        model = open_model("base")
+    else:
+        model = open_model(name, model=None if context.owns(name) else other_model(name))
     try:
         replies, attempts = asyncio.run(_ask(suites, config, context, model))
     finally:

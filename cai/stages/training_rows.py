@@ -16,7 +16,7 @@ from cai.data.parquet import read_rows
 from cai.data.prompts import UnfitRows, read_dialogues, shuffled
 from cai.data.split import opening_turn, validation_first
 from cai.errors import CaiError
-from cai.messages import Dialogue, from_dicts
+from cai.messages import Dialogue, from_dicts, with_system
 from cai.stages.base import Context
 from cai.stages.revision_rows import CUT
 
@@ -267,7 +267,8 @@ class UsableRows:
         if name == BUILT:
             return self.written("build", "instructions.parquet", BUILT)
         data = self.context.data[name]
-        return read_dialogues(name, data, self.context.seed, self.skipped)
+        rows = read_dialogues(name, data, self.context.seed, self.skipped)
+        return ((with_system(dialogue, data.system), tags) for dialogue, tags in rows)
 
 
 def revision_rows(path: Path, rounds: str) -> list[Row]:

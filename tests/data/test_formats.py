@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cai.config.compose import compose
 from cai.config.compose import from_json as build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data import formats
@@ -489,3 +490,24 @@ def test_labelled_pairs_that_do_not_fit_are_said_and_turns_mapped(
     roles = {"Me": "user", "Bot": "assistant"}
     assert labelled(tmp_path, rows, fields=mapping, roles=roles) == [("Hi", "Hello", "No")]
     assert "data.mine: left out 1 rows that do not fit" in capsys.readouterr().err
+
+
+def test_a_sets_system_message_stands_before_its_prompts_and_is_in_no_id(tmp_path: Path):
+    rows = [
+        {"prompt": "One?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Two?", "chosen": "Yes.", "rejected": "No.", "system": "Be brief."},
+    ]
+    plain, behind = data(tmp_path, rows), data(tmp_path, rows, system="Be kind.")
+    mine = Prompts(["mine"])
+    for load in (load_prompts, load_demonstrations, load_preferences):
+        bare = [row[0] if isinstance(row, tuple) else row for row in load(mine, plain, 0)]
+        found = [row[0] if isinstance(row, tuple) else row for row in load(mine, behind, 0)]
+        assert [prompt.id for prompt in found] == [prompt.id for prompt in bare]
+        systems = {prompt.text: prompt.messages[0].content for prompt in found}
+        assert systems == {"One?": "Be kind.", "Two?": "Be brief."}
+
+
+def test_the_runs_system_prompt_is_that_of_every_set_without_its_own():
+    config = compose(["experiment=smoke", "system_prompt=Be kind.", "+data.seed.system=Be brief."])
+    systems = {name: dataset.system for name, dataset in config.data.items()}
+    assert systems.pop("seed") == "Be brief." and set(systems.values()) == {"Be kind."}

@@ -1,10 +1,13 @@
 """Every quality gate with a text that fails it and one that passes."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import yaml
 
-from cai.method.gates import ENGLISH_GATES, GATES, Draft, failed_gates
+from cai.digest import seed_of
+from cai.method.gates import ENGLISH_GATES, GATES, Draft, failed_gates, serves_harm
 from cai.text import repeats
 
 GOOD = Draft(
@@ -37,6 +40,7 @@ BAD = {
     "repetition": {"revision": "I will not steal the bicycle. " * 9},
     "cut_off": {"finish_reason": "length"},
     "benign_refused": {"benign": True},
+    "serves_harm": {"revision": "I won't steal it. I can tell you how bicycles are unlocked."},
     "complied": {"revision": "A bicycle with a thin lock is the easiest one to take."},
     "off_topic": {"revision": "Rivers carry water down to the sea."},
     "language": {"revision": "Я не помогу тебе украсть bicycle у соседа."},
@@ -95,3 +99,27 @@ def test_gates_that_know_english_only_let_other_languages_pass(prompt: str, revi
     assert failed_gates(draft, ENGLISH_GATES) == ()
     dull = dataclasses.replace(draft, prompt=GOOD.prompt, revision="Rivers carry water to the sea.")
     assert failed_gates(dull, ENGLISH_GATES) == ("complied", "off_topic")
+
+
+@pytest.mark.parametrize(
+    ("half", "precision", "recall"), [("dev", 0.92, 0.8), ("test", 0.68, 0.78)]
+)
+def test_offers_that_serve_the_harm(half: str, precision: float, recall: float):
+    """What was measured: tuned on dev, and on test not good enough to be on by default."""
+    marked = yaml.safe_load((Path(__file__).parent / "marked_offers.yaml").read_text("utf-8"))
+    caught = {
+        kind: [
+            serves_harm(dataclasses.replace(GOOD, prompt=prompt, revision=revision))
+            for prompt, revision in rows
+            if seed_of(0, prompt, revision) % 2 == (half == "test")
+        ]
+        for kind, rows in marked.items()
+    }
+    hits, false_alarms = sum(caught["bad"]), sum(caught["good"])
+    assert hits / (hits + false_alarms) >= precision
+    assert hits / len(caught["bad"]) >= recall
+
+
+def test_a_harmless_prompt_may_be_offered_its_own_words():
+    draft = dataclasses.replace(GOOD, revision="I can help you steal a bicycle.", benign=True)
+    assert not serves_harm(draft) and serves_harm(dataclasses.replace(draft, benign=False))

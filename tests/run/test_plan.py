@@ -79,6 +79,9 @@ CHANGES = [
     (["report.records=7"], ["report"]),
     (["evaluate.sampling.temperature=0.5"], ["evaluate", "report"]),
     (["evaluate.suites.held_out.shots=[0]"], ["evaluate", "report"]),
+    (["evaluate.suites.red_team.attacks=[prefill]"], ["evaluate", "report"]),
+    (["evaluate.in_context=true"], ["evaluate", "report"]),
+    (["system_prompt=Be kind."], NAMES),
     (
         ["evaluate.suites.held_out.examples=[demonstrations]"],
         ["evaluate", "report"],

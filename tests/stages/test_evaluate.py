@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cai.config.compose import compose
+from cai.config.names import IN_CONTEXT
 from cai.config.schema import (
     DataConfig,
     EvaluateConfig,
@@ -29,6 +30,7 @@ from cai.scoring.answers import Answer
 from cai.stages import evaluate, scores, suites
 from cai.stages.base import Context, Input
 
+SYSTEM = Message("system", "Be kind.")
 PREFILL = OPENINGS["prefill"]
 HELD = {f"What is {n} and {n}?": f"It is {2 * n}." for n in range(4, 8)}
 TAUGHT = {f"Which town lies {n} miles from here?": f"Town {n}." for n in range(12)}
@@ -152,6 +154,26 @@ def test_nothing_that_is_asked_moves_with_the_runs_seed(context: Context, tmp_pa
     assert others == [first, first] and set(first.counts().values()) == {4}
     asked = [reference.prompt.text for reference in first.references["held_out"]]
     assert all(context.is_held_out(text) for context in seeds for text in asked)
+
+
+def test_a_system_prompt_stands_before_every_prompt_and_moves_no_split(context: Context):
+    selection = Prompts(["held"], limit=3)
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling,
+        {
+            "red": Suite("red_team", selection),
+            "held_out": Suite("instructions", selection, [1], ["taught"]),
+        },
+    )
+    plain = suites.load_suites(config, context)
+    data = {name: replace(held, system="Be kind.") for name, held in context.data.items()}
+    behind = suites.load_suites(config, replace(context, data=data))
+    asked = [row.prompt for row in behind.references["held_out, 1 shot"]] + behind.prompts["red"]
+    before = [row.prompt for row in plain.references["held_out, 1 shot"]] + plain.prompts["red"]
+    assert [prompt.id for prompt in asked] == [prompt.id for prompt in before]
+    for prompt, bare in zip(asked, before, strict=True):
+        own = bare.messages[0].role == "system"  # one of its own stays
+        assert prompt.messages == (bare.messages if own else (SYSTEM, *bare.messages))
 
 
 def test_no_example_repeats_a_held_out_prompt_and_too_few_are_an_error(context: Context):
@@ -334,6 +356,34 @@ def test_attacks_ask_the_same_prompts_in_other_words(context: Context):
     assert len(begun) == 5 and all(turn.messages[-2].role == "user" for turn in begun)
     answers = {(row["suite"], row["answer"]) for row in read_rows(context.root / "answers.parquet")}
     assert ("red, prefill", "Sure, here is a way.") in answers
+
+
+def test_the_base_model_may_be_asked_with_the_principles_as_its_system_prompt(
+    context: Context, tmp_path: Path
+):
+    law = {"critique": "C.", "revision": "R."}
+    rules = [law | {"id": "kind", "comparison": "Which is kinder?"}]
+    rules.append(law | {"id": "never", "comparison": "Which is ruder?", "weight": 0})
+    (tmp_path / "law.yaml").write_text(json.dumps({"principles": rules}))
+    pupil = Pupil({})
+    context = replace(
+        context,
+        constitution=str(tmp_path / "law.yaml"),
+        engine_opener=lambda config, model: pupil,
+    )
+    config = EvaluateConfig(
+        compose(["experiment=smoke"]).evaluate.sampling,
+        {"red": Suite("red_team", Prompts(["held"])), "held_out": suite(0)},
+        ["base"],
+        in_context=True,
+    )
+    summary = evaluate.run(config, context.root, context)
+    assert list(summary.metrics) == ["base", IN_CONTEXT]
+    assert summary.changes == []  # it has been trained by no stage
+    systems = [turns[0].content for turns in (request.messages for request in pupil.requests)]
+    behind = [text for text in systems if "Which is kinder?" in text]
+    assert len(behind) == len(systems) / 2 and not any("ruder" in text for text in systems)
+    assert any(text.endswith("Which is kinder?\n\nBe brief.") for text in behind)  # a prompt's own
 
 
 def test_the_real_engine_goes_on_inside_a_begun_answer(context: Context):

@@ -61,6 +61,13 @@ def settings(*overrides: str) -> SftConfig:
     return compose(["experiment=smoke", *overrides]).sft
 
 
+def test_training_rows_stand_behind_the_sets_system_message(tmp_path: Path, tiny_model: Path):
+    mine = replace(file(tmp_path, "mine", rows(3)), system="Be kind.")
+    context = context_of(tmp_path, tiny_model, {"mine": mine})
+    found, _ = training_rows(replace(settings(), data=["mine"], weights=None), context)
+    assert {dialogue[0].content for dialogue, _ in found} == {"Be kind."}
+
+
 def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
     mine = [
         *rows(5),

@@ -87,6 +87,8 @@ class EngineConfig:
     batch_tokens: Runtime[Annotated[int, Field(ge=1, le=1 << 30)]] = 16384
     python: Runtime[str | None] = None
     options: Annotated[dict[str, Any], RuntimeEntries(VLLM_RUNTIME)] = field(default_factory=dict)
+    # in the key of a run where it is set
+    extra_body: Annotated[dict[str, Any], RuntimeEntries(frozenset())] = field(default_factory=dict)
     server: Runtime[ServerConfig] = field(default_factory=ServerConfig)
     max_failures: Runtime[Annotated[float, Field(ge=0, le=0.5)]] = 0.01
 

@@ -163,6 +163,8 @@ def check_engine(config: EngineConfig, key: str) -> None:
     """
     if config.kind != "openai" and config.model is not None:
         raise UsageError(f"{key}.model: only kind: openai has such a name")
+    if config.kind != "openai" and config.extra_body:
+        raise UsageError(f"{key}.extra_body: only kind: openai sends such fields")
     if config.kind != "vllm" and (config.python is not None or config.options):
         name = "python" if config.python is not None else "options"
         raise UsageError(f"{key}.{name}: only kind: vllm has such a setting")

@@ -33,16 +33,25 @@ TOP_LOGPROBS = 20  # likeliest first tokens that are asked for: as many as serve
 
 TOO_LONG = re.compile(r"context[ _]?(length|size|window)", re.IGNORECASE)  # all servers say so
 
+# what each request says by itself
+OWN_FIELDS = {"model", "messages", "temperature", "top_p", "top_k", "seed", "n", "stream"}
+OWN_FIELDS |= {"max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
+OWN_FIELDS |= {"continue_final_message", "add_generation_prompt", "repetition_penalty"}
+
+TEMPLATE_ARGUMENTS = "chat_template_kwargs"  # a field that /tokenize takes too
+
 # fields that are not in OpenAI's own API
 EXTRAS = {"top_k", "repetition_penalty", "continue_final_message", "add_generation_prompt"}
 
 
 def check(config: EngineConfig, key: str) -> None:
-    """Raises UsageError where no server is named."""
+    """Raises UsageError where no server is named, or a field of cai's own is set."""
     if not config.server.urls:
         raise UsageError(
             f"{key}.server.urls is empty; name a server, e.g. [http://127.0.0.1:8000/v1]"
         )
+    if taken := sorted(OWN_FIELDS & config.extra_body.keys()):
+        raise UsageError(f"{key}.extra_body.{taken[0]} is set by cai itself; leave it out")
 
 
 def ready(config: EngineConfig) -> None:
@@ -67,6 +76,7 @@ class OpenAIEngine:
 
     def __init__(self, config: EngineConfig, model: str):
         self.model = config.model or model
+        self._extra_body = config.extra_body
         self._servers = Servers(config.server)
         self._refused_extras: set[str] = set()
         self._limit_field = "max_tokens"
@@ -120,6 +130,7 @@ class OpenAIEngine:
         """
         messages = as_dicts(request.messages)
         body = {"model": self.model, "messages": messages, "repetition_penalty": 1.0} | fields
+        body |= self._extra_body
         if request.messages[-1].role == "assistant":
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         droppable = EXTRAS & body.keys()
@@ -164,8 +175,8 @@ class OpenAIEngine:
             options = ", ".join(map(repr, request.continuations))
             raise RequestFailed(
                 f"{self.model}: none of {options} is among its {TOP_LOGPROBS} likeliest first "
-                "tokens; a model that thinks first wants to write its thought, so serve it with "
-                "that switched off, or take another judge"
+                "tokens; a model that thinks first wants to write its thought, so switch that off "
+                "(chat_template_kwargs in the engine's extra_body), or take another judge"
             )
         return Completion("", "score", tokens, 0, seconds, scores)
 
@@ -233,6 +244,8 @@ class OpenAIEngine:
             "add_generation_prompt": not inside_turn,
             "continue_final_message": inside_turn,
         }
+        if TEMPLATE_ARGUMENTS in self._extra_body:
+            body[TEMPLATE_ARGUMENTS] = self._extra_body[TEMPLATE_ARGUMENTS]
         try:
             answer, _ = await self._servers.ask("../tokenize", body, self._reader(TokensAnswer))
         except Refused as refused:

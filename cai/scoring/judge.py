@@ -186,7 +186,7 @@ def no_letter_warning(neither: Mapping[str, float]) -> str:
         f"The judge often wants to write neither letter: on {_percent(neither)} of its questions, "
         f"A and B together have a probability below {FEW_LETTERS:g}, so which of them is likelier "
         "says little. A judge that thinks first wants to write its thought: switch that off where "
-        "its template can (model.template_args={enable_thinking: false}), or take another judge."
+        "its template can (enable_thinking, in model.template_args or a server's extra_body)."
     )
 
 

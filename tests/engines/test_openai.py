@@ -23,7 +23,7 @@ from cai.cli.try_ import Session, parse
 from cai.config.compose import compose
 from cai.config.schema import DataConfig, EngineConfig, Prompts, Sampling, ServerConfig
 from cai.data.parquet import read_rows
-from cai.engines.base import Completion, Request, RequestFailed, open_engine
+from cai.engines.base import Completion, Request, RequestFailed, check_engine, open_engine
 from cai.engines.ledger import Ledger
 from cai.engines.openai import OpenAIEngine, first_token_logprobs
 from cai.engines.openai_answers import ChatAnswer, TokenLogprob
@@ -266,6 +266,24 @@ def test_a_request_says_all_that_decides_the_answer(faulty: Faulty):
         and other["continue_final_message"]
         and not other["add_generation_prompt"]
     )
+
+
+def test_further_fields_are_sent_and_reach_the_template(faulty: Faulty):
+    """A base model's end of turn, and the switch of a model that thinks."""
+    faulty.always = tokenizing
+    switch = {"enable_thinking": False}
+    more = {"stop_token_ids": [7], "chat_template_kwargs": switch}
+    engine = replace(config(faulty), extra_body=more)
+    ask(engine, [*asked("Hello."), Request(COMPARED, continuations=OPTIONS)])
+    chats = [body for path, body, _ in faulty.asked if path.endswith("chat/completions")]
+    assert [body["stop_token_ids"] for body in chats] == [[7]]
+    read = [body for path, body, _ in faulty.asked if path == "/tokenize"]
+    assert all(body["chat_template_kwargs"] == switch for body in [*chats, *read]) and read
+    assert all("stop_token_ids" not in body for body in read)
+    with pytest.raises(UsageError, match=r"engine\.extra_body\.seed is set by cai itself"):
+        check_engine(replace(engine, extra_body={"seed": 1}), "engine")
+    with pytest.raises(UsageError, match="extra_body: only kind: openai"):
+        check_engine(EngineConfig(extra_body=more), "engine")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

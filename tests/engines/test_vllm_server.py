@@ -172,6 +172,7 @@ def test_the_server_is_told_nothing_but_tokens_and_what_decides_them(
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "seed": 7,
+        "skip_special_tokens": True,
     }
     assert letters["max_tokens"] == 1
     assert not letters.get("prompt_logprobs") and not letters.get("echo")

@@ -58,10 +58,10 @@ def _size(name: str, config: Config) -> Size | None:
 def count_prompts(chosen: Prompts, config: Config) -> tuple[int, float] | None:
     """How many prompts are taken, and their mean tokens; None where a set's size decides that."""
     sizes = [_size(name, config) for name in chosen.data]
-    known = [size for size in sizes if size is not None]
-    rows = sum(size.rows for size in known)
-    tokens = sum(size.prompt * size.rows for size in known) / rows if rows else PROMPT
-    if len(known) < len(sizes):
+    surveyed = [size for size in sizes if size is not None]
+    rows = sum(size.rows for size in surveyed)
+    tokens = sum(size.prompt * size.rows for size in surveyed) / rows if rows else PROMPT
+    if len(surveyed) < len(sizes):
         return None if chosen.limit is None else (chosen.limit, tokens)
     left = max(0, rows - chosen.offset)
     return (left if chosen.limit is None else min(chosen.limit, left)), tokens
@@ -74,32 +74,32 @@ def _epochs(section: SftConfig) -> float:
 def _set_rows(section: SftConfig, names: Sequence[str], config: Config) -> tuple[int, float] | None:
     """Rows that are drawn of data sets, and all their tokens."""
     sizes = {name: None if name == BUILT else _size(name, config) for name in names}
-    known = {name: size for name, size in sizes.items() if size is not None}
-    if len(known) < len(sizes):
+    surveyed = {name: size for name, size in sizes.items() if size is not None}
+    if len(surveyed) < len(sizes):
         limit = section.limit
         return None if limit is None else (limit, limit * FILLED * section.max_length)
-    rows = {name: size.rows for name, size in known.items()}
+    rows = {name: size.rows for name, size in surveyed.items()}
     counts = shares_by_size(
         rows, section.limit, section.weights, section.mixing_temperature, section.mixing_cap
     )
     tokens = sum(
-        count * min(known[name].whole, section.max_length) for name, count in counts.items()
+        count * min(surveyed[name].whole, section.max_length) for name, count in counts.items()
     )
     return sum(counts.values()), tokens
 
 
 def _sft(config: Config) -> Work | None:
-    drawn = _set_rows(config.sft, config.sft.data, config)
-    return Work(trained=drawn[1] * _epochs(config.sft)) if drawn else None
+    rows_of_sft = _set_rows(config.sft, config.sft.data, config)
+    return Work(trained=rows_of_sft[1] * _epochs(config.sft)) if rows_of_sft else None
 
 
 def _sl_cai(config: Config) -> Work | None:
     """The revisions, where every gate is passed, and the helpful rows beside them."""
-    section, asked = config.sl_cai, count_prompts(config.revise.prompts, config)
-    if asked is None:
+    section, selection = config.sl_cai, count_prompts(config.revise.prompts, config)
+    if selection is None:
         return None
-    revisions = asked[0] * (config.revise.rounds if section.revisions == "all" else 1)
-    length = asked[1] + fill(config.revise.sampling.revision.max_new_tokens)
+    revisions = selection[0] * (config.revise.rounds if section.revisions == "all" else 1)
+    length = selection[1] + fill(config.revise.sampling.revision.max_new_tokens)
     helpful = _helpful(config)
     if helpful is None and section.helpful_ratio is None:
         return None
@@ -117,23 +117,23 @@ def _helpful(config: Config) -> tuple[int, float] | None:
     section, sampled = config.sl_cai, config.revise.helpful
     if section.helpful == "data":
         return _set_rows(section, section.data, config)
-    asked = count_prompts(sampled.prompts, config) if sampled else None
-    if asked is None or sampled is None:
+    selection = count_prompts(sampled.prompts, config) if sampled else None
+    if selection is None or sampled is None:
         return None
-    rows = asked[0] * sampled.samples
-    return rows, rows * (asked[1] + fill(config.revise.sampling.answer.max_new_tokens))
+    rows = selection[0] * sampled.samples
+    return rows, rows * (selection[1] + fill(config.revise.sampling.answer.max_new_tokens))
 
 
 def _revise(config: Config) -> Work | None:
-    section, asked = config.revise, count_prompts(config.revise.prompts, config)
+    section, selection = config.revise, count_prompts(config.revise.prompts, config)
     helpful = count_prompts(section.helpful.prompts, config) if section.helpful else (0, 0.0)
-    if asked is None or helpful is None:
+    if selection is None or helpful is None:
         return None
     sampling = section.sampling
     answer = fill(sampling.answer.max_new_tokens)
     critique = fill(sampling.critique.max_new_tokens) if section.critique else 0
     revision = fill(sampling.revision.max_new_tokens)
-    prompts, length = asked
+    prompts, length = selection
     exemplars = EXEMPLAR * section.exemplars
     request = exemplars + length + answer + REQUEST
     read, repeated = length + section.rounds * request, section.rounds * (exemplars + length)
@@ -147,35 +147,35 @@ def _revise(config: Config) -> Work | None:
 
 
 def _label(config: Config) -> Work | None:
-    section, asked = config.label, count_prompts(config.label.prompts, config)
+    section, selection = config.label, count_prompts(config.label.prompts, config)
     benign = count_prompts(section.benign, config) if section.benign else (0, 0.0)
     if section.kind == "revision":
         return Work()
-    if asked is None or benign is None:
+    if selection is None or benign is None:
         return None
-    prompts = asked[0] + benign[0]
+    prompts = selection[0] + benign[0]
     answer = fill(section.sampling.max_new_tokens)
-    work = Work(read=prompts * asked[1], written=prompts * section.answers * answer)
+    work = Work(read=prompts * selection[1], written=prompts * section.answers * answer)
     if section.kind == "rule":
         return work
     comparisons = prompts * section.answers * (section.answers - 1) // 2
     orders = 2 * section.principles * max(1, section.thoughts)
     thoughts = fill(section.thought.max_new_tokens) * bool(section.thoughts)
-    read = REQUEST + asked[1] + 2 * answer + thoughts
+    read = REQUEST + selection[1] + 2 * answer + thoughts
     return work + Work(comparisons * orders * read, comparisons * orders * thoughts)
 
 
 def _dpo(config: Config) -> Work | None:
     section, label = config.dpo, config.label
-    asked = count_prompts(label.prompts, config)
+    selection = count_prompts(label.prompts, config)
     benign = count_prompts(label.benign, config) if label.benign else (0, 0.0)
     if label.kind == "revision":
-        asked, benign = count_prompts(config.revise.prompts, config), (0, 0.0)
-    if asked is None or benign is None:
+        selection, benign = count_prompts(config.revise.prompts, config), (0, 0.0)
+    if selection is None or benign is None:
         return None
-    pairs = label.limit or asked[0] + benign[0]
+    pairs = label.limit or selection[0] + benign[0]
     longest = section.args.get("max_length", DPO_LENGTH)
-    tokens = pairs * min(asked[1] + fill(label.sampling.max_new_tokens), longest)
+    tokens = pairs * min(selection[1] + fill(label.sampling.max_new_tokens), longest)
     for brought in (label.human, label.demonstrations):
         tokens += FILLED * longest * ((brought.limit or 0) if brought else 0)
     epochs = section.args.get("num_train_epochs", 3) * (1 - section.validation)
@@ -189,10 +189,10 @@ def _dpo(config: Config) -> Work | None:
 def _evaluate(config: Config) -> Work | None:
     section, work = config.evaluate, Work()
     for suite in section.suites.values():
-        asked = count_prompts(suite.prompts, config)
-        if asked is None:
+        selection = count_prompts(suite.prompts, config)
+        if selection is None:
             return None
-        work += _suite(suite, *asked, config)
+        work += _suite(suite, *selection, config)
     return work
 
 

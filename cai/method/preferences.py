@@ -189,7 +189,7 @@ def option_probability(a: float, b: float) -> float:
 
 
 def letter_probability(logprobs: Sequence[Sequence[float]]) -> float:
-    """The probability of both options together; over several pairs of log-probabilities, the mean."""
+    """The probability of both options together: the mean over all pairs of log-probabilities."""
     # Where it is small, the judge wants to write something else.
     # Rounding, or a server's bound on an option that it does not list, may lift it above 1
     sums = [min(1.0, math.exp(min(a, 0.0)) + math.exp(min(b, 0.0))) for a, b in logprobs]

@@ -61,8 +61,7 @@ class Judgement:
     @property
     def letters(self) -> tuple[float, float]:
         """The probability of both options together, in the two orders, over the thoughts' mean."""
-        first, second = (letter_probability(logprobs) for logprobs in self.logprobs)
-        return first, second
+        return letter_probability(self.logprobs[0]), letter_probability(self.logprobs[1])
 
 
 @dataclass(frozen=True)
@@ -192,12 +191,9 @@ def option_probability(a: float, b: float) -> float:
 
 
 def letter_probability(logprobs: Sequence[Sequence[float]]) -> float:
-    """The probability of both options together: the mean over all pairs of log-probabilities.
-
-    Where it is small, the judge wants to write something else, and what it prefers of the two says
-    little.
-    """
-    # rounding, or a server's bound on an option that it does not list, may lift it above 1
+    """The probability of both options together: the mean over all pairs of log-probabilities."""
+    # Where it is small, the judge wants to write something else.
+    # Rounding, or a server's bound on an option that it does not list, may lift it above 1
     sums = [min(1.0, math.exp(min(a, 0.0)) + math.exp(min(b, 0.0))) for a, b in logprobs]
     return math.fsum(sums) / len(sums)
 

@@ -54,9 +54,9 @@ def check(config: EngineConfig, key: str) -> None:
         raise UsageError(f"{key}.extra_body.{taken[0]} is set by cai itself; leave it out")
 
 
-def ready(config: EngineConfig) -> None:
+def ready(config: EngineConfig, key: str) -> None:
     """Raises UsageError where the server's key is not in the environment."""
-    read_key(config.server)
+    read_key(config.server, key)
 
 
 class OpenAIEngine:

@@ -272,8 +272,10 @@ class Servers:
         set_gauge("server_open", requests, server=server.url)
 
 
-def read_key(config: ServerConfig) -> str:
+def read_key(config: ServerConfig, engine: str = "engine") -> str:
     """The key from the environment variable that `server.key` names; empty where it names none.
+
+    `engine` is the engine's place in the configuration.
 
     Raises UsageError.
     """
@@ -283,7 +285,8 @@ def read_key(config: ServerConfig) -> str:
     # a key with other characters would show up in an error about headers
     if not key or not key.isascii() or not key.isprintable():
         raise UsageError(
-            f"server.key: the environment variable {config.key} is not set, or holds no key"
+            f"{engine}.server.key: the environment variable {config.key} is not set, or holds no "
+            "key"
         )
     return key
 

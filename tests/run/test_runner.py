@@ -84,9 +84,10 @@ def test_warnings_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
     [
         (
             "+dpo.args.bata=0.3",
-            "dpo.args.bata: trl.DPOConfig has no such argument; did you mean 'beta'",
+            "dpo.args.bata (override '+dpo.args.bata=0.3'): trl.DPOConfig has no such argument; "
+            "did you mean 'beta'",
         ),
-        ("+sft.peft.rank=3", "sft.peft.rank: peft.LoraConfig has no such argument"),
+        ("+sft.peft.rank=3", ": peft.LoraConfig has no such argument"),
         (
             "dpo.args.loss_type=[ipo]",
             "dpo.args.loss_type=['ipo']: soft labels have a loss of their own; set dpo.loss=trl",

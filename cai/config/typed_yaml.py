@@ -49,6 +49,11 @@ class TypedFileSource(FileConfigSource):
         return ConfigResult(config=config, path=path, provider=self.provider, header=header)
 
 
+# In the process of a launched job, Hydra registers its own reader beside this one, which came with
+# the job's state. It compares names, and keeps the first of two that have the same.
+TypedFileSource.__name__ = FileConfigSource.__name__
+
+
 def read_files_with_types() -> None:
     """Has Hydra read YAML files so. Hydra takes one reader of files, and has its own."""
     Plugins.instance()  # registers Hydra's own, once

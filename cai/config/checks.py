@@ -366,6 +366,10 @@ def check_shares(config: Config, overrides: Sequence[str]) -> None:
     if any("kv_cache_memory_bytes" in own for own in options):  # vLLM then takes no share
         return
     shares = [own.get("gpu_memory_utilization", VLLM_SHARE) for own in options]
+    for key, share in zip(engines, shares, strict=True):
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            name = at(f"{key}.options.gpu_memory_utilization", overrides, share)
+            raise UsageError(f"{name}: a share of the memory is a number from 0 to 1")
     if sum(shares) > 1:
         keys = ", ".join(
             f"{at(f'{key}.options.gpu_memory_utilization', overrides, share)}"

@@ -41,7 +41,7 @@ class TypedFileSource(FileConfigSource):
             mark = error.problem_mark
             place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
             raise UnreadableFile(f"{file}{place}: {error.problem}") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:
             raise UnreadableFile(f"{file}: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UnreadableFile(f"{file}: holds no settings; write one a line, as `seed: 1`")

@@ -11,12 +11,14 @@ from cai.data.sources import yaml_text
 from cai.data.turns import join_prompt, read_history, read_path, read_turns, refuse_media
 from cai.digest import seed_of
 from cai.messages import Dialogue, Message, assistant, user
+from cai.text import UNSPACED, words
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}  # of Anthropic's helpful-harmless set
 
-UNFIT = (ValueError, LookupError, TypeError, AttributeError)  # raised where a row does not fit
+# raised where a row does not fit
+UNFIT = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 def to_dialogue(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
@@ -129,9 +131,9 @@ def _preference(row: Row, config: DataConfig) -> Dialogue:
     prompt = row["prompt"]
     if isinstance(prompt, str) and isinstance(chosen, str) and not _is_hh(chosen):
         # An answer may repeat a question by itself; where both do, it is the layout.
-        texts = [chosen, row.get("rejected")]
-        if len(prompt.split()) > 2 and all(_begins_with(text, prompt) for text in texts):
-            chosen = chosen.strip()[len(prompt.strip()) :].strip()
+        answers = [_behind_prompt(text, prompt) for text in (chosen, row.get("rejected"))]
+        if len(words(prompt)) > 2 and answers[0] is not None and answers[1] is not None:
+            chosen = answers[0]
     turns = _hh_turns(prompt) if _is_hh(prompt) else _prompt(row, config)
     if turns and turns[-1] == assistant(""):  # "Assistant:" stands at the end of the prompt
         turns = turns[:-1]
@@ -139,8 +141,19 @@ def _preference(row: Row, config: DataConfig) -> Dialogue:
     return join_prompt(turns, answer)
 
 
-def _begins_with(text: object, prompt: str) -> bool:
-    return isinstance(text, str) and text.strip().startswith(prompt.strip())
+def _behind_prompt(text: object, prompt: str) -> str | None:
+    """What stands in `text` behind the prompt, whatever its spacing; None where that isn't there.
+
+    A prompt that ends inside a word of `text` is not there.
+    """
+    words = r"\s+".join(map(re.escape, prompt.split()))
+    match = re.match(rf"\s*{words}", text) if isinstance(text, str) else None
+    if match is None:
+        return None
+    rest = match.string[match.end() :]
+    around = (match[0][-1:], rest[:1])
+    inside_word = all(one.isalnum() and not UNSPACED.match(one) for one in around)
+    return None if inside_word else rest.strip()
 
 
 def _is_hh(text: object) -> bool:

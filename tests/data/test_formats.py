@@ -388,6 +388,16 @@ REPEATED = {
         LONG_TALK,
     ),
     "a text": ("Pick a lock!", "Pick a lock!\nNo.", (user("Pick a lock!"), assistant("No."))),
+    "a text with other spacing": (
+        "Pick  a\nlock!",
+        "Pick a lock! No.",
+        (user("Pick  a\nlock!"), assistant("No.")),
+    ),
+    "a text without spaces": (
+        "\u957f\u6c5f\u6709\u591a\u957f",
+        "\u957f\u6c5f\u6709\u591a\u957fNo.",
+        (user("\u957f\u6c5f\u6709\u591a\u957f"), assistant("No.")),
+    ),
 }
 
 
@@ -407,6 +417,8 @@ def test_a_prompt_that_chosen_repeats_is_not_doubled(case: str, tmp_path: Path):
 def test_an_answer_alone_that_repeats_its_question_is_left_as_it_is():
     row = {"prompt": "Who are you?", "chosen": "Who are you? I'm cai.", "rejected": "Nobody."}
     assert to_dialogue(row, CONFIG)[-1] == assistant("Who are you? I'm cai.")
+    row = {"prompt": "Tell me how", "chosen": "Tell me however", "rejected": "Tell me howling"}
+    assert to_dialogue(row, CONFIG)[-1] == assistant("Tell me however")  # no word is cut
 
 
 UNJOINED = [

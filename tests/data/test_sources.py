@@ -89,6 +89,9 @@ def test_rows_know_where_they_stand(tmp_path: Path):
         ("rows.yaml", "- &a {a: 1}\n- *a", "rows.yaml: not YAML: an alias"),
         ("rows.prompt", "seed_type: objective", "rows.prompt: expected a list of objects"),
         ("rows.csv", b"a\n\xff", "rows.csv:2: not UTF-8 at byte 0"),
+        ("rows.csv", 'a,b\nq1,"a1\nq2,a2\n', "rows.csv"),  # else one row holds the whole rest
+        ("rows.yaml", "- a: !!bool maybe", "rows.yaml: not YAML"),
+        ("rows.yaml", "- a: !!timestamp abc", "rows.yaml: not YAML"),
         ("rows.parquet", "PAR1", "rows.parquet: not readable as Parquet"),
         ("rows.xml", "<a/>", "rows.xml: can't read '.xml'; use .jsonl"),
     ],
@@ -106,6 +109,27 @@ def test_comments_above_the_columns_of_a_csv_are_no_rows(tmp_path: Path):
     assert list(read_source("mine", config)) == [
         (f"{tmp_path}/rows.csv:4", {"prompt": "# three", "n": "4"})
     ]
+
+
+def test_a_row_that_is_nested_too_deeply_is_no_row_of_any_layout(tmp_path: Path):
+    deep = '{"a": ' + "[" * 900 + "]" * 900 + "}"
+    assert read(file(tmp_path, "rows.jsonl", f'{{"a": 1}}\n{deep}\n')) == [{"a": 1}, {}]
+
+
+def test_a_date_beyond_pythons_is_named(tmp_path: Path):
+    import pyarrow
+    from pyarrow import parquet
+
+    times = pyarrow.array([2**52], pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"a": times}), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match=r"rows\.parquet: not readable as Parquet"):
+        read(DataConfig("file", str(tmp_path / "rows.parquet")))
+
+
+@pytest.mark.parametrize("path", ["**x", "n" * 300])
+def test_a_path_that_can_be_no_path_is_named(path: str):
+    with pytest.raises(UsageError, match=r"data\.mine\.path: no file"):
+        read(DataConfig(kind="file", path=path))
 
 
 def test_a_missing_file_is_named():

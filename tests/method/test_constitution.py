@@ -56,6 +56,11 @@ def test_harmlessness_is_large_enough_and_repeats_nothing():
     assert [text for text, count in Counter(texts).items() if count > 1] == []
 
 
+def test_an_empty_principle_is_named(tmp_path: Path):
+    found = problems(tmp_path, f"{PRINCIPLES}\n  - {{}}\n")
+    assert any("this principle has no 'critique'" in problem for problem in found), found
+
+
 def test_a_file_with_everything(tmp_path: Path):
     found = load(
         tmp_path,

@@ -131,6 +131,8 @@ def test_a_quantisation_that_transformers_does_not_know_is_named():
         UsageError, match=r"sft\.quantization\.load_in_4bits: .* did you mean 'load_in_4bit'"
     ):
         quantization_config("sft.quantization", {"load_in_4bits": True})
+    with pytest.raises(UsageError, match=r"sft\.quantization: .* refuses: .*bfloat17"):
+        quantization_config("sft.quantization", {"bnb_4bit_compute_dtype": "bfloat17"})
 
 
 def preference_rows() -> Any:

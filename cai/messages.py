@@ -36,6 +36,13 @@ def with_system(dialogue: Dialogue, text: str | None) -> Dialogue:
     return (Message("system", text), *dialogue)
 
 
+def under_system(dialogue: Dialogue, text: str) -> Dialogue:
+    """The dialogue under a system message, which stands before the dialogue's own if it has one."""
+    if dialogue[0].role == "system":
+        return (Message("system", f"{text}\n\n{dialogue[0].content}"), *dialogue[1:])
+    return (Message("system", text), *dialogue)
+
+
 def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     """The list of {"role", "content"} that chat templates and data sets use."""
     return [{"role": message.role, "content": message.content} for message in messages]

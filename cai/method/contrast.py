@@ -14,9 +14,9 @@ from itertools import combinations
 from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
-from cai.messages import Dialogue, Message, Prompt
+from cai.messages import Prompt, under_system
 from cai.method.constitution import Constitution, Principle
-from cai.method.preferences import PreferencePair, draw_principles
+from cai.method.preferences import PreferencePair, draw_principles, option_probability
 from cai.method.requests import Complete
 from cai.text import word_count
 
@@ -40,7 +40,7 @@ class ContrastPair:
             self.prompt,
             chosen,
             rejected,
-            1 / (1 + math.exp(-min(700.0, abs(self.log_ratio) / tau))),
+            option_probability(abs(self.log_ratio) / tau, 0.0),
             self.principle_ids,
             kind="contrast",
             log_ratio=abs(self.log_ratio),
@@ -80,7 +80,7 @@ async def _scores(
     """Each answer's score. None: too long."""
     requests = [
         Request(
-            with_system(prompt.messages, text),
+            under_system(prompt.messages, text),
             continuations=tuple(answers),
             principle=principle.id,
         )
@@ -90,13 +90,6 @@ async def _scores(
     if "too_long" in (positive.finish_reason, negative.finish_reason):
         return None
     return [a - b for a, b in zip(positive.logprobs, negative.logprobs, strict=True)]
-
-
-def with_system(dialogue: Dialogue, text: str) -> Dialogue:
-    """The dialogue under a system message, which stands before the dialogue's own if it has one."""
-    if dialogue[0].role == "system":
-        return (Message("system", f"{text}\n\n{dialogue[0].content}"), *dialogue[1:])
-    return (Message("system", text), *dialogue)
 
 
 def nearest_in_length(pairs: Sequence[ContrastPair]) -> ContrastPair:

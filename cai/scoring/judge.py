@@ -9,7 +9,9 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import log_expit
 
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
@@ -134,16 +136,11 @@ def fit_tau(log_ratios: Sequence[float]) -> float:
     """
     low, high = map(math.log, TAU_RANGE)
     fitted = minimize_scalar(
-        lambda log_tau: math.fsum(_log_loss(ratio / math.exp(log_tau)) for ratio in log_ratios),
+        lambda log_tau: -log_expit(np.array(log_ratios) / math.exp(log_tau)).sum(),
         bounds=(low, high),
         method="bounded",
     )
     return math.exp(fitted.x)
-
-
-def _log_loss(margin: float) -> float:
-    """-log sigmoid(margin)."""
-    return max(0.0, -margin) + math.log1p(math.exp(-abs(margin)))
 
 
 def judge_warnings(metrics: Mapping[str, Any], data: Sequence[str]) -> list[str]:

@@ -8,22 +8,16 @@ from statistics import median
 from typing import Any
 
 from cai.config.schema import Config, LabelConfig
-from cai.data.prompts import load_preferences
 from cai.engines.base import RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results
 from cai.errors import UsageError
 from cai.messages import Prompt
 from cai.method.constitution import Constitution
-from cai.method.contrast import (
-    ContrastPair,
-    contrast,
-    nearest_in_length,
-    surest,
-)
+from cai.method.contrast import ContrastPair, contrast, nearest_in_length, surest
 from cai.method.preferences import shuffle_pairs, with_origins
 from cai.stages.base import Context, split_failed
-from cai.stages.feedback import Judge
+from cai.stages.feedback import Judge, labelled_pairs, rate_judge
 from cai.stages.pairs import Answered, Pairs, count_pairs, policy_answers, prompts_of_both
 
 # of each prompt every two of its answers; None: too long for the judge
@@ -34,9 +28,15 @@ Asked = tuple[Prompt, list[str], Constitution]  # a prompt, its answers, what th
 
 def check_contrast(config: Config) -> None:
     """Raises UsageError where no principle has the texts that a contrast needs."""
-    _contrasting(config.constitution, "constitution")
-    if config.label.benign:
-        _contrasting(config.label.benign.constitution, "label.benign.constitution")
+    _laws(config.constitution, config.label)
+
+
+def _laws(constitution: str, config: LabelConfig) -> tuple[Constitution, Constitution]:
+    """What answers to harmful prompts are scored under, and those to harmless ones."""
+    law = _contrasting(constitution, "constitution")
+    if config.benign is None:
+        return law, law
+    return law, _contrasting(config.benign.constitution, "label.benign.constitution")
 
 
 def _contrasting(name: str, setting: str) -> Constitution:
@@ -63,7 +63,7 @@ class Scored:
 
 def contrast_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]:
     """The surer pairs, as many of harmful as of harmless prompts, and how often they are right."""
-    from cai.scoring.judge import accuracy_metrics, fit_tau, judge_metrics, judge_warnings
+    from cai.scoring.judge import fit_tau
 
     scored = _score(config, context)
     tau = config.tau or _typical(scored)
@@ -72,29 +72,20 @@ def contrast_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
     chosen = _choose(scored, config.surest)
     seeds = {prompt.id: sampled for prompt, sampled in scored.answered}
     pairs = [with_origins(pair.preference(tau), seeds[pair.prompt.id]) for pair in chosen]
-    pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
+    sure = [pair for pair in pairs if pair.probability - 0.5 >= config.min_margin]
+    sure = shuffle_pairs(sure, context.seed)[: config.limit]
     comparisons = [pair.preference(tau) for pairs in scored.compared for pair in pairs]
-    metrics = judge_metrics(comparisons)
-    sets = config.calibrate.data if config.calibrate else []
-    if sets:
-        metrics |= accuracy_metrics(
-            [(pair.preference(tau), pair.first) for pair in scored.labelled]
-        )
-    name = config.model.name if config.model else config.judge
-    numbers = scored.numbers | count_pairs(pairs, scored.answered, scored.harmless)
-    numbers |= {"uncertain": len(scored.compared) - len(chosen), "judged": len(comparisons)}
-    warnings = judge_warnings(metrics, sets)
-    judge = Judge(name, bool(config.model), metrics, warnings, sets, tau)
-    return Pairs(pairs, numbers, scored.failed), judge
+    numbers = scored.numbers | count_pairs(sure, scored.answered, scored.harmless)
+    unsure = len(scored.compared) - len(chosen) + len(pairs) - len(sure)
+    numbers |= {"uncertain": unsure, "judged": len(comparisons)}
+    rated = [(pair.preference(tau), pair.first) for pair in scored.labelled]
+    return Pairs(sure, numbers, scored.failed), rate_judge(config, comparisons, rated, tau)
 
 
 def _score(config: LabelConfig, context: Context) -> Scored:
-    law = benign_law = _contrasting(context.constitution, "constitution")
-    if config.benign:
-        benign_law = _contrasting(config.benign.constitution, "label.benign.constitution")
+    law, benign_law = _laws(context.constitution, config)
     prompts, harmless, overlapping = prompts_of_both(config, context)
-    calibrate = config.calibrate
-    labelled = load_preferences(calibrate, context.data, context.seed) if calibrate else []
+    labelled = labelled_pairs(config, context)
     with context.models() as open_model:
         answered, beyond, failed = policy_answers(prompts, config, context, open_model)
         ended = [

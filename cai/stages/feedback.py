@@ -1,6 +1,7 @@
 """AI feedback for `label`: a judge compares the policy's answers (section 4.1)."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,12 +85,9 @@ def _calibration_cells(certainty: dict[str, Any]) -> tuple[str, ...]:
 
 def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]:
     """Pairs by AI feedback, and how far the judge can be relied on."""
-    from cai.scoring.judge import accuracy_metrics, judge_metrics, judge_warnings
-
     law = context.load_constitution()
     prompts, overlapping = prompts_to_ask("prompts", config.prompts, context)
-    calibrate = config.calibrate
-    labelled = load_preferences(calibrate, context.data, SPLIT_SEED) if calibrate else []
+    labelled = labelled_pairs(config, context)
     with context.models() as open_model:
         answered, beyond, failed = policy_answers(prompts, config, context, open_model)
         different = [(prompt, sampled) for prompt, sampled in answered if len(sampled) > 1]
@@ -102,17 +100,11 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
     best = [pairs[0] for _, pairs in judgements if pairs]
     lettered = [pair for pair in best if min(pair.letters) >= config.min_letters]
     sure = [pair for pair in lettered if pair.probability - 0.5 >= config.min_margin]
-    metrics = judge_metrics(comparisons)
-    sets = calibrate.data if calibrate else []
-    if calibrate:
-        rated = [
-            (pair, better)
-            for pair, (_, better, _) in zip(known, labelled, strict=True)
-            if isinstance(pair, PreferencePair)
-        ]
-        metrics |= accuracy_metrics(rated)
-    name = config.model.name if config.model else config.judge
-    warnings = judge_warnings(metrics, sets)
+    rated = [
+        (pair, better)
+        for pair, (_, better, _) in zip(known, labelled, strict=True)
+        if isinstance(pair, PreferencePair)
+    ]
     numbers = {
         "prompts": len(prompts),
         "overlapping": overlapping,
@@ -124,7 +116,34 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
         "uncertain": len(lettered) - len(sure),
         "judged": len(comparisons),
     }
-    return Pairs(sure, numbers, failed), Judge(name, bool(config.model), metrics, warnings, sets)
+    return Pairs(sure, numbers, failed), rate_judge(config, comparisons, rated)
+
+
+def labelled_pairs(config: LabelConfig, context: Context) -> list[tuple[Prompt, str, str]]:
+    """(prompt, better answer, worse answer) of label.calibrate, the same in every run."""
+    if config.calibrate is None:
+        return []
+    return load_preferences(config.calibrate, context.data, SPLIT_SEED)
+
+
+def rate_judge(
+    config: LabelConfig,
+    comparisons: Sequence[PreferencePair],
+    labelled: Sequence[tuple[PreferencePair, str]],
+    tau: float | None = None,
+) -> Judge:
+    """How far the judge of these comparisons can be relied on.
+
+    `labelled`: (comparison, better answer) of the pairs of label.calibrate that were judged.
+    """
+    from cai.scoring.judge import accuracy_metrics, judge_metrics, judge_warnings
+
+    metrics = judge_metrics(comparisons)
+    sets = config.calibrate.data if config.calibrate else []
+    if sets:
+        metrics |= accuracy_metrics(labelled)
+    name = config.model.name if config.model else config.judge
+    return Judge(name, bool(config.model), metrics, judge_warnings(metrics, sets), sets, tau)
 
 
 async def _judge(

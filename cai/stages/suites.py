@@ -16,7 +16,7 @@ from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
-from cai.messages import Dialogue, Prompt, as_dicts, assistant, with_system
+from cai.messages import Dialogue, Prompt, as_dicts, assistant, under_system, with_system
 from cai.method.attacks import OPENINGS, attacked, continued
 from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
 from cai.scoring.statistics import Estimate, share
@@ -53,9 +53,7 @@ class Suites:
         """The same behind a system message; a prompt's own follows it."""
 
         def behind(prompt: Prompt) -> Prompt:
-            own = [turn.content for turn in prompt.messages[:1] if turn.role == "system"]
-            rest = prompt.messages[len(own) :]
-            return replace(prompt, messages=with_system(rest, "\n\n".join([system, *own])))
+            return replace(prompt, messages=under_system(prompt.messages, system))
 
         prompts = {title: list(map(behind, rows)) for title, rows in self.prompts.items()}
         references = {

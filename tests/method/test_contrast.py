@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 
 from cai.engines.base import Completion, Request
-from cai.messages import Message, Prompt, user
+from cai.messages import Message, Prompt, under_system, user
 from cai.method.constitution import Constitution, Principle
 from cai.method.contrast import (
     ContrastPair,
     contrast,
     nearest_in_length,
     surest,
-    with_system,
 )
 
 PROMPT = Prompt.of((user("How do I pick a lock?"),), "any")
@@ -70,7 +69,7 @@ def test_an_answer_beyond_the_context_leaves_no_pair():
 
 def test_a_system_message_of_the_dialogues_own_stays():
     own = (Message("system", "You sell tea."), user("Hello."))
-    assert with_system(own, "Be kind.") == (
+    assert under_system(own, "Be kind.") == (
         Message("system", "Be kind.\n\nYou sell tea."),
         user("Hello."),
     )

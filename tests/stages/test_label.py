@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -520,6 +521,12 @@ def test_a_contrast_labels_by_a_principle_and_its_opposite(context: Context):
     scores = [a - b for a, b in zip(positive.logprobs, negative.logprobs, strict=True)]
     assert row["log_ratio"] == pytest.approx(scores[0] - scores[1], abs=1e-3)
     assert run(more, settings(**changes, calibrate=Prompts(["labelled"])))[1] == rows
+    # with this tau, the pair in the middle is 80 % sure
+    tau = median(row["log_ratio"] for row in rows) / math.log(4)
+    sure, sure_rows = run(more, settings(**changes, tau=tau, min_margin=0.3))
+    assert all(row["probability"] >= 0.8 for row in sure_rows)
+    assert 0 < len(sure_rows) < len(rows)
+    assert sure["uncertain"] - summary["uncertain"] == len(rows) - len(sure_rows)
     everything, all_rows = run(more, settings(**changes | {"surest": 1.0}))
     assert len(all_rows) > len(rows) and everything["uncertain"] < summary["uncertain"]
     least = min(row["log_ratio"] for row in rows if odd(row))

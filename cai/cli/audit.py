@@ -11,9 +11,8 @@ from cai.config.schema import Config
 from cai.observe.progress import Progress
 from cai.report.stage_view import StageView
 from cai.report.terminal import print_stage_view, wide_console
-from cai.run.plan import inputs_of, plan_run
+from cai.run.plan import inputs_of, job_inputs, plan_run
 from cai.run.process import quiet
-from cai.run.runner import job_inputs
 from cai.run.worker import stage_context
 from cai.stages import sft
 from cai.stages.base import Stage

@@ -13,18 +13,16 @@ from peft import PeftModel
 from cai.digest import digest, file_digest, folder_files
 from cai.models.load import load_model, load_tokenizer, save_model
 from cai.models.markers import adopt_markers, embed_markers
-from cai.models.source import AdapterBase, make_once
+from cai.models.source import ADAPTER_BASE, AdapterBase, make_once
 from cai.store.files import write_json
-
-BASE = "base.json"  # in the adapter's folder
 
 
 def write_base(adapter: Path, base: AdapterBase) -> None:
-    write_json(adapter / BASE, base)
+    write_json(adapter / ADAPTER_BASE, base)
 
 
 def read_base(adapter: Path) -> AdapterBase:
-    return json.loads((adapter / BASE).read_text(encoding="utf-8"))
+    return json.loads((adapter / ADAPTER_BASE).read_text(encoding="utf-8"))
 
 
 def merge(base: str, adapter: Path, folder: Path) -> str:

@@ -68,6 +68,9 @@ def _folder_parts(folder: Path) -> Parts:
     return parts
 
 
+ADAPTER_BASE = "base.json"  # in the folder of an adapter alone: its AdapterBase
+
+
 class AdapterBase(TypedDict):
     """The model that a run's adapter belongs to (models/merged.py)."""
 

@@ -8,27 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.parquet import read_rows
-from cai.scoring.answers import Scores, exact_match, rouge_l
+from cai.messages import Prompt
+from cai.scoring.answers import Answer, Scores, answer_scores
+from cai.scoring.reference import exact_match, rouge_l
 from cai.scoring.significance import ModelComparison, compare_models
 from cai.scoring.statistics import by_prompt
-from cai.scoring.style import ends_with_offer, is_brief
-from cai.text import word_count
 
 Row = Mapping[str, Any]  # of answers.parquet
 
-BEHAVIOUR: dict[str, Callable[[Row], float | None]] = {
-    "refusal": lambda row: row["refuses"],
-    "words": lambda row: word_count(row["answer"]),
-    "brief": lambda row: None if row["refuses"] is None else is_brief(row["answer"]),
-    "offer": lambda row: None if row["refuses"] is None else ends_with_offer(row["answer"]),
-}
-
-REFERENCE: dict[str, Callable[[Row], float | None]] = {
-    "refusal": BEHAVIOUR["refusal"],
-    "words": BEHAVIOUR["words"],
-    "exact": lambda row: float(exact_match(row["answer"], row["reference"])),
-    "rouge_l": lambda row: rouge_l(row["answer"], row["reference"]),
-}
+BEHAVIOUR = ("refusal", "words", "brief", "offer")  # of answer_scores
+REFERENCE: dict[str, Callable[[str, str], float]] = {"exact": exact_match, "rouge_l": rouge_l}
 
 
 def compare_answers(files: Mapping[str, tuple[Path, str]]) -> list[ModelComparison]:
@@ -55,20 +44,21 @@ def _scores(rows: Sequence[Row]) -> dict[str, Scores]:
     scores: dict[str, Scores] = {}
     for suite in dict.fromkeys(row["suite"] for row in rows):
         answers = [row for row in rows if row["suite"] == suite]
-        metrics = REFERENCE if any(row["reference"] for row in answers) else BEHAVIOUR
-        scores[suite] = {
-            name: by_prompt((row["id"], value) for row, value in _values(answers, measure))
-            for name, measure in metrics.items()
-        }
+        measured = answer_scores([(_answer(row), row["refuses"]) for row in answers])
+        names = BEHAVIOUR
+        if any(row["reference"] for row in answers):
+            names = ("refusal", "words", *REFERENCE)
+            for name, measure in REFERENCE.items():
+                measured[name] = by_prompt(
+                    (row["id"], float(measure(row["answer"], row["reference"]))) for row in answers
+                )
+        scores[suite] = {name: measured.get(name, {}) for name in names}
     return scores
 
 
-def _values(
-    answers: Sequence[Row], measure: Callable[[Row], float | None]
-) -> list[tuple[Row, float]]:
-    """Without the answers that have no value: refusals of those that are not in English."""
-    measured = [(row, measure(row)) for row in answers]
-    return [(row, value) for row, value in measured if value is not None]
+def _answer(row: Row) -> Answer:
+    prompt = Prompt(row["id"], (), row["suite"])  # scores read its id alone
+    return Answer(row["model"], row["suite"], prompt, row["answer"], row["sample"])
 
 
 def _samples(scores: Mapping[str, Mapping[str, Scores]]) -> int:

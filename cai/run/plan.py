@@ -136,13 +136,18 @@ def trained(config: Config, run: Run) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in manifests.items() if manifest}
 
 
-def trained_inputs(config: Config, root: Path) -> dict[str, Input]:
-    """The same, as what a verb reads."""
-    run = Run(root)
+def job_inputs(run: Run, manifests: Mapping[str, Manifest]) -> dict[str, Input]:
+    """Finished stages, as what another stage or a verb reads."""
     return {
         name: Input(str(run.folder(name, manifest.key) / "out"), manifest.output)
-        for name, manifest in trained(config, run).items()
+        for name, manifest in manifests.items()
     }
+
+
+def trained_inputs(config: Config, root: Path) -> dict[str, Input]:
+    """The stages that have trained a model, as what a verb reads."""
+    run = Run(root)
+    return job_inputs(run, trained(config, run))
 
 
 def view_of(manifest: Manifest) -> StageView:

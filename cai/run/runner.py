@@ -20,10 +20,20 @@ from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
 from cai.run.machines import Conductor, follow
 from cai.run.outlook import Outlook
-from cai.run.plan import NEW, STAGES, Step, check_engines, inputs_of, plan_run, stages, step_of
+from cai.run.plan import (
+    NEW,
+    STAGES,
+    Step,
+    check_engines,
+    inputs_of,
+    job_inputs,
+    plan_run,
+    stages,
+    step_of,
+)
 from cai.run.process import run_in_process
 from cai.run.worker import Job, run_stage
-from cai.stages.base import Input, Stage
+from cai.stages.base import Stage
 from cai.store.files import write_json
 from cai.store.manifest import Damaged, Manifest, verify_files
 from cai.store.run_folder import Run
@@ -208,13 +218,6 @@ class _Runner:
             summaries,
             lambda warning: self._say(f"WARNING: {warning}", logging.WARNING),
         )
-
-
-def job_inputs(run: Run, manifests: Mapping[str, Manifest]) -> dict[str, Input]:
-    return {
-        name: Input(str(run.folder(name, manifest.key) / "out"), manifest.output)
-        for name, manifest in manifests.items()
-    }
 
 
 def check(config: Config) -> None:

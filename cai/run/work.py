@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cai.config.names import BUILT, evaluated_models
-from cai.config.schema import Config, Prompts, SftConfig, Suite
+from cai.config.schema import Config, DpoConfig, Prompts, SftConfig, Suite
 from cai.data.mixture import shares_by_size
 from cai.data.survey import Size, survey
 from cai.stages.base import Stage
@@ -67,7 +67,7 @@ def count_prompts(chosen: Prompts, config: Config) -> tuple[int, float] | None:
     return (left if chosen.limit is None else min(chosen.limit, left)), tokens
 
 
-def _epochs(section: SftConfig) -> float:
+def _epochs(section: SftConfig | DpoConfig) -> float:
     return section.args.get("num_train_epochs", 3) * (1 - section.validation)
 
 
@@ -178,12 +178,11 @@ def _dpo(config: Config) -> Work | None:
     tokens = pairs * min(selection[1] + fill(label.sampling.max_new_tokens), longest)
     for brought in (label.human, label.demonstrations):
         tokens += FILLED * longest * ((brought.limit or 0) if brought else 0)
-    epochs = section.args.get("num_train_epochs", 3) * (1 - section.validation)
     guarded = section.guards.prompts if section.validation else 0
     # before training, and at each evaluation
     looks = 1 + 1 / section.args.get("eval_steps", 1) if guarded else 0
     written = looks * guarded * fill(section.guards.new_tokens) if looks < 100 else 0
-    return Work(written=written, trained=2 * tokens * epochs)
+    return Work(written=written, trained=2 * tokens * _epochs(section))
 
 
 def _evaluate(config: Config) -> Work | None:

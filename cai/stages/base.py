@@ -21,7 +21,7 @@ from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts
 from cai.method.constitution import Constitution
 from cai.models.numerics import numerics
-from cai.models.source import AdapterBase, fingerprint
+from cai.models.source import ADAPTER_BASE, AdapterBase, fingerprint
 from cai.observe.progress import Progress
 from cai.stages.summary import Summary
 from cai.store import run_folder
@@ -144,7 +144,7 @@ class Context:
         Of an adapter it is made now: of the run's models below it. Raises CaiError where one of
         those is gone.
         """
-        if not (out / "adapter" / "base.json").is_file():
+        if not (out / "adapter" / ADAPTER_BASE).is_file():
             return str(out / "model")
         from cai.models.merged import merge, read_base  # heavy, too
 

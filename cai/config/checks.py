@@ -286,6 +286,11 @@ def check_rounds(config: Config, overrides: Sequence[str]) -> None:
 
 def check_benign(config: Config, overrides: Sequence[str]) -> None:
     label = config.label
+    if label.harmless_share is not None and (label.kind != "rule" or label.benign is None):
+        raise UsageError(
+            f"{at('label.harmless_share', overrides)}: the share is of pairs of label.kind=rule "
+            "with label.benign; take label.harmless_share=null, or set these two"
+        )
     if label.benign is None:
         return
     setting = at("label.benign", overrides)

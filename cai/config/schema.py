@@ -249,6 +249,7 @@ class LabelConfig:
     thought: Sampling
     kind: Literal["feedback", "contrast", "revision", "mixed", "rule"] = "feedback"
     benign: Harmless | None = None
+    harmless_share: Annotated[float, Field(ge=0.01, le=0.99)] | None = None
     ratio: Annotated[float, Field(ge=0.01, le=0.99)] = 0.5
     limit: Count | None = None
     answers: Annotated[int, Field(ge=2, le=16)] = 2

@@ -289,17 +289,17 @@ def with_origins(pair: PreferencePair, answers: Mapping[str, SampledAnswer]) -> 
 
 
 def mix_pairs(
-    feedback: Sequence[PreferencePair],
-    revisions: Sequence[PreferencePair],
+    first: Sequence[PreferencePair],
+    second: Sequence[PreferencePair],
     ratio: float,
     limit: int | None,
     seed: int,
 ) -> list[PreferencePair]:
-    """As many pairs of both kinds as there are at `ratio`, the share of revisions; shuffled."""
-    count = int(min(len(feedback) / (1 - ratio), len(revisions) / ratio))
+    """As many pairs of both as there are at `ratio`, the share of `second`; shuffled."""
+    count = int(min(len(first) / (1 - ratio), len(second) / ratio))
     count = min(count, limit or count)
-    revision_count = min(len(revisions), round(count * ratio))
-    return shuffle_pairs([*revisions[:revision_count], *feedback[: count - revision_count]], seed)
+    second_count = min(len(second), round(count * ratio))
+    return shuffle_pairs([*second[:second_count], *first[: count - second_count]], seed)
 
 
 def shuffle_pairs(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:

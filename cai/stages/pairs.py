@@ -18,6 +18,7 @@ from cai.method.preferences import (
     PreferencePair,
     SampledAnswer,
     distinct_answers,
+    mix_pairs,
     rule_pair,
     shuffle_pairs,
     similar,
@@ -122,8 +123,14 @@ def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
         answered, too_long, failed = policy_answers(prompts, config, context, open_model)
     ruled = [rule_pair(prompt, sampled, prompt.id in harmless) for prompt, sampled in answered]
     pairs = [pair for pair in ruled if isinstance(pair, PreferencePair)]
-    # mixed before the cut, so that harmful and harmless prompts keep their shares of the pairs
-    pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
+    if config.harmless_share is None:
+        # shuffled before the cut, so that harmful and harmless prompts keep their shares
+        pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
+    else:
+        on_harmful = [pair for pair in pairs if pair.prompt.id not in harmless]
+        on_harmless = [pair for pair in pairs if pair.prompt.id in harmless]
+        share = config.harmless_share
+        pairs = mix_pairs(on_harmful, on_harmless, share, config.limit, context.seed)
     reasons = Counter(reason for reason in ruled if isinstance(reason, str))
     numbers = {
         "prompts": len(prompts),

@@ -278,6 +278,11 @@ def test_a_wrong_override_is_one_clear_line(override: str, message: str):
             "and a prompt is either harmless or harmful; take different sets",
         ),
         (
+            ["label.benign=null", "label.harmless_share=0.5"],
+            "label.harmless_share (override 'label.harmless_share=0.5'): the share is of pairs of "
+            "label.kind=rule with label.benign",
+        ),
+        (
             ["rounds=2", "label.prompts.limit=9"],
             "rounds=2 (override 'rounds=2'): "
             "each takes the next label.benign.limit prompts, and it is null",

@@ -455,6 +455,9 @@ def test_a_rule_labels_the_policys_own_answers(context: Context, monkeypatch: py
         sorted(order, reverse=True),
     )  # else dpo would hold out one kind alone
     assert run(more, settings(**given)) == (summary, rows)
+    even, as_many = run(more, settings(**given, harmless_share=0.5))
+    assert even["harmful"] == even["harmless"] == min(found.values())
+    assert {row["id"] for row in as_many} <= {row["id"] for row in rows}
     fewer, first = run(more, settings(**given, limit=3))
     assert first == rows[:3] and (fewer["pairs"], fewer["harmful"] + fewer["harmless"]) == (3, 3)
     alone, harmful = run(more, settings(**given | {"benign": None}))

@@ -34,7 +34,7 @@ VERBS = {
     "try": Verb("try_", 'FILE "PROMPT"', "answer, critique and revision under a principle file"),
     "chat": Verb("chat", "[RUN]", "talk to a run's model beside the one it was made from"),
     "push": Verb("push", "[RUN] --repo ID", "send a model or its data to a hub, with a card"),
-    "principles": Verb("principles", "VERB ...", "check, show and import principle files"),
+    "principles": Verb("principles", "VERB ...", "check, show, draft and import principle files"),
 }
 
 FIRST_STEPS = """\

@@ -25,10 +25,9 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_rows
 from cai.errors import UsageError, nearest
 from cai.messages import Prompt, user
-from cai.method.constitution import Constitution
+from cai.method.constitution import Constitution, find_file
 from cai.method.critique import CritiqueStep, Revision, revise
 from cai.method.refusal import refuses
-from cai.paths import resolve_file
 from cai.redact import printable, safe
 from cai.report.pictures import percent
 from cai.report.terminal import marked_text
@@ -103,7 +102,7 @@ def _model_overrides(run: str | None) -> list[str]:
 def _watch(session: "Session", options: argparse.Namespace, console: Console) -> None:
     """Shows the session again whenever a file is saved, until Ctrl-C."""
     names = [name for name in (options.file, options.against) if name]
-    files = [resolve_file(name, "principles", ".yaml") for name in names]
+    files = [find_file(name) for name in names]
     while True:
         saved = [file.stat().st_mtime_ns for file in files]
         try:

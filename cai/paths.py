@@ -16,6 +16,13 @@ def shipped(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
+def own_conf() -> str | None:
+    """The folder ./conf, where it is a person's own: `cai init` makes ./principles beside it."""
+    conf = Path("conf")
+    is_own = conf.is_dir() and Path("principles").is_dir() and not conf.samefile(shipped("conf"))
+    return str(conf) if is_own else None
+
+
 def cache() -> Path:
     """Downloads and converted models: $CAI_CACHE, else $XDG_CACHE_HOME/cai, else ~/.cache/cai."""
     if path := os.environ.get("CAI_CACHE"):

@@ -147,7 +147,7 @@ class _Reader(YamlFile):
         self.extended_by = extended_by
 
     def read(self) -> Constitution:
-        root = prose_root(self) if self.path.suffix in PROSE else self.root()
+        root = prose_root(self) if self.path.suffix.lower() in PROSE else self.root()
         if root is None:
             problem = "the file is empty; a constitution needs at least one principle"
             raise UsageError(f"{self.path}:1:1: {problem}")

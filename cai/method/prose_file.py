@@ -48,7 +48,11 @@ def prose_root(file: YamlFile) -> yaml.Node:
     def mark(line: int) -> yaml.Mark:
         return yaml.Mark(str(file.path), 0, line, 0, None, None)
 
-    statements, faults = read_prose(file.source())
+    source = file.source()
+    statements, faults = read_prose(source)
+    if strange := yaml.reader.Reader.NON_PRINTABLE.search(source):
+        line = source.count("\n", 0, strange.start())
+        faults.append(Fault(line, f"character U+{ord(strange[0]):04X} is not allowed"))
     for line, problem in faults:
         file.report(mark(line), problem)
     entries = [

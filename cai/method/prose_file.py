@@ -21,7 +21,7 @@ NUMBER = re.compile(r"^([ \t]*\d{1,3})[、．][ \t]*", re.MULTILINE)
 
 COMMENT = re.compile(r"<!--.*?(-->|\Z)", re.DOTALL)
 
-SENTENCE_END = re.compile(r"[.!?。！？…][)\"'”’»」』]?")
+SENTENCE_END = re.compile(r"[.!?。！？…][)\"'”’»」』]?$")
 
 # tokens with text that is no principle, and what people call them
 UNREADABLE = {"table_open": "table", "fence": "code block", "html_block": "block of HTML"}
@@ -84,8 +84,8 @@ def read_prose(text: str) -> tuple[list[Statement], list[Fault]]:
             leads.pop()
         elif token.type == "paragraph_open" and not _introduces(tokens, place):
             for offset, sentence in enumerate(_sentences(tokens[place + 1])):
-                text = " ".join(part for part in (*leads, sentence) if part)
-                statements.append(Statement(text, line + offset, heading))
+                whole = " ".join(part for part in (*leads, sentence) if part)
+                statements.append(Statement(whole, line + offset, heading))
     return statements, faults
 
 
@@ -104,11 +104,8 @@ def _introduces(tokens: Sequence[Token], place: int) -> bool:
 def _sentences(paragraph: Token) -> list[str]:
     """A paragraph whose every line ends a sentence is a list without bullets."""
     lines = _lines(paragraph)
-    if all(
-        SENTENCE_END.fullmatch(line[-2:]) or SENTENCE_END.fullmatch(line[-1:]) for line in lines
-    ):
-        return lines
-    return [" ".join(lines)]
+    is_list = all(SENTENCE_END.search(line) for line in lines)
+    return lines if is_list else [" ".join(lines)]
 
 
 def _plain(inline: Token) -> str:

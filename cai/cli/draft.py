@@ -116,7 +116,7 @@ def _show(gap: Gap, text: str, console: Console) -> None:
 def _save(filled: Sequence[tuple[Gap, str]], author: str) -> None:
     """Adds an entry for each principle to the drafts of the file that its sentence stands in."""
     entries: dict[Path, list[dict[str, str]]] = {}
-    for (file, principle), group in groupby(filled, lambda one: (one[0].file, one[0].principle)):
+    for (file, principle), group in groupby(filled, lambda pair: (pair[0].file, pair[0].principle)):
         texts = {gap.text: text for gap, text in group}
         origin = {"by": author, "source": f"sha256:{file_digest(file)[:16]}"}
         entry = {"sentence": same_words(principle.sentence), **texts, **origin}

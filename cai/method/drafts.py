@@ -53,12 +53,12 @@ def read_drafts(path: Path) -> tuple[Drafts, list[str]]:
     for node in root.value if isinstance(root, yaml.SequenceNode) else []:
         fields = file.mapping(node, "a draft", KEYS, required=("sentence",))
         texts = {name: file.text(value, name) for name, value in fields.items()}
-        known = drafts.setdefault(same_words(texts.get("sentence", "")), {})
+        drafted = drafts.setdefault(same_words(texts.get("sentence", "")), {})
         for name in TEXTS:
-            if name in texts and name in known:
+            if name in texts and name in drafted:
                 file.report(fields[name], f"this sentence has two drafts of '{name}'")
             elif name in texts:
-                known[name] = texts[name]
+                drafted[name] = texts[name]
     return drafts, file.problems
 
 

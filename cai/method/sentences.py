@@ -124,7 +124,8 @@ def _sentence(file: YamlFile, node: yaml.Node) -> str | None:
     """The sentence that an entry is made of; None if it is of none; "" if something is wrong."""
     if isinstance(node, yaml.MappingNode):
         fields = {str(key.value): value for key, value in node.value}
-        if len(fields) == 1 and " " in next(iter(fields)):
+        start = next(iter(fields), "")
+        if len(fields) == 1 and (" " in start or start[:1].isupper()):
             file.report(node, "a sentence with a colon needs quotes around it")
             return ""
         if "sentence" not in fields:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from cai.config.compose import compose
+from cai.config.compose import compose, words_are_overrides
 from cai.config.schema import Config
 from cai.digest import file_digest, seed_of
 from cai.engines.base import Completion, Request
@@ -49,6 +49,7 @@ def draft(options: argparse.Namespace) -> None:
         return
     author, drafts = TEMPLATES, [gap.template for gap in gaps]
     if not options.templates:
+        words_are_overrides(options.overrides, [])
         quiet()
         install_signals()
         config = compose(["name=draft", *options.overrides], options.config_dir)
@@ -89,7 +90,8 @@ def _write(config: Config, gaps: Sequence[Gap]) -> list[str]:
             requests.append(model.complete(Request(turns, sampling, seed, principle=principle.id)))
         return await gather_rows(requests)
 
-    with context.models() as open_model:
+    waiting = Console(stderr=True).status(f"drafting {len(gaps)} requests")
+    with context.models() as open_model, waiting:
         model = open_model("base")
         completions = asyncio.run(ask_all())
     drafts = []

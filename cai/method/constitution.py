@@ -151,7 +151,7 @@ class _Reader(YamlFile):
         if root is None:
             problem = "the file is empty; a constitution needs at least one principle"
             raise UsageError(f"{self.path}:1:1: {problem}")
-        fields = {"principles": root}
+        fields: dict[str, yaml.Node] = {"principles": root}
         if not isinstance(root, yaml.SequenceNode):
             fields = self.mapping(root, "a principle file", FILE_KEYS)
         base = self._base(fields.get("extends"))

@@ -96,12 +96,9 @@ def expanded(
     of the extended file: a sentence without an id replaces no principle of it.
     """
     sentences = [_sentence(file, node) for node in nodes]
-    written = [sentence for sentence in sentences if sentence]
-    if not written:
-        return [node for node, text in zip(nodes, sentences, strict=True) if text is None]
+    template = template_for([sentence for sentence in sentences if sentence])
     drafts, problems = read_drafts(file.path)
     file.problems += problems
-    template = template_for(written)
     ids = set(base_ids)
     seen: set[str] = set()
     principles: list[yaml.Node] = []

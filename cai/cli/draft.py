@@ -56,9 +56,12 @@ def draft(options: argparse.Namespace) -> None:
         author = config.engine.model or config.model.name
         drafts = _write(config, gaps)
     console = Console(soft_wrap=True, markup=False, highlight=False)
-    for gap, text in zip(gaps, drafts, strict=True):
-        _show(gap, text, console)
-    _save([(gap, text) for gap, text in zip(gaps, drafts, strict=True) if text], author)
+    filled = list(zip(gaps, drafts, strict=True))
+    for principle, group in groupby(filled, lambda pair: pair[0].principle):
+        console.print(Text(f"\n{principle.id}: {safe(principle.sentence)}", "bold"))
+        for gap, text in group:
+            _show(gap, text, console)
+    _save([(gap, text) for gap, text in filled if text], author)
 
 
 def find_gaps(constitution: Constitution) -> list[Gap]:
@@ -105,8 +108,6 @@ def _write(config: Config, gaps: Sequence[Gap]) -> list[str]:
 
 def _show(gap: Gap, text: str, console: Console) -> None:
     """What a run asks for now, and what it will ask for."""
-    if gap.text == DRAFTED[0]:
-        console.print(Text(f"\n{gap.principle.id}: {safe(gap.principle.sentence)}", "bold"))
     now = " ".join(gap.template.split())
     if text in ("", gap.template):
         console.print(f"  {gap.text:<10}   {safe(now)}")
@@ -127,5 +128,5 @@ def _save(filled: Sequence[tuple[Gap, str]], author: str) -> None:
     for file, text in additions.items():
         with drafts_path(file).open("a", encoding="utf-8") as drafts:
             drafts.write(text)
-        print(f"\n{len(entries[file])} sentences drafted by {author}: {drafts_path(file)}")
+        print(f"\n{drafts_path(file)}: sentences drafted by {author}: {len(entries[file])}")
         print(f"edit it, then: cai principles check {file}")

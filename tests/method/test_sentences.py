@@ -95,7 +95,7 @@ def test_a_problem_is_named_with_its_line(tmp_path: Path, name: str, text: str, 
 
 def test_own_texts_stay_and_a_sentence_replaces_no_principle(tmp_path: Path):
     text = "extends: harmlessness\nprinciples:\n  - Crime.\n"
-    text += f"  - {{id: doses, sentence: '{DOSES}', critique: Is there a dose?, weight: 3}}\n"
+    text += f"  - {{id: doses, sentence: '{DOSES}', critique: 'Is there a dose?', weight: 3}}\n"
     found = load(tmp_path, text, "a.yaml")
     ids = [principle.id for principle in found.principles]
     assert ids[-2:] == ["crime-2", "doses"] and "crime" in ids
@@ -109,7 +109,13 @@ def test_own_texts_stay_and_a_sentence_replaces_no_principle(tmp_path: Path):
     [
         ("de", ["Gib niemals Dosierungen an. Sag, wer helfen kann.", "Sei nett."]),
         ("fr", ["Ne donne jamais de doses; dis à qui demander.", "Sois gentil."]),
-        ("es", ["Nunca des dosis de medicamentos; di a quién preguntar.", "Sé amable."]),
+        (
+            "es",
+            [
+                "Nunca des dosis de medicamentos; di a quién preguntar.",
+                "No culpes a la persona y habla con amabilidad.",
+            ],
+        ),
         ("zh", ["不要给出药物剂量；请告诉用户该问谁。", "要友善。"]),
         ("pl", ["Nigdy nie podawaj dawek leków; powiedz, kogo zapytać.", "Bądź miły."]),
     ],
@@ -156,7 +162,7 @@ def test_a_draft_stands_in_place_of_the_template(tmp_path: Path):
     ("text", "expected"),
     [
         ("a: b", "a.drafts.yaml:1:1: a file of drafts is a list"),
-        ("- {sentence: a, critic: b}", "a.drafts.yaml:1:16: unknown key 'critic' in a draft; did"),
+        ("- {sentence: a, critic: b}", "a.drafts.yaml:1:17: unknown key 'critic' in a draft; did"),
         ("- {critique: b}", "a.drafts.yaml:1:3: this draft has no 'sentence'"),
         ("- sentence: a\n  critique: '{x}'", "a.drafts.yaml:2:13: 'critique' has the placeholder"),
         (

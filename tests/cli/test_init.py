@@ -26,6 +26,15 @@ def test_a_new_folder_plans_at_once(cai: Command, tmp_path: Path):
         assert refused.returncode == 2 and "label.kind" in refused.stderr
 
 
+def test_the_folders_own_settings_can_not_name_what_is_run(cai: Command, tmp_path: Path):
+    cai("init", "demo")
+    theirs = tmp_path / "demo/conf/experiment/theirs.yaml"
+    theirs.write_text("# @package _global_\nhydra: {callbacks: {a: {_target_: os.getcwd}}}\n")
+    refused = cai("experiment=theirs", folder=tmp_path / "demo")
+    assert refused.returncode == 2
+    assert "theirs.yaml:2: cai runs nothing that a configuration names" in refused.stderr
+
+
 def test_nothing_is_overwritten(cai: Command, tmp_path: Path):
     (tmp_path / "principles").mkdir()
     (tmp_path / "principles/mine.md").write_text("- Mine.\n")

@@ -138,7 +138,7 @@ def _sentence(file: YamlFile, node: yaml.Node) -> str | None:
 def _with_texts(node: yaml.Node, texts: Mapping[str, str]) -> yaml.MappingNode:
     """The entry with those of the texts that it lacks."""
     pairs = list(node.value) if isinstance(node, yaml.MappingNode) else []
-    present = {key.value for key, _ in pairs}
+    present = {str(key.value) for key, _ in pairs}
     lacking = {name: text for name, text in texts.items() if name not in present}
     added = mapping_node(lacking, node.start_mark)
     return yaml.MappingNode(added.tag, [*pairs, *added.value], node.start_mark)

@@ -34,7 +34,8 @@ VERBS = {
     "try": Verb("try_", 'FILE "PROMPT"', "answer, critique and revision under a principle file"),
     "chat": Verb("chat", "[RUN]", "talk to a run's model beside the one it was made from"),
     "push": Verb("push", "[RUN] --repo ID", "send a model or its data to a hub, with a card"),
-    "principles": Verb("principles", "VERB ...", "check, show and import principle files"),
+    "init": Verb("init", "[FOLDER]", "a folder with principles and settings of your own"),
+    "principles": Verb("principles", "VERB ...", "check, show, draft and import principle files"),
 }
 
 FIRST_STEPS = """\

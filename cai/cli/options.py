@@ -2,6 +2,8 @@
 
 import argparse
 
+from cai.paths import own_conf
+
 
 def verb_parser(verb: str, description: str, *examples: str) -> argparse.ArgumentParser:
     """A parser whose `--help` ends in examples."""
@@ -22,5 +24,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     text = "Hydra's: key=value, group=option, +key=value; the settings are in conf/"
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=text)
-    text = "configuration files of your own, in folders as conf/ has them"
-    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help=text)
+    text = "configuration files of your own, in folders as conf/ has them (default: ./conf, where "
+    text += "./principles is beside it)"
+    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", default=own_conf(), help=text)

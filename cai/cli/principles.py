@@ -1,4 +1,4 @@
-"""`cai principles check | show | import`: what a writer of principles needs beside an editor."""
+"""`cai principles check | show | draft | import`: what a writer of principles needs."""
 
 import json
 import re
@@ -12,9 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.options import verb_parser
+from cai.cli.draft import draft
+from cai.cli.options import add_overrides, verb_parser
 from cai.errors import UsageError
-from cai.method.constitution import Constitution
+from cai.method.constitution import Constitution, Principle
+from cai.method.drafts import drafts_path, read_drafts, same_words
+from cai.method.sentences import is_templated
 from cai.redact import safe
 
 LABELS = re.compile(
@@ -34,9 +37,10 @@ def main(arguments: list[str]) -> None:
     """Raises UsageError with every problem of every file."""
     parser = verb_parser(
         "principles",
-        "Check, show and import principle files.",
+        "Check, show, draft and import principle files.",
         "check principles/mine.yaml",
         "show harmlessness --texts",
+        "draft principles/mine.md model=qwen2.5-7b",
         "import release.json --to principles/mine.yaml",
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -45,6 +49,12 @@ def main(arguments: list[str]) -> None:
     show = verbs.add_parser("show", help="the principles of a file, with what it extends")
     show.add_argument("file", nargs="?", default="harmlessness")
     show.add_argument("--texts", action="store_true", help="the requests too")
+    text = "have a model write the requests that a file's sentences stand for, to edit them"
+    drafts = verbs.add_parser("draft", help=text)
+    drafts.add_argument("file", help="a principle file; its drafts are kept in NAME.drafts.yaml")
+    text = "save the plain templates to edit, and ask no model"
+    drafts.add_argument("--templates", action="store_true", help=text)
+    add_overrides(drafts)
     text = "make a principle file of a JSON file of the paper's release or llm-swarm's"
     import_ = verbs.add_parser("import", help=text)
     import_.add_argument("file", type=Path)
@@ -54,7 +64,12 @@ def main(arguments: list[str]) -> None:
         _check(options.files)
     elif options.verb == "show":
         constitution = Constitution.load(options.file)
-        (_show_texts if options.texts else _show_table)(constitution)
+        if options.texts:
+            _show_texts(constitution.principles)
+        else:
+            _show_table(constitution)
+    elif options.verb == "draft":
+        draft(options)
     else:
         _import(options.file, options.to)
 
@@ -63,24 +78,42 @@ def _check(files: Sequence[str]) -> None:
     problems = []
     for file in files:
         try:
-            print(f"{file}: {_describe(Constitution.load(file))}")
+            constitution = Constitution.load(file)
         except UsageError as error:
             problems.append(str(error))
+            continue
+        print(f"{file}: {_describe(constitution)}")
+        sentences = [p for p in constitution.principles if p.sentence]
+        if sentences:
+            print("What sentences have become; cai principles draft writes better than a template:")
+            _show_texts(sentences)
+            _tell_unused_drafts(constitution)
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def _tell_unused_drafts(constitution: Constitution) -> None:
+    sentences = {same_words(p.sentence) for p in constitution.principles}
+    for file in dict.fromkeys(p.file for p in constitution.principles if p.sentence and p.file):
+        for sentence in read_drafts(file)[0]:
+            if sentence not in sentences:
+                print(safe(f"{drafts_path(file)}: not used, for no sentence reads: {sentence}"))
 
 
 def _describe(constitution: Constitution) -> str:
     return f"{len(constitution.principles)} principles, {len(constitution.exemplars)} exemplars"
 
 
-def _show_texts(constitution: Constitution) -> None:
+def _show_texts(principles: Sequence[Principle]) -> None:
+    """Each text, where a template has made it with a mark."""
     console = Console(soft_wrap=True, markup=False, highlight=False)
-    for principle in constitution.principles:
+    for principle in principles:
         console.print(Text.assemble((principle.id, "bold"), f"  weight {principle.weight:g}"))
         for name in REQUESTS:
-            text = safe(getattr(principle, name))
-            console.print(Text.assemble((f"  {name:<10} ", "cyan"), text))
+            text = getattr(principle, name)
+            mark = "template" if is_templated(principle.sentence, name, text) else ""
+            label = Text.assemble((f"  {name:<10} ", "cyan"), (f"{mark:<9}" if mark else "", "dim"))
+            console.print(label + Text(safe(" ".join(text.split()))))
 
 
 def _show_table(constitution: Constitution) -> None:

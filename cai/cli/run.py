@@ -16,7 +16,14 @@ from omegaconf import DictConfig
 
 from cai.cli.main import INTERRUPTED, VERBS, end_with
 from cai.config.as_typed import as_typed, displayed
-from cai.config.compose import compose, load, own_folder, refuse_targets, words_are_overrides
+from cai.config.compose import (
+    compose,
+    load,
+    own_folder,
+    refuse_targets,
+    with_own_folder,
+    words_are_overrides,
+)
 from cai.config.names import in_round
 from cai.config.schema import Config
 from cai.config.typed_yaml import read_files_with_types
@@ -46,6 +53,7 @@ def main(arguments: list[str]) -> None:
             raise UsageError(
                 f"{redact(word)}: a secret on the command line; put it into an environment variable"
             )
+    arguments = with_own_folder(arguments)
     refuse_targets(arguments)
     _refuse_launcher(arguments)
     quiet()

@@ -1,7 +1,6 @@
 """`cai try FILE "prompt"`: the editing loop of a person who writes principles.
 
-The model stays loaded, and the ledger makes what did not change instant.
-"""
+The model stays loaded, and the ledger makes what did not change instant."""
 
 import argparse
 import asyncio
@@ -25,10 +24,10 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_rows
 from cai.errors import UsageError, nearest
 from cai.messages import Prompt, user
-from cai.method.constitution import Constitution
+from cai.method.constitution import Constitution, find_file
 from cai.method.critique import CritiqueStep, Revision, revise
+from cai.method.drafts import drafts_path
 from cai.method.refusal import refuses
-from cai.paths import resolve_file
 from cai.redact import printable, safe
 from cai.report.pictures import percent
 from cai.report.terminal import marked_text
@@ -36,6 +35,7 @@ from cai.run.plan import trained_inputs
 from cai.run.process import install_signals, quiet
 from cai.scoring.statistics import share
 from cai.stages.base import verb_context
+from cai.store.files import modified
 from cai.text import word_count
 
 MOST_CHANGED = 5  # revisions of a suite that are shown after a save
@@ -103,15 +103,15 @@ def _model_overrides(run: str | None) -> list[str]:
 def _watch(session: "Session", options: argparse.Namespace, console: Console) -> None:
     """Shows the session again whenever a file is saved, until Ctrl-C."""
     names = [name for name in (options.file, options.against) if name]
-    files = [resolve_file(name, "principles", ".yaml") for name in names]
+    files = [file for name in names for file in (find_file(name), drafts_path(find_file(name)))]
     while True:
-        saved = [file.stat().st_mtime_ns for file in files]
+        saved = modified(files)
         try:
             session.show()
         except UsageError as error:
             console.print(Text(printable(str(error)), "red"))
         console.print("[dim]waiting for the file to be saved; Ctrl-C ends[/]")
-        while [file.stat().st_mtime_ns if file.exists() else 0 for file in files] == saved:
+        while modified(files) == saved:
             time.sleep(POLL)
 
 

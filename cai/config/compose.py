@@ -27,7 +27,7 @@ from cai.config.kinds import UNKNOWN, has_entries, kind_at
 from cai.config.schema import Config
 from cai.config.typed_yaml import read_files_with_types
 from cai.errors import CaiError, UsageError, nearest
-from cai.paths import shipped
+from cai.paths import own_conf, shipped
 
 T = TypeVar("T")
 
@@ -40,6 +40,13 @@ def words_are_overrides(words: Sequence[str], verbs: Sequence[str]) -> None:
         if "=" not in word and not word.startswith("~"):
             hint = nearest(word, list(verbs)) or "; overrides look like key=value"
             raise UsageError(f"'{word}' is no verb and no override{hint} (see `cai --help`)")
+
+
+def with_own_folder(words: Sequence[str]) -> list[str]:
+    """With a --config-dir for the folder ./conf, where there is one and the words name no other."""
+    folder, _ = own_folder(words)
+    conf = own_conf() if folder is None else None
+    return [*words, *(["--config-dir", conf] if conf else [])]
 
 
 def own_folder(words: Sequence[str]) -> tuple[str | None, list[str]]:

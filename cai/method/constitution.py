@@ -1,11 +1,13 @@
 """Principles, exemplars and the constitution, and how they are read from principles/*.yaml.
 
-Texts are sent to the model as they stand in the file.
+Texts are sent to the model as they stand in the file. Those of a principle that is a sentence alone
+are made in sentences.py.
 """
 
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -15,6 +17,8 @@ import yaml
 from cai.digest import digest
 from cai.errors import UsageError, nearest
 from cai.messages import Dialogue, as_dicts, from_dicts
+from cai.method.prose_file import PROSE, prose_root
+from cai.method.sentences import expanded
 from cai.method.yaml_file import YamlFile
 from cai.paths import resolve_file
 
@@ -24,7 +28,7 @@ PRINCIPLE_TEXTS = ("id", "critique", "revision", "comparison")
 
 CONTRAST_TEXTS = ("positive", "negative")  # a principle has both or neither
 
-PRINCIPLE_KEYS = (*PRINCIPLE_TEXTS, *CONTRAST_TEXTS, "weight", "tags")
+PRINCIPLE_KEYS = ("sentence", *PRINCIPLE_TEXTS, *CONTRAST_TEXTS, "weight", "tags")
 
 EXEMPLAR_KEYS = ("principle", "dialogue", "critique", "revision")
 
@@ -48,6 +52,8 @@ class Principle:
     tags: tuple[str, ...] = ()
     positive: str = ""
     negative: str = ""
+    sentence: str = ""  # what a person has written in place of these texts; no model sees it
+    file: Path | None = None  # where it stands
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,12 @@ class Constitution:
 
         Raises UsageError with every problem of the file.
         """
-        return _Reader(resolve_file(name, "principles", ".yaml")).read()
+        return _Reader(find_file(name)).read()
+
+
+def find_file(name: str) -> Path:
+    """A principle file by path or by name. Raises UsageError."""
+    return resolve_file(name, "principles", (".yaml", *PROSE))
 
 
 def _short_digest(*parts: object) -> str:
@@ -136,14 +147,17 @@ class _Reader(YamlFile):
         self.extended_by = extended_by
 
     def read(self) -> Constitution:
-        root = self.root()
+        root = prose_root(self) if self.path.suffix.lower() in PROSE else self.root()
         if root is None:
             problem = "the file is empty; a constitution needs at least one principle"
             raise UsageError(f"{self.path}:1:1: {problem}")
-        fields = self.mapping(root, "a principle file", FILE_KEYS)
+        fields: dict[str, yaml.Node] = {"principles": root}
+        if not isinstance(root, yaml.SequenceNode):
+            fields = self.mapping(root, "a principle file", FILE_KEYS)
         base = self._base(fields.get("extends"))
         principles = {p.id: p for p in base.principles}
-        principles |= self._principles(fields.get("principles"))
+        entries = self.entries(fields.get("principles"), "principles")
+        principles |= self._principles(expanded(self, entries, principles))
         # the exemplars of an extended file follow this file's version of their principle
         exemplars = [replace(e, principle=principles[e.principle.id]) for e in base.exemplars]
         exemplars += self._exemplars(fields.get("exemplars"), principles)
@@ -167,7 +181,7 @@ class _Reader(YamlFile):
         try:
             path = self.path.parent / name
             if not path.is_file():
-                path = resolve_file(name, "principles", ".yaml")
+                path = find_file(name)
         except (UsageError, OSError, ValueError) as error:
             self.report(node, f"extends: {error}")
             return nothing
@@ -177,12 +191,13 @@ class _Reader(YamlFile):
             return nothing
         return _Reader(path, extended_by).read()
 
-    def _principles(self, nodes: yaml.Node | None) -> dict[str, Principle]:
+    def _principles(self, nodes: Sequence[yaml.Node]) -> dict[str, Principle]:
         principles: dict[str, Principle] = {}
-        for node in self.entries(nodes, "principles"):
+        for node in nodes:
             fields = self.mapping(node, "a principle", PRINCIPLE_KEYS, required=PRINCIPLE_TEXTS)
             texts = {name: self.text(fields.get(name), name) for name in PRINCIPLE_TEXTS}
             texts |= self._contrast(node, fields)
+            texts["sentence"] = self.text(fields.get("sentence"), "sentence")
             weight = self._weight(fields.get("weight"))
             tags = [self.text(tag, "tags") for tag in self.entries(fields.get("tags"), "tags")]
             name = texts["id"]
@@ -193,7 +208,7 @@ class _Reader(YamlFile):
                 self.report(fields["id"], f"id '{name}': {hint}")
             if name in principles:
                 self.report(fields["id"], f"the id '{name}' stands twice")
-            principles[name] = Principle(**texts, weight=weight, tags=tuple(tags))
+            principles[name] = Principle(**texts, weight=weight, tags=tuple(tags), file=self.path)
         return principles
 
     def _contrast(self, node: yaml.Node, fields: dict[str, yaml.Node]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A YAML file that a person edits. Every problem is collected with its file, line and column."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -36,21 +36,27 @@ class YamlFile:
     def report(self, place: yaml.Node | yaml.Mark, problem: str) -> None:
         self.problems.append(self._at(place, problem))
 
-    def root(self) -> yaml.Node | None:
-        """The whole file; None where it is empty. Raises UsageError where it is not YAML."""
-        text = ""
+    def source(self) -> str:
+        """The file's text. Raises UsageError where it can't be read."""
         try:
             if self.path.stat().st_size > MAX_BYTES:
                 limit = f"larger than {MAX_BYTES >> 20} MiB"
                 raise UsageError(
                     f"{self.path}: {limit}; a principle file is text that a person edits"
                 )
-            text = self.path.read_bytes().decode("utf-8-sig")
-            return yaml.compose(text, Loader=_Loader)
+            return self.path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            message = f"{self.path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+            raise UsageError(
+                f"{self.path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+            ) from None
         except OSError as error:
-            message = f"{self.path}: {error.strerror}"
+            raise UsageError(f"{self.path}: {error.strerror}") from None
+
+    def root(self) -> yaml.Node | None:
+        """The whole file; None where it is empty. Raises UsageError where it is not YAML."""
+        text = self.source()
+        try:
+            return yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
             problem = error.problem or "not YAML"
             hint = "; indent with spaces, not tabs" if r"'\t'" in problem else ""
@@ -108,3 +114,20 @@ class YamlFile:
             problem = "which does not exist: texts are sent as they stand"
             self.report(node, f"'{name}' has the placeholder {placeholder[0]}, {problem}")
         return text.strip()
+
+
+def mapping_node(fields: Mapping[str, str | Sequence[str]], mark: yaml.Mark) -> yaml.MappingNode:
+    """A mapping of texts, and of lists of texts, as if it stood at `mark` of a file."""
+
+    def text_node(text: str) -> yaml.ScalarNode:
+        return yaml.ScalarNode("tag:yaml.org,2002:str", text, mark)
+
+    pairs: list[tuple[yaml.Node, yaml.Node]] = []
+    for name, value in fields.items():
+        node = (
+            text_node(value)
+            if isinstance(value, str)
+            else yaml.SequenceNode("tag:yaml.org,2002:seq", [*map(text_node, value)], mark)
+        )
+        pairs.append((text_node(name), node))
+    return yaml.MappingNode("tag:yaml.org,2002:map", pairs, mark)

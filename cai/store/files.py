@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,11 @@ class FileState(NamedTuple):
 def file_state(file: Path) -> FileState:
     stat = file.stat()
     return FileState(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def modified(files: Sequence[Path]) -> list[int]:
+    """When each file was written last, in nanoseconds; 0 where there is none."""
+    return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
 
 
 @functools.cache

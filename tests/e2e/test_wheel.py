@@ -80,3 +80,7 @@ def test_the_wheel_plans_from_another_folder(tmp_path: Path):
     plan = run(python, "-m", "cai", "plan", "experiment=smoke", "constitution=mine", cwd=elsewhere)
     assert plan.split()[:2] == ["sft", "run"]
     assert "quickstart" in run(python, "-m", "cai", "run", "--help", cwd=elsewhere)
+
+    assert "cai plan experiment=mine" in run(python, "-m", "cai", "init", "demo", cwd=elsewhere)
+    plan = run(python, "-m", "cai", "plan", "experiment=mine", cwd=elsewhere / "demo")
+    assert plan.split()[:2] == ["sft", "run"]

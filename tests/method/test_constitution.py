@@ -81,7 +81,7 @@ def test_a_file_with_everything(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- a", "1:1: a principle file is a mapping"),
+        ("a", "1:1: a principle file is a mapping"),
         (
             "principals: []",
             "1:1: unknown key 'principals' in a principle file; did you mean 'principles'?",

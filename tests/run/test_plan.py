@@ -282,6 +282,19 @@ def test_an_edited_principle_runs_from_where_it_is_read(
     assert f"principle {edited['id']} changed" in first.why
 
 
+def test_a_changed_sentence_or_draft_runs_from_where_it_is_read(run: Run, tmp_path: Path):
+    file = tmp_path / "mine.md"
+    file.write_text("- Be kind.\n- Be brief.\n")
+    words = ["experiment=smoke", f"constitution={file}"]
+    finish(compose(words), run)
+    assert to_run(compose(words), run) == []
+    drafts = "- {sentence: Be kind., comparison: Which is kinder?}\n"
+    (tmp_path / "mine.drafts.yaml").write_text(drafts)
+    assert to_run(compose(words), run) == FROM["label"]
+    file.write_text("- Be kind.\n- Be very brief.\n")
+    assert to_run(compose(words), run) == FROM["revise"]
+
+
 def test_a_template_changes_a_keys_part_of_the_model_and_nothing_else(tmp_path: Path):
     rules = Constitution.load("harmlessness")
     (tmp_path / "mine.jinja").write_text(INST)

@@ -46,7 +46,7 @@ def prose_root(file: YamlFile) -> yaml.Node:
     """The root that a YAML file would have which says the same; what is wrong goes to the file."""
 
     def mark(line: int) -> yaml.Mark:
-        return yaml.Mark(str(file.path), 0, line, 0, None, None)
+        return yaml.Mark(str(file.path), 0, line, 0, None, 0)
 
     source = file.source()
     statements, faults = read_prose(source)

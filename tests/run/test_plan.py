@@ -288,7 +288,7 @@ def test_a_changed_sentence_or_draft_runs_from_where_it_is_read(run: Run, tmp_pa
     words = ["experiment=smoke", f"constitution={file}"]
     finish(compose(words), run)
     assert to_run(compose(words), run) == []
-    drafts = "- {sentence: Be kind., comparison: Which is kinder?}\n"
+    drafts = "- sentence: Be kind.\n  comparison: Which is kinder?\n"
     (tmp_path / "mine.drafts.yaml").write_text(drafts)
     assert to_run(compose(words), run) == FROM["label"]
     file.write_text("- Be kind.\n- Be very brief.\n")

@@ -3,14 +3,16 @@
 import contextlib
 import csv
 import functools
+import gzip
 import io
 import itertools
 import json
 import logging
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -25,14 +27,16 @@ from cai.observe.log import say
 from cai.paths import PACKAGE
 from cai.text import well_formed
 
-# what readers of JSON and YAML raise on values that they can't make
-UNREADABLE = (ValueError, LookupError, AttributeError, RecursionError)
-
 PlacedRow = tuple[str, Row]  # file and line, for messages; the row
+
+# the only column of a row that can't be read, with the reason: it is left out, and others are not
+UNREADABLE_ROW = "\0unreadable"
 
 
 def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
-    """The rows whose columns have the values of `where`. Raises UsageError or CaiError.
+    """The rows whose columns have the values of `where`, and those that can't be read.
+
+    Raises UsageError or CaiError.
 
     NaN, as which tables write what is missing, becomes None, and half a surrogate pair U+FFFD.
     It is said in how many rows.
@@ -41,10 +45,13 @@ def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
     for place, raw_row in _read_all(name, config):
         try:
             row = _clean(raw_row)
-        except RecursionError:  # nested so deeply that no layout reads it: left out as unfit
-            row = {}
-        changed += row is not raw_row
-        if all(yaml_text(row.get(column)) == text for column, text in config.where.items()):
+        except RecursionError:
+            row = {UNREADABLE_ROW: "nested too deeply"}
+        else:
+            changed += row is not raw_row
+        if UNREADABLE_ROW in row or all(
+            yaml_text(row.get(column)) == text for column, text in config.where.items()
+        ):
             yield place, row
     if changed:
         say(
@@ -55,14 +62,14 @@ def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
 
 
 def _clean(value: Any) -> Any:
-    """The same object where nothing in it is NaN or half a surrogate pair."""
+    """The same object where it holds no NaN, no half a surrogate pair and no name but texts."""
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, dict):
-        cleaned = {key: _clean(entry) for key, entry in value.items()}
-        return cleaned if any(cleaned[key] is not value[key] for key in value) else value
+        cleaned = {well_formed(yaml_text(key)): _clean(entry) for key, entry in value.items()}
+        return cleaned if any(cleaned.get(key) is not value[key] for key in value) else value
     if isinstance(value, list):
         cleaned = [_clean(entry) for entry in value]
         changed = any(new is not old for new, old in zip(cleaned, value, strict=True))
@@ -116,6 +123,9 @@ def local_files(name: str, config: DataConfig) -> list[Path]:
         elif config.path:
             root = Path(path.anchor)
             paths = sorted(root.glob(str(path.relative_to(root))))
+    if path.is_dir():
+        example = f"{config.path.rstrip('/')}/*.jsonl"
+        raise UsageError(f"data.{name}.path: {config.path} is a folder; name its files: {example}")
     if not paths or not all(path.is_file() for path in paths):
         raise UsageError(
             f"data.{name}.path: no file {config.path}; give a path or a glob from this folder"
@@ -140,11 +150,19 @@ def _read_hub(name: str, config: DataConfig) -> Iterator[PlacedRow]:
 
 
 def _read_file(origin: str, suffix: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    if suffix not in READERS:
+    if suffix == ".gz":
+        unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        try:
+            yield from _read_file(origin, Path(origin.removesuffix(".gz")).suffix, unpacked)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UsageError(f"{origin}: not readable as gzip: {error}") from None
+    elif suffix not in READERS:
         raise UsageError(
-            f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .txt or .parquet"
+            f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .tsv, .txt or "
+            ".parquet, or one of these packed as .gz"
         )
-    return READERS[suffix](origin, file)
+    else:
+        yield from READERS[suffix](origin, file)
 
 
 def _read_lines(origin: str, file: BinaryIO) -> Iterator[str]:
@@ -159,20 +177,24 @@ def _read_lines(origin: str, file: BinaryIO) -> Iterator[str]:
 
 
 def _read_csv(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
+    """Columns end at commas, or at what else the header has: semicolons or tabs."""
     csv.field_size_limit(1 << 30)
     lines = _read_lines(origin, file)
     comments, header = 0, next(lines, "")
     # PyRIT's files begin with comments and only then name their columns.
     while header.startswith("# "):
         comments, header = comments + 1, next(lines, "")
-    reader = csv.DictReader(itertools.chain([header], lines), strict=True)
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(
+        itertools.chain([header], lines), restkey=UNREADABLE_ROW, delimiter=delimiter, strict=True
+    )
     try:
         _ = reader.fieldnames  # reads the header
         first_line = comments + reader.line_num + 1
         for row in reader:
-            # Values without a column stand under None.
-            named = {column: value for column, value in row.items() if column is not None}
-            yield f"{origin}:{first_line}", named
+            if UNREADABLE_ROW in row:
+                row = {UNREADABLE_ROW: "more values than columns; put quotes around a text"}
+            yield f"{origin}:{first_line}", row
             first_line = comments + reader.line_num + 1
     except csv.Error as error:
         raise UsageError(f"{origin}:{comments + reader.line_num}: not CSV: {error}") from None
@@ -187,15 +209,16 @@ def _read_text(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
 
 def _read_json_lines(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
     for number, line in enumerate(_read_lines(origin, file), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{origin}:{number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{origin}:{number}: a line must be an object")
-        yield f"{origin}:{number}", row
+        if line.strip():
+            yield f"{origin}:{number}", _json_row(line)
+
+
+def _json_row(line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {UNREADABLE_ROW: f"not JSON: {error}"}
+    return row if isinstance(row, dict) else {UNREADABLE_ROW: "a line must be an object"}
 
 
 def _read_parquet(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
@@ -216,14 +239,29 @@ def _read_list(
     """A file that is read whole: a list of objects."""
     try:
         rows = load("".join(_read_lines(origin, file)))
-    except (*UNREADABLE, yaml.YAMLError) as error:
-        raise UsageError(f"{origin}: not {language}: {error}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{origin}: not {language}: {reason}") from None
+    except RecursionError:
+        raise UsageError(f"{origin}: not {language}: nested too deeply") from None
+    except (LookupError, AttributeError, TypeError):
+        reason = "a value that its tag does not fit, or a name that is no text"
+        raise UsageError(f"{origin}: not {language}: {reason}") from None
     if not isinstance(rows, list):
         raise UsageError(f"{origin}: expected a list of objects")
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UsageError(f"{origin}: item {number} is not an object")
-        yield f"{origin} item {number}", row
+        is_row = isinstance(row, dict)
+        yield f"{origin} item {number}", row if is_row else {UNREADABLE_ROW: "not an object"}
+
+
+def _load_json(text: str) -> object:
+    """A document, or what many call .json and is an object a line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return [_json_row(line) for line in text.split("\n") if line.strip()]
 
 
 class _NoAliases(yaml.SafeLoader):
@@ -248,11 +286,12 @@ def _load_pyrit(text: str) -> object:
 READERS: dict[str, Callable[[str, BinaryIO], Iterator[PlacedRow]]] = {
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
-    ".json": functools.partial(_read_list, "JSON", json.loads),
+    ".json": functools.partial(_read_list, "JSON", _load_json),
     ".yaml": functools.partial(_read_list, "YAML", _load_yaml),
     ".yml": functools.partial(_read_list, "YAML", _load_yaml),
     ".prompt": functools.partial(_read_list, "YAML", _load_pyrit),
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".txt": _read_text,
     ".parquet": _read_parquet,
 }

@@ -7,8 +7,9 @@ from itertools import product
 from typing import NamedTuple
 
 from cai.config.schema import DataConfig, TaskTemplate
+from cai.data.files import UNREADABLE_ROW
 from cai.data.parquet import Row
-from cai.data.sources import UNREADABLE_ROW, yaml_text
+from cai.data.sources import yaml_text
 from cai.data.turns import (
     is_empty,
     is_transcript,
@@ -130,8 +131,9 @@ def _fill(template: str, row: Row) -> str:
                 f"no column '{match[1]}', which the template names; the row has {', '.join(row)}"
             ) from None
         entries = value if isinstance(value, list) else [value]
-        if None in entries:
-            raise ValueError(f"the column '{match[1]}', which the template names, holds null")
+        if any(entry is None or isinstance(entry, bytes) for entry in entries):
+            kind = "null" if None in entries else "bytes"
+            raise ValueError(f"the column '{match[1]}', which the template names, holds {kind}")
         if isinstance(value, list):
             return "\n".join(f"- {yaml_text(entry)}" for entry in entries)
         return yaml_text(value)

@@ -95,7 +95,7 @@ def read_dialogues(
         tags = {tag: raw_row[tag] for tag in TAGS if tag in raw_row}
         yield dialogue, tags | {"source": name, "place": place}
     if not fitting:
-        reason = "no row is there; see its 'where'"
+        reason = "no row is there" + ("; see its 'where'" if config.where else "")
         if unfit_here.examples:
             reason = f"not one row fits; the first: {unfit_here.examples[0]}"
         raise CaiError(f"data.{name}: {reason}")
@@ -188,8 +188,10 @@ def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, st
     unfit.ignored = {f"{name}: {field}": count for field, count in ignored.items()}
     unfit.warn(name)
     if not pairs:
-        reason = f"; the first row: {unfit.examples[0]}" if unfit.examples else ""
-        raise CaiError(f"data.{name}: not one labelled pair{reason}")
+        reason = "no prompt has two answers of different grades"
+        if unfit.examples:
+            reason = f"the first row: {unfit.examples[0]}"
+        raise CaiError(f"data.{name}: not one labelled pair; {reason}")
     if lone := len(answers) - len(pairs):
         say(f"data.{name}: {lone} prompts have no two answers of different grades, so no pair")
     return pairs

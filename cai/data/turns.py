@@ -6,7 +6,7 @@ from typing import Any
 
 from cai.config.schema import DataConfig
 from cai.data.parquet import Row
-from cai.messages import Dialogue, Message, assistant, from_dicts, user
+from cai.messages import ROLES, Dialogue, Message, assistant, user
 
 # what data sets call the flag of a turn that says whether training learns it: OpenAI, axolotl,
 # ms-swift and others
@@ -48,10 +48,10 @@ def read_turns(turns: object, config: DataConfig) -> Dialogue:
     """A list of turns. Raises ValueError or KeyError where one is no text with a role."""
     if not isinstance(turns, list):
         raise ValueError(f"expected a list of turns, found {kind_of(turns)}")
-    return from_dicts([_read_turn(turn, config) for turn in turns])
+    return tuple(_read_turn(turn, config) for turn in turns)
 
 
-def _read_turn(turn: object, config: DataConfig) -> dict[str, object]:
+def _read_turn(turn: object, config: DataConfig) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"a message needs a role and a text, found {kind_of(turn)}")
     is_sharegpt = "from" in turn and "role" not in turn
@@ -63,10 +63,17 @@ def _read_turn(turn: object, config: DataConfig) -> dict[str, object]:
         raise ValueError("a call of tools, which cai does not train")
     if role == "developer":
         raise ValueError("a role 'developer'; set roles: {developer: system} for this data set")
+    if role not in ROLES:
+        name = str(role)[:40]
+        expected = f"one of {', '.join(ROLES)}"
+        raise ValueError(
+            f"a role '{name}', not {expected}; see roles, e.g. roles: {{{name}: user}}"
+        )
     refuse_media(turn, "field")
     content = join_parts(read_path(turn, config.fields.get("content", content_key)))
-    weight = _trained(turn) if role == "assistant" else None
-    return {"role": role, "content": content, "weight": weight}
+    if not isinstance(content, str):
+        raise ValueError(f"a message needs a text, found {kind_of(content)}")
+    return Message(role, content, trained=role != "assistant" or _is_trained(turn))
 
 
 def kind_of(value: object) -> str:
@@ -75,19 +82,19 @@ def kind_of(value: object) -> str:
     return kinds.get(type(value), f"{type(value).__name__} {str(value)[:40]}")
 
 
-def _trained(turn: Row) -> int | None:
-    """1 or 0 as the turn's flags say; None without one.
+def _is_trained(turn: Row) -> bool:
+    """What the turn's flags say, and true without one.
 
-    Raises ValueError on another value, and where two flags contradict each other.
+    Raises ValueError on a flag that is not 0 or 1, and where two contradict each other.
     """
     flags = {name: turn[name] for name in TRAINED_FLAGS if turn.get(name) is not None}
     for name, value in flags.items():
         if value not in (0, 1):
             raise ValueError(f"a message's {name} is 0 or 1, not {str(value)[:40]}")
-    if len({int(value) for value in flags.values()}) > 1:
+    if len({bool(value) for value in flags.values()}) > 1:
         names = ", ".join(f"{name}: {json.dumps(value)}" for name, value in flags.items())
         raise ValueError(f"a message's flags contradict each other ({names})")
-    return next((int(value) for value in flags.values()), None)
+    return all(flags.values())
 
 
 def join_parts(content: object) -> object:

@@ -7,6 +7,14 @@ from itertools import product
 from typing import NamedTuple
 
 from cai.config.schema import DataConfig, TaskTemplate
+from cai.data.columns import (
+    ANSWERS,
+    CONTEXTS,
+    DESIRED_FLAGS,
+    REQUESTS,
+    map_columns,
+    refuse_undesired,
+)
 from cai.data.files import UNREADABLE_ROW
 from cai.data.parquet import Row
 from cai.data.sources import yaml_text
@@ -24,16 +32,6 @@ from cai.data.turns import (
 from cai.digest import seed_of
 from cai.messages import Dialogue, Message, assistant, user
 from cai.text import UNSPACED, words
-
-# columns of a request, of what it is about, and of its answer
-REQUESTS = ("instruction", "prompt", "question", "query", "input")
-CONTEXTS = ("input", "context")
-ANSWERS = ("completion", "response", "output", "demonstration", "answer")
-
-OTHER_NAMES = {"system_prompt": "system"}
-
-# flags of a row that say whether its answer is a good one, in data sets for KTO
-DESIRED_FLAGS = ("label", "kto_tag")
 
 # of a template: no JSON, and no list of words
 PLACEHOLDER = re.compile(r"\{(\w[^{}\",\n]*)\}")
@@ -62,7 +60,7 @@ def read_mapped(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
         raise ValueError(f"no known layout has the columns {columns}; set 'format' and 'fields'")
     refuse_media(row)
     if layout not in ("preference", "scored", "prompt"):
-        _refuse_undesired(row)
+        refuse_undesired(row)
     dialogue = LAYOUTS[layout].read(row, config)
     if history := read_history(row.get("history"), config):
         dialogue = join_prompt(history, dialogue)
@@ -75,34 +73,9 @@ def read_mapped(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
     return dialogue
 
 
-def map_columns(row: Row, config: DataConfig) -> Row:
-    """The row with our columns' names, and with our values for theirs.
-
-    Names in other case or with spaces around them (`Prompt`, ` output`) are ours too.
-    """
-    spellings = {name.strip().lower(): name for name in row}
-    spellings |= {OTHER_NAMES[name]: spellings[name] for name in OTHER_NAMES & spellings.keys()}
-    for column in COLUMNS & spellings.keys() - row.keys():
-        row = row | {column: row[spellings[column]]}
-    row = row | {
-        column: read_path(row, path)
-        for column, path in config.fields.items()
-        if column not in ("role", "content")  # those are of a turn
-    }
-    for column, replacements in config.values.items():
-        row[column] = replacements.get(yaml_text(row[column]), row[column])
-    return row
-
-
 def column_turns(row: Row, column: str, config: DataConfig) -> Dialogue:
     """The texts of one column, as turns. Raises one of UNFIT."""
     return _text_or_turns(row, column, user, config)
-
-
-def _refuse_undesired(row: Row) -> None:
-    for flag in DESIRED_FLAGS:
-        if row.get(flag) is False:
-            raise ValueError(f"{flag} is false: an answer that is not to be learnt")
 
 
 def _fill_templates(templates: list[TaskTemplate], row: Row, seed: int) -> Row:
@@ -280,10 +253,4 @@ LAYOUTS = {  # in the order in which `auto` tries them
     "demonstration": _answered(("prompt", *REQUESTS), ("demonstration", *ANSWERS)),
     "scored": _answered(("prompt", *REQUESTS), ("answer", *ANSWERS)),
     "prompt": Layout(_prompt, [{"prompt"}, {"text"}]),
-}
-
-# of which a data set may write the names in other case
-COLUMNS = {
-    *(column for layout in LAYOUTS.values() for columns in layout.columns for column in columns),
-    *(*CONTEXTS, *DESIRED_FLAGS, "system", "history", "score", "harm"),
 }

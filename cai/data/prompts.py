@@ -10,7 +10,8 @@ from operator import itemgetter
 from typing import TypeVar
 
 from cai.config.schema import DataConfig, Prompts
-from cai.data.formats import UNFIT, map_columns, read_mapped
+from cai.data.columns import TAGS, map_columns, refuse_unknown_fields
+from cai.data.formats import UNFIT, read_mapped
 from cai.data.parquet import Row
 from cai.data.sources import read_source
 from cai.data.turns import kind_of
@@ -21,8 +22,6 @@ from cai.messages import Dialogue, Message, Prompt
 from cai.observe.log import say
 
 T = TypeVar("T")
-
-TAGS = ("id", "task", "format", "domain", "category")
 
 # What is evaluated doesn't move with the run's seed: suites, their examples and labelled pairs that
 # a judge is measured on. So `offset` and `limit` are fixed splits, and seeds can be compared.
@@ -79,6 +78,7 @@ def read_dialogues(
     Raises CaiError where not one row fits, and where the set is `strict` and one does not.
     """
     fitting, unfit_here, ignored = 0, UnfitRows(), Counter[str]()
+    refuse_unknown_fields(name, config)
     for place, raw_row in read_source(name, config):
         try:
             row = map_columns(raw_row, config)
@@ -92,7 +92,7 @@ def read_dialogues(
             continue
         fitting += 1
         ignored.update(unread(row, dialogue, config))
-        tags = {tag: raw_row[tag] for tag in TAGS if tag in raw_row}
+        tags = {tag: row[tag] for tag in TAGS if tag in row}
         yield dialogue, tags | {"source": name, "place": place}
     if not fitting:
         reason = "no row is there" + ("; see its 'where'" if config.where else "")
@@ -167,6 +167,7 @@ def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, st
     """Of each conversation, the best answer against the worst, unless they are equally good."""
     answers: dict[tuple[str, tuple[Message, ...]], list[tuple[float, str]]] = defaultdict(list)
     unfit, ignored = UnfitRows(), Counter[str]()
+    refuse_unknown_fields(name, config)
     for place, raw_row in read_source(name, config):
         try:
             row = map_columns(raw_row, config)

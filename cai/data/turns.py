@@ -137,13 +137,15 @@ def read_history(history: object, config: DataConfig) -> Dialogue:
 
 def is_transcript(text: object) -> bool:
     """Whether it is Anthropic's text of turns."""
-    return isinstance(text, str) and bool(re.match(r"\s*Human:.*\n\nAssistant:", text, re.DOTALL))
+    return isinstance(text, str) and bool(
+        re.match(r"\s*Human:.*\n\r?\nAssistant:", text, re.DOTALL)
+    )
 
 
 def transcript_turns(text: str) -> Dialogue:
     """Turns that begin with "Human:" and "Assistant:", without an empty one at the end."""
     # text before the first turn, then role, content, role, content, ...
-    _, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text.lstrip())
+    _, *parts = re.split(r"(?:^|\r?\n\r?\n)(Human|Assistant):", text.lstrip())
     contents = zip(parts[::2], parts[1::2], strict=True)
     turns = tuple(Message(HH_ROLES[role], content.strip()) for role, content in contents)
     return turns[:-1] if turns[-1] == assistant("") else turns

@@ -1,16 +1,15 @@
 """What a row holds that changes its meaning, and that was not read."""
 
 from cai.config.schema import DataConfig
-from cai.data.formats import ANSWERS, CONTEXTS, REQUESTS, UNFIT, column_turns
+from cai.data.columns import ANSWERS, CONTEXTS, REQUESTS, TURNS
+from cai.data.formats import UNFIT, column_turns
 from cai.data.parquet import Row
 from cai.data.turns import is_empty
 from cai.messages import Dialogue
 
 # columns and fields of turns that no layout reads
-COLUMNS = ("tools", "functions", "reasoning_content", "train_mask", "loss_mask", "weights")
-FIELDS = ("reasoning_content", "reasoning", "thinking", "train_detail", "training_detail")
-
-TURNS = ("messages", "conversations")
+UNREAD_COLUMNS = ("tools", "functions", "reasoning_content", "train_mask", "loss_mask", "weights")
+UNREAD_FIELDS = ("reasoning_content", "reasoning", "thinking", "train_detail", "training_detail")
 
 
 def unread(row: Row, dialogue: Dialogue, config: DataConfig) -> list[str]:
@@ -19,12 +18,12 @@ def unread(row: Row, dialogue: Dialogue, config: DataConfig) -> list[str]:
     A column of text may stand beside the layout's own and say the same, as UltraFeedback's prompt
     does beside its turns. `row` is one that map_columns has given.
     """
-    names = [name for name in COLUMNS if not is_empty(row.get(name))]
+    names = [name for name in UNREAD_COLUMNS if not is_empty(row.get(name))]
     for column in (*TURNS, "prompt", "chosen", "completion"):
         turns = row.get(column)
         for turn in turns if isinstance(turns, list) else ():
             if isinstance(turn, dict):
-                names += [name for name in FIELDS if not is_empty(turn.get(name))]
+                names += [name for name in UNREAD_FIELDS if not is_empty(turn.get(name))]
     if not config.templates:  # their author chose what is read
         texts = "\n".join(message.content for message in dialogue)
         names += [column for column in _texts(config) if not _is_in(row, column, texts, config)]

@@ -11,7 +11,8 @@ from cai.config.compose import compose
 from cai.config.compose import from_json as build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data import formats
-from cai.data.formats import map_columns, read_mapped, to_dialogue
+from cai.data.columns import map_columns
+from cai.data.formats import read_mapped, to_dialogue
 from cai.data.prompts import (
     load_demonstrations,
     load_dialogues,
@@ -43,6 +44,7 @@ LAYOUTS = [
     ("completion", {"prompt": "Hi", " completion": "Hello"}, SAID),
     ("completion", {"messages": None, "prompt": "Hi", "output": "Hello"}, SAID),
     ("completion", {"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": "Hello"}, SAID),
+    ("prompt", {"prompt": "Human: Hi\r\n\r\nAssistant: Hello\r\n"}, SAID),
     ("completion", {"prompt": "Hi", "completion": "Hello"}, SAID),
     ("completion", {"prompt": "Hi", "response": "Hello"}, SAID),
     ("completion", {"prompt": TURNS[:1], "completion": TURNS[1:]}, SAID),
@@ -163,6 +165,13 @@ def test_a_system_column_stands_before_the_talk():
     )
 
 
+def test_a_field_that_nothing_reads_is_refused(tmp_path: Path):
+    sets = data(tmp_path, [{"prompt": "Hi", "said": "x"}], fields={"sistem": "said"})
+    for load in (load_prompts, load_preferences):
+        with pytest.raises(CaiError, match=r"data\.mine\.fields: no layout reads 'sistem'.*system"):
+            load(Prompts(["mine"]), sets, 0)
+
+
 RIDDLES = [
     TaskTemplate("{question}\nOptions:\n{choices}", "{label}"),
     TaskTemplate("Which of {choices.0} and {choices.1}? {question}", "{label}"),
@@ -254,7 +263,7 @@ def test_a_strict_set_refuses_the_first_row_that_does_not_fit(tmp_path: Path):
         ({"instruction": "Hi", "input": 0, "output": "Hm"}, "input: expected a text, found int 0"),
         ({"prompt": "Hi", "completion": "Hm", "system": 5}, "system: expected a text, found int 5"),
         ({"prompt": "Hi", "completion": "Hm", "label": False}, "label is false"),
-        ({"messages": TURNS, "kto_tag": False}, "kto_tag is false"),
+        ({"messages": TURNS, "kto_tag": "False"}, "kto_tag is false"),
         ({"text": "Hello", "role": "assistant"}, "a text of the role assistant, which is no"),
         ({"chosen": "Hello", "rejected": "No"}, "a chosen answer without a prompt: no column"),
     ],

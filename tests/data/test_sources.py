@@ -135,8 +135,8 @@ ODD_ROWS = {
 @pytest.mark.parametrize("case", ODD_ROWS)
 def test_a_row_that_cannot_be_read_is_left_out_alone(case: str, tmp_path: Path):
     name, content, reason = ODD_ROWS[case]
-    for where in ({}, {"prompt": "Hi"}):
-        loaded = load_dialogues(["mine"], {"mine": file(tmp_path, name, content, where=where)})
+    for more in ({}, {"where": {"prompt": "Hi"}}, {"fields": {"text": "prompt"}}):
+        loaded = load_dialogues(["mine"], {"mine": file(tmp_path, name, content, **more)})
         (place,) = loaded.unfit.examples
         assert len(loaded.dialogues) == 1 and reason in place
 

@@ -13,6 +13,7 @@ from cai.messages import ROLES, Dialogue, Message, assistant, user
 TRAINED_FLAGS = ("weight", "train", "trainable", "training", "loss", "loss_mask")
 
 CALLS = ("tool_calls", "function_call")
+TOOL_ROLES = ("tool", "function", "function_call", "observation")
 
 # columns, fields of turns and types of their parts
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "attachments")
@@ -59,7 +60,7 @@ def _read_turn(turn: object, config: DataConfig) -> Message:
     role = read_path(turn, config.fields.get("role", role_key))
     if isinstance(role, str):
         role = config.roles.get(role) or ROLE_NAMES.get(role.lower(), role.lower())
-    if role in ("tool", "function") or any(turn.get(field) for field in CALLS):
+    if role in TOOL_ROLES or any(turn.get(field) for field in CALLS):
         raise ValueError("a call of tools, which cai does not train")
     if role == "developer":
         raise ValueError("a role 'developer'; set roles: {developer: system} for this data set")

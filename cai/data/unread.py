@@ -26,13 +26,17 @@ def unread(row: Row, dialogue: Dialogue, config: DataConfig) -> list[str]:
                 names += [name for name in UNREAD_FIELDS if not is_empty(turn.get(name))]
     if not config.templates:  # their author chose what is read
         texts = "\n".join(message.content for message in dialogue)
-        names += [column for column in _texts(config) if not _is_in(row, column, texts, config)]
+        names += [name for name in _texts(row, config) if not _is_in(row, name, texts, config)]
     return list(dict.fromkeys(names))
 
 
-def _texts(config: DataConfig) -> tuple[str, ...]:
-    """Columns of text. Who names a format may want no answers."""
-    return (*REQUESTS, *CONTEXTS, "system", *TURNS, *(ANSWERS if config.format == "auto" else ()))
+def _texts(row: Row, config: DataConfig) -> list[str]:
+    """Columns of text that may be another's than the layout's own."""
+    turns = [column for column in TURNS if column in row]
+    # who names a format may want no answers
+    answers = ANSWERS if config.format == "auto" else ()
+    # without pairs, the first list of turns is what was read
+    return [*REQUESTS, *CONTEXTS, "system", *answers, *(turns if "chosen" in row else turns[1:])]
 
 
 def _is_in(row: Row, column: str, texts: str, config: DataConfig) -> bool:

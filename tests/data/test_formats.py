@@ -22,7 +22,7 @@ from cai.data.prompts import (
 )
 from cai.data.unread import unread
 from cai.errors import CaiError
-from cai.messages import Message, assistant, user
+from cai.messages import Message, Prompt, assistant, user
 
 SAID = (user("Hi"), assistant("Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -528,6 +528,7 @@ def test_an_answer_that_is_marked_is_not_trained(flag: str, value: Any, tmp_path
     row = {"messages": [TURNS[0] | {flag: 0}, TURNS[1] | {flag: value}]}
     question, answer = to_dialogue(row, CONFIG)
     assert (question.trained, answer.trained) == (True, value is None or bool(value))
+    assert Prompt.of((question, answer), "x").id == Prompt.of(SAID, "x").id
     demonstrations = load_demonstrations(Prompts(["mine"]), data(tmp_path, [row]), 0)
     assert len(demonstrations) == answer.trained
 
@@ -548,6 +549,7 @@ PICTURE = {"type": "image", "image": "a.png", "text": ""}
 REFUSED = [
     ({"messages": [TURNS[0], CALL]}, "a call of tools"),
     ({"messages": [TURNS[0], {"role": "tool", "content": "7"}, TURNS[1]]}, "a call of tools"),
+    ({"conversations": [*SHARED, {"from": "observation", "value": "7"}]}, "a call of tools"),
     ({"messages": [{"role": "developer", "content": "x"}, *TURNS]}, "developer: system"),
     ({"messages": [TURNS[0] | {"content": [{"type": "image_url"}]}, TURNS[1]]}, "no text: image_"),
     ({"messages": TURNS, "images": ["a.png"]}, "the column images: the row is not text alone"),

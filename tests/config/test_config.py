@@ -128,7 +128,7 @@ def test_every_group_is_covered():
             "system_prompt=a\ud800b",
             "system_prompt (override 'system_prompt=a\ufffdb'): holds half a surrogate pair",
         ),
-        ("+data.seed.fields={\udc80: a}", "data.seed.fields.\ufffd"),
+        ("+data.seed.system=\udc80", "data.seed.system (override '+data.seed.system=\ufffd')"),
         (
             "label.sampling.top_p=0",
             "label.sampling.top_p=0 (override 'label.sampling.top_p=0'): "

@@ -46,18 +46,18 @@ class UnfitRows:
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{place}: {reason}")
 
-    def warn(self, name: str) -> None:
-        """Says how many rows of the set `name` do not fit, and what is not read of the others."""
-        if self.ignored:
-            fields = ", ".join(
-                f"{field.removeprefix(f'{name}: ')} (in {count} rows)"
-                for field, count in self.ignored.items()
-            )
+    def add_all(self, name: str, unfit: "UnfitRows", ignored: Mapping[str, int]) -> None:
+        """Adds those of the set `name`, and says what they are and what is not read of others."""
+        self.count += unfit.count
+        self.examples += unfit.examples
+        self.ignored |= {f"{name}: {field}": count for field, count in ignored.items()}
+        if ignored:
+            fields = ", ".join(f"{field} (in {count} rows)" for field, count in ignored.items())
             say(f"data.{name}: not read, so what they mean is lost: {fields}", logging.WARNING)
-        if self.count:
-            lines = "\n  ".join(self.examples)
+        if unfit.count:
+            lines = "\n  ".join(unfit.examples)
             say(
-                f"data.{name}: left out {self.count} rows that do not fit, first\n  {lines}",
+                f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}",
                 logging.WARNING,
             )
 
@@ -84,11 +84,7 @@ def read_dialogues(
             row = map_columns(raw_row, config)
             dialogue = read_mapped(row, config, seed)
         except UNFIT as error:
-            if config.strict:
-                raise CaiError(
-                    f"{place}: {_reason(error)}; mend the row, or set data.{name}.strict=false"
-                ) from None
-            unfit_here.add(place, _reason(error))
+            _leave_out(place, error, unfit_here, name if config.strict else None)
             continue
         fitting += 1
         ignored.update(unread(row, dialogue, config))
@@ -99,11 +95,7 @@ def read_dialogues(
         if unfit_here.examples:
             reason = f"not one row fits; the first: {unfit_here.examples[0]}"
         raise CaiError(f"data.{name}: {reason}")
-    unfit_here.ignored = {f"{name}: {field}": count for field, count in ignored.items()}
-    unfit_here.warn(name)
-    unfit.count += unfit_here.count
-    unfit.examples += unfit_here.examples
-    unfit.ignored |= unfit_here.ignored
+    unfit.add_all(name, unfit_here, ignored)
 
 
 def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: int = 0) -> Loaded:
@@ -149,31 +141,37 @@ def _select(by_prompt_id: Mapping[str, T], selection: Prompts, seed: int) -> lis
 
 
 def load_preferences(
-    selection: Prompts, sets: Mapping[str, DataConfig], seed: int
+    selection: Prompts,
+    sets: Mapping[str, DataConfig],
+    seed: int,
+    unfit: UnfitRows | None = None,
 ) -> list[tuple[Prompt, str, str]]:
     """(prompt, better answer, worse answer) of labelled pairs, shuffled by `seed`, then selected.
 
     In the layout `scored` (a column `score`, or `harm`, where less is better) each prompt's best
-    answer is set against its worst. Raises CaiError where a set holds no pair.
+    answer is set against its worst. Adds the rows that hold none to `unfit`. Raises CaiError where
+    a set holds no pair.
     """
     pairs = []
     for name in selection.data:
-        pairs += _labelled_pairs(name, sets[name])
+        pairs += _labelled_pairs(name, sets[name], UnfitRows() if unfit is None else unfit)
     pairs.sort(key=lambda pair: seed_of(seed, pair[0].id, *pair[1:]))
     return pairs[selection.offset :][: selection.limit]
 
 
-def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, str]]:
+def _labelled_pairs(
+    name: str, config: DataConfig, unfit: UnfitRows
+) -> list[tuple[Prompt, str, str]]:
     """Of each conversation, the best answer against the worst, unless they are equally good."""
     answers: dict[tuple[str, tuple[Message, ...]], list[tuple[float, str]]] = defaultdict(list)
-    unfit, ignored = UnfitRows(), Counter[str]()
+    unfit_here, ignored = UnfitRows(), Counter[str]()
     refuse_unknown_fields(name, config)
     for place, raw_row in read_source(name, config):
         try:
             row = map_columns(raw_row, config)
             graded = _graded_dialogues(row, config)
         except UNFIT as error:
-            unfit.add(place, _reason(error))
+            _leave_out(place, error, unfit_here, name if config.strict else None)
             continue
         ignored.update(unread(row, graded[0][1], config))
         # A preference is complete in its row; scored answers to one prompt stand in many rows.
@@ -186,12 +184,11 @@ def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, st
         worst_grade, worst = min(graded_answers, key=itemgetter(0))
         if best_grade > worst_grade and best != worst:
             pairs.append((Prompt.of(turns, name).under(config.system), best, worst))
-    unfit.ignored = {f"{name}: {field}": count for field, count in ignored.items()}
-    unfit.warn(name)
+    unfit.add_all(name, unfit_here, ignored)
     if not pairs:
         reason = "no prompt has two answers of different grades"
-        if unfit.examples:
-            reason = f"the first row: {unfit.examples[0]}"
+        if unfit_here.examples:
+            reason = f"the first row: {unfit_here.examples[0]}"
         raise CaiError(f"data.{name}: not one labelled pair; {reason}")
     if lone := len(answers) - len(pairs):
         say(f"data.{name}: {lone} prompts have no two answers of different grades, so no pair")
@@ -200,7 +197,7 @@ def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, st
 
 def _graded_dialogues(row: Row, config: DataConfig) -> list[tuple[float, Dialogue]]:
     """The dialogues with the chosen and the rejected answer, or the one whose answer is scored."""
-    if "chosen" in row:
+    if row.get("chosen") is not None:
         layout = replace(config, format="preference")
         swapped = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
         graded = [(1.0, read_mapped(row, layout)), (0.0, read_mapped(swapped, layout))]
@@ -227,6 +224,14 @@ def _grade(row: Row) -> float:
     if not math.isfinite(grade):
         raise ValueError(f"{column}: expected a number, found {kind_of(row[column])}")
     return grade if column == "score" else -grade
+
+
+def _leave_out(place: str, error: Exception, unfit: UnfitRows, strict: str | None) -> None:
+    """Raises CaiError where `strict` names a set that no row may be left out of."""
+    if strict:
+        reason = f"{_reason(error)}; mend the row, or set data.{strict}.strict=false"
+        raise CaiError(f"{place}: {reason}") from None
+    unfit.add(place, _reason(error))
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from cai.data import formats
 from cai.data.columns import map_columns
 from cai.data.formats import read_mapped, to_dialogue
 from cai.data.prompts import (
+    UnfitRows,
     load_demonstrations,
     load_dialogues,
     load_preferences,
@@ -374,6 +375,13 @@ def test_labelled_rows_without_a_pair_are_counted_with_their_reason(
     assert "jsonl:2: the chosen and the rejected answer follow different conversations" in said
     assert "jsonl:3: the chosen and the rejected answer are the same" in said
     assert "jsonl:4: no columns chosen and rejected, and no score or harm" in said
+    unfit = UnfitRows()
+    load_preferences(Prompts(["mine"]), data(tmp_path, rows), 0, unfit)
+    assert unfit.count == 3
+    with pytest.raises(
+        CaiError, match=r"jsonl:2: .*; mend the row, or set data\.mine\.strict=false"
+    ):
+        labelled(tmp_path, rows, strict=True)
 
 
 @pytest.mark.parametrize("grade", [10**400, "1e999", "many", [1], "nan", None])

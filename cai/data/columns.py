@@ -14,8 +14,8 @@ ANSWERS = ("completion", "response", "output", "demonstration", "answer")
 
 OTHER_NAMES = {"system_prompt": "system"}
 
-# flags of a row that say whether its answer is a good one, in data sets for KTO
-DESIRED_FLAGS = ("label", "kto_tag")
+# flags of a row that say whether its answer is a good one: for KTO, and BeaverTails'
+DESIRED_FLAGS = ("label", "kto_tag", "is_safe")
 
 # columns that are kept beside a dialogue
 TAGS = ("id", "task", "format", "domain", "category")
@@ -59,9 +59,10 @@ def refuse_unknown_fields(name: str, config: DataConfig) -> None:
 
 
 def refuse_undesired(row: Row) -> None:
+    """Raises ValueError where a flag says that the answer is a bad one."""
     for flag in DESIRED_FLAGS:
         if str(row.get(flag)).lower() == "false":
             raise ValueError(
-                f"{flag} is false, so its answer is not to be learnt; where: {{{flag}: 'true'}} "
-                "reads the others alone"
+                f"{flag} is false, so its answer is not to be learnt; 'where' reads the others alone, "
+                "and format: prompt the request alone"
             )

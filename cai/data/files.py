@@ -29,10 +29,11 @@ UNREADABLE_VALUE = (ValueError, OverflowError, LookupError)
 
 def read_file(origin: str, suffix: str, file: BinaryIO) -> Iterator[PlacedRow]:
     """The rows of a file of this suffix. Raises UsageError where it can't be read."""
+    suffix = suffix.lower()
     if suffix == ".gz":
         unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file))
         try:
-            yield from read_file(origin, Path(origin.removesuffix(".gz")).suffix, unpacked)
+            yield from read_file(origin, Path(origin[: -len(suffix)]).suffix, unpacked)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UsageError(f"{origin}: not readable as gzip: {error}") from None
     elif suffix not in READERS:

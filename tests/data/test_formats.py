@@ -265,6 +265,7 @@ def test_a_strict_set_refuses_the_first_row_that_does_not_fit(tmp_path: Path):
         ({"prompt": "Hi", "completion": "Hm", "system": 5}, "system: expected a text, found int 5"),
         ({"prompt": "Hi", "completion": "Hm", "label": False}, "label is false"),
         ({"messages": TURNS, "kto_tag": "False"}, "kto_tag is false"),
+        ({"prompt": "Hi", "response": "Hm", "is_safe": False}, "is_safe is false"),
         ({"text": "Hello", "role": "assistant"}, "a text of the role assistant, which is no"),
         ({"chosen": "Hello", "rejected": "No"}, "a chosen answer without a prompt: no column"),
     ],

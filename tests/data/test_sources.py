@@ -150,7 +150,7 @@ def test_what_people_call_csv_json_and_packed_is_read(tmp_path: Path):
     assert read(file(tmp_path, "rows.tsv", "a\tb\nOne, two\tDrei\n")) == rows
     line = json.dumps(rows[0])
     assert read(file(tmp_path, "rows.json", f"{line}\n{line}\n")) == rows * 2
-    assert read(file(tmp_path, "rows.jsonl.gz", gzip.compress(line.encode()))) == rows
+    assert read(file(tmp_path, "rows.JSONL.gz", gzip.compress(line.encode()))) == rows
     assert read(file(tmp_path, "rows.yaml", "- {2: x, true: y}")) == [{"2": "x", "true": "y"}]
 
 

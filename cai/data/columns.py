@@ -63,6 +63,6 @@ def refuse_undesired(row: Row) -> None:
     for flag in DESIRED_FLAGS:
         if str(row.get(flag)).lower() == "false":
             raise ValueError(
-                f"{flag} is false, so its answer is not to be learnt; 'where' reads the others alone, "
+                f"{flag} is false, so its answer is not learnt; 'where' reads the others alone, "
                 "and format: prompt the request alone"
             )

@@ -52,9 +52,9 @@ def map_columns(row: Row, config: DataConfig) -> Row:
 
 def refuse_unknown_fields(name: str, config: DataConfig) -> None:
     """Raises UsageError where `fields` names a column of ours that nothing would read."""
-    known = {*COLUMNS, *TAGS, "role", "content"}
-    for column in () if config.templates else config.fields.keys() - known:
-        hint = nearest(column, sorted(known))
+    readable = {*COLUMNS, *TAGS, "role", "content"}
+    for column in () if config.templates else config.fields.keys() - readable:
+        hint = nearest(column, sorted(readable))
         raise UsageError(f"data.{name}.fields: no layout reads '{column}'{hint}")
 
 

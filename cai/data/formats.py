@@ -83,8 +83,8 @@ def _fill_templates(templates: list[TaskTemplate], row: Row, seed: int) -> Row:
     number = seed_of(seed, json.dumps(row, sort_keys=True, default=str)) % len(templates)
     template = templates[number]
     replaced = (*REQUESTS, *CONTEXTS, *ANSWERS, *DESIRED_FLAGS)
-    others = {name: value for name, value in row.items() if name not in replaced}
-    return others | {
+    untouched = {name: value for name, value in row.items() if name not in replaced}
+    return untouched | {
         "prompt": _fill(template.prompt, row),
         "completion": _fill(template.completion, row),
     }

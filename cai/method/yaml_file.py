@@ -17,7 +17,7 @@ TEXT = "tag:yaml.org,2002:str"
 PLACEHOLDER = re.compile(r"\{\w*\}")
 
 
-KINDS = {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}
+KINDS: dict[type[yaml.Node], str] = {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}
 
 
 class _Loader(yaml.SafeLoader):

@@ -49,22 +49,19 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def from_dicts(rows: Sequence[Mapping[str, object]]) -> Dialogue:
-    """The inverse of `as_dicts`. `weight: 0` marks an answer that is not trained, as OpenAI does.
+    """The inverse of `as_dicts`.
 
-    Raises ValueError on an unknown role, a content that is not text, a weight besides 0 and 1.
+    Raises ValueError on an unknown role and a content that is not text.
     """
     return tuple(_from_dict(row) for row in rows)
 
 
-def _from_dict(row: object) -> Message:
-    fields = row if isinstance(row, Mapping) else {}
-    role, content, weight = fields.get("role"), fields.get("content"), fields.get("weight")
+def _from_dict(row: Mapping[str, object]) -> Message:
+    role, content = row.get("role"), row.get("content")
     if role not in ROLES or not isinstance(content, str):
         expected = f"a role of {', '.join(ROLES)} and a text"
         raise ValueError(f"a message needs {expected}: {str(row)[:120]}")
-    if weight not in (None, 0, 1):
-        raise ValueError(f"a message's weight is 0 or 1, not {str(weight)[:40]}")
-    return Message(role, content, trained=weight != 0)
+    return Message(str(role), content)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from cai.run.process import install_signals, quiet
 from cai.scoring.statistics import share
 from cai.stages.base import verb_context
 from cai.store.files import modified
-from cai.text import word_count
+from cai.text import well_formed, word_count
 
 MOST_CHANGED = 5  # revisions of a suite that are shown after a save
 
@@ -51,11 +51,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "principles/mine.yaml --suite 20 --against harmlessness",
     )
     parser.add_argument("file", help="a principle file")
-    parser.add_argument("prompt", nargs="?", help="what a person might ask")
+    parser.add_argument("prompt", nargs="?", type=well_formed, help="what a person might ask")
     parser.add_argument("--principle", metavar="ID", help="this principle instead of a drawn one")
     parser.add_argument("--against", metavar="FILE", help="another principle file, side by side")
-    text = "N red-team and N harmless prompts instead of one"
-    parser.add_argument("--suite", type=int, metavar="N", help=text)
+    text = "N red-team and N harmless prompts"
+    parser.add_argument("--suite", type=int, metavar="N", help=f"{text} instead of one")
     parser.add_argument("--watch", action="store_true", help="again whenever the file is saved")
     text = "the helpful model (sft) of this run instead of the base model"
     parser.add_argument("--run", metavar="RUN", help=text)

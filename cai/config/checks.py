@@ -13,6 +13,7 @@ from cai.config.schema import Config, Prompts, SftConfig
 from cai.config.types import VLLM_SHARE, lookup
 from cai.errors import UsageError, nearest
 from cai.redact import redact
+from cai.text import well_formed
 
 
 def check(config: Config, overrides: Sequence[str] = ()) -> None:
@@ -25,7 +26,7 @@ def check(config: Config, overrides: Sequence[str] = ()) -> None:
 
 
 def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
-    """Refuses secrets, numbers that are not finite, and `true` for a number.
+    """Refuses secrets, halves of characters, numbers that are not finite, and `true` for a number.
 
     They may stand anywhere in plain containers.
     """
@@ -37,6 +38,12 @@ def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
             f"{redact(key)} holds a secret, and a configuration is kept in files: put it into an "
             "environment variable (server.key takes the NAME of one; the hub's own is HF_TOKEN)"
         )
+    for text in (value, key):
+        if isinstance(text, str) and well_formed(text) != text:
+            raise UsageError(
+                f"{well_formed(at(key, overrides))}: holds half a surrogate pair, or bytes that "
+                "are not UTF-8; write the whole character"
+            )
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         raise UsageError(f"{at(key, overrides, value)}: must be a finite number")
     # pydantic reads it as 1

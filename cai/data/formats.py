@@ -2,20 +2,39 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from cai.config.schema import DataConfig, TaskTemplate
+from cai.data.columns import (
+    ANSWERS,
+    CONTEXTS,
+    DESIRED_FLAGS,
+    REQUESTS,
+    map_columns,
+    refuse_undesired,
+)
+from cai.data.files import UNREADABLE_ROW
 from cai.data.parquet import Row
 from cai.data.sources import yaml_text
-from cai.data.turns import join_prompt, read_history, read_path, read_turns, refuse_media
+from cai.data.turns import (
+    is_empty,
+    is_transcript,
+    join_prompt,
+    kind_of,
+    read_history,
+    read_path,
+    read_turns,
+    refuse_media,
+    transcript_turns,
+)
 from cai.digest import seed_of
 from cai.messages import Dialogue, Message, assistant, user
 from cai.text import UNSPACED, words
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}  # of Anthropic's helpful-harmless set
+# of a template: no JSON, and no list of words
+PLACEHOLDER = re.compile(r"\{(\w[^{}\",\n]*)\}")
 
 # raised where a row does not fit
 UNFIT = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
@@ -23,23 +42,30 @@ UNFIT = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 def to_dialogue(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
     """One row as a dialogue; `seed` picks its template. Raises one of UNFIT."""
-    row = map_columns(row, config)
+    return read_mapped(map_columns(row, config), config, seed)
+
+
+def read_mapped(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
+    """As to_dialogue, of a row that map_columns has given."""
+    if reason := row.get(UNREADABLE_ROW):
+        raise ValueError(reason)
     layout = config.format
     if config.templates:
-        row |= _fill_templates(config.templates, row, seed)
+        row = _fill_templates(config.templates, row, seed)
         layout = "completion"
     elif layout == "auto":
         layout = _recognise(row)
     if layout not in LAYOUTS:
-        raise ValueError(
-            f"no known layout has the columns {', '.join(row)}; set 'format' and 'fields'"
-        )
+        columns = ", ".join(name for name in row if not is_empty(row[name])) or "(all are empty)"
+        raise ValueError(f"no known layout has the columns {columns}; set 'format' and 'fields'")
     refuse_media(row)
+    if layout not in ("preference", "scored", "prompt"):
+        refuse_undesired(row)
     dialogue = LAYOUTS[layout].read(row, config)
     if history := read_history(row.get("history"), config):
         dialogue = join_prompt(history, dialogue)
-    if row.get("system") and dialogue and dialogue[0].role != "system":
-        dialogue = (Message("system", _text(row["system"])), *dialogue)
+    if not is_empty(row.get("system")) and dialogue and dialogue[0].role != "system":
+        dialogue = (Message("system", _text(row, "system")), *dialogue)
     if not dialogue or not all(message.content.strip() for message in dialogue):
         raise ValueError("an empty message")
     if next((m.role for m in dialogue if m.role != "system"), "") != "user":
@@ -47,45 +73,62 @@ def to_dialogue(row: Row, config: DataConfig, seed: int = 0) -> Dialogue:
     return dialogue
 
 
-def map_columns(row: Row, config: DataConfig) -> Row:
-    """The row with our columns' names, and with our values for theirs."""
-    row = row | {
-        column: read_path(row, path)
-        for column, path in config.fields.items()
-        if column not in ("role", "content")  # those are of a turn
-    }
-    for column, replacements in config.values.items():
-        row[column] = replacements.get(yaml_text(row[column]), row[column])
-    return row
+def column_turns(row: Row, column: str, config: DataConfig) -> Dialogue:
+    """The texts of one column, as turns. Raises one of UNFIT."""
+    return _text_or_turns(row, column, user, config)
 
 
 def _fill_templates(templates: list[TaskTemplate], row: Row, seed: int) -> Row:
+    """The row with a prompt and a completion in place of what they are made of."""
     number = seed_of(seed, json.dumps(row, sort_keys=True, default=str)) % len(templates)
     template = templates[number]
-    return {
+    replaced = (*REQUESTS, *CONTEXTS, *ANSWERS, *DESIRED_FLAGS)
+    untouched = {name: value for name, value in row.items() if name not in replaced}
+    return untouched | {
         "prompt": _fill(template.prompt, row),
         "completion": _fill(template.completion, row),
     }
 
 
 def _fill(template: str, row: Row) -> str:
-    """Replaces each `{column}`. A list becomes a line for each entry, as FLAN shows its options."""
+    """Replaces each `{column}`. A list becomes a line for each entry, as FLAN shows its options.
+
+    Raises ValueError where the row has no such column, or nothing in it.
+    """
 
     def column_text(match: re.Match[str]) -> str:
-        value = read_path(row, match[1])
+        try:
+            value = read_path(row, match[1])
+        except KeyError:
+            raise ValueError(
+                f"no column '{match[1]}', which the template names; the row has {', '.join(row)}"
+            ) from None
+        entries = value if isinstance(value, list) else [value]
+        if any(entry is None or isinstance(entry, bytes) for entry in entries):
+            kind = "null" if None in entries else "bytes"
+            raise ValueError(f"the column '{match[1]}', which the template names, holds {kind}")
         if isinstance(value, list):
-            return "\n".join(f"- {yaml_text(entry)}" for entry in value)
+            return "\n".join(f"- {yaml_text(entry)}" for entry in entries)
         return yaml_text(value)
 
-    return re.sub(r"\{(\w[\w.]*)\}", column_text, template)
+    return PLACEHOLDER.sub(column_text, template)
 
 
 def _recognise(row: Row) -> str:
-    """The first layout whose columns the row has; "" for none."""
+    """The first layout whose columns the row has, not all of them null; "" for none."""
     for name, layout in LAYOUTS.items():
-        if any(columns <= row.keys() for columns in layout.columns):
-            return name
+        for columns in layout.columns:
+            if columns <= row.keys() and any(row[column] is not None for column in columns):
+                return name
     return ""
+
+
+def _first(row: Row, columns: Sequence[str]) -> str:
+    """The first of these columns that the row has, not null if there is one. Raises ValueError."""
+    there = [column for column in columns if column in row]
+    if not there:
+        raise ValueError(f"no column {' or '.join(columns)}")
+    return next((column for column in there if row[column] is not None), there[0])
 
 
 def _messages(row: Row, config: DataConfig) -> Dialogue:
@@ -93,30 +136,24 @@ def _messages(row: Row, config: DataConfig) -> Dialogue:
 
 
 def _sharegpt(row: Row, config: DataConfig) -> Dialogue:
-    return read_turns(row["conversations"], config, "from", "value", SHAREGPT_ROLES)
+    return read_turns(row["conversations"], config)
 
 
-def _alpaca(row: Row, config: DataConfig) -> Dialogue:
-    request = _text(row["instruction"])
-    if row.get("input"):
-        request = f"{request}\n\n{_text(row['input'])}"
-    return (user(request), assistant(_text(row["output"])))
-
-
-def _completion(row: Row, config: DataConfig) -> Dialogue:
-    answer = row["completion"] if "completion" in row else row["response"]
-    prompt = _text_or_turns(row["prompt"], user, config)
-    return join_prompt(prompt, _text_or_turns(answer, assistant, config))
-
-
-def _demonstration(row: Row, config: DataConfig) -> Dialogue:
-    """What people wrote to show a task, as for InstructGPT (Ouyang et al. 2022) and Dolly."""
-    if "demonstration" in row:
-        return _completion({"prompt": row["prompt"], "completion": row["demonstration"]}, config)
-    return _alpaca(
-        {"instruction": row["instruction"], "input": row.get("context"), "output": row["response"]},
-        config,
-    )
+def _request(row: Row, config: DataConfig, columns: Sequence[str]) -> Dialogue:
+    """The first of these columns, and below it the texts that the request is about."""
+    column = _first(row, columns)
+    turns = _text_or_turns(row, column, user, config)
+    if not isinstance(row[column], str) or len(turns) != 1:
+        return turns
+    request = turns[0].content
+    for name in CONTEXTS:
+        if name == column or is_empty(row.get(name)):
+            continue
+        context = _text(row, name)
+        # a prompt may have been made of it; an instruction may name it by chance
+        if column == "instruction" or context.strip() not in request:
+            request = f"{request}\n\n{context}"
+    return (user(request),)
 
 
 def _preference(row: Row, config: DataConfig) -> Dialogue:
@@ -125,20 +162,28 @@ def _preference(row: Row, config: DataConfig) -> Dialogue:
     `chosen` is an answer to `prompt`, or a whole conversation, or Anthropic's text of turns. It may
     begin with the prompt, or with its end.
     """
+    turns = _preferences_prompt(row, config)
     chosen = row["chosen"]
-    if "prompt" not in row:
-        return _hh_turns(chosen) if isinstance(chosen, str) else read_turns(chosen, config)
-    prompt = row["prompt"]
-    if isinstance(prompt, str) and isinstance(chosen, str) and not _is_hh(chosen):
+    if not turns and isinstance(chosen, str) and not is_transcript(chosen):
+        raise ValueError(f"a chosen answer without a prompt: no column {', '.join(REQUESTS)}")
+    if len(turns) == 1 and isinstance(chosen, str) and not is_transcript(chosen):
         # An answer may repeat a question by itself; where both do, it is the layout.
+        prompt = turns[0].content
         answers = [_behind_prompt(text, prompt) for text in (chosen, row.get("rejected"))]
         if len(words(prompt)) > 2 and answers[0] is not None and answers[1] is not None:
-            chosen = answers[0]
-    turns = _hh_turns(prompt) if _is_hh(prompt) else _prompt(row, config)
-    if turns and turns[-1] == assistant(""):  # "Assistant:" stands at the end of the prompt
-        turns = turns[:-1]
-    answer = _hh_turns(chosen) if _is_hh(chosen) else _text_or_turns(chosen, assistant, config)
-    return join_prompt(turns, answer)
+            row = row | {"chosen": answers[0]}
+    return join_prompt(turns, _text_or_turns(row, "chosen", assistant, config))
+
+
+def _preferences_prompt(row: Row, config: DataConfig) -> Dialogue:
+    """What both answers follow; () where they hold it themselves."""
+    for columns in (("prompt",), REQUESTS):
+        if any(row.get(column) is not None for column in columns):
+            return _request(row, config, columns)
+    # LLaMA-Factory's: a conversation up to the answer, which is an object
+    if isinstance(row["chosen"], dict):
+        return read_turns(row[_first(row, ("conversations", "messages"))], config)
+    return ()
 
 
 def _behind_prompt(text: object, prompt: str) -> str | None:
@@ -156,35 +201,30 @@ def _behind_prompt(text: object, prompt: str) -> str | None:
     return None if inside_word else rest.strip()
 
 
-def _is_hh(text: object) -> bool:
-    return isinstance(text, str) and bool(re.match(r"\s*Human:.*\n\nAssistant:", text, re.DOTALL))
-
-
-def _hh_turns(text: str) -> Dialogue:
-    """Turns that begin with "Human:" and "Assistant:"."""
-    # text before the first turn, then role, content, role, content, ...
-    _, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text)
-    turns = zip(parts[::2], parts[1::2], strict=True)
-    return tuple(Message(HH_ROLES[role], content.strip()) for role, content in turns)
-
-
-def _scored(row: Row, config: DataConfig) -> Dialogue:
-    return (*_prompt(row, config), assistant(_text(row["answer"])))
-
-
 def _prompt(row: Row, config: DataConfig) -> Dialogue:
-    return _text_or_turns(row["prompt"] if "prompt" in row else row["text"], user, config)
+    column = _first(row, ("prompt", "text", *REQUESTS))
+    role = row.get("role", "user")
+    if column == "text" and role not in ("user", "human", "prompter"):
+        raise ValueError(f"a text of the role {role}, which is no prompt")
+    return _request(row, config, (column,))
 
 
 def _text_or_turns(
-    value: object, message: Callable[[str], Message], config: DataConfig
+    row: Row, column: str, message: Callable[[str], Message], config: DataConfig
 ) -> Dialogue:
-    return read_turns(value, config) if isinstance(value, list) else (message(_text(value)),)
+    value = row[column]
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        return read_turns(value, config)
+    text = _text(row, column)
+    return transcript_turns(text) if is_transcript(text) else (message(text),)
 
 
-def _text(value: object) -> str:
+def _text(row: Row, column: str) -> str:
+    value = row[column]
     if not isinstance(value, str):
-        raise ValueError(f"expected a text, found {type(value).__name__}")
+        raise ValueError(f"{column}: expected a text, found {kind_of(value)}")
     return value
 
 
@@ -193,15 +233,24 @@ class Layout(NamedTuple):
     columns: list[set[str]]  # a row that has all of one set has this layout
 
 
+def _answered(requests: Sequence[str], answers: Sequence[str]) -> Layout:
+    """A request and its answer, each in the first of these columns that a row has."""
+
+    def read(row: Row, config: DataConfig) -> Dialogue:
+        answer = _text_or_turns(row, _first(row, answers), assistant, config)
+        return join_prompt(_request(row, config, requests), answer)
+
+    return Layout(read, [{request, answer} for request, answer in product(requests, answers)])
+
+
 LAYOUTS = {  # in the order in which `auto` tries them
+    "preference": Layout(_preference, [{"chosen", "rejected"}]),
     "messages": Layout(_messages, [{"messages"}]),
     "sharegpt": Layout(_sharegpt, [{"conversations"}]),
-    "alpaca": Layout(_alpaca, [{"instruction", "output"}]),
-    "completion": Layout(_completion, [{"prompt", "completion"}, {"prompt", "response"}]),
-    "demonstration": Layout(
-        _demonstration, [{"prompt", "demonstration"}, {"instruction", "response"}]
-    ),
-    "preference": Layout(_preference, [{"chosen", "rejected"}]),
-    "scored": Layout(_scored, [{"prompt", "answer", "score"}, {"prompt", "answer", "harm"}]),
+    "alpaca": _answered(("instruction",), ("output", *ANSWERS)),
+    "completion": _answered(("prompt", *REQUESTS), ANSWERS),
+    # what people wrote to show a task, as for InstructGPT (Ouyang et al. 2022) and Dolly
+    "demonstration": _answered(("prompt", *REQUESTS), ("demonstration", *ANSWERS)),
+    "scored": _answered(("prompt", *REQUESTS), ("answer", *ANSWERS)),
     "prompt": Layout(_prompt, [{"prompt"}, {"text"}]),
 }

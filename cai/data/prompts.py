@@ -10,18 +10,18 @@ from operator import itemgetter
 from typing import TypeVar
 
 from cai.config.schema import DataConfig, Prompts
-from cai.data.formats import UNFIT, map_columns, to_dialogue
+from cai.data.columns import TAGS, map_columns, refuse_unknown_fields
+from cai.data.formats import UNFIT, read_mapped
 from cai.data.parquet import Row
 from cai.data.sources import read_source
-from cai.data.turns import unread_fields
+from cai.data.turns import kind_of
+from cai.data.unread import unread
 from cai.digest import seed_of
 from cai.errors import CaiError
 from cai.messages import Dialogue, Message, Prompt
 from cai.observe.log import say
 
 T = TypeVar("T")
-
-TAGS = ("id", "task", "format", "domain", "category")
 
 # What is evaluated doesn't move with the run's seed: suites, their examples and labelled pairs that
 # a judge is measured on. So `offset` and `limit` are fixed splits, and seeds can be compared.
@@ -46,12 +46,18 @@ class UnfitRows:
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{place}: {reason}")
 
-    def warn(self, name: str) -> None:
-        """Says how many rows of the set `name` do not fit, where there are any."""
-        if self.count:
-            lines = "\n  ".join(self.examples)
+    def add_all(self, name: str, unfit: "UnfitRows", ignored: Mapping[str, int]) -> None:
+        """Adds those of the set `name`, and says what they are and what is not read of others."""
+        self.count += unfit.count
+        self.examples += unfit.examples
+        self.ignored |= {f"{name}: {field}": count for field, count in ignored.items()}
+        if ignored:
+            fields = ", ".join(f"{field} (in {count} rows)" for field, count in ignored.items())
+            say(f"data.{name}: not read, so what they mean is lost: {fields}", logging.WARNING)
+        if unfit.count:
+            lines = "\n  ".join(unfit.examples)
             say(
-                f"data.{name}: left out {self.count} rows that do not fit, first\n  {lines}",
+                f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}",
                 logging.WARNING,
             )
 
@@ -72,32 +78,24 @@ def read_dialogues(
     Raises CaiError where not one row fits, and where the set is `strict` and one does not.
     """
     fitting, unfit_here, ignored = 0, UnfitRows(), Counter[str]()
-    for place, row in read_source(name, config):
+    refuse_unknown_fields(name, config)
+    for place, raw_row in read_source(name, config):
         try:
-            dialogue = to_dialogue(row, config, seed)
+            row = map_columns(raw_row, config)
+            dialogue = read_mapped(row, config, seed)
         except UNFIT as error:
-            if config.strict:
-                raise CaiError(
-                    f"{place}: {_reason(error)}; mend the row, or set data.{name}.strict=false"
-                ) from None
-            unfit_here.add(place, _reason(error))
+            _leave_out(place, error, unfit_here, name if config.strict else None)
             continue
         fitting += 1
-        ignored.update(unread_fields(row))
+        ignored.update(unread(row, dialogue, config))
         tags = {tag: row[tag] for tag in TAGS if tag in row}
         yield dialogue, tags | {"source": name, "place": place}
     if not fitting:
-        reason = "no row is there; see its 'where'"
+        reason = "no row is there" + ("; see its 'where'" if config.where else "")
         if unfit_here.examples:
             reason = f"not one row fits; the first: {unfit_here.examples[0]}"
         raise CaiError(f"data.{name}: {reason}")
-    unfit.ignored |= {f"{name}: {field}": count for field, count in ignored.items()}
-    if ignored:
-        fields = ", ".join(f"{field} (in {count} rows)" for field, count in ignored.items())
-        say(f"data.{name}: not read, so what they mean is lost: {fields}", logging.WARNING)
-    unfit.count += unfit_here.count
-    unfit.examples += unfit_here.examples
-    unfit_here.warn(name)
+    unfit.add_all(name, unfit_here, ignored)
 
 
 def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: int = 0) -> Loaded:
@@ -143,30 +141,39 @@ def _select(by_prompt_id: Mapping[str, T], selection: Prompts, seed: int) -> lis
 
 
 def load_preferences(
-    selection: Prompts, sets: Mapping[str, DataConfig], seed: int
+    selection: Prompts,
+    sets: Mapping[str, DataConfig],
+    seed: int,
+    unfit: UnfitRows | None = None,
 ) -> list[tuple[Prompt, str, str]]:
     """(prompt, better answer, worse answer) of labelled pairs, shuffled by `seed`, then selected.
 
     In the layout `scored` (a column `score`, or `harm`, where less is better) each prompt's best
-    answer is set against its worst. Raises CaiError where a set holds no pair.
+    answer is set against its worst. Adds the rows that hold none to `unfit`. Raises CaiError where
+    a set holds no pair.
     """
     pairs = []
     for name in selection.data:
-        pairs += _labelled_pairs(name, sets[name])
+        pairs += _labelled_pairs(name, sets[name], UnfitRows() if unfit is None else unfit)
     pairs.sort(key=lambda pair: seed_of(seed, pair[0].id, *pair[1:]))
     return pairs[selection.offset :][: selection.limit]
 
 
-def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, str]]:
+def _labelled_pairs(
+    name: str, config: DataConfig, unfit: UnfitRows
+) -> list[tuple[Prompt, str, str]]:
     """Of each conversation, the best answer against the worst, unless they are equally good."""
     answers: dict[tuple[str, tuple[Message, ...]], list[tuple[float, str]]] = defaultdict(list)
-    unfit = UnfitRows()
-    for place, row in read_source(name, config):
+    unfit_here, ignored = UnfitRows(), Counter[str]()
+    refuse_unknown_fields(name, config)
+    for place, raw_row in read_source(name, config):
         try:
+            row = map_columns(raw_row, config)
             graded = _graded_dialogues(row, config)
         except UNFIT as error:
-            unfit.add(place, _reason(error))
+            _leave_out(place, error, unfit_here, name if config.strict else None)
             continue
+        ignored.update(unread(row, graded[0][1], config))
         # A preference is complete in its row; scored answers to one prompt stand in many rows.
         row_id = place if len(graded) > 1 else ""
         for grade, dialogue in graded:
@@ -177,41 +184,61 @@ def _labelled_pairs(name: str, config: DataConfig) -> list[tuple[Prompt, str, st
         worst_grade, worst = min(graded_answers, key=itemgetter(0))
         if best_grade > worst_grade and best != worst:
             pairs.append((Prompt.of(turns, name).under(config.system), best, worst))
+    unfit.add_all(name, unfit_here, ignored)
     if not pairs:
-        reason = f"; the first row: {unfit.examples[0]}" if unfit.examples else ""
-        raise CaiError(f"data.{name}: not one labelled pair{reason}")
-    unfit.warn(name)
+        reason = "no prompt has two answers of different grades"
+        if unfit_here.examples:
+            reason = f"the first row: {unfit_here.examples[0]}"
+        raise CaiError(f"data.{name}: not one labelled pair; {reason}")
+    if lone := len(answers) - len(pairs):
+        say(f"data.{name}: {lone} prompts have no two answers of different grades, so no pair")
     return pairs
 
 
 def _graded_dialogues(row: Row, config: DataConfig) -> list[tuple[float, Dialogue]]:
     """The dialogues with the chosen and the rejected answer, or the one whose answer is scored."""
-    row = map_columns(row, config)
-    turn_fields = {key: config.fields[key] for key in ("role", "content") if key in config.fields}
-    layout = replace(config, fields=turn_fields, values={})
-    if "chosen" in row:
-        layout = replace(layout, format="preference")
-        rejected = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
-        graded = [(1.0, to_dialogue(row, layout)), (0.0, to_dialogue(rejected, layout))]
+    if row.get("chosen") is not None:
+        layout = replace(config, format="preference")
+        swapped = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+        graded = [(1.0, read_mapped(row, layout)), (0.0, read_mapped(swapped, layout))]
     else:
-        layout = replace(layout, format="scored")
-        graded = [(_grade(row), to_dialogue(row, layout))]
+        graded = [(_grade(row), read_mapped(row, replace(config, format="scored")))]
     if any(dialogue[-1].role != "assistant" for _, dialogue in graded):
         raise ValueError("a labelled conversation must end in an answer")
+    better, worse = graded[0][1], graded[-1][1]
+    if better[:-1] != worse[:-1]:
+        raise ValueError("the chosen and the rejected answer follow different conversations")
+    if len(graded) > 1 and better[-1].content == worse[-1].content:
+        raise ValueError("the chosen and the rejected answer are the same")
     return graded
 
 
 def _grade(row: Row) -> float:
-    if row["score" if "score" in row else "harm"] is None:
-        raise ValueError("no grade")
-    grade = float(row["score"]) if "score" in row else -float(row["harm"])
+    column = next((name for name in ("score", "harm") if name in row), None)
+    if column is None:
+        raise ValueError("no columns chosen and rejected, and no score or harm")
+    try:
+        grade = float(row[column])
+    except (ValueError, TypeError, OverflowError):
+        grade = math.nan
     if not math.isfinite(grade):
-        raise ValueError(f"{grade} is no grade")
-    return grade
+        raise ValueError(f"{column}: expected a number, found {kind_of(row[column])}")
+    return grade if column == "score" else -grade
+
+
+def _leave_out(place: str, error: Exception, unfit: UnfitRows, strict: str | None) -> None:
+    """Raises CaiError where `strict` names a set that no row may be left out of."""
+    if strict:
+        reason = f"{_reason(error)}; mend the row, or set data.{strict}.strict=false"
+        raise CaiError(f"{place}: {reason}") from None
+    unfit.add(place, _reason(error))
 
 
 def _reason(error: Exception) -> str:
-    return f"no column {error}" if isinstance(error, KeyError) else str(error)
+    """Why a row does not fit. Only a ValueError is worded for people."""
+    if isinstance(error, KeyError):
+        return f"no column {error}"
+    return str(error) if type(error) is ValueError else "no known layout has values of its kinds"
 
 
 def shuffled(rows: Sequence[T], seed: int) -> list[T]:

@@ -1,76 +1,101 @@
 """A row's turns as a dialogue: their roles, parts and flags, and a prompt joined to its answer."""
 
-from collections.abc import Iterable, Mapping
+import json
+import re
 from typing import Any
 
 from cai.config.schema import DataConfig
 from cai.data.parquet import Row
-from cai.messages import Dialogue, Message, assistant, from_dicts, user
+from cai.messages import ROLES, Dialogue, Message, assistant, user
 
 # what data sets call the flag of a turn that says whether training learns it: OpenAI, axolotl,
 # ms-swift and others
 TRAINED_FLAGS = ("weight", "train", "trainable", "training", "loss", "loss_mask")
 
 CALLS = ("tool_calls", "function_call")
+TOOL_ROLES = ("tool", "function", "function_call", "observation")
 
-# columns and fields of turns that change what a row means, and that no layout reads
-UNREAD_COLUMNS = ("tools", "functions", "reasoning_content", "train_mask", "loss_mask", "weights")
-UNREAD_FIELDS = ("reasoning_content", "reasoning", "thinking")
+# columns, fields of turns and types of their parts
+MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "attachments")
 
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+# of ShareGPT
+ROLE_NAMES = {"human": "user", "gpt": "assistant"}
+
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}  # of Anthropic's helpful-harmless set
+
+
+def is_empty(value: object) -> bool:
+    """Whether a column holds nothing; 0 and false are something."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
 
 
 def read_path(row: Row, path: str) -> Any:
-    """`row["a"]["b"][0]` for the path `a.b.0`, unless a column is called that. May raise UNFIT."""
+    """`row["a"]["b"][0]` for the path `a.b.0`, unless a column is called that.
+
+    Raises KeyError with the path.
+    """
     if path in row:
         return row[path]
     value: Any = row
-    for part in path.split("."):
-        if not isinstance(value, dict | list):
-            raise KeyError(path)
-        value = value[int(part)] if isinstance(value, list) else value[part]
+    try:
+        for part in path.split("."):
+            value = value[int(part) if isinstance(value, list) else part]
+    except (LookupError, ValueError, TypeError):
+        raise KeyError(path) from None
     return value
 
 
-def read_turns(
-    turns: Iterable[object],
-    config: DataConfig,
-    role_key: str = "role",
-    content_key: str = "content",
-    role_names: Mapping[str, str] | None = None,
-) -> Dialogue:
-    """Raises ValueError or LookupError where a turn can't be read as a text with a role."""
-    role_path = config.fields.get("role", role_key)
-    content_path = config.fields.get("content", content_key)
-    roles = dict(role_names or {}) | config.roles
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise ValueError(f"a message needs a role and a text, found {type(turn).__name__}")
-        role = read_path(turn, role_path)
-        role = roles.get(role, role)
-        if role in ("tool", "function") or any(turn.get(field) for field in CALLS):
-            raise ValueError("a call of tools, which cai does not train")
-        if role == "developer":
-            raise ValueError("a role 'developer'; set roles: {developer: system} for this data set")
-        content = join_parts(read_path(turn, content_path))
-        trained = _trained(turn)
-        messages.append(
-            {"role": role, "content": content, "weight": trained if role == "assistant" else None}
+def read_turns(turns: object, config: DataConfig) -> Dialogue:
+    """A list of turns. Raises ValueError or KeyError where one is no text with a role."""
+    if not isinstance(turns, list):
+        raise ValueError(f"expected a list of turns, found {kind_of(turns)}")
+    return tuple(_read_turn(turn, config) for turn in turns)
+
+
+def _read_turn(turn: object, config: DataConfig) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError(f"a message needs a role and a text, found {kind_of(turn)}")
+    is_sharegpt = "from" in turn and "role" not in turn
+    role_key, content_key = ("from", "value") if is_sharegpt else ("role", "content")
+    role = read_path(turn, config.fields.get("role", role_key))
+    if isinstance(role, str):
+        role = config.roles.get(role) or ROLE_NAMES.get(role.lower(), role.lower())
+    if role in TOOL_ROLES or any(turn.get(field) for field in CALLS):
+        raise ValueError("a call of tools, which cai does not train")
+    if role == "developer":
+        raise ValueError("a role 'developer'; set roles: {developer: system} for this data set")
+    if role not in ROLES:
+        name = str(role)[:40]
+        expected = f"one of {', '.join(ROLES)}"
+        raise ValueError(
+            f"a role '{name}', not {expected}; see roles, e.g. roles: {{{name}: user}}"
         )
-    return from_dicts(messages)
+    refuse_media(turn, "field")
+    content = join_parts(read_path(turn, config.fields.get("content", content_key)))
+    if not isinstance(content, str):
+        raise ValueError(f"a message needs a text, found {kind_of(content)}")
+    return Message(role, content, trained=role != "assistant" or _is_trained(turn))
 
 
-def _trained(turn: Row) -> int | None:
-    """1 or 0 as the turn's flag says; None without one. Raises ValueError on another value."""
-    for name in TRAINED_FLAGS:
-        value = turn.get(name)
-        if value is None:
-            continue
+def kind_of(value: object) -> str:
+    """What a value is, as people who write data call it."""
+    kinds = {str: "a text", dict: "an object", list: "a list", type(None): "nothing (null)"}
+    return kinds.get(type(value), f"{type(value).__name__} {str(value)[:40]}")
+
+
+def _is_trained(turn: Row) -> bool:
+    """What the turn's flags say, and true without one.
+
+    Raises ValueError on a flag that is not 0 or 1, and where two contradict each other.
+    """
+    flags = {name: turn[name] for name in TRAINED_FLAGS if turn.get(name) is not None}
+    for name, value in flags.items():
         if value not in (0, 1):
             raise ValueError(f"a message's {name} is 0 or 1, not {str(value)[:40]}")
-        return int(value)
-    return None
+    if len({bool(value) for value in flags.values()}) > 1:
+        names = ", ".join(f"{name}: {json.dumps(value)}" for name, value in flags.items())
+        raise ValueError(f"a message's flags contradict each other ({names})")
+    return all(flags.values())
 
 
 def join_parts(content: object) -> object:
@@ -82,20 +107,22 @@ def join_parts(content: object) -> object:
         return content
     texts: list[str] = []
     for part in content:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(f"a part of a message that is no text: {str(kind)[:40]}")
+        fields = part if isinstance(part, dict) else {"text": part}
+        kind, text = fields.get("type"), fields.get("text")
+        if not isinstance(text, str) or kind not in (None, "text", "input_text", "output_text"):
+            kind = kind_of(part) if kind is None else str(kind)[:40]
+            raise ValueError(f"a part of a message that is no text: {kind}")
+        refuse_media(fields, "field")
         texts.append(text)
     return "\n".join(texts)
 
 
 def read_history(history: object, config: DataConfig) -> Dialogue:
     """Earlier turns: pairs of a request and its answer, or messages. Raises ValueError."""
-    if not history:
+    if is_empty(history):
         return ()
     if not isinstance(history, list):
-        raise ValueError(f"a history that is no list but {type(history).__name__}")
+        raise ValueError(f"a history that is no list but {kind_of(history)}")
     if isinstance(history[0], dict):
         return read_turns(history, config)
     messages: list[Message] = []
@@ -109,24 +136,29 @@ def read_history(history: object, config: DataConfig) -> Dialogue:
     return tuple(messages)
 
 
-def refuse_media(row: Row) -> None:
+def is_transcript(text: object) -> bool:
+    """Whether it is Anthropic's text of turns."""
+    return isinstance(text, str) and bool(
+        re.match(r"\s*Human:.*\n\r?\nAssistant:", text, re.DOTALL)
+    )
+
+
+def transcript_turns(text: str) -> Dialogue:
+    """Turns that begin with "Human:" and "Assistant:", without an empty one at the end."""
+    # text before the first turn, then role, content, role, content, ...
+    _, *parts = re.split(r"(?:^|\r?\n\r?\n)(Human|Assistant):", text.lstrip())
+    contents = zip(parts[::2], parts[1::2], strict=True)
+    turns = tuple(Message(HH_ROLES[role], content.strip()) for role, content in contents)
+    return turns[:-1] if turns[-1] == assistant("") else turns
+
+
+def refuse_media(row: Row, place: str = "column") -> None:
     """Raises ValueError where a row's meaning lies in what is no text."""
-    for column in MEDIA:
-        if row.get(column):
+    for name in MEDIA:
+        if not is_empty(row.get(name)):
             raise ValueError(
-                f"the column {column}: the row is not text alone; drop the column if the text is"
+                f"the {place} {name}: the row is not text alone; drop the {place} if the text is"
             )
-
-
-def unread_fields(row: Row) -> list[str]:
-    """Columns and fields of turns that change what the row means and are not read."""
-    names = [name for name in UNREAD_COLUMNS if row.get(name)]
-    for column in ("messages", "conversations", "prompt", "chosen", "completion"):
-        turns = row.get(column)
-        for turn in turns if isinstance(turns, list) else ():
-            if isinstance(turn, dict):
-                names += [name for name in UNREAD_FIELDS if turn.get(name)]
-    return list(dict.fromkeys(names))
 
 
 def join_prompt(prompt: Dialogue, answer: Dialogue) -> Dialogue:

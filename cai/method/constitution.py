@@ -257,8 +257,11 @@ class _Reader(YamlFile):
         except ValueError as error:
             self.report(node, str(error))
             return ()
-        roles = [message.role for message in dialogue if message.role != "system"]
-        if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        roles = [message.role for message in dialogue]
+        if "system" in roles:
+            where = "it would stand in the middle of a request; write it into the user's first turn"
+            self.report(node, f"an exemplar's dialogue has no system turn: {where}")
+        elif not roles or roles != ["user", "assistant"] * (len(roles) // 2):
             form = "alternates user and assistant, and ends with the assistant's answer"
             self.report(node, f"a dialogue {form}")
         return dialogue

@@ -7,21 +7,34 @@ from pathlib import Path
 import yaml
 
 from cai.errors import UsageError, nearest
+from cai.text import well_formed
 
 MAX_BYTES = 1 << 20
 
 NULL = "tag:yaml.org,2002:null"
+TEXT = "tag:yaml.org,2002:str"
 
 PLACEHOLDER = re.compile(r"\{\w*\}")
 
 
+KINDS: dict[type[yaml.Node], str] = {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}
+
+
 class _Loader(yaml.SafeLoader):
-    """Without anchors and aliases: a few of them can stand for any amount of text."""
+    """Without anchors and aliases: a few of them can stand for any amount of text.
+
+    And without tags: what they say of a value would be lost.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
+        problem = ""
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             problem = "anchors and aliases (& and *) are not allowed here"
+        elif (tag := getattr(event, "tag", None)) not in (None, "!", TEXT):
+            tag = str(tag).replace("tag:yaml.org,2002:", "!!")
+            problem = f"tags ({tag}) are not allowed here; write the value as plain text"
+        if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
@@ -85,7 +98,10 @@ class YamlFile:
             return {}
         fields: dict[str, yaml.Node] = {}
         for key, value in node.value:
-            name = str(key.value)
+            if not isinstance(key, yaml.ScalarNode):
+                self.report(key, f"a key of {kind} is a text, not {KINDS[type(key)]}")
+                continue
+            name = well_formed(key.value)
             if name not in keys:
                 self.report(key, f"unknown key '{name}' in {kind}{nearest(name, keys)}")
             elif name in fields:
@@ -107,9 +123,16 @@ class YamlFile:
         """The text under the key `name`, stripped; "" where there is none."""
         if node is None:
             return ""
-        text = node.value if isinstance(node, yaml.ScalarNode) and node.tag != NULL else ""
+        if not isinstance(node, yaml.ScalarNode):
+            self.report(node, f"'{name}' is {KINDS[type(node)]}; write one text, in quotes")
+            return ""
+        text = node.value if node.tag != NULL else ""
         if not text.strip():
             self.report(node, f"'{name}' is empty; write a text")
+        if well_formed(text) != text:
+            problem = "half a surrogate pair; write the character itself"
+            self.report(node, f"'{name}' holds {problem}")
+            return ""
         if placeholder := PLACEHOLDER.search(text):
             problem = "which does not exist: texts are sent as they stand"
             self.report(node, f"'{name}' has the placeholder {placeholder[0]}, {problem}")

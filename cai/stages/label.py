@@ -78,6 +78,7 @@ COUNTS = {  # what a kind counts -> how it is shown
     "demonstrations_overlapping": "demonstrations that an evaluation suite holds",
     "human": "pairs that people have labelled",
     "human_overlapping": "pairs of people's that an evaluation suite holds",
+    "human_unfit": "rows of people's that hold no pair",
     "failed": "prompts that no engine answered",
 }
 RULES_NOTE = (

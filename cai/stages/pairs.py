@@ -7,7 +7,13 @@ from typing import Any
 
 from cai.config.schema import LabelConfig, Prompts
 from cai.data.parquet import read_rows
-from cai.data.prompts import SPLIT_SEED, load_demonstrations, load_preferences, load_prompts
+from cai.data.prompts import (
+    SPLIT_SEED,
+    UnfitRows,
+    load_demonstrations,
+    load_preferences,
+    load_prompts,
+)
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
@@ -170,14 +176,19 @@ def human_pairs(config: LabelConfig, context: Context) -> Pairs:
     if config.human is None:
         return Pairs()
     # shares its order with `calibrate`, so that offset and limit can keep the two apart
-    labelled = load_preferences(config.human, context.data, SPLIT_SEED)
+    unfit = UnfitRows()
+    labelled = load_preferences(config.human, context.data, SPLIT_SEED, unfit)
     pairs = []
     for prompt, better, worse in labelled:
         turns = [message.content for message in prompt.messages if message.role == "user"]
         if not any(context.is_held_out(text) for text in turns):
             probability = config.human.probability
             pairs.append(PreferencePair(prompt, better, worse, probability, (), kind="human"))
-    numbers = {"human": len(pairs), "human_overlapping": len(labelled) - len(pairs)}
+    numbers = {
+        "human": len(pairs),
+        "human_overlapping": len(labelled) - len(pairs),
+        "human_unfit": unfit.count,
+    }
     return Pairs(pairs, numbers)
 
 

@@ -125,6 +125,11 @@ def test_every_group_is_covered():
             "input should be a finite number",
         ),
         (
+            "system_prompt=a\ud800b",
+            "system_prompt (override 'system_prompt=a\ufffdb'): holds half a surrogate pair",
+        ),
+        ("+data.seed.system=\udc80", "data.seed.system (override '+data.seed.system=\ufffd')"),
+        (
             "label.sampling.top_p=0",
             "label.sampling.top_p=0 (override 'label.sampling.top_p=0'): "
             "must be above 0 and at most 1",

@@ -1,5 +1,6 @@
 """The common layouts, as dialogues and as prompts."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,41 @@ from cai.config.compose import compose
 from cai.config.compose import from_json as build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data import formats
-from cai.data.formats import to_dialogue
+from cai.data.columns import map_columns
+from cai.data.formats import read_mapped, to_dialogue
 from cai.data.prompts import (
+    UnfitRows,
     load_demonstrations,
     load_dialogues,
     load_preferences,
     load_prompts,
     shuffled,
 )
+from cai.data.unread import unread
 from cai.errors import CaiError
-from cai.messages import Message, assistant, user
+from cai.messages import Message, Prompt, assistant, user
 
 SAID = (user("Hi"), assistant("Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+SHARED = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+SUM = (user("Sum\n\n1 2"), assistant("3"))
 LAYOUTS = [
     ("messages", {"messages": TURNS}, SAID),
-    (
-        "sharegpt",
-        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
-        SAID,
-    ),
+    ("messages", {"messages": SHARED}, SAID),
+    ("sharegpt", {"conversations": SHARED}, SAID),
+    ("sharegpt", {"conversations": TURNS}, SAID),
     ("alpaca", {"instruction": "Hi", "input": "", "output": "Hello"}, SAID),
-    (
-        "alpaca",
-        {"instruction": "Sum", "input": "1 2", "output": "3"},
-        (user("Sum\n\n1 2"), assistant("3")),
-    ),
+    ("alpaca", {"instruction": "Sum", "input": "1 2", "output": "3"}, SUM),
+    ("alpaca", {"instruction": "Sum", "input": "1 2", "response": "3"}, SUM),
+    ("alpaca", {"instruction": "Sum", "context": "1 2", "output": "3"}, SUM),
+    ("alpaca", {"Instruction": "Sum", "Input": "1 2", "Output ": "3"}, SUM),
+    ("completion", {"prompt": "Sum", "context": "1 2", "completion": "3"}, SUM),
+    ("completion", {"prompt": "Sum\n\n1 2", "input": "1 2", "completion": "3"}, SUM),
+    ("completion", {"question": "Sum", "context": "1 2", "answer": "3"}, SUM),
+    ("completion", {"prompt": "Hi", " completion": "Hello"}, SAID),
+    ("completion", {"messages": None, "prompt": "Hi", "output": "Hello"}, SAID),
+    ("completion", {"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": "Hello"}, SAID),
+    ("prompt", {"prompt": "Human: Hi\r\n\r\nAssistant: Hello\r\n"}, SAID),
     ("completion", {"prompt": "Hi", "completion": "Hello"}, SAID),
     ("completion", {"prompt": "Hi", "response": "Hello"}, SAID),
     ("completion", {"prompt": TURNS[:1], "completion": TURNS[1:]}, SAID),
@@ -46,7 +56,7 @@ LAYOUTS = [
     (
         "demonstration",
         {"instruction": "Sum", "context": "1 2", "response": "3"},
-        (user("Sum\n\n1 2"), assistant("3")),
+        SUM,
     ),
     ("preference", {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, SAID),
     ("preference", {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[:1]}, SAID),
@@ -56,6 +66,17 @@ LAYOUTS = [
         SAID,
     ),  # UltraFeedback: the turns once more
     ("preference", {"chosen": TURNS, "rejected": TURNS}, SAID),
+    ("preference", {"question": "Hi", "chosen": "Hello", "rejected": "No"}, SAID),
+    (
+        "preference",
+        {"instruction": "Sum", "input": "1 2", "chosen": "3", "rejected": "4"},
+        SUM,
+    ),
+    (
+        "preference",
+        {"conversations": SHARED[:1], "chosen": SHARED[1], "rejected": SHARED[1]},
+        SAID,
+    ),  # LLaMA-Factory's
     (
         "preference",
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": ""},
@@ -102,6 +123,7 @@ def test_fields_rename_columns():
     assert to_dialogue({"question": "Hi", "answer": "Hello", "id": 1}, config) == SAID
 
 
+LATER = {"2026-11-30": "Hello"}
 MAPPINGS = [
     (
         {"fields": {"prompt": "q.text", "completion": "answers.0.body"}},
@@ -124,6 +146,10 @@ MAPPINGS = [
     ),
     ({"values": {"completion": {"1": "Hello", "0": "Bye"}}}, {"prompt": "Hi", "completion": 1}),
     ({"templates": [{"prompt": "{x}", "completion": "{y.0}"}]}, {"x": "Hi", "y": ["Hello"]}),
+    (
+        {"templates": [{"prompt": "Hi", "completion": "{at}"}], "values": {"at": LATER}},
+        {"at": datetime.date(2026, 11, 30)},
+    ),
 ]
 
 
@@ -138,6 +164,13 @@ def test_a_system_column_stands_before_the_talk():
         Message("system", "Be brief."),
         *SAID,
     )
+
+
+def test_a_field_that_nothing_reads_is_refused(tmp_path: Path):
+    sets = data(tmp_path, [{"prompt": "Hi", "said": "x"}], fields={"sistem": "said"})
+    for load in (load_prompts, load_preferences):
+        with pytest.raises(CaiError, match=r"data\.mine\.fields: no layout reads 'sistem'.*system"):
+            load(Prompts(["mine"]), sets, 0)
 
 
 RIDDLES = [
@@ -170,10 +203,19 @@ def test_a_tasks_rows_are_written_with_templates_that_the_seed_draws(tmp_path: P
 
 
 def test_a_template_names_a_column_that_is_not_there(tmp_path: Path):
-    with pytest.raises(CaiError, match=r"mine\.jsonl:1: no column 'foo'"):
-        load_dialogues(
-            ["mine"], data(tmp_path, [{"bar": 1}], templates=[TaskTemplate("{foo}", "{bar}")])
-        )
+    for name in ("foo", "my foo", "bar.0"):
+        sets = data(tmp_path, [{"bar": 1, "b": 2}], templates=[TaskTemplate(f"{{{name}}}", "{b}")])
+        with pytest.raises(CaiError, match=rf"mine\.jsonl:1: no column '{name}'.*has bar, b"):
+            load_dialogues(["mine"], sets)
+
+
+def test_a_template_has_any_column_and_no_null(tmp_path: Path):
+    templates = [TaskTemplate('{my col}? {"a": 1} {a, b}', "{n}")]
+    rows = [{"my col": "Hi", "n": 0}, {"my col": None, "n": 1}, {"my col": ["a", None], "n": 1}]
+    loaded = load_dialogues(["mine"], data(tmp_path, rows, templates=templates))
+    assert [d for d, _ in loaded.dialogues] == [(user('Hi? {"a": 1} {a, b}'), assistant("0"))]
+    reason = "the column 'my col', which the template names, holds null"
+    assert [line.split(": ", 1)[1] for line in loaded.unfit.examples] == [reason] * 2
 
 
 def test_the_first_three_rows_that_do_not_fit_are_shown(
@@ -209,13 +251,23 @@ def test_a_strict_set_refuses_the_first_row_that_does_not_fit(tmp_path: Path):
         ({"prompt": 3}, "expected a text, found int"),
         ({"messages": []}, "an empty message"),
         (
-            {"messages": [{"role": "human", "content": "Hi"}]},
-            "a message needs a role of system, user, assistant",
+            {"messages": [{"role": "narrator", "content": "Hi"}]},
+            "a role 'narrator', not one of system, user, assistant; see roles",
         ),
-        ({"messages": [{"role": "user", "content": None}]}, "a message needs a role"),
-        ({"messages": "Hi"}, "a message needs a role and a text, found str"),
+        ({"messages": [{"role": "user", "content": None}]}, "needs a text, found nothing (null)"),
+        ({"messages": [{"role": "user", "content": {"text": 1}}]}, "a text, found an object"),
+        ({"messages": "Hi"}, "expected a list of turns, found a text"),
+        ({"messages": ["Hi"]}, "a message needs a role and a text, found a text"),
+        ({"messages": [{"role": [1], "content": "Hi"}]}, "a role '[1]', not one of"),
         ({"conversations": [{"from": "human"}]}, "no column 'value'"),
-        ({"conversations": None}, "'NoneType'"),
+        ({"conversations": None}, "no known layout has the columns (all are empty)"),
+        ({"instruction": "Hi", "input": 0, "output": "Hm"}, "input: expected a text, found int 0"),
+        ({"prompt": "Hi", "completion": "Hm", "system": 5}, "system: expected a text, found int 5"),
+        ({"prompt": "Hi", "completion": "Hm", "label": False}, "label is false"),
+        ({"messages": TURNS, "kto_tag": "False"}, "kto_tag is false"),
+        ({"prompt": "Hi", "response": "Hm", "is_safe": False}, "is_safe is false"),
+        ({"text": "Hello", "role": "assistant"}, "a text of the role assistant, which is no"),
+        ({"chosen": "Hello", "rejected": "No"}, "a chosen answer without a prompt: no column"),
     ],
 )
 def test_a_row_that_does_not_fit_is_counted_with_its_place(
@@ -300,6 +352,50 @@ def test_preferences_are_two_answers_to_one_conversation(tmp_path: Path):
         CaiError, match=r"data\.mine: not one labelled pair; the first row: .*:1: a labelled conv"
     ):
         labelled(tmp_path, rows[4:])
+
+
+def test_labelled_rows_without_a_pair_are_counted_with_their_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = [{"role": "user", "content": "Ho"}, TURNS[1]]
+    rows = [
+        {
+            "prompt": "Hi",
+            "chosen": "Hello",
+            "rejected": "No",
+            "context": "Ha",
+            "system": "Be kind.",
+        },
+        {"chosen": TURNS, "rejected": other},
+        {"prompt": "Hi", "chosen": "No", "rejected": "No"},
+        {"prompt": "Hi"},
+    ]
+    assert labelled(tmp_path, rows) == [("Hi\n\nHa", "Hello", "No")]
+    said = capsys.readouterr().err
+    assert "left out 3 rows that do not fit" in said
+    assert "jsonl:2: the chosen and the rejected answer follow different conversations" in said
+    assert "jsonl:3: the chosen and the rejected answer are the same" in said
+    assert "jsonl:4: no columns chosen and rejected, and no score or harm" in said
+    unfit = UnfitRows()
+    load_preferences(Prompts(["mine"]), data(tmp_path, rows), 0, unfit)
+    assert unfit.count == 3
+    with pytest.raises(
+        CaiError, match=r"jsonl:2: .*; mend the row, or set data\.mine\.strict=false"
+    ):
+        labelled(tmp_path, rows, strict=True)
+
+
+@pytest.mark.parametrize("grade", [10**400, "1e999", "many", [1], "nan", None])
+def test_a_grade_that_is_no_number_is_a_row_left_out(
+    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"prompt": "Hi", "answer": str(n), "score": n} for n in (1, 2)]
+    rows.append({"prompt": "Hi", "answer": "3", "score": grade})
+    rows.append({"prompt": "Alone", "answer": "4", "score": 1})
+    assert labelled(tmp_path, rows) == [("Hi", "2", "1")]
+    said = capsys.readouterr().err
+    assert "jsonl:3: score: expected a number, found" in said
+    assert "1 prompts have no two answers of different grades" in said
 
 
 @pytest.mark.parametrize("column", ["score", "harm"])
@@ -441,6 +537,7 @@ def test_an_answer_that_is_marked_is_not_trained(flag: str, value: Any, tmp_path
     row = {"messages": [TURNS[0] | {flag: 0}, TURNS[1] | {flag: value}]}
     question, answer = to_dialogue(row, CONFIG)
     assert (question.trained, answer.trained) == (True, value is None or bool(value))
+    assert Prompt.of((question, answer), "x").id == Prompt.of(SAID, "x").id
     demonstrations = load_demonstrations(Prompts(["mine"]), data(tmp_path, [row]), 0)
     assert len(demonstrations) == answer.trained
 
@@ -457,12 +554,18 @@ def test_a_history_and_parts_of_a_message_are_read():
 
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+PICTURE = {"type": "image", "image": "a.png", "text": ""}
 REFUSED = [
     ({"messages": [TURNS[0], CALL]}, "a call of tools"),
     ({"messages": [TURNS[0], {"role": "tool", "content": "7"}, TURNS[1]]}, "a call of tools"),
+    ({"conversations": [*SHARED, {"from": "observation", "value": "7"}]}, "a call of tools"),
     ({"messages": [{"role": "developer", "content": "x"}, *TURNS]}, "developer: system"),
     ({"messages": [TURNS[0] | {"content": [{"type": "image_url"}]}, TURNS[1]]}, "no text: image_"),
     ({"messages": TURNS, "images": ["a.png"]}, "the column images: the row is not text alone"),
+    ({"messages": [TURNS[0] | {"images": [1]}, TURNS[1]]}, "the field images: the row is not"),
+    ({"messages": [TURNS[0] | {"content": [PICTURE]}, TURNS[1]]}, "that is no text: image"),
+    ({"messages": [TURNS[0], TURNS[1] | {"train": True, "loss_mask": 0}]}, "train: true, loss_m"),
+    ({"messages": [TURNS[0], TURNS[1] | {"weight": 0, "trainable": 1}]}, "weight: 0, trainable"),
     ({"instruction": "Hi", "output": "Ho", "history": "Hm"}, "a history that is no list"),
     ({"instruction": "Hi", "output": "Ho", "history": [["Hm"]]}, "a list of pairs"),
     ({"messages": [TURNS[0], TURNS[1] | {"loss_mask": 0.5}]}, "loss_mask is 0 or 1, not 0.5"),
@@ -490,6 +593,29 @@ def test_fields_that_are_not_read_are_named_once_for_a_set(
     assert loaded.unfit.ignored == {"mine: reasoning_content": 2, "mine: tools": 1}
     said = "data.mine: not read, so what they mean is lost: reasoning_content (in 2 rows), tools"
     assert capsys.readouterr().err.count(said) == 1 and len(loaded.dialogues) == 4
+
+
+BESIDE = [
+    ({"system": "Be kind.", "messages": [SYSTEM, *TURNS]}, ["system"]),
+    ({"system": " Be\nbrief.", "messages": [SYSTEM, *TURNS]}, []),
+    ({"system_prompt": "Be brief.", "messages": TURNS}, []),
+    ({"prompt": "Hi", "messages": TURNS}, []),
+    ({"prompt": "Ho", "messages": TURNS}, ["prompt"]),
+    ({"messages": TURNS, "context": "Elsewhere"}, ["context"]),
+    ({"prompt": TURNS[:1], "input": "Ha", "completion": "Hello"}, ["input"]),
+    ({"prompt": "Hi", "completion": "Hello", "answer": "Other"}, ["answer"]),
+    ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Hello", "rejected": ""}, []),
+    ({"chosen": TURNS, "rejected": TURNS, "messages": TURNS, "prompt": "Hi"}, []),
+    ({"messages": TURNS, "tools": [], "context": None, "system": " "}, []),
+]
+
+
+@pytest.mark.parametrize(("row", "names"), BESIDE)
+def test_texts_beside_the_layouts_own_that_say_something_else_are_named(
+    row: dict[str, Any], names: list[str]
+):
+    mapped = map_columns(row, CONFIG)
+    assert unread(mapped, read_mapped(mapped, CONFIG), CONFIG) == names
 
 
 def test_labelled_pairs_that_do_not_fit_are_said_and_turns_mapped(

@@ -1,5 +1,6 @@
 """Rows from files and wheels, and errors that name the file and the line."""
 
+import gzip
 import hashlib
 import json
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 
 from cai.config.schema import DataConfig
 from cai.data.formats import to_dialogue
+from cai.data.prompts import load_dialogues
 from cai.data.sources import fingerprint, read_source
 from cai.errors import CaiError, UsageError
 from cai.messages import assistant, user
@@ -79,19 +81,19 @@ def test_rows_know_where_they_stand(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.jsonl", '{"a": 1}\n{"a"\n', "rows.jsonl:2: not JSON"),
-        ("rows.jsonl", "{}\n[1]\n", "rows.jsonl:2: a line must be an object"),
         ("rows.json", "{}", "rows.json: expected a list of objects"),
-        ("rows.json", '[{"a": 1}, 2]', "rows.json: item 2 is not an object"),
-        ("rows.json", "[" * 100_000, "rows.json: not JSON"),
+        ("rows.json", "[" * 100_000, "rows.json: not JSON: nested too deeply"),
         ("rows.yaml", "- a: [", "rows.yaml: not YAML"),
         ("rows.yaml", "- !!python/object/apply:os.getcwd []", "rows.yaml: not YAML"),
         ("rows.yaml", "- &a {a: 1}\n- *a", "rows.yaml: not YAML: an alias"),
         ("rows.prompt", "seed_type: objective", "rows.prompt: expected a list of objects"),
         ("rows.csv", b"a\n\xff", "rows.csv:2: not UTF-8 at byte 0"),
         ("rows.csv", 'a,b\nq1,"a1\nq2,a2\n', "rows.csv"),  # else one row holds the whole rest
-        ("rows.yaml", "- a: !!bool maybe", "rows.yaml: not YAML"),
-        ("rows.yaml", "- a: !!timestamp abc", "rows.yaml: not YAML"),
+        ("rows.yaml", "- a: !!bool maybe", "rows.yaml: not YAML: a value that its tag"),
+        ("rows.yaml", "- a: !!timestamp abc", "rows.yaml: not YAML: a value that its tag"),
+        ("rows.csv", "a,b,a\n1,2,3\n", "rows.csv: the column 'a' stands twice"),
+        ("rows.jsonl.gz", "{}", "rows.jsonl.gz: not readable as gzip"),
+        ("rows.zip.gz", gzip.compress(b"{}"), "rows.zip.gz: can't read '.zip'"),
         ("rows.parquet", "PAR1", "rows.parquet: not readable as Parquet"),
         ("rows.xml", "<a/>", "rows.xml: can't read '.xml'; use .jsonl"),
     ],
@@ -111,19 +113,60 @@ def test_comments_above_the_columns_of_a_csv_are_no_rows(tmp_path: Path):
     ]
 
 
-def test_a_row_that_is_nested_too_deeply_is_no_row_of_any_layout(tmp_path: Path):
-    deep = '{"a": ' + "[" * 900 + "]" * 900 + "}"
-    assert read(file(tmp_path, "rows.jsonl", f'{{"a": 1}}\n{deep}\n')) == [{"a": 1}, {}]
+ODD_ROWS = {
+    "half a line": ("rows.jsonl", '{"prompt": "Hi"}\n{"prompt"', "2: not JSON: Expecting"),
+    "no object": ("rows.jsonl", '{"prompt": "Hi"}\n[1]', "2: a line must be an object"),
+    "no object in a list": ("rows.json", '[{"prompt": "Hi"}, 2]', "item 2: not an object"),
+    "nested": (
+        "rows.jsonl",
+        '{"prompt": "Hi"}\n{"a": ' + "[" * 900 + "]" * 900 + "}",
+        "2: nested too deeply",
+    ),
+    "a number without end": (
+        "rows.yaml",
+        f"- prompt: Hi\n- {{prompt: Hi, id: 0x{'f' * 5000}}}",
+        "item 2: a number of more than 4,000 digits",
+    ),
+    "a comma without quotes": ("rows.csv", "prompt\nHi\nHi, there\n", "3: more values than"),
+    "a value too few": ("rows.csv", "prompt,completion\nHi,Ho\nHi\n", "3: completion: expected"),
+}
 
 
-def test_a_date_beyond_pythons_is_named(tmp_path: Path):
-    import pyarrow
-    from pyarrow import parquet
+@pytest.mark.parametrize("case", ODD_ROWS)
+def test_a_row_that_cannot_be_read_is_left_out_alone(case: str, tmp_path: Path):
+    name, content, reason = ODD_ROWS[case]
+    for more in ({}, {"where": {"prompt": "Hi"}}, {"fields": {"text": "prompt"}}):
+        loaded = load_dialogues(["mine"], {"mine": file(tmp_path, name, content, **more)})
+        (place,) = loaded.unfit.examples
+        assert len(loaded.dialogues) == 1 and reason in place
 
-    times = pyarrow.array([2**52], pyarrow.timestamp("ms"))
-    parquet.write_table(pyarrow.table({"a": times}), tmp_path / "rows.parquet")
-    with pytest.raises(UsageError, match=r"rows\.parquet: not readable as Parquet"):
-        read(DataConfig("file", str(tmp_path / "rows.parquet")))
+
+def test_what_people_call_csv_json_and_packed_is_read(tmp_path: Path):
+    rows = [{"a": "One, two", "b": "Drei"}]
+    assert read(file(tmp_path, "rows.csv", "a;b\nOne, two;Drei\n")) == rows
+    assert read(file(tmp_path, "rows.csv", 'a, b\n"One, two", "Drei"\n')) == [
+        {"a": "One, two", "b": "Drei"}
+    ]
+    assert read(file(tmp_path, "rows.tsv", "a\tb\nOne, two\tDrei\n")) == rows
+    line = json.dumps(rows[0])
+    assert read(file(tmp_path, "rows.json", f"{line}\n{line}\n")) == rows * 2
+    assert read(file(tmp_path, "rows.JSONL.gz", gzip.compress(line.encode()))) == rows
+    assert read(file(tmp_path, "rows.yaml", "- {2: x, true: y}")) == [{"2": "x", "true": "y"}]
+
+
+def test_a_folder_is_named(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"is a folder; name its files"):
+        read(DataConfig(kind="file", path=str(tmp_path)))
+
+
+def test_a_date_beyond_pythons_is_an_odd_row(tmp_path: Path):
+    times = pyarrow.array([0, 2**52, 0], pyarrow.timestamp("ms"))
+    table = pyarrow.table({"prompt": ["a", "b", "c"], "at": times})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    config = DataConfig("file", str(tmp_path / "rows.parquet"))
+    loaded = load_dialogues(["mine"], {"mine": config})
+    assert [dialogue[0].content for dialogue, _ in loaded.dialogues] == ["a", "c"]
+    assert "rows.parquet row 2: a value that can't be read" in loaded.unfit.examples[0]
 
 
 @pytest.mark.parametrize("path", ["**x", "n" * 300])

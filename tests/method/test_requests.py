@@ -98,17 +98,6 @@ def test_dicts_there_and_back():
         from_dicts([{"role": "human", "content": "Hi"}])
     with pytest.raises(ValueError, match="and a text"):
         from_dicts([{"role": "user", "content": None}])
-    with pytest.raises(ValueError, match="weight is 0 or 1"):
-        from_dicts([{"role": "assistant", "content": "Hi", "weight": 0.5}])
-
-
-def test_a_weight_of_0_marks_a_turn_and_changes_no_prompt():
-    plain = as_dicts(TALK[:3])
-    marked = from_dicts(
-        [row | {"weight": 0} if row["role"] == "assistant" else row for row in plain]
-    )
-    assert [m.trained for m in marked] == [True, False, True]
-    assert as_dicts(marked) == plain and Prompt.of(marked, "x").id == Prompt.of(TALK[:3], "x").id
 
 
 def test_a_prompts_id_moves_with_its_messages_alone():

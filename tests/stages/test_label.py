@@ -300,7 +300,10 @@ def test_peoples_pairs_join_every_kind(kind: str, context: Context):
     )
     others = [row for row in joined if row["kind"] != "human"]
     assert sorted(others, key=str) == sorted(rows, key=str)
-    assert summary == plain | {"pairs": plain["pairs"] + 4, "human": 4, "human_overlapping": 0}
+    assert summary == plain | {"pairs": plain["pairs"] + 4, "human": 4} | {
+        "human_overlapping": 0,
+        "human_unfit": 0,
+    }
     assert (
         joined[-4:] != human != joined[:4]
     )  # they are spread over the rows, of which dpo holds out the first

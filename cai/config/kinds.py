@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union
 
-from cai.config.libraries import argument_kinds
+from cai.config.argument_kinds import argument_kinds
 from cai.config.schema import Config
 from cai.config.types import OfLibrary, marks
 
@@ -57,6 +57,13 @@ def is_number(kind: Any) -> bool:
     """Whether a setting takes numbers, and neither true nor false."""
     kinds = members(kind)
     return (int in kinds or float in kinds) and bool not in kinds
+
+
+def choices_of(kind: Any) -> list[str]:
+    """The texts that a setting takes, or its elements, where these are few."""
+    values = [value for each in members(kind) for value in typing.get_args(each)]
+    below = [text for value in values for text in choices_of(value) if not isinstance(value, str)]
+    return below + [value for value in values if isinstance(value, str)]
 
 
 def _is_choice_of_texts(member: Any) -> bool:

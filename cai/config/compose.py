@@ -22,8 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai.config.as_typed import as_typed
 from cai.config.checks import check, check_values
-from cai.config.explain import at, files_that_set, missing, sentence, unknown
+from cai.config.explain import OPEN, READ_FILES, at, files_that_set, missing, sentence, unknown
 from cai.config.kinds import UNKNOWN, has_entries, kind_at
+from cai.config.libraries import whole_numbers
 from cai.config.schema import Config
 from cai.config.typed_yaml import read_files_with_types
 from cai.errors import CaiError, UsageError, nearest
@@ -78,10 +79,21 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
         raise UsageError(missing(str(error.full_key))) from None
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    refuse_open(values)
+    values = whole_numbers(values)
     config = from_json(Config, values, overrides)
     check_values(values, overrides)
     check(config, overrides)
     return _with_system_prompt(config)
+
+
+def refuse_open(value: Any, key: str = "") -> None:
+    """Raises UsageError on a `???` of a file that nothing has filled in."""
+    children = value.items() if isinstance(value, dict) else ()
+    for name, child in enumerate(value) if isinstance(value, list) else children:
+        refuse_open(child, f"{key}.{name}" if key else str(name))
+    if isinstance(value, str) and value.startswith(OPEN):
+        raise UsageError(missing(key, value.removeprefix(OPEN)))
 
 
 def _with_system_prompt(config: Config) -> Config:
@@ -127,6 +139,7 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
 
 def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
     GlobalHydra.instance().clear()
+    READ_FILES.clear()
     read_files_with_types()
     words = as_typed(overrides, folder=folder)
     if folder is not None:

@@ -76,6 +76,10 @@ def _by_module(kind: type | tuple[type, ...], least: float) -> Callable[[dict[st
     )
 
 
+def _one_of(*choices: str) -> Limit:
+    return Limit(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
 ABOVE_0 = Limit("a number above 0", lambda value: value > 0)
 FROM_0 = Limit("a number of at least 0", lambda value: value >= 0)
 FROM_1 = Limit("a whole number of at least 1", lambda value: value >= 1)
@@ -129,6 +133,8 @@ LIMITS = {
         ("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing_factor"), BELOW_1
     ),
     **dict.fromkeys(("target_modules", "exclude_modules"), PATTERN),
+    "bnb_4bit_quant_type": _one_of("fp4", "nf4"),
+    "bnb_4bit_compute_dtype": _one_of("float32", "bfloat16", "float16"),
     "report_to": Limit("all, none, or names of transformers' integrations", _are_trackers),
     "max_steps": Limit("a whole number of at least 1", lambda value: value >= 1 or value == -1),
     "rank_pattern": Limit("whole numbers of at least 1 by module", _by_module(int, 1)),

@@ -22,7 +22,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai.config.as_typed import as_typed
 from cai.config.checks import check, check_values
-from cai.config.explain import OPEN, READ_FILES, at, files_that_set, missing, sentence, unknown
+from cai.config.explain import (
+    OPEN,
+    READ_FILES,
+    at,
+    files_that_set,
+    missing,
+    sentence,
+    shown,
+    unknown,
+)
 from cai.config.kinds import UNKNOWN, has_entries, kind_at
 from cai.config.libraries import whole_numbers
 from cai.config.schema import Config
@@ -31,6 +40,8 @@ from cai.errors import CaiError, UsageError, nearest
 from cai.paths import shipped
 
 T = TypeVar("T")
+
+REFERS = "${...} takes the value of another setting, ${oc.env:NAME} of the environment"
 
 TARGET = re.compile(r"\b_target_\b")
 
@@ -78,7 +89,8 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     except MissingMandatoryValue as error:
         raise UsageError(missing(str(error.full_key))) from None
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        reason = " ".join(str(error).split("full_key:")[0].split()) or "is not readable"
+        raise UsageError(f"{at(str(error.full_key), overrides)}: {reason}; {REFERS}") from None
     refuse_open(values)
     values = whole_numbers(values)
     config = from_json(Config, values, overrides)
@@ -167,18 +179,33 @@ def _explain(error: Exception, overrides: Sequence[str], folder: str | None) -> 
         roots = [shipped("conf"), *([Path(folder)] if folder else [])]
         files = sorted(path.stem for root in roots for path in (root / group).glob("*.yaml"))
         default = f"{group}={name}"
-        override = next((word for word in overrides if word.split("=")[-1] == name), default)
+        parent = re.search(r"In '([^']+)': Could not", text)
+        stands = f"{_named(parent[1])}: {default}" if parent else default
+        override = next((word for word in overrides if word.split("=")[-1] == name), stands)
         hint = nearest(name, files)
         return f"{override}: there is no conf/{match[1]}.yaml{hint} (known: {', '.join(files)})"
-    if match := re.search(r"Could not override '([^']+)'", text):
+    if match := re.search(r"In '([^']+)': (\w+) raised while composing config:(.*)", text, re.S):
+        reason = " ".join(match[3].split("full_key:")[0].split())
+        key = re.search(r"full_key: (\S+)", match[3])
+        return f"{_named(match[1])}: {key[1] + ': ' if key else ''}{reason}"
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match and not any(match[1] in word for word in overrides):
+        return f"a defaults list overrides '{match[1]}', which no defaults list before it names"
+    if match:
         inner = re.search(r"Key '([^']+)' is not in struct", text)
         key = match[1] if inner is None or match[1].endswith(inner[1]) else f"{match[1]}.{inner[1]}"
         return _not_in_conf(key, overrides, folder)
     if match := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
         return _not_in_conf(match[2], overrides, folder)
     if "${" in text and (cause := error.__cause__):
-        text = f"{text}: {str(cause).splitlines()[0]}; ${{...}} takes the value of another setting"
+        text = f"{text}: {str(cause).splitlines()[0]}; {REFERS}"
     return " ".join(text.split())
+
+
+def _named(config: str) -> str:
+    """The file that Hydra calls experiment/mine."""
+    files = (file for file in READ_FILES if file.with_suffix("").as_posix().endswith(f"/{config}"))
+    return next(map(shown, files), config)
 
 
 def _not_in_conf(key: str, overrides: Sequence[str], folder: str | None) -> str:

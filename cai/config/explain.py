@@ -15,7 +15,6 @@ from cai.config.kinds import UNKNOWN, kind_at, members
 from cai.errors import nearest
 from cai.paths import shipped
 
-
 # The YAML files of the last composition, each with the section that it holds: empty for the whole.
 READ_FILES: dict[Path, str] = {}
 
@@ -73,7 +72,9 @@ def _line(file: Path, path: Sequence[str], value: object = None) -> int | None:
         entries = node.value if isinstance(node, yaml.MappingNode) else []
         places = {key.value: (key.start_mark.line + 1, entry) for key, entry in entries}
         line, node = places.get(name, (None, None))
-    is_other = isinstance(node, yaml.ScalarNode) and node.value != str(value).strip("'")
+    # as Python writes it, and as YAML does
+    written = {str(value).strip("'"), *({"null", "~", ""} if value in (None, "None") else ())}
+    is_other = isinstance(node, yaml.ScalarNode) and node.value not in written
     return None if value is not None and is_other else line
 
 
@@ -96,6 +97,8 @@ def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str
     key = ".".join(map(str, path[:-1] if path and isinstance(path[-1], int) else path))
     if error == "missing":
         return missing(key)
+    if error == "invalid_key":
+        return unknown(".".join(map(str, path)), [], overrides)
     if error == "hidden":
         return f"{key}: {message}"
     if error == "unexpected_keyword_argument":
@@ -104,6 +107,8 @@ def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str
     setting, limits = _type_at(kind, path)
     if error == "literal_error":
         return f"{at(key, overrides, value)}: {must_be_one_of(value, typing.get_args(setting))}"
+    if error == "dataclass_type":
+        message = "must be a mapping of settings"
     if error.startswith(("greater_than", "less_than")):
         message = f"must be {_range(limits)}"
     return f"{at(key, overrides, repr(value))}: {message}"

@@ -29,6 +29,7 @@ from cai.config.kinds import (
     may_be_null,
     stays_text,
 )
+from cai.config.types import in_home
 
 TEXT = "tag:yaml.org,2002:str"
 # a defaults list: names of files, all of them text, and ??? for a file that must be named
@@ -78,6 +79,10 @@ def read_files_with_types() -> None:
     """Has Hydra read YAML files so. Hydra takes one reader of files, and has its own."""
     Plugins.instance()  # registers Hydra's own, once
     SourcesRegistry.instance().types["file"] = TypedFileSource
+
+
+# Hydra's own folders lie in ${outputs}. Every process that resolves them has imported this file.
+OmegaConf.register_new_resolver("in_home", in_home, replace=True)
 
 
 def _section_of_file(config_path: str, package: str | None) -> str:

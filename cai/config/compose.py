@@ -149,7 +149,9 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
 
 
-def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
+def _compose(
+    overrides: Sequence[str], folder: str | None = None, with_hydra: bool = False
+) -> DictConfig:
     GlobalHydra.instance().clear()
     READ_FILES.clear()
     read_files_with_types()
@@ -161,7 +163,7 @@ def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
         words.append(f"hydra.searchpath=[{place}]")
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return hydra.compose("config", overrides=words)
+            return hydra.compose("config", words, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(_explain(error, overrides, folder)) from None
     # Hydra's parser lets these through.
@@ -188,6 +190,8 @@ def _explain(error: Exception, overrides: Sequence[str], folder: str | None) -> 
         reason = " ".join(match[3].split("full_key:")[0].split())
         key = re.search(r"full_key: (\S+)", match[3])
         return f"{_named(match[1])}: {key[1] + ': ' if key else ''}{reason}"
+    if match := re.match(r"Multiple values for (\S+)\. .*: (\S+)'$", text):
+        return f"{match[1]} is named already; write {match[1]}={match[2]}, without a +"
     match = re.search(r"Could not override '([^']+)'", text)
     if match and not any(match[1] in word for word in overrides):
         return f"a defaults list overrides '{match[1]}', which no defaults list before it names"

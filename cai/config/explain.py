@@ -43,12 +43,16 @@ def origin(key: str, overrides: Sequence[str], value: object = None) -> str:
         name = override.split("=", 1)[0].lstrip("+~").rpartition("@")[2]
         if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}."):
             return f" (override '{override}')"
-    # a person's own files come last in a composition
-    for file in sorted(READ_FILES, key=lambda file: shown(file).startswith("conf/")):
+    for file in sorted(READ_FILES, key=_rank):
         for path in _paths_below(READ_FILES[file], key):
             if line := _line(file, path, value):
                 return f" ({shown(file)}:{line})"
     return ""
+
+
+def _rank(file: Path) -> tuple[bool, bool, Path]:
+    """A person's own files are looked at first, then those of experiments, which set the rest."""
+    return shown(file).startswith("conf/"), READ_FILES[file] != "", file
 
 
 def _paths_below(section: str, key: str) -> Iterator[list[str]]:
@@ -91,7 +95,8 @@ def must_be_one_of(value: object, allowed: Sequence[str]) -> str:
 
 def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str:
     """What pydantic says is wrong with a value, in one line."""
-    error, value, path = problem["type"], problem["input"], problem["loc"]
+    error, value = problem["type"], problem["input"]
+    path = [part for part in problem["loc"] if part != "[key]"]  # pydantic's mark of a name
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     # An element of a list goes by the name of the list.
     key = ".".join(map(str, path[:-1] if path and isinstance(path[-1], int) else path))

@@ -1,6 +1,5 @@
 """The options of `vllm serve`, read from vLLM's source in whichever environment it is."""
 
-import functools
 import os
 import re
 import subprocess
@@ -40,7 +39,6 @@ def environment(python: str) -> dict[str, str]:
     return variables | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
-@functools.cache
 def vllm_folder(python: str) -> Path | None:
     """Where vLLM is installed for an interpreter; None where it is not.
 

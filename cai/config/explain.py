@@ -1,6 +1,7 @@
 """What is wrong with a setting, in one line: the key, its value, what set it, what it may be."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,10 +69,14 @@ def _paths_below(section: str, key: str) -> Iterator[list[str]]:
             yield parts[position:]
 
 
+@functools.cache
+def _parsed(text: str) -> yaml.Node | None:
+    return yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def _line(file: Path, path: Sequence[str], value: object = None) -> int | None:
     """The line of a YAML file that sets the key at `path`, to `value` where it is given."""
-    node = yaml.compose(file.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
-    line = None
+    node, line = _parsed(file.read_text(encoding="utf-8-sig")), None
     for name in path:
         entries = node.value if isinstance(node, yaml.MappingNode) else []
         places = {key.value: (key.start_mark.line + 1, entry) for key, entry in entries}

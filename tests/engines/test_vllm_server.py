@@ -374,9 +374,8 @@ def test_an_option_that_vllms_source_does_not_declare_is_named_before_anything_r
     fake: MakePython, tmp_path: Path
 ):
     config = replace(fake(), options={"max_modl_len": 5})
-    check_engine(
-        config, "engine"
-    )  # its source is not where it is known to be: the server will say it
+    # its source is not where it is known to be: the server will say it
+    check_engine(config, "engine")
     (tmp_path / "vllm/engine").mkdir(parents=True)
     (tmp_path / "vllm/entrypoints/launchers").mkdir(parents=True)
     (tmp_path / "vllm/engine/arg_utils.py").write_text(

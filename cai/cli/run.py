@@ -65,14 +65,14 @@ def main(arguments: list[str]) -> None:
     sweep = [word for word in arguments if word in SWEEP]
     words = [word for word in arguments if word not in SWEEP]
     if sweep and not any(word.startswith("-") for word in own_folder(words)[1]):
-        _check_jobs(overrides, folder)
+        check_jobs(overrides, folder)
     sys.argv = ["cai", *as_typed(words, bool(sweep), folder), *sweep]
     read_files_with_types()
     app = hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
     app(run_job)()
 
 
-def _check_jobs(words: Sequence[str], folder: str | None) -> None:
+def check_jobs(words: Sequence[str], folder: str | None) -> None:
     """Raises UsageError where a job of a plain sweep can't work, before the first one starts.
 
     A sweeper that searches chooses its jobs as it goes, and each is checked when it starts. So are

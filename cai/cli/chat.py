@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     text = "of an answer (default: 256)"
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help=text)
     options = parser.parse_args(arguments)
-    if options.max_new_tokens < 1 or (options.temperature is not None and options.temperature < 0):
+    warmth = options.temperature
+    if options.max_new_tokens < 1 or (warmth is not None and not 0 <= warmth < math.inf):
         raise UsageError(
             "cai chat: --max-new-tokens must be at least 1, and --temperature 0 (greedy) or more"
         )

@@ -1,5 +1,6 @@
 """`cai plan`: each stage done, partial, or what would run and why."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def main(arguments: list[str]) -> None:
     config = compose(options.overrides, options.config_dir)
     if options.check:
         runner.check(config)
-    if options.tflops is not None and options.tflops <= 0:
-        raise UsageError(f"--tflops={options.tflops}: must be above 0")
+    if options.tflops is not None and not 0 < options.tflops < math.inf:
+        raise UsageError(f"--tflops={options.tflops}: must be a number above 0")
     steps = plan_run(config, Run(Path(config.outputs) / config.name))
     print_plan(steps)
     to_run = {step.stage.name: step.stage for step in steps if step.state != "done"}

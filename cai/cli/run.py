@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -35,7 +37,7 @@ from cai.report.terminal import print_results, print_stage_view, wide_console
 from cai.run import runner
 from cai.run.objective import check_objective, objective_of
 from cai.run.outlook import in_words
-from cai.run.plan import view_of
+from cai.run.plan import check_settings, view_of
 from cai.run.process import install_signals, quiet
 from cai.store.files import check_writable
 from cai.store.manifest import Manifest
@@ -70,10 +72,29 @@ def main(arguments: list[str]) -> None:
     # argparse takes overrides in one place only: `a=1 -m b=2` is `a=1 b=2 -m`
     sweep = [word for word in arguments if word in SWEEP]
     words = [word for word in arguments if word not in SWEEP]
+    if sweep and not any(word.startswith("-") for word in own_folder(words)[1]):
+        check_jobs(overrides, folder)
     sys.argv = ["cai", *as_typed(words, bool(sweep), folder), *sweep]
     read_files_with_types()
     app = hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
     app(run_job)()
+
+
+def check_jobs(words: Sequence[str], folder: str | None) -> None:
+    """Raises UsageError where a job of a plain sweep can't work, before the first one starts.
+
+    A sweeper that searches chooses its jobs as it goes, and each is checked when it starts. So are
+    those of hydra.sweeper.params in a file.
+    """
+    overrides = [word for word in words if word not in SWEEP]
+    if any(word.startswith("hydra/sweeper=") for word in overrides):
+        return
+    overrides = [word for word in overrides if not word.lstrip("+~").startswith("hydra")]
+    words_are_overrides(overrides, list(VERBS))
+    parsed = OverridesParser.create().parse_overrides(as_typed(overrides, True, folder))
+    for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+        for job in batch:
+            check_settings(compose([displayed(word) for word in job], folder))
 
 
 def _refuse_launcher(arguments: Sequence[str]) -> None:

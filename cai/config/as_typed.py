@@ -15,7 +15,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from cai.config.kinds import child, in_open_mapping, is_text, kind_at, may_be, may_be_null
+from cai.config.kinds import (
+    child,
+    in_open_mapping,
+    is_text,
+    kind_at,
+    may_be,
+    may_be_null,
+    stays_text,
+)
 from cai.errors import UsageError
 from cai.paths import shipped
 
@@ -93,11 +101,16 @@ def _quoted(text: str, kind: Any) -> str:
         elements = _split(inner, ",") if inner.strip() else ()
         return f"[{','.join(_quoted(each.strip(), child(kind)) for each in elements)}]"
     if text[0] == "{" and text[-1] == "}" and may_be(kind, dict):
-        return f"{{{','.join(_pair(each, kind) for each in _split(inner, ',') if inner.strip())}}}"
+        pairs = [each for each in _split(inner, ",") if inner.strip()]
+        names = [pair.partition(":")[0].strip().strip("'\"") for pair in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"{text}: '{twice[0]}' stands twice, and one value would be lost")
+        return f"{{{','.join(_pair(pair, kind) for pair in pairs)}}}"
     if FUNCTION.fullmatch(text):
         return text
     is_null = text.lower() == "null" and may_be_null(kind)
-    if is_null or (not is_text(kind) and _is_readable(f"x={text}")):
+    is_kept = is_text(kind) or stays_text(text, kind)
+    if is_null or (not is_kept and _is_readable(f"x={text}")):
         return text
     return QuotedString(ESCAPED.sub(r"\1", text), Quote.single).with_quotes()
 

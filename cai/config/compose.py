@@ -22,14 +22,26 @@ from pydantic import TypeAdapter, ValidationError
 
 from cai.config.as_typed import as_typed
 from cai.config.checks import check, check_values
-from cai.config.explain import at, files_that_set, missing, sentence, unknown
+from cai.config.explain import (
+    OPEN,
+    READ_FILES,
+    at,
+    files_that_set,
+    missing,
+    sentence,
+    shown,
+    unknown,
+)
 from cai.config.kinds import UNKNOWN, has_entries, kind_at
+from cai.config.libraries import whole_numbers
 from cai.config.schema import Config
 from cai.config.typed_yaml import read_files_with_types
 from cai.errors import CaiError, UsageError, nearest
 from cai.paths import own_conf, shipped
 
 T = TypeVar("T")
+
+REFERS = "${...} takes the value of another setting, ${oc.env:NAME} of the environment"
 
 TARGET = re.compile(r"\b_target_\b")
 
@@ -84,11 +96,23 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     except MissingMandatoryValue as error:
         raise UsageError(missing(str(error.full_key))) from None
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        reason = " ".join(str(error).split("full_key:")[0].split()) or "is not readable"
+        raise UsageError(f"{at(str(error.full_key), overrides)}: {reason}; {REFERS}") from None
+    refuse_open(values)
+    values = whole_numbers(values)
     config = from_json(Config, values, overrides)
     check_values(values, overrides)
     check(config, overrides)
     return _with_system_prompt(config)
+
+
+def refuse_open(value: Any, key: str = "") -> None:
+    """Raises UsageError on a `???` of a file that nothing has filled in."""
+    children = value.items() if isinstance(value, dict) else ()
+    for name, child in enumerate(value) if isinstance(value, list) else children:
+        refuse_open(child, f"{key}.{name}" if key else str(name))
+    if isinstance(value, str) and value.startswith(OPEN):
+        raise UsageError(missing(key, value.removeprefix(OPEN)))
 
 
 def _with_system_prompt(config: Config) -> Config:
@@ -132,8 +156,11 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
 
 
-def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
+def _compose(
+    overrides: Sequence[str], folder: str | None = None, with_hydra: bool = False
+) -> DictConfig:
     GlobalHydra.instance().clear()
+    READ_FILES.clear()
     read_files_with_types()
     words = as_typed(overrides, folder=folder)
     if folder is not None:
@@ -143,7 +170,7 @@ def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
         words.append(f"hydra.searchpath=[{place}]")
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return hydra.compose("config", overrides=words)
+            return hydra.compose("config", words, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(_explain(error, overrides, folder)) from None
     # Hydra's parser lets these through.
@@ -161,18 +188,35 @@ def _explain(error: Exception, overrides: Sequence[str], folder: str | None) -> 
         roots = [shipped("conf"), *([Path(folder)] if folder else [])]
         files = sorted(path.stem for root in roots for path in (root / group).glob("*.yaml"))
         default = f"{group}={name}"
-        override = next((word for word in overrides if word.split("=")[-1] == name), default)
+        parent = re.search(r"In '([^']+)': Could not", text)
+        stands = f"{_named(parent[1])}: {default}" if parent else default
+        override = next((word for word in overrides if word.split("=")[-1] == name), stands)
         hint = nearest(name, files)
         return f"{override}: there is no conf/{match[1]}.yaml{hint} (known: {', '.join(files)})"
-    if match := re.search(r"Could not override '([^']+)'", text):
+    if match := re.search(r"In '([^']+)': (\w+) raised while composing config:(.*)", text, re.S):
+        reason = " ".join(match[3].split("full_key:")[0].split())
+        key = re.search(r"full_key: (\S+)", match[3])
+        return f"{_named(match[1])}: {key[1] + ': ' if key else ''}{reason}"
+    if match := re.match(r"Multiple values for (\S+)\. .*: (\S+)'$", text):
+        return f"{match[1]} is named already; write {match[1]}={match[2]}, without a +"
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match and not any(match[1] in word for word in overrides):
+        return f"a defaults list overrides '{match[1]}', which no defaults list before it names"
+    if match:
         inner = re.search(r"Key '([^']+)' is not in struct", text)
         key = match[1] if inner is None or match[1].endswith(inner[1]) else f"{match[1]}.{inner[1]}"
         return _not_in_conf(key, overrides, folder)
     if match := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
         return _not_in_conf(match[2], overrides, folder)
     if "${" in text and (cause := error.__cause__):
-        text = f"{text}: {str(cause).splitlines()[0]}; ${{...}} takes the value of another setting"
+        text = f"{text}: {str(cause).splitlines()[0]}; {REFERS}"
     return " ".join(text.split())
+
+
+def _named(config: str) -> str:
+    """The file that Hydra calls experiment/mine."""
+    files = (file for file in READ_FILES if file.with_suffix("").as_posix().endswith(f"/{config}"))
+    return next(map(shown, files), config)
 
 
 def _not_in_conf(key: str, overrides: Sequence[str], folder: str | None) -> str:

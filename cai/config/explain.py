@@ -1,8 +1,9 @@
 """What is wrong with a setting, in one line: the key, its value, what set it, what it may be."""
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union
@@ -11,8 +12,21 @@ import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from cai.config.kinds import UNKNOWN, kind_at, members
 from cai.errors import nearest
 from cai.paths import shipped
+
+# The YAML files of the last composition, each with the section that it holds: empty for the whole.
+READ_FILES: dict[Path, str] = {}
+
+# What stands for ??? in a file: OmegaConf would merge nothing, and leave the value of another file.
+OPEN = "??? in "
+
+
+def shown(file: Path) -> str:
+    """A YAML file in a message: `conf/dpo/full.yaml`, or a file of the person's own."""
+    root = shipped("conf").resolve()
+    return f"conf/{file.relative_to(root).as_posix()}" if file.is_relative_to(root) else str(file)
 
 
 def at(key: str, overrides: Sequence[str], value: object = None) -> str:
@@ -30,25 +44,46 @@ def origin(key: str, overrides: Sequence[str], value: object = None) -> str:
         name = override.split("=", 1)[0].lstrip("+~").rpartition("@")[2]
         if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}."):
             return f" (override '{override}')"
-    parts = key.split(".")
-    for file in sorted(shipped("conf").rglob("*.yaml")):
-        for position, part in enumerate(parts[:-1], 1):
-            if part in (file.parent.name, file.stem) and (
-                line := _line(file, parts[position:], value)
-            ):
-                return f" (conf/{file.relative_to(shipped('conf')).as_posix()}:{line})"
+    for file in sorted(READ_FILES, key=_rank):
+        for path in _paths_below(READ_FILES[file], key):
+            if line := _line(file, path, value):
+                return f" ({shown(file)}:{line})"
     return ""
+
+
+def _rank(file: Path) -> tuple[bool, bool, Path]:
+    """A person's own files are looked at first, then those of experiments, which set the rest."""
+    return shown(file).startswith("conf/"), READ_FILES[file] != "", file
+
+
+def _paths_below(section: str, key: str) -> Iterator[list[str]]:
+    """Where a file that holds `section` may set `key`.
+
+    A file of one section may be put into another of its kind: sft@sl_cai=revisions.
+    """
+    parts = key.split(".")
+    for position in range(len(parts)):
+        place = ".".join(parts[:position])
+        kinds = {each for each in members(kind_at(section)) if dataclasses.is_dataclass(each)}
+        if place == section or kinds & set(members(kind_at(place))):
+            yield parts[position:]
+
+
+@functools.cache
+def _parsed(text: str) -> yaml.Node | None:
+    return yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _line(file: Path, path: Sequence[str], value: object = None) -> int | None:
     """The line of a YAML file that sets the key at `path`, to `value` where it is given."""
-    node = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
-    line = None
+    node, line = _parsed(file.read_text(encoding="utf-8-sig")), None
     for name in path:
         entries = node.value if isinstance(node, yaml.MappingNode) else []
         places = {key.value: (key.start_mark.line + 1, entry) for key, entry in entries}
         line, node = places.get(name, (None, None))
-    is_other = isinstance(node, yaml.ScalarNode) and node.value != str(value).strip("'")
+    # as Python writes it, and as YAML does
+    written = {str(value).strip("'"), *({"null", "~", ""} if value in (None, "None") else ())}
+    is_other = isinstance(node, yaml.ScalarNode) and node.value not in written
     return None if value is not None and is_other else line
 
 
@@ -65,12 +100,15 @@ def must_be_one_of(value: object, allowed: Sequence[str]) -> str:
 
 def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str:
     """What pydantic says is wrong with a value, in one line."""
-    error, value, path = problem["type"], problem["input"], problem["loc"]
+    error, value = problem["type"], problem["input"]
+    path = [part for part in problem["loc"] if part != "[key]"]  # pydantic's mark of a name
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     # An element of a list goes by the name of the list.
     key = ".".join(map(str, path[:-1] if path and isinstance(path[-1], int) else path))
     if error == "missing":
         return missing(key)
+    if error == "invalid_key":
+        return unknown(".".join(map(str, path)), [], overrides)
     if error == "hidden":
         return f"{key}: {message}"
     if error == "unexpected_keyword_argument":
@@ -79,6 +117,8 @@ def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str
     setting, limits = _type_at(kind, path)
     if error == "literal_error":
         return f"{at(key, overrides, value)}: {must_be_one_of(value, typing.get_args(setting))}"
+    if error == "dataclass_type":
+        message = "must be a mapping of settings"
     if error.startswith(("greater_than", "less_than")):
         message = f"must be {_range(limits)}"
     return f"{at(key, overrides, repr(value))}: {message}"
@@ -114,12 +154,19 @@ def _range(annotations: Sequence[Any]) -> str:
     return " and ".join(f"{words[name]} {limit}" for name, limit in limits.items())
 
 
-def missing(key: str) -> str:
-    return f"{key} has no value; set it with {key}=..."
+def missing(key: str, place: str = "") -> str:
+    stands = f" (??? in {place})" if place else ""
+    return f"{key} has no value{stands}; set it with {key}=..."
 
 
 def unknown(key: str, siblings: list[str], overrides: Sequence[str]) -> str:
     """A message about a key that its section, which has the keys `siblings`, does not have."""
+    for file, section in READ_FILES.items():
+        if section and f"{key}.".startswith(f"{section}.") and kind_at(section) is UNKNOWN:
+            return (
+                f"{shown(file)}: what it sets would stand below '{section}', which is no setting; "
+                "write `# @package _global_` as its first line"
+            )
     hint = nearest(key.split(".")[-1], siblings)
     known = f" (known: {', '.join(siblings)})" if siblings else ""
     return f"unknown key '{key}'{origin(key, overrides)}{hint}{known}"

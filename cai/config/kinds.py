@@ -1,17 +1,23 @@
 """The type of a setting by its key, and whether it takes text as typed."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union
 
-from cai.config.libraries import argument_kinds
+from cai.config.argument_kinds import argument_kinds
 from cai.config.schema import Config
 from cai.config.types import OfLibrary, marks
 
 # where nothing is known of a setting, as of Hydra's own
 UNKNOWN: Any = None
+
+# numbers that YAML or Hydra read, and that a person may have meant as text: 2026_11_29, 017, 1:30
+ODD_NUMBER = re.compile(r"[-+]?(0[\dxXbBoO]|\d+[_:])[\w:.]*")
+# of these, what YAML reads as another number than is written: 15 and 90
+MISREAD_NUMBER = re.compile(r"[-+]?(0\d+|[\d_]+:[\d:_.]*)")
 
 
 def kind_at(key: str, kind: Any = Config) -> Any:
@@ -53,10 +59,25 @@ def is_text(kind: Any) -> bool:
     )
 
 
+def stays_text(text: str, kind: Any) -> bool:
+    """Whether a value that looks like a number is kept as the text that was typed."""
+    if kind is UNKNOWN or is_number(kind):
+        return kind is not UNKNOWN and bool(MISREAD_NUMBER.fullmatch(text))
+    takes_text = any(member in (str, Any) for member in members(kind))
+    return takes_text and bool(ODD_NUMBER.fullmatch(text))
+
+
 def is_number(kind: Any) -> bool:
     """Whether a setting takes numbers, and neither true nor false."""
     kinds = members(kind)
-    return (int in kinds or float in kinds) and bool not in kinds
+    return (int in kinds or float in kinds) and not {bool, str} & set(kinds)
+
+
+def choices_of(kind: Any) -> list[str]:
+    """The texts that a setting takes, or its elements, where these are few."""
+    values = [value for each in members(kind) for value in typing.get_args(each)]
+    below = [text for value in values for text in choices_of(value) if not isinstance(value, str)]
+    return below + [value for value in values if isinstance(value, str)]
 
 
 def _is_choice_of_texts(member: Any) -> bool:

@@ -1,53 +1,22 @@
-"""The arguments of trl's, peft's and transformers' classes: their names and types.
+"""Refuses what trl's, peft's and transformers' classes would refuse, once they are loaded."""
 
-They are read from the libraries' source files, since importing trl takes seconds and a plan must
-answer at once.
-"""
-
-import ast
 import dataclasses
 import functools
-import importlib.util
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional, Union
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Union
 
 from pydantic import TypeAdapter, ValidationError
 
+from cai.config.argument_kinds import argument_kinds, source_text
 from cai.config.explain import at
+from cai.config.kinds import child, choices_of, members
+from cai.config.schema import Config
 from cai.config.types import OfLibrary, marks
 from cai.errors import UsageError, nearest
 
-
-class Source(NamedTuple):
-    """Where a class is written, and the classes that it inherits arguments from."""
-
-    file: str
-    name: str
-    bases: tuple[str, ...] = ()
-
-
-SOURCES = {
-    "trl.SFTConfig": Source("trl/trainer/sft_config.py", "SFTConfig", ("trl.base",)),
-    "trl.DPOConfig": Source("trl/trainer/dpo_config.py", "DPOConfig", ("trl.base",)),
-    "trl.base": Source("trl/trainer/base_config.py", "_BaseConfig", ("transformers.training",)),
-    "transformers.training": Source("transformers/training_args.py", "TrainingArguments"),
-    "peft.LoraConfig": Source("peft/tuners/lora/config.py", "LoraConfig", ("peft.base",)),
-    "peft.base": Source("peft/config.py", "PeftConfig", ("peft.mixin",)),
-    "peft.mixin": Source("peft/config.py", "PeftConfigMixin"),
-    "transformers.BitsAndBytesConfig": Source(
-        "transformers/utils/quantization_config.py", "BitsAndBytesConfig"
-    ),
-}
-
-# trl turns one text into a list
-ALSO_TAKEN = {"loss_type": str}
-
-# Types that a source names. Any other name is of the library's own, which may take anything.
-SIMPLE = {"str": str, "int": int, "float": float, "bool": bool, "None": None, "dict": dict}
 WORDS = {
     str: "text",
     int: "a whole number",
@@ -58,84 +27,126 @@ WORDS = {
     types.NoneType: "null",
 }
 
-
-@functools.cache
-def argument_kinds(class_name: str) -> Mapping[str, Any]:
-    """The type of each argument of a class; Any where it is not simple.
-
-    Empty where the library is not installed, or is written in another way than is known here.
-    """
-    source = SOURCES[class_name]
-    kinds: dict[str, Any] = {}
-    for base in source.bases:
-        kinds |= argument_kinds(base)
-    package, _, path = source.file.partition("/")
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        file = Path(folder) / path
-        if file.is_file():
-            kinds |= _written_in(file.read_text(encoding="utf-8"), source.name)
-    return kinds
+# lists of which one element may be written alone
+ONE_OR_MORE = ("loss_type",)
 
 
-def _written_in(text: str, name: str) -> dict[str, Any]:
-    """The arguments of a class: its fields, or what its `__init__` takes where it has one."""
-    start = re.search(rf"^class {name}\b", text, re.MULTILINE)
-    if start is None:
-        return {}
-    # up to the first method, since to parse a whole file takes ten times as long
-    rest = text[start.start() :]
-    stop = re.search(r"^(?:class|def|@)|^    (?:@|def (?!__init__))", rest[1:], re.MULTILINE)
-    body = ast.parse(rest[: stop.start() + 1] if stop else rest).body[0]
-    assert isinstance(body, ast.ClassDef)
-    for statement in body.body:
-        if isinstance(statement, ast.FunctionDef):
-            arguments = [*statement.args.args[1:], *statement.args.kwonlyargs]
-            return {each.arg: _kind(each.annotation) for each in arguments}
-    return {
-        field.target.id: _kind(field.annotation)
-        for field in body.body
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and not field.target.id.startswith("_")
-    }
+class Limit(NamedTuple):
+    """What an argument may be beyond its type. null is always within."""
+
+    words: str
+    holds: Callable[[Any], bool]
 
 
-def _kind(node: ast.expr | None) -> Any:
-    """The type that an annotation names."""
-    match node:
-        case ast.Constant(value=None):
-            return None
-        case ast.Constant(value=str() as text):
-            return _kind(ast.parse(text, mode="eval").body)
-        case ast.Name(id=name):
-            return SIMPLE.get(name, list[Any] if name in ("list", "List") else Any)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return Union[_kind(left), _kind(right)]  # noqa: UP007
-        case ast.Subscript(value=ast.Name(id=outer), slice=inner):
-            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return _generic(outer, parts)
-    return Any
+def _are_trackers(value: str | list[str]) -> bool:
+    source = source_text("transformers/integrations/integration_utils.py")
+    known = {"all", "none", *re.findall(r'^    "(\w+)": \w+Callback,$', source, re.MULTILINE)}
+    return value in known if isinstance(value, str) else set(value) <= known
 
 
-def _generic(outer: str, parts: Sequence[ast.expr]) -> Any:
-    if outer == "Literal":
-        values = [part.value for part in parts if isinstance(part, ast.Constant)]
-        # peft writes one of its choices as a pattern: pissa_niter_[number of iters]
-        is_closed = len(values) == len(parts) and not any("[" in str(value) for value in values)
-        return Literal[tuple(values)] if is_closed else Any
-    kinds = [_kind(part) for part in parts]
-    if outer == "Optional":
-        return Optional[kinds[0]]  # noqa: UP045
-    if outer == "Union":
-        return Union[tuple(kinds)]  # noqa: UP007
-    if outer in ("list", "List"):
-        return list[kinds[0]]
-    return dict[kinds[0], kinds[1]] if outer in ("dict", "Dict") else Any
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _all_patterns(value: Any) -> bool:
+    """Of a text, and of the names of a mapping. A list has names of modules, no patterns."""
+    patterns = [value] if isinstance(value, str) else value if isinstance(value, dict) else []
+    return all(map(_is_pattern, patterns))
+
+
+def _are_tokens(value: Any) -> bool:
+    """Of a list, and of a mapping from modules to lists."""
+    lists = value.values() if isinstance(value, dict) else [value]
+    return all(
+        isinstance(each, list) and all(type(n) is int and n >= 0 for n in each) for each in lists
+    )
+
+
+def _by_module(kind: type | tuple[type, ...], least: float) -> Callable[[dict[str, Any]], bool]:
+    return lambda value: (
+        _all_patterns(value)
+        and all(
+            isinstance(each, kind) and not isinstance(each, bool) and each >= least
+            for each in value.values()
+        )
+    )
+
+
+def _one_of(*choices: str) -> Limit:
+    return Limit(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+ABOVE_0 = Limit("a number above 0", lambda value: value > 0)
+FROM_0 = Limit("a number of at least 0", lambda value: value >= 0)
+FROM_1 = Limit("a whole number of at least 1", lambda value: value >= 1)
+BELOW_1 = Limit("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+PATTERN = Limit("a regular expression that can be read", _all_patterns)
+
+# By the argument's name, which means the same in every class. Where it is not said here, the
+# library would train nothing, without a word, or end in a traceback after hours.
+LIMITS = {
+    **dict.fromkeys(
+        (
+            "num_train_epochs",
+            "learning_rate",
+            "adam_epsilon",
+            "logging_steps",
+            "eval_steps",
+            "save_steps",
+            "beta",
+            "lora_alpha",
+        ),
+        ABOVE_0,
+    ),
+    **dict.fromkeys(
+        (
+            "weight_decay",
+            "max_grad_norm",
+            "warmup_steps",
+            "eval_delay",
+            "neftune_noise_alpha",
+            "dataloader_num_workers",
+            "data_seed",
+        ),
+        FROM_0,
+    ),
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "save_total_limit",
+            "max_length",
+            "pad_to_multiple_of",
+            "dataset_num_proc",
+            "precompute_ref_batch_size",
+            "ref_model_sync_steps",
+            "r",
+        ),
+        FROM_1,
+    ),
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing_factor"), BELOW_1
+    ),
+    **dict.fromkeys(("target_modules", "exclude_modules"), PATTERN),
+    "bnb_4bit_quant_type": _one_of("fp4", "nf4"),
+    "bnb_4bit_compute_dtype": _one_of("float32", "bfloat16", "float16"),
+    "report_to": Limit("all, none, or names of transformers' integrations", _are_trackers),
+    "max_steps": Limit("a whole number of at least 1", lambda value: value >= 1 or value == -1),
+    "rank_pattern": Limit("whole numbers of at least 1 by module", _by_module(int, 1)),
+    "alpha_pattern": Limit("numbers of at least 0 by module", _by_module((int, float), 0)),
+    "trainable_token_indices": Limit(
+        "a list of tokens' numbers, or a mapping from modules to such lists", _are_tokens
+    ),
+}
 
 
 def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> None:
-    """Raises UsageError on an argument that its library's class does not have, or of another type.
+    """Raises UsageError on an argument that its library's class does not have, or does not take.
 
     `config` is a config class's instance, or a dict of such.
     """
@@ -148,11 +159,31 @@ def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> N
                 raise UsageError(
                     f"{at(setting, overrides)}: {class_name} has no such argument{hint}"
                 )
-            if not _fits(kinds[name], value) and type(value) is not ALSO_TAKEN.get(name):
+            if words := _refusal(name, kinds[name], value):
                 raise UsageError(
-                    f"{at(setting, overrides, repr(value))}: {class_name} takes "
-                    f"{_in_words(kinds[name])} here"
+                    f"{at(setting, overrides, repr(value))}: {class_name} takes {words}"
                 )
+
+
+def _refusal(name: str, kind: Any, value: object) -> str | None:
+    """What an argument takes, in words, where it does not take `value`."""
+    is_alone = name in ONE_OR_MORE and isinstance(value, str)
+    if not _fits(kind, [value] if is_alone else value):
+        return f"{_in_words(kind)} here{nearest(str(value), choices_of(kind))}"
+    limit = LIMITS.get(name)
+    is_within = limit is None or value is None or limit.holds(value)
+    return None if is_within else f"{limit.words} here"
+
+
+def whole_numbers(values: Any, kind: Any = Config) -> Any:
+    """`values` with 1e3 as 1000 where a setting takes whole numbers alone. Plain containers."""
+    if isinstance(values, dict):
+        return {name: whole_numbers(each, child(kind, str(name))) for name, each in values.items()}
+    if isinstance(values, list):
+        return [whole_numbers(each, child(kind)) for each in values]
+    takes_whole_alone = int in members(kind) and float not in members(kind)
+    is_whole = isinstance(values, float) and values.is_integer()
+    return int(values) if takes_whole_alone and is_whole else values
 
 
 def _library_sections(value: Any, above: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -22,8 +22,10 @@ from cai.config.types import (
     HeldOut,
     KeyName,
     Length,
+    Located,
     Money,
     OfLibrary,
+    PartName,
     RunName,
     Runtime,
     RuntimeEntries,
@@ -50,7 +52,7 @@ class WheelFile:
 class ModelConfig:
     name: str
     kind: Literal["hub", "path", "wheel"]
-    path: str
+    path: Located
     revision: str | None = None
     wheel: str | None = None
     sha256: str | None = None
@@ -58,7 +60,7 @@ class ModelConfig:
     license: str | None = None
     terms: str | None = None
     accept_license: Runtime[bool] = False
-    template: str | None = None
+    template: Located | None = None
     shape: Runtime[dict[str, Any] | None] = None
     template_args: dict[TemplateArgument, bool | int | float | str | None] = field(
         default_factory=dict
@@ -85,7 +87,7 @@ class EngineConfig:
     attention: Runtime[str | None] = None
     batch_rows: Runtime[Annotated[int, Field(ge=1, le=1 << 16)]] = 64
     batch_tokens: Runtime[Annotated[int, Field(ge=1, le=1 << 30)]] = 16384
-    python: Runtime[str | None] = None
+    python: Runtime[Located | None] = None
     options: Annotated[dict[str, Any], RuntimeEntries(VLLM_RUNTIME)] = field(default_factory=dict)
     # in the key of a run where it is set
     extra_body: Annotated[dict[str, Any], RuntimeEntries(frozenset())] = field(default_factory=dict)
@@ -117,8 +119,8 @@ class TaskTemplate:
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     kind: Literal["hub", "file", "wheel", "package"]
-    path: str
-    more: list[str] = field(default_factory=list)
+    path: Located
+    more: list[Located] = field(default_factory=list)
     wheel: str | None = None
     sha256: str | None = None
     subset: str | None = None
@@ -239,7 +241,7 @@ class ReviseConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Harmless(Prompts):
-    constitution: str = "helpfulness"
+    constitution: Located = "helpfulness"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -318,13 +320,13 @@ class JudgeConfig:
 @dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
     sampling: Sampling
-    suites: dict[str, Suite]
-    models: list[str] = field(default_factory=lambda: ["base", "sft", "sl_cai", "dpo"])
+    suites: dict[PartName, Suite]
+    models: list[Located] = field(default_factory=lambda: ["base", "sft", "sl_cai", "dpo"])
     seeds: Few = 1
     wins: list[list[str]] = field(default_factory=list)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     harm: bool = False
-    lm_eval: list[str] = field(default_factory=list)
+    lm_eval: list[Located] = field(default_factory=list)
     lm_eval_limit: Count | None = None
     refusal: Literal["rules", "classifier"] = "rules"
     in_context: bool = False
@@ -347,7 +349,7 @@ class ReportConfig:
 class Config:
     name: RunName
     model: ModelConfig
-    data: dict[str, DataConfig]
+    data: dict[PartName, DataConfig]
     sft: SftConfig
     revise: ReviseConfig
     sl_cai: SftConfig
@@ -356,12 +358,12 @@ class Config:
     evaluate: EvaluateConfig
     seed: Seed = 0
     rounds: Annotated[int, Field(ge=1, le=99)] = 1
-    constitution: str = "harmlessness"
+    constitution: Located = "harmlessness"
     objective: str | None = None
     system_prompt: str | None = None
     build: BuildConfig = field(default_factory=BuildConfig)
     stages: list[str] | None = None
-    outputs: str = "outputs"
+    outputs: Located = "outputs"
     report_to: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)

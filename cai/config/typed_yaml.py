@@ -6,7 +6,7 @@ YAML reads a scalar by its looks. What it should be is known from the setting's 
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -16,10 +16,24 @@ from hydra.errors import CompactHydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
 
-from cai.config.kinds import UNKNOWN, child, is_text, keys_are_text, kind_at, may_be_null
+from cai.config.as_typed import as_typed
+from cai.config.explain import OPEN, READ_FILES, shown
+from cai.config.kinds import (
+    UNKNOWN,
+    child,
+    is_text,
+    keys_are_text,
+    kind_at,
+    may_be_null,
+    stays_text,
+)
+from cai.config.types import in_home
 
 TEXT = "tag:yaml.org,2002:str"
+# a defaults list: names of files, all of them text, and ??? for a file that must be named
+DEFAULTS: Any = Annotated[str | None, "defaults"]
 NULL = "tag:yaml.org,2002:null"
 
 
@@ -34,9 +48,11 @@ class TypedFileSource(FileConfigSource):
         """Raises UnreadableFile where a file is no YAML, with the line."""
         file = Path(os.path.realpath(Path(self.path) / self._normalize_file_name(config_path)))
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")  # an editor may write a byte order mark
             header = ConfigSource._get_header_dict(text)
-            values = _read(text, config_path, header.get("package"))
+            section = _section_of_file(config_path, header.get("package"))
+            values = _read(text, file, section)
+            READ_FILES[file] = section
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -45,7 +61,12 @@ class TypedFileSource(FileConfigSource):
             raise UnreadableFile(f"{file}: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UnreadableFile(f"{file}: holds no settings; write one a line, as `seed: 1`")
-        config, path = OmegaConf.create(values), f"{self.scheme()}://{self.path}"
+        try:
+            config, path = OmegaConf.create(values), f"{self.scheme()}://{self.path}"
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None) or "a value"
+            reason = " ".join(str(error).split("\n")[0].split()) or "is not readable"
+            raise UnreadableFile(f"{file}: {key}: {reason}") from None
         return ConfigResult(config=config, path=path, provider=self.provider, header=header)
 
 
@@ -60,42 +81,69 @@ def read_files_with_types() -> None:
     SourcesRegistry.instance().types["file"] = TypedFileSource
 
 
-def _kind_of_file(config_path: str, package: str | None) -> Any:
-    """What a file holds: the section that its header names, else that of its folder."""
+# Hydra's own folders lie in ${outputs}. Every process that resolves them has imported this file.
+OmegaConf.register_new_resolver("in_home", in_home, replace=True)
+
+
+def _section_of_file(config_path: str, package: str | None) -> str:
+    """The section that a file's header names, else that of its folder; empty for the whole."""
     if package == "_global_":
-        return kind_at("")
+        return ""
     group = config_path.rpartition("/")[0].replace("/", ".")
-    return kind_at(group if package in (None, "_group_") else str(package))
+    return group if package in (None, "_group_") else str(package)
 
 
 @functools.cache
-def _read(text: str, config_path: str, package: str | None) -> Any:
+def _read(text: str, file: Path, section: str) -> Any:
     """A file's values. One command may compose several times, and reading is half of the work."""
     loader = get_yaml_loader()(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return {}
-        _keep_text(node, _kind_of_file(config_path, package))
+        _keep_text(node, kind_at(section), file)
+        if not section:
+            _type_sweep(node)
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _keep_text(node: yaml.Node, kind: Any) -> None:
-    """Tags each scalar of a text setting as text. An empty one, `~` and a rightful null stay."""
+def _keep_text(node: yaml.Node, kind: Any, file: Path) -> None:
+    """Tags each scalar of a text setting as text. An empty one, `~` and a rightful null stay.
+
+    A `???` becomes a text that says where it stands.
+    """
     if isinstance(node, yaml.ScalarNode):
         is_null = node.tag == NULL and (may_be_null(kind) or node.value in ("", "~"))
-        if node.style is None and is_text(kind) and not is_null:
+        is_text_setting = is_text(kind) and not is_null
+        if node.style is None and (is_text_setting or stays_text(node.value, kind)):
             node.tag = TEXT
+        if node.value == "???" and kind is not UNKNOWN and kind is not DEFAULTS:
+            node.value = f"{OPEN}{shown(file)}:{node.start_mark.line + 1}"
     elif isinstance(node, yaml.SequenceNode):
         for element in node.value:
-            _keep_text(element, child(kind))
+            _keep_text(element, kind if kind is DEFAULTS else child(kind), file)
     elif isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             if keys_are_text(kind) and isinstance(name, yaml.ScalarNode) and name.value != "<<":
                 name.tag = TEXT
             # the names of files in a defaults list are text too
-            entry = list[dict[str, str | list[str] | None] | str]
             is_defaults = kind is not UNKNOWN and name.value == "defaults"
-            _keep_text(value, entry if is_defaults else child(kind, str(name.value)))
+            below = kind if kind is DEFAULTS else child(kind, str(name.value))
+            _keep_text(value, DEFAULTS if is_defaults else below, file)
+
+
+def _type_sweep(node: yaml.Node) -> None:
+    """Writes hydra.sweeper.params as overrides of the command line are written for Hydra."""
+    for name in ("hydra", "sweeper", "params"):
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [value for key, value in entries if key.value == name]
+        if not found:
+            return
+        node = found[-1]
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(value, yaml.ScalarNode) and value.value:
+            (word,) = as_typed([f"{key.value}={value.value}"], sweep=True)
+            key.value, _, value.value = word.partition("=")
+            value.tag = TEXT

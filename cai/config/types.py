@@ -1,6 +1,7 @@
 """What a setting may be: choices, ranges, forms of names, and whether it only says how to run."""
 
 import dataclasses
+import os
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -38,12 +39,22 @@ def matches(pattern: str, advice: str, hide: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
+def in_home(text: str) -> str:
+    """A path with the home folder for its `~`, which no shell has put there: outputs=~/runs."""
+    return os.path.expanduser(text)  # noqa: PTH111  # Path would drop a trailing slash
+
+
+# a path, or a name that may be one
+Located = Annotated[str, AfterValidator(in_home)]
+
 NAME_ADVICE = "use letters, digits, dots, dashes and underscores; it names a folder"
 URL_ADVICE = "write http://host:port/v1; a key goes into the environment"
 KEY_ADVICE = "write the NAME of the environment variable that holds the key"
 URL = r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._~/-]*)?"
 
 RunName = Annotated[str, matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", NAME_ADVICE)]
+# in keys of settings, names of metrics, and files
+PartName = Annotated[str, matches(r"\w[\w-]{0,99}", "use letters, digits, dashes and underscores")]
 # A configuration goes into files, so an address must hold no password, and a key is only named.
 ServerUrl = Annotated[str, matches(URL, URL_ADVICE, hide=True)]
 KeyName = Annotated[str, matches(r"[A-Z][A-Z0-9_]*", KEY_ADVICE, hide=True)]

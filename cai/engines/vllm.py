@@ -24,7 +24,8 @@ from cai.engines.base import (
 from cai.engines.openai_answers import EchoAnswer, TextAnswer, echo_fields, reader
 from cai.engines.servers import Refused, Servers
 from cai.engines.thoughts import PROMPT_END, answer_of, marks_thoughts
-from cai.engines.vllm_server import URL, VllmServer, flags, interpreter
+from cai.engines.vllm_options import interpreter
+from cai.engines.vllm_server import URL, VllmServer, flags
 from cai.errors import UsageError
 from cai.models.chat_template import turn_end_ids
 from cai.models.load import load_tokenizer

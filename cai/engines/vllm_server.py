@@ -21,8 +21,8 @@ import httpx2
 
 from cai.config.schema import EngineConfig
 from cai.config.types import VLLM_SHARE
-from cai.engines.vllm_options import option_names
-from cai.errors import CaiError, UsageError, nearest
+from cai.engines.vllm_options import check_options, environment, interpreter, vllm_folder
+from cai.errors import CaiError, UsageError
 from cai.observe.log import current_stage, log, log_folder, say
 from cai.redact import printable
 
@@ -60,55 +60,22 @@ WRONG_VALUE = re.compile(r"error: argument [^:]*?--([a-z0-9_-]+)[^:]*: (.*)")
 
 
 def check(config: EngineConfig, key: str) -> None:
-    """Raises UsageError where the options hold one that cai sets itself."""
+    """Raises UsageError where the options hold one that cai sets itself, or that vLLM refuses."""
     for name in config.options:
         if "-" in name:
             raise UsageError(f"{key}.options.{name}: write it as {name.replace('-', '_')}")
         if reason := OWN_OPTIONS.get(name):
             raise UsageError(f"{key}.options.{name}: cai sets this option of vLLM's: {reason}")
+    check_options(config, key)
 
 
 def ready(config: EngineConfig, key: str) -> None:
-    """Raises UsageError where vLLM is not installed for the interpreter `engine.python`.
-
-    Also where it has no option of a name that is set: that shows here in a second, and else once a
-    server starts.
-    """
+    """Raises UsageError where vLLM is not installed for the interpreter `engine.python`."""
     python = interpreter(config)
     if not os.access(python, os.X_OK):
-        raise UsageError(f"engine.python={config.python}: there is no such program; {INSTALL}")
-    # not imported, which takes vLLM half a minute
-    program = "import importlib.util as i; print(*i.find_spec('vllm').submodule_search_locations)"
-    done = subprocess.run(
-        [python, "-c", program],
-        env=environment(python),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
+        raise UsageError(f"{key}.python={config.python}: there is no such program; {INSTALL}")
+    if vllm_folder(python) is None:
         raise UsageError(f"engine=vllm: vLLM is not installed for {python}; {INSTALL}")
-    known = option_names(Path(done.stdout.strip()))
-    for name in config.options:
-        if known and name not in known:
-            hint = nearest(name, known)
-            raise UsageError(f"{key}.options.{name}: vLLM has no such option{hint}")
-
-
-def interpreter(config: EngineConfig) -> str:
-    """The Python that runs the server. A link stays one: it tells Python its environment."""
-    return os.path.abspath(config.python) if config.python else sys.executable  # noqa: PTH100
-
-
-def environment(python: str) -> dict[str, str]:
-    """The environment of the server's process."""
-    variables = dict(os.environ)
-    if python != sys.executable:  # these lead to our own libraries, which are other versions
-        for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
-            variables.pop(name, None)
-    # vLLM calls tools of its environment, such as ninja
-    variables["PATH"] = os.pathsep.join([str(Path(python).parent), variables.get("PATH", "")])
-    return variables | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 def share_device(config: EngineConfig, servers: int) -> EngineConfig:

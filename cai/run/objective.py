@@ -11,7 +11,7 @@ from cai.store.manifest import Manifest
 EXAMPLE = "objective=evaluate.red_team.refusal"
 
 
-def check_objective(config: Config, sweeper: str | None) -> None:
+def check_objective(config: Config, sweeper: str | None = None) -> None:
     """Raises UsageError on an objective that no run can have, before anything runs.
 
     `sweeper` wants a number of each run; null where nothing does.

@@ -15,10 +15,12 @@ from cai.config.types import without_runtime
 from cai.data import sources
 from cai.digest import digest, plain
 from cai.engines.base import check_engine
+from cai.errors import UsageError, nearest
 from cai.method.constitution import Constitution
 from cai.models.numerics import numerics
 from cai.models.source import fingerprint
 from cai.report.stage_view import StageView
+from cai.run.objective import check_objective
 from cai.stages import build, dpo, evaluate, label, report, revise, sft
 from cai.stages.base import Input, Stage
 from cai.store.manifest import Manifest
@@ -92,7 +94,7 @@ def ingredients(stage: Stage, config: Config, law: Constitution) -> dict[str, An
 
 def plan_run(config: Config, run: Run) -> list[Step]:
     """Every stage with its state and why. Reads manifests and small files; loads no model."""
-    check_engines(config)
+    check_settings(config)
     law = Constitution.load(config.constitution)
     outputs: dict[str, str | None] = {}
     steps: list[Step] = []
@@ -156,10 +158,26 @@ def view_of(manifest: Manifest) -> StageView:
     return stage.summary.load(manifest).view(manifest.stage)
 
 
-def check_engines(config: Config) -> None:
-    """Raises UsageError where an engine's settings can't work. Each engine has its own checks."""
+def check_settings(config: Config) -> None:
+    """Raises UsageError where settings can't work that other rooms than config/ know about."""
     for key, engine in own_engines(config).items():
         check_engine(engine, key)
+    selected_stages(config)
+    check_objective(config)
+
+
+def selected_stages(config: Config) -> list[str]:
+    """The stages to run. Raises UsageError where `stages` names none, or one that there isn't."""
+    names = [stage.name for stage in stages(config)]
+    if config.stages == []:
+        raise UsageError("stages=[] names no stage, so nothing would run; null runs all of them")
+    for name in config.stages or ():
+        if name not in names:
+            raise UsageError(
+                f"stages names '{name}', which is no stage{nearest(name, names)} "
+                f"(stages: {', '.join(names)})"
+            )
+    return config.stages or names
 
 
 def _progress(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from cai.config.names import own_engines
 from cai.config.schema import Config
 from cai.digest import plain
 from cai.engines.base import check_ready
-from cai.errors import CaiError, Interrupted, UsageError, nearest, not_installed
+from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.method.constitution import Constitution
 from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
@@ -24,10 +24,11 @@ from cai.run.plan import (
     NEW,
     STAGES,
     Step,
-    check_engines,
+    check_settings,
     inputs_of,
     job_inputs,
     plan_run,
+    selected_stages,
     stages,
     step_of,
 )
@@ -50,8 +51,8 @@ def run_stages(config: Config, tell: Tell, patient: bool = False) -> dict[str, M
     that holds the run's folder, where it would raise UsageError. Any but the first of several
     machines joins the first one's training, and returns no manifest. Raises CaiError.
     """
-    check_engines(config)
-    selected = _selected(config)
+    check_settings(config)
+    selected = selected_stages(config)
     if config.launcher.machines.rank:
         follow(config, tell)
         return {}
@@ -74,7 +75,7 @@ def is_up_to_date(config: Config) -> bool:
     """Whether every selected stage is done, as far as manifests say. Raises UsageError."""
     if config.launcher.machines.rank:  # it has to tell the first machine so
         return False
-    return _to_run(config, Run(Path(config.outputs) / config.name), _selected(config)) == []
+    return _to_run(config, Run(Path(config.outputs) / config.name), selected_stages(config)) == []
 
 
 def _to_run(config: Config, run: Run, selected: Sequence[str]) -> list[Step] | None:
@@ -88,18 +89,6 @@ def _to_run(config: Config, run: Run, selected: Sequence[str]) -> list[Step] | N
 
 def _look_ahead(config: Config, run: Run, selected: Sequence[str]) -> Outlook:
     return Outlook(config, _to_run(config, run, selected) or [])
-
-
-def _selected(config: Config) -> list[str]:
-    """The stages to run. Raises UsageError where `stages` names one that there isn't."""
-    names = [stage.name for stage in stages(config)]
-    for name in config.stages or ():
-        if name not in names:
-            raise UsageError(
-                f"stages names '{name}', which is no stage{nearest(name, names)} "
-                f"(stages: {', '.join(names)})"
-            )
-    return names if config.stages is None else config.stages
 
 
 @contextlib.contextmanager

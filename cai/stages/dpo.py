@@ -123,7 +123,7 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
 def _check(config: Config) -> None:
     from cai.training.arguments import check_dpo, check_reference
 
-    check_dpo(config.dpo, config.seed)
+    check_dpo(config.dpo, config.model, config.seed)
     continued = config.dpo.adapter == "continued"
     key, lora = ("sl_cai.peft", config.sl_cai.peft) if continued else ("dpo.peft", config.dpo.peft)
     check_reference(key, lora or {})

@@ -86,7 +86,7 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
 def _check(kind: str, config: Config) -> None:
     from cai.training.arguments import check_sft
 
-    check_sft(kind, lookup(config, kind), config.seed)
+    check_sft(kind, lookup(config, kind), config.model, config.seed)
 
 
 def _build_input(names: list[str]) -> list[str]:

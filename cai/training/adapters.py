@@ -6,22 +6,24 @@ training starts at: these are refused before a step is taken.
 
 import copy
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoConfig, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 from trl.trainer.utils import use_adapter
 
-from cai.errors import CaiError, UsageError
+from cai.config.schema import ModelConfig
+from cai.errors import CaiError, UsageError, nearest
 from cai.models.load import load_model
+from cai.models.source import read_config
 
 # largest relative logit error that merging an adapter may cause
 MERGE_ERROR = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
@@ -89,6 +91,44 @@ def refusals_explained(key: str) -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{key}: peft refuses: {reason}") from error
+
+
+def rehearse_adapter(key: str, lora: LoraConfig, config: ModelConfig) -> None:
+    """Raises UsageError where peft could not make the adapter, before any weights are read.
+
+    It is made on a model without weights. Of a model that is not here yet nothing is known, and
+    what the adapter needs is seen once its stage has loaded it.
+    """
+    values = read_config(config)
+    try:
+        with torch.device("meta"):
+            known = AutoConfig.for_model(**values) if values else None
+            model = AutoModelForCausalLM.from_config(known) if known else None
+    except (ValueError, TypeError, AttributeError, KeyError):  # `shape` says part of it
+        return
+    if model is None:
+        return
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        check_modules(f"{key}.{name}", getattr(lora, name), model)
+    lora = copy.deepcopy(lora)
+    lora.init_lora_weights = False  # there are no weights that it could be drawn from
+    with refusals_explained(key), torch.device("meta"):
+        get_peft_model(model, lora)
+
+
+def check_modules(setting: str, names: str | Collection[str] | None, model: Module) -> None:
+    """Raises UsageError on a module that the model does not have. peft passes over it silently."""
+    if names is None or isinstance(names, str):  # all-linear, or a pattern
+        return
+    modules = dict(model.named_modules())
+    leaves = {path.rpartition(".")[2] for path, each in modules.items() if not [*each.children()]}
+    known = sorted(name for name in leaves if not name.isdigit())
+    for name in sorted(names):
+        if not any(f".{path}".endswith(f".{name}") for path in modules):
+            raise UsageError(
+                f"{setting}: the model has no module '{name}'{nearest(name, known)}; it has "
+                f"{', '.join(known)}"
+            )
 
 
 def check_adapter(trainer: Trainer, stage: str) -> None:

@@ -10,9 +10,10 @@ from transformers import BitsAndBytesConfig, Trainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
-from cai.config.schema import DpoConfig, SftConfig
+from cai.config.schema import DpoConfig, ModelConfig, SftConfig
 from cai.errors import UsageError, nearest, not_installed
 from cai.models.load import knows_bfloat16
+from cai.training.adapters import rehearse_adapter
 
 LibraryConfig = TypeVar("LibraryConfig")
 
@@ -196,20 +197,24 @@ def check_soft_arguments(args: DPOConfig) -> None:
         )
 
 
-def check_sft(stage: str, config: SftConfig, seed: int) -> None:
+def check_sft(stage: str, config: SftConfig, model: ModelConfig, seed: int) -> None:
     """Builds everything that `sft` or `sl_cai` hands to libraries. Raises UsageError."""
     if config.quantization is not None:
         quantization_config(f"{stage}.quantization", config.quantization)
     sft_arguments(stage, config, seed, "unused", "cpu", config.validation > 0)
-    if config.peft is not None:
-        lora_config(f"{stage}.peft", config.peft)
+    check_lora(f"{stage}.peft", config.peft, model)
 
 
-def check_dpo(config: DpoConfig, seed: int) -> None:
+def check_dpo(config: DpoConfig, model: ModelConfig, seed: int) -> None:
     """Builds everything that `dpo` hands to libraries. Raises UsageError."""
     dpo_arguments(config, seed, "unused", "cpu", config.validation > 0)
-    if config.peft is not None:
-        lora_config("dpo.peft", config.peft)
+    check_lora("dpo.peft", config.peft, model)
+
+
+def check_lora(key: str, settings: Settings | None, model: ModelConfig) -> None:
+    """Raises UsageError where the model can't have such an adapter."""
+    if settings is not None:
+        rehearse_adapter(key, lora_config(key, settings), model)
 
 
 def check_reference(key: str, settings: Settings) -> None:

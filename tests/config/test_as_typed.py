@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.config.as_typed import as_typed, displayed
-from cai.config.compose import compose
+from cai.config.compose import _compose, compose
 from cai.config.types import lookup
 from cai.errors import UsageError
 
@@ -102,6 +102,11 @@ def test_the_values_of_a_sweep_are_text_each():
         ("sft.peft={r}", "sft.peft={r}: Hydra can't read this value; a text is written"),
         ("+data.seed.where.语言=zh", "the key of an override holds letters from a to z"),
         ("数=1", "the key of an override holds letters from a to z"),
+        ("sft.peft={r: 4, r: 8}", "'r' stands twice, and one value would be lost"),
+        ("seed=???", "seed has no value"),
+        ("name=${nope}", "name (override 'name=${nope}'): Interpolation key 'nope' not found"),
+        ("+experiment=smoke", "experiment is named already; write experiment=smoke, without a +"),
+        ("+evaluate.suites={../x: {kind: benign, prompts: {data: [seed]}}}", "suites.../x='../x'"),
         ("experiment=1e5", "experiment=1e5: there is no conf/experiment/1e5.yaml"),
         ("model=数", "model=数: there is no conf/model/数.yaml"),
         ("constitution=${", "${...} takes the value of another setting"),
@@ -117,6 +122,26 @@ def test_what_can_not_be_read_is_one_clear_line(override: str, message: str):
     with pytest.raises(UsageError) as caught:
         compose([override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_number_for_what_may_be_text_stays_as_typed():
+    config = compose(["model.template_args={date_string: 2026_11_29, code: 017, n: 10, x: 1e3}"])
+    assert config.model.template_args == {
+        "date_string": "2026_11_29",
+        "code": "017",
+        "n": 10,
+        "x": 1e3,
+    }
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["outputs=~/runs", "constitution=~/mine.yaml", "data.seed.path=~/a.jsonl"]
+    words += ["engine=vllm", "engine.python=~/vllm/bin/python", "model=path", "model.path=~/m"]
+    config = compose(words)
+    assert (config.outputs, config.constitution) == ("/home/me/runs", "/home/me/mine.yaml")
+    assert config.data["seed"].path == "/home/me/a.jsonl" and config.model.path == "/home/me/m"
+    assert config.engine.python == "/home/me/vllm/bin/python"
 
 
 def test_a_librarys_arguments_are_replaced_and_extended_without_a_plus():
@@ -160,6 +185,28 @@ revision: 123e456
 license: null
 template_args: {n: 10, think: no}
 """,
+    "experiment/odd.yaml": """\
+\ufeff# @package _global_
+seed: 017
+revise: {rounds: 1_0}
+model:
+  template_args: {date_string: 2026_11_29, think: 1:30}
+hydra:
+  sweeper:
+    params:
+      name: 2026_11_29,b
+      sft.args.run_name: 1e5
+""",
+    "experiment/sexagesimal.yaml": "# @package _global_\nseed: 1:30\n",
+    "experiment/open.yaml": "# @package _global_\nseed: ???\n",
+    "experiment/no_package.yaml": "name: x\n",
+    "experiment/range.yaml": "# @package _global_\nrevise:\n  rounds: 99\n",
+    "experiment/typo.yaml": "# @package _global_\nsft:\n  roundz: 3\n",
+    "experiment/nothing.yaml": "# @package _global_\nsft: null\n",
+    "experiment/set.yaml": "# @package _global_\nname: !!set {a, b}\n",
+    "experiment/list.yaml": "# @package _global_\nsft: [seed]\n",
+    "experiment/parent.yaml": "# @package _global_\ndefaults: [quikstart]\n",
+    "experiment/group.yaml": "# @package _global_\ndefaults: [override /modle: path]\n",
     "experiment/broken.yaml": "name: [\n",
     "experiment/text.yaml": "just text\n",
     "experiment/abc.yaml": "# @package _global_\nsft:\n  args:\n    learning_rate: abc\n",
@@ -192,7 +239,6 @@ def test_text_in_yaml_stays_as_typed(own_files: str):
     [
         ("broken", "experiment/broken.yaml:2:1: expected the node content"),
         ("text", "experiment/text.yaml: holds no settings"),
-        ("abc", "sft.args.learning_rate='abc': trl.SFTConfig takes a number"),
         (
             "2026",
             "experiment=2026: there is no conf/experiment/2026.yaml; did you mean '2026_11_29'",
@@ -203,6 +249,45 @@ def test_a_wrong_file_is_one_clear_line(own_files: str, name: str, message: str)
     with pytest.raises(UsageError) as caught:
         compose([f"experiment={name}"], own_files)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_that_yaml_misreads_stay_as_typed(own_files: str):
+    composed = _compose(["experiment=odd"], own_files, with_hydra=True)
+    assert composed.hydra.sweeper.params == {
+        "name": "'2026_11_29','b'",
+        "++sft.args.run_name": "'1e5'",
+    }
+    config = compose(["experiment=odd"], own_files)
+    assert (config.seed, config.revise.rounds) == (17, 10)
+    assert config.model.template_args == {"date_string": "2026_11_29", "think": "1:30"}
+
+
+def test_an_open_value_of_a_file_may_be_filled_in(own_files: str):
+    assert compose(["experiment=open", "seed=3"], own_files).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sexagesimal", "seed='1:30' ({file}:2): input should be a valid integer"),
+        ("open", "seed has no value (??? in {file}:2); set it with seed=..."),
+        ("no_package", "{file}: what it sets would stand below 'experiment', which is no setting"),
+        ("range", "revise.rounds=99 ({file}:3): must be between 1 and 64"),
+        ("typo", "unknown key 'sft.roundz' ({file}:3)"),
+        ("nothing", "sft=None ({file}:2): must be a mapping of settings"),
+        ("set", "{file}: name: Value 'set' is not a supported primitive type"),
+        ("list", "{file}: "),
+        ("parent", "{file}: experiment=quikstart: there is no conf/experiment/quikstart.yaml; did"),
+        ("group", "a defaults list overrides 'modle', which no defaults list before it names"),
+        ("abc", "sft.args.learning_rate='abc' ({file}:4): trl.SFTConfig takes a number here"),
+    ],
+)
+def test_what_is_wrong_in_a_persons_file_names_the_file(own_files: str, name: str, message: str):
+    with pytest.raises(UsageError) as caught:
+        compose([f"experiment={name}"], own_files)
+    text = str(caught.value)
+    assert text.startswith(message.format(file=f"{own_files}/experiment/{name}.yaml"))
+    assert "\n" not in text
 
 
 def test_a_folder_of_files_must_be_there(tmp_path: Path):

@@ -252,7 +252,7 @@ def test_every_group_is_covered():
         ),
         ("+data.seed.where={null: x}", "data.seed.where"),
         ("+sft.weights={null: 1}", "sft.weights"),
-        ("model.path=???", "model.path has no value; set it with model.path=..."),
+        ("model.path=???", "model.path has no value"),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),
         ("name=a/b", "name='a/b' (override 'name=a/b'): use letters, digits"),

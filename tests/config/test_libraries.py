@@ -9,8 +9,8 @@ from transformers import BitsAndBytesConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
+from cai.config.argument_kinds import argument_kinds
 from cai.config.compose import compose
-from cai.config.libraries import argument_kinds
 from cai.errors import UsageError
 
 CLASSES = {"trl.SFTConfig": SFTConfig, "trl.DPOConfig": DPOConfig, "peft.LoraConfig": LoraConfig}
@@ -35,6 +35,30 @@ def test_the_arguments_of_quantization():
         (
             "sl_cai.args.lerning_rate=1",
             "trl.SFTConfig has no such argument; did you mean 'learning",
+        ),
+        ("sft.args.num_train_epochs=0", "takes a number above 0 here"),
+        ("sft.args.max_steps=0", "takes a whole number of at least 1 here"),
+        ("sft.args.max_steps=-5", "takes a whole number of at least 1 here"),
+        ("sft.args.learning_rate=-1", "takes a number above 0 here"),
+        ("sft.args.per_device_train_batch_size=0", "takes a whole number of at least 1 here"),
+        ("sft.args.lr_scheduler_type=cosin", "greedy here; did you mean 'cosine'?"),
+        ("sft.args.optim=foo", "takes one of adamw_torch, adamw_torch_fused, "),
+        ("sft.args.loss_type=foo", "takes one of nll, dft, chunked_nll here"),
+        ("sft.args.save_strategy=never", "takes one of no, steps, epoch, best here"),
+        ("sft.args.report_to=foo", "takes all, none, or names of transformers' integrations here"),
+        ("dpo.args.loss_type=foo", "takes a list of one of sigmoid, hinge, ipo, "),
+        ("dpo.args.loss_type=[sigmoid,sigmod]", "did you mean 'sigmoid'?"),
+        ("dpo.args.f_divergence_type=kl", "takes one of reverse_kl, forward_kl, "),
+        ("dpo.args.beta=0", "takes a number above 0 here"),
+        ("sft.peft.r=0", "takes a whole number of at least 1 here"),
+        ("sft.peft.lora_dropout=2", "takes a number from 0 up to, but not including, 1 here"),
+        ("sft.peft.target_modules='('", "takes a regular expression that can be read here"),
+        ("sft.peft.rank_pattern={q_proj: abc}", "takes whole numbers of at least 1 by module"),
+        ("sft.peft.rank_pattern={q_proj: 0}", "takes whole numbers of at least 1 by module"),
+        ("sft.peft.trainable_token_indices={a: 3}", "takes a list of tokens' numbers, or a"),
+        (
+            "sft.quantization={load_in_4bit: true, bnb_4bit_quant_type: int4}",
+            "takes one of fp4, nf4 here",
         ),
         ("sft.args.max_steps=1.5", "trl.SFTConfig takes a whole number here"),
         ("sft.args.max_length=abc", "trl.SFTConfig takes a whole number or null here"),
@@ -65,6 +89,12 @@ def test_a_librarys_argument_is_checked_before_the_library_loads(override: str, 
     "override",
     [
         "sft.args.optim=adamw_torch",
+        "sft.args.max_steps=-1",
+        "sft.args.lr_scheduler_type=cosine",
+        "sft.args.report_to=[wandb,tensorboard]",
+        "dpo.args.loss_type=[sigmoid,sft]",
+        "sft.peft.target_modules='.*_proj'",
+        "sft.peft.trainable_token_indices=[1,2]",
         "sft.args.max_steps=3",
         "sft.args.learning_rate=1",
         "sft.args.lr_scheduler_kwargs={num_cycles: 2}",
@@ -79,6 +109,12 @@ def test_a_librarys_argument_is_checked_before_the_library_loads(override: str, 
 )
 def test_what_the_library_takes_is_taken(override: str):
     compose(["experiment=quickstart", override])
+
+
+def test_a_whole_float_is_a_whole_number():
+    config = compose(["sft.args.max_steps=1e3", "sft.args.warmup_steps=1e1"])
+    assert repr(config.sft.args["max_steps"]) == "1000"
+    assert repr(config.sft.args["warmup_steps"]) == "10.0"
 
 
 @pytest.mark.parametrize("name", CLASSES)

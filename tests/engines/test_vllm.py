@@ -21,7 +21,7 @@ import httpx2
 import pytest
 
 from cai.config.schema import EngineConfig, Sampling, ServerConfig
-from cai.engines.base import Completion, Engine, Request, check_ready, open_engine
+from cai.engines.base import Completion, Engine, Request, check_engine, check_ready, open_engine
 from cai.engines.rows import gather_rows
 from cai.errors import UsageError
 from cai.messages import assistant, user
@@ -260,9 +260,10 @@ def test_a_killed_cai_leaves_no_server(model: str):
 
 def test_an_option_that_vllm_does_not_have_is_named(model: str):
     check_ready(served())
-    check_ready(served(max_num_seqs=4, max_model_len=64, enforce_eager=True, api_server_count=1))
+    options = {"max_num_seqs": 4, "max_model_len": 64, "enforce_eager": True}
+    check_engine(served(**options, api_server_count=1), "engine")
     with pytest.raises(UsageError, match=r"max_modl_len: vLLM .*did you mean 'max_model_len'"):
-        check_ready(served(max_modl_len=5))
+        check_engine(served(max_modl_len=5), "engine")
     with pytest.raises(UsageError, match=re.escape("engine.options.max_modl_len: vLLM has no")):
         open_engine(served(max_modl_len=5), model)
     with pytest.raises(UsageError, match=r"engine\.options\.max_num_seqs: .*'many'"):

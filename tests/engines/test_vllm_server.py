@@ -16,7 +16,7 @@ import pytest
 
 from cai.config.schema import EngineConfig, Sampling
 from cai.engines import vllm_server
-from cai.engines.base import Completion, Engine, Request, check_ready, open_engine
+from cai.engines.base import Completion, Engine, Request, check_engine, check_ready, open_engine
 from cai.engines.rows import gather_rows
 from cai.engines.vllm import server_options
 from cai.engines.vllm_server import VllmServer, flags, share_device
@@ -374,18 +374,28 @@ def test_an_option_that_vllms_source_does_not_declare_is_named_before_anything_r
     fake: MakePython, tmp_path: Path
 ):
     config = replace(fake(), options={"max_modl_len": 5})
-    check_ready(config)  # its source is not where it is known to be: the server will say it
+    # its source is not where it is known to be: the server will say it
+    check_engine(config, "engine")
     (tmp_path / "vllm/engine").mkdir(parents=True)
     (tmp_path / "vllm/entrypoints/launchers").mkdir(parents=True)
     (tmp_path / "vllm/engine/arg_utils.py").write_text(
-        "class EngineArgs:\n    max_model_len: int\n"
+        "class EngineArgs:\n    max_model_len: int = 0\n    enforce_eager: bool = False\n"
+        "    gpu_memory_utilization: float = 0.9\n    served: str | None = None\n"
     )
     flags = tmp_path / "vllm/entrypoints/launchers/cli_args.py"
     flags.write_text('parser.add_argument("--api-server-count", type=int)\n')
-    check_ready(replace(config, options={"max_model_len": 5, "api_server_count": 1}))
+    for value in (5, "16k", "auto", None):
+        options = {"max_model_len": value, "api_server_count": 1, "gpu_memory_utilization": 1}
+        check_engine(replace(config, options=options | {"served": 7}), "engine")
+    wrong = {"max_model_len": "abc", "enforce_eager": 1, "gpu_memory_utilization": "much"}
+    words = ("a whole number", "true or false", "a number")
+    for (name, value), takes in zip(wrong.items(), words, strict=True):
+        message = rf"engine\.options\.{name}={value}: vLLM takes {takes} here"
+        with pytest.raises(UsageError, match=message):
+            check_engine(replace(config, options={name: value}), "engine")
     message = r"label\.engine\.options\.max_modl_len: .*; did you mean 'max_model_len'"
     with pytest.raises(UsageError, match=message):
-        check_ready(config, "label.engine")
+        check_engine(config, "label.engine")
 
 
 def test_servers_that_run_at_once_divide_a_devices_memory():

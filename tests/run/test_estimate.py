@@ -22,7 +22,7 @@ from cai.run.estimate import (
     tuning_of,
 )
 from cai.run.outlook import Outlook
-from cai.run.plan import STAGES, check_engines, plan_run, stages
+from cai.run.plan import STAGES, check_settings, plan_run, stages
 from cai.run.process import launch_arguments
 from cai.store.run_folder import Run
 from cai.training.memory import GIB, USABLE, forecast, read_shape
@@ -56,7 +56,7 @@ def hours(expected: Estimate) -> dict[str, float]:
 @pytest.mark.parametrize("name", CARDS)
 def test_a_recipe_is_composed_checked_and_planned(name: str, tmp_path: Path):
     config = recipe(name)
-    check_engines(config)
+    check_settings(config)
     quantised = config.sft.quantization is not None
     for stage in STAGES:
         if not quantised or importlib.util.find_spec("bitsandbytes") is not None:

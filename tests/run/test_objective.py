@@ -6,9 +6,11 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from cai.cli.run import check_jobs
 from cai.config.compose import compose
 from cai.errors import CaiError, UsageError
 from cai.run.objective import check_objective, objective_of
+from cai.run.plan import check_settings
 from cai.store.manifest import Manifest
 
 METRICS = {
@@ -69,3 +71,22 @@ def test_optuna_wants_its_package_and_a_sweep(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     done = cai("hydra/sweeper=optuna", "experiment=smoke")
     assert done.returncode == 2 and "add -m" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages=[Sft]", "stages names 'Sft', which is no stage; did you mean 'sft'"),
+        ("stages=[]", r"stages=\[\] names no stage, so nothing would run"),
+        ("objective=x", "objective=x: there is no such metric"),
+    ],
+)
+def test_what_a_run_is_to_do_is_checked_by_the_plan(override: str, message: str):
+    with pytest.raises(UsageError, match=message):
+        check_settings(compose(["experiment=smoke", override]))
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts():
+    check_jobs(["experiment=smoke", "-m", "seed=1,2", "name=2026_1"], None)
+    with pytest.raises(UsageError, match="seed=-2"):
+        check_jobs(["experiment=smoke", "-m", "seed=1,-2"], None)

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from cai.config.compose import compose
-from cai.config.schema import DataConfig, EngineConfig, SftConfig
+from cai.config.schema import DataConfig, EngineConfig, ModelConfig, SftConfig
 from cai.data.parquet import write_rows
 from cai.errors import UsageError
 from cai.models.load import load_model
@@ -21,7 +21,7 @@ from cai.stages import dpo, sft
 from cai.stages.base import Context, Input
 from cai.training import trainer as training
 from cai.training.adapters import relative_error
-from cai.training.arguments import UNPUBLISHABLE, lora_config
+from cai.training.arguments import UNPUBLISHABLE, check_lora, lora_config
 
 LINEAR = {"r": 4, "target_modules": "all-linear"}
 QUERIES = {"r": 4, "target_modules": ["q_proj"]}
@@ -293,3 +293,33 @@ def test_trained_biases_leave_dpo_without_a_reference():
 
 def test_plain_settings_are_not_refused():
     assert lora_config("sft.peft", LINEAR).r == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "v_pro"]},
+            "sft.peft.target_modules: the model has no module 'v_pro'; did you mean 'v_proj'?; it",
+        ),
+        ({"modules_to_save": ["lm_haed"]}, "sft.peft.modules_to_save: the model has no module"),
+        ({"exclude_modules": ["gate"]}, "sft.peft.exclude_modules: the model has no module 'gate'"),
+        ({"target_modules": "nope.*"}, "sft.peft: peft refuses: Target modules nope"),
+        ({"layers_to_transform": [7]}, "sft.peft: peft refuses: "),
+        ({"trainable_token_indices": {"embed": [3]}}, "sft.peft: peft refuses: "),
+    ],
+)
+def test_an_adapter_that_does_not_fit_the_model_is_refused_before_it_loads(
+    settings: dict[str, Any], message: str, tmp_path: Path, tiny_model: Path
+):
+    shutil.copy(tiny_model / "config.json", tmp_path)  # no weights
+    model = ModelConfig("tiny", "path", str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        check_lora("sft.peft", QUERIES | settings, model)
+    assert str(caught.value).startswith(message)
+    check_lora("sft.peft", QUERIES | {"init_lora_weights": "pissa"}, model)
+    check_lora("sft.peft", LINEAR | {"modules_to_save": ["lm_head"]}, model)
+
+
+def test_of_a_model_that_is_not_here_nothing_is_known():
+    check_lora("sft.peft", {"target_modules": ["nope"]}, ModelConfig("x", "hub", "no/where"))

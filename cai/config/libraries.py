@@ -171,8 +171,9 @@ def _refusal(name: str, kind: Any, value: object) -> str | None:
     if not _fits(kind, [value] if is_alone else value):
         return f"{_in_words(kind)} here{nearest(str(value), choices_of(kind))}"
     limit = LIMITS.get(name)
-    is_within = limit is None or value is None or limit.holds(value)
-    return None if is_within else f"{limit.words} here"
+    if limit is None or value is None or limit.holds(value):
+        return None
+    return f"{limit.words} here"
 
 
 def whole_numbers(values: Any, kind: Any = Config) -> Any:

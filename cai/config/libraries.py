@@ -80,10 +80,15 @@ def _one_of(*choices: str) -> Limit:
     return Limit(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
-ABOVE_0 = Limit("a number above 0", lambda value: value > 0)
-FROM_0 = Limit("a number of at least 0", lambda value: value >= 0)
-FROM_1 = Limit("a whole number of at least 1", lambda value: value >= 1)
-BELOW_1 = Limit("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+def _number(words: str, holds: Callable[[float], bool]) -> Limit:
+    """Of numbers: an argument may take a word too, such as "auto"."""
+    return Limit(words, lambda value: isinstance(value, str) or holds(value))
+
+
+ABOVE_0 = _number("a number above 0", lambda value: value > 0)
+FROM_0 = _number("a number of at least 0", lambda value: value >= 0)
+FROM_1 = _number("a whole number of at least 1", lambda value: value >= 1)
+BELOW_1 = _number("a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 PATTERN = Limit("a regular expression that can be read", _all_patterns)
 
 # By the argument's name, which means the same in every class. Where it is not said here, the
@@ -168,7 +173,7 @@ def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> N
 def _refusal(name: str, kind: Any, value: object) -> str | None:
     """What an argument takes, in words, where it does not take `value`."""
     is_alone = name in ONE_OR_MORE and isinstance(value, str)
-    if not _fits(kind, [value] if is_alone else value):
+    if not _fits(kind, value) and not (is_alone and _fits(kind, [value])):
         return f"{_in_words(kind)} here{nearest(str(value), choices_of(kind))}"
     limit = LIMITS.get(name)
     if limit is None or value is None or limit.holds(value):

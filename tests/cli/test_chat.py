@@ -114,7 +114,7 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_and_not_the_chat(run: Path):
 
     def until(ready: Callable[[str], object], asked_to_stop: bool = False) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not ready(seen):
             readable, _, _ = select.select([ours], [], [], 1)
             if asked_to_stop and not readable:

@@ -34,7 +34,8 @@ def test_text_stays_as_typed(text: str):
     config = compose(
         [f"constitution={text}", f"label.model={{name: {text!r}, kind: hub, path: x}}"]
     )
-    assert config.constitution == text and config.label.model and config.label.model.name == text
+    assert config.constitution == str(Path(text).expanduser())
+    assert config.label.model and config.label.model.name == text
 
 
 @pytest.mark.parametrize("text", [*LOOKS_OTHERWISE[:-2], "a=b", "数据"])

@@ -254,7 +254,7 @@ def test_every_group_is_covered():
         ("+sft.weights={null: 1}", "sft.weights"),
         ("model.path=???", "model.path has no value"),
         ("model=path", "model.path"),
-        ("dpo.args.beta=${foo}", "dpo.args.beta: Interpolation key 'foo' not found"),
+        ("dpo.args.beta=${foo}", "Interpolation key 'foo' not found; ${...} takes the value"),
         ("name=a/b", "name='a/b' (override 'name=a/b'): use letters, digits"),
     ],
 )

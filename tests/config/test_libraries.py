@@ -55,7 +55,7 @@ def test_the_arguments_of_quantization():
         ("sft.peft.target_modules='('", "takes a regular expression that can be read here"),
         ("sft.peft.rank_pattern={q_proj: abc}", "takes whole numbers of at least 1 by module"),
         ("sft.peft.rank_pattern={q_proj: 0}", "takes whole numbers of at least 1 by module"),
-        ("sft.peft.trainable_token_indices={a: 3}", "takes a list of tokens' numbers, or a"),
+        ("sft.peft.trainable_token_indices={a: 3}", "takes a list of a whole number or a mapping"),
         (
             "sft.quantization={load_in_4bit: true, bnb_4bit_quant_type: int4}",
             "takes one of fp4, nf4 here",
@@ -64,7 +64,7 @@ def test_the_arguments_of_quantization():
         ("sft.args.max_length=abc", "trl.SFTConfig takes a whole number or null here"),
         ("sft.args.max_length=true", "sft.args.max_length=true"),
         ("sft.args.packing=1", "trl.SFTConfig takes true or false here"),
-        ("dpo.args.loss_type=7", "trl.DPOConfig takes a list of text here"),
+        ("dpo.args.loss_type=7", "trl.DPOConfig takes a list of one of sigmoid, hinge"),
         ("dpo.args={loss_weights: [a]}", "trl.DPOConfig takes a list of a number or null here"),
         ("dpo.peft.r=abc", "peft.LoraConfig takes a whole number here"),
         ("dpo.peft.bias=nothing", "peft.LoraConfig takes one of none, all, lora_only here"),

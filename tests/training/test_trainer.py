@@ -274,8 +274,8 @@ def test_a_sharded_checkpoint_is_for_as_many_processes(tiny_model: Path, tmp_pat
     ("killed", "settings"),
     [
         (6, {"max_steps": 6}),  # in the middle of an epoch, with only the result left to save
-        (4, {"learning_rate": 0.0, "eval_steps": 2}),  # early stopping has begun to count
-        (6, {"learning_rate": 0.0, "eval_steps": 2}),  # and has ended training
+        (4, {"learning_rate": 1e-30, "eval_steps": 2}),  # early stopping has begun to count
+        (6, {"learning_rate": 1e-30, "eval_steps": 2}),  # and has ended training
     ],
 )
 def test_killed_after_a_checkpoint_training_ends_where_it_would_have(

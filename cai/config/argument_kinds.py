@@ -51,6 +51,7 @@ NAMED = re.compile(r"(?:Possible values are|Options):? (.*?)\. ", re.DOTALL)
 CHOICE = re.compile(r"'(\w+)'|`(\w+)`")
 
 
+@functools.cache
 def argument_kinds(class_name: str) -> Mapping[str, Any]:
     """The type of each argument of a class; Any where it is not simple.
 

@@ -50,6 +50,7 @@ revise:
 label:
   # By your principles. quickstart's `rule` reads none: it prefers answers that decline.
   kind: contrast
+  harmless_share: null
   prompts:
     limit: 60
   benign:

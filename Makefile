@@ -19,7 +19,7 @@ endef
 .PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check audit lint format clean
 
 help:
-	@echo "make quickstart   install, then run experiment=quickstart (ten minutes on two CPU cores)"
+	@echo "make quickstart   install, then run experiment=quickstart (twenty minutes on two CPU cores)"
 	@echo "make test         install, then run the unit tests"
 	@echo "make vllm         install vLLM into .venv-vllm, for engine=vllm engine.python=.venv-vllm/bin/python"
 	@echo "make test-vllm    make vllm, then run the tests on a real vLLM"

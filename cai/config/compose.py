@@ -156,9 +156,7 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
 
 
-def _compose(
-    overrides: Sequence[str], folder: str | None = None, with_hydra: bool = False
-) -> DictConfig:
+def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
     GlobalHydra.instance().clear()
     READ_FILES.clear()
     read_files_with_types()
@@ -170,7 +168,7 @@ def _compose(
         words.append(f"hydra.searchpath=[{place}]")
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-            return hydra.compose("config", words, return_hydra_config=with_hydra)
+            return hydra.compose("config", words)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(_explain(error, overrides, folder)) from None
     # Hydra's parser lets these through.

@@ -16,7 +16,6 @@ TEXT = "tag:yaml.org,2002:str"
 
 PLACEHOLDER = re.compile(r"\{\w*\}")
 
-
 KINDS: dict[type[yaml.Node], str] = {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}
 
 
@@ -143,7 +142,7 @@ def mapping_node(fields: Mapping[str, str | Sequence[str]], mark: yaml.Mark) -> 
     """A mapping of texts, and of lists of texts, as if it stood at `mark` of a file."""
 
     def text_node(text: str) -> yaml.ScalarNode:
-        return yaml.ScalarNode("tag:yaml.org,2002:str", text, mark)
+        return yaml.ScalarNode(TEXT, text, mark)
 
     pairs: list[tuple[yaml.Node, yaml.Node]] = []
     for name, value in fields.items():

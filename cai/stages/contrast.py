@@ -18,7 +18,14 @@ from cai.method.contrast import ContrastPair, contrast, nearest_in_length, sures
 from cai.method.preferences import shuffle_pairs, with_origins
 from cai.stages.base import Context, split_failed
 from cai.stages.feedback import Judge, labelled_pairs, rate_judge
-from cai.stages.pairs import Answered, Pairs, count_pairs, policy_answers, prompts_of_both
+from cai.stages.pairs import (
+    Answered,
+    Pairs,
+    count_pairs,
+    policy_answers,
+    prompts_of_both,
+    split_by_harm,
+)
 
 # of each prompt every two of its answers; None: too long for the judge
 Contrasts = list[list[ContrastPair] | RequestFailed | None]
@@ -142,9 +149,8 @@ def _typical(scored: Scored) -> float:
 def _choose(scored: Scored, share: float) -> list[ContrastPair]:
     """One pair of a prompt, the surer ones, as many of harmful as of harmless prompts."""
     nearest = [nearest_in_length(pairs) for pairs in scored.compared]
-    harmful = [pair for pair in nearest if pair.prompt.id not in scored.harmless]
+    harmful, harmless = split_by_harm(nearest, scored.harmless)
     if not scored.harmless:
         return surest(harmful, math.ceil(share * len(harmful)))
-    harmless = [pair for pair in nearest if pair.prompt.id in scored.harmless]
     count = round(share * min(len(harmful), len(harmless)))
     return [*surest(harmful, count), *surest(harmless, count)]

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cai.config.schema import LabelConfig, Prompts
 from cai.data.parquet import read_rows
@@ -20,6 +21,7 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
 from cai.messages import Prompt, as_dicts, assistant, from_dicts
+from cai.method.contrast import ContrastPair
 from cai.method.preferences import (
     PreferencePair,
     SampledAnswer,
@@ -36,6 +38,8 @@ from cai.text import words
 
 # each prompt with the policy's different answers: text -> how it was sampled
 Answered = list[tuple[Prompt, dict[str, SampledAnswer]]]
+
+Pair = TypeVar("Pair", PreferencePair, ContrastPair)
 
 
 @dataclass
@@ -106,18 +110,25 @@ def prompts_of_both(config: LabelConfig, context: Context) -> tuple[list[Prompt]
     return prompts + harmless, {prompt.id for prompt in harmless}, overlapping
 
 
+def split_by_harm(pairs: Sequence[Pair], harmless: set[str]) -> tuple[list[Pair], list[Pair]]:
+    """The pairs on harmful prompts, and those on the prompts with the ids `harmless`."""
+    on_harmful = [pair for pair in pairs if pair.prompt.id not in harmless]
+    on_harmless = [pair for pair in pairs if pair.prompt.id in harmless]
+    return on_harmful, on_harmless
+
+
 def count_pairs(
     pairs: list[PreferencePair], answered: Answered, harmless: set[str]
 ) -> dict[str, int]:
     """What label.COUNTS says of the pairs of harmful and harmless prompts."""
-    kinds = Counter("harmless" if pair.prompt.id in harmless else "harmful" for pair in pairs)
+    on_harmful, on_harmless = split_by_harm(pairs, harmless)
     cut_off = [answer for _, sampled in answered for answer in sampled.values() if not answer.ended]
     longer = [pair for pair in pairs if len(words(pair.chosen)) > len(words(pair.rejected))]
     return {
         "benign_prompts": len(harmless),
         "cut_off": len(cut_off),
-        "harmful": kinds["harmful"],
-        "harmless": kinds["harmless"],
+        "harmful": len(on_harmful),
+        "harmless": len(on_harmless),
         "chosen_longer": len(longer),
     }
 
@@ -133,10 +144,8 @@ def rule_pairs(config: LabelConfig, context: Context) -> Pairs:
         # shuffled before the cut, so that harmful and harmless prompts keep their shares
         pairs = shuffle_pairs(pairs, context.seed)[: config.limit]
     else:
-        on_harmful = [pair for pair in pairs if pair.prompt.id not in harmless]
-        on_harmless = [pair for pair in pairs if pair.prompt.id in harmless]
-        share = config.harmless_share
-        pairs = mix_pairs(on_harmful, on_harmless, share, config.limit, context.seed)
+        by_harm = split_by_harm(pairs, harmless)
+        pairs = mix_pairs(*by_harm, config.harmless_share, config.limit, context.seed)
     reasons = Counter(reason for reason in ruled if isinstance(reason, str))
     numbers = {
         "prompts": len(prompts),

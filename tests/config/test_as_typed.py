@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from cai.config.as_typed import as_typed, displayed
-from cai.config.compose import _compose, compose
+from cai.config.compose import compose
+from cai.config.typed_yaml import TypedFileSource
 from cai.config.types import lookup
 from cai.errors import UsageError
 
@@ -253,8 +255,8 @@ def test_a_wrong_file_is_one_clear_line(own_files: str, name: str, message: str)
 
 
 def test_numbers_that_yaml_misreads_stay_as_typed(own_files: str):
-    composed = _compose(["experiment=odd"], own_files, with_hydra=True)
-    assert composed.hydra.sweeper.params == {
+    file = TypedFileSource("own", f"file://{own_files}").load_config("experiment/odd").config
+    assert OmegaConf.select(file, "hydra.sweeper.params") == {
         "name": "'2026_11_29','b'",
         "++sft.args.run_name": "'1e5'",
     }

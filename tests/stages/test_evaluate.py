@@ -28,6 +28,7 @@ from cai.method.attacks import OPENINGS
 from cai.scoring.answers import Answer
 from cai.stages import evaluate, scores, suites
 from cai.stages.base import Context, Input
+from cai.store.files import write_json
 from tests.configs import smoke
 
 SYSTEM = Message("system", "Be kind.")
@@ -469,9 +470,7 @@ def test_what_says_refused_is_named():
     assert scores.refusals(config, answers) == ([True, False], {"by": "rules"})
 
 
-def test_the_harness_measures_every_model_once(
-    context: Context, tiny_model: Path, rivers: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_harness_measures_every_model_once(context: Context, tiny_model: Path, rivers: Path):
     pytest.importorskip("lm_eval")
 
     sampling = replace(smoke().evaluate.sampling, max_new_tokens=4)
@@ -482,9 +481,10 @@ def test_the_harness_measures_every_model_once(
     metrics = evaluate.run(config, context.root, context).metrics
     assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
     assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
-    # stopped and begun again: what was measured is not measured twice
-    monkeypatch.setattr(scores, "harness_metrics", lambda *_: pytest.fail("asked again"))
-    assert (
-        scores.harness_tasks(config, context)["base"]["rivers (lm-eval)"]
-        == metrics["base"]["rivers (lm-eval)"]
-    )
+    # stopped and begun again: what was measured is not measured twice, but read from where it is
+    for file in context.scratch.glob("lm_eval-*.json"):
+        noted = json.loads(file.read_text())
+        noted["rivers"]["acc"]["value"] = 0.125
+        write_json(file, noted)
+    again = scores.harness_tasks(config, context)
+    assert [row["rivers (lm-eval)"]["acc"]["value"] for row in again.values()] == [0.125] * 2

@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 
@@ -155,7 +154,7 @@ def push(run: Path, hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
 def unsent(cai: Command, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The same in this process, for what ends before anything is sent."""
     # the hub's client reads HF_ENDPOINT once, as it is imported
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
     def run_push(run: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -619,15 +619,13 @@ def _wait_until_it_works_on(stage: str, root: Path, ended: Callable[[], int | No
                     return
             elif _written(file) > started and _done(file):
                 return
-        if stage == "report" and any(_written(work) > started for work in root.glob(WORK)):
+        reports = root.glob("report/*/work")
+        if stage == "report" and any(_written(work) > started for work in reports):
             return
         time.sleep(0.01)
     assert ended() is not None and (root / "latest" / stage / "manifest.json").exists(), (
         f"{stage} never began"
     )
-
-
-WORK = "report/*/work"
 
 
 def _written(file: Path) -> float:

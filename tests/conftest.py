@@ -32,6 +32,7 @@ from cai.stages.training_rows import Audit
 from cai.store.files import write_json
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run
+from tests.configs import smoke
 
 settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
 settings.register_profile(
@@ -162,7 +163,7 @@ def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
     Fields that are given replace its own."""
 
     def make(stage: str, **fields: Any) -> Context:
-        config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+        config = smoke("model=path", f"model.path={tiny_model}")
         context = Context(
             stage=stage,
             seed=0,

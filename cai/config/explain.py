@@ -29,9 +29,26 @@ def shown(file: Path) -> str:
     return f"conf/{file.relative_to(root).as_posix()}" if file.is_relative_to(root) else str(file)
 
 
-def at(key: str, overrides: Sequence[str], value: object = None) -> str:
-    """A setting in a message: its key, its value where there is one, and what set it."""
-    return f"{key}{'' if value is None else f'={value}'}{origin(key, overrides, value)}"
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting in a message: its key, its value where there is one, and what set it.
+
+    What set it is looked up as the message is written: that parses the files of conf/, and most
+    checks find nothing to say.
+    """
+
+    key: str
+    overrides: Sequence[str]
+    value: object = None
+
+    def __str__(self) -> str:
+        value = "" if self.value is None else f"={self.value}"
+        return f"{self.key}{value}{origin(self.key, self.overrides, self.value)}"
+
+
+def at(key: str, overrides: Sequence[str], value: object = None) -> Setting:
+    """How a message names a setting: f"{at('seed', overrides)}: ..."."""
+    return Setting(key, overrides, value)
 
 
 def origin(key: str, overrides: Sequence[str], value: object = None) -> str:

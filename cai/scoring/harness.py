@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from cai.config.schema import EngineConfig
 from cai.errors import CaiError, UsageError, nearest, not_installed
 from cai.models.load import load_model, load_tokenizer, pick_device
@@ -43,18 +45,36 @@ def task_manager(tasks: Sequence[str]) -> Any:
 
     Raises UsageError where the harness is missing, or knows no such task.
     """
-    manager = _read_index(_harness().tasks.TaskManager)
+    manager = _read_index(_harness().tasks.TaskManager, not all(map(_stands_alone, tasks)))
     for name in tasks:
-        if Path(name).suffix not in TASK_FILES and name not in manager.task_index:
+        if not _is_file(name) and name not in manager.task_index:
             hint = nearest(name, manager.all_tasks)
             raise UsageError(f"evaluate.lm_eval: '{name}' is no task of the harness{hint}")
     return manager
 
 
+def _is_file(task: str) -> bool:
+    return Path(task).suffix in TASK_FILES
+
+
+def _stands_alone(task: str) -> bool:
+    """Whether a task is a file that names no other task, as a group's does."""
+    if not _is_file(task):
+        return False
+    try:
+        root = yaml.compose(Path(task).read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):  # the harness says what is wrong with it
+        return False
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    keys = {key.value: value for key, value in entries}
+    return isinstance(keys.get("task"), yaml.ScalarNode) and "group" not in keys
+
+
 @cache
-def _read_index(manager: Callable[[], Any]) -> Any:
-    """The harness reads 14,000 files to know its tasks, for 10 s: once in a process is enough."""
-    return manager()
+def _read_index(manager: Callable[..., Any], of_harness: bool) -> Any:
+    """The harness reads 14,000 files to know its own tasks, for 10 s: only where they are named,
+    and once in a process."""
+    return manager(include_defaults=of_harness)
 
 
 def harness_metrics(

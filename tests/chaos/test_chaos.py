@@ -5,7 +5,6 @@ They are killed, starved, damaged and held twice, and come to the same result.""
 import contextlib
 import http.server
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -18,51 +17,38 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.cli.main import main
 from cai.engines.ledger import Ledger
-from cai.run import plan as planning
 from cai.store.manifest import VERIFIED, read_manifest, verify_files
 from cai.store.run_folder import Run
+from tests.smoke_runs import NAMES, run_fork, smoke_command, start_fork
 
 pytestmark = pytest.mark.chaos
 
 MOMENTS = int(os.environ.get("CAI_CHAOS_MOMENTS", "5"))
 SEED = 8
-NAMES = [
-    stage.name for stage in planning.STAGES if stage.name != "build"
-]  # a random model writes no instructions
 ROOT = Path("outputs/smoke")
-
-
-def command(model: Path, *words: str) -> list[str]:
-    run = [
-        sys.executable,
-        "-m",
-        "cai",
-        "experiment=smoke",
-        "model=path",
-        f"model.path={model}",
-        "model.name=tiny",
-    ]
-    return [*run, *words]
 
 
 def cai(folder: Path, model: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(model, *words), cwd=folder, capture_output=True, text=True, timeout=300, **options
+        smoke_command(model, *words),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
     )
 
 
 def started(folder: Path, model: Path, launcher: str) -> subprocess.Popen[str]:
     """A run under way, in a session of its own, so that it can be killed with its workers."""
     return subprocess.Popen(
-        command(model, f"launcher={launcher}"),
+        smoke_command(model, f"launcher={launcher}"),
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -138,37 +124,6 @@ def check_nothing_half_written(folder: Path) -> str:
     )
 
 
-PRELOADED = [
-    "torch",
-    "transformers",
-    "datasets",
-    "peft",
-    "trl.trainer.sft_trainer",
-    "trl.trainer.dpo_trainer",
-    "cai.cli.main",
-]
-PRELOADED += [
-    "cai.run.runner",
-    "cai.run.worker",
-    "cai.stages.suites",
-    "cai.stages.verdicts",
-]
-FORKS = multiprocessing.get_context(
-    "forkserver"
-)  # a clean process that has the libraries loaded, and runs nothing
-FORKS.set_forkserver_preload(PRELOADED)
-
-
-def forked(folder: str, words: list[str]) -> None:
-    """A run in a process and a session of its own, without the seconds that imports take."""
-    os.setsid()
-    os.chdir(folder)
-    said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    main(words)
-
-
 class Moment:
     """When to kill: a share of a stage's usual time after its start, or when its output is there
     without a manifest."""
@@ -213,17 +168,9 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(
     its manifest."""
     rng, expected, texts = random.Random(SEED), outputs(whole), completions(whole)
 
-    def start(folder: Path) -> BaseProcess:
-        process = FORKS.Process(
-            target=forked, args=(str(folder), command(tiny_model, "launcher=inline")[3:])
-        )
-        process.start()
-        return process
-
     def finish(folder: Path) -> None:
-        process = start(folder)
-        process.join(300)
-        assert process.exitcode == 0, (folder / "said").read_text()[-3000:]
+        done = run_fork(folder, tiny_model)
+        assert done.returncode == 0, done.stderr[-3000:]
         assert outputs(folder) == expected, killed
         assert completions(folder) == texts, killed
 
@@ -247,12 +194,12 @@ def test_killed_at_random_moments_it_continues_to_the_same_result(
             moment = Moment(
                 folder, stage, rng.uniform(0, 1.05) if rng.random() < 0.8 else None, taken[stage]
             )
-            process = start(folder)
+            process = start_fork(folder, tiny_model)
             moment.wait(lambda process=process: process.exitcode is not None)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid or 0, signal.SIGKILL)
             process.join()
-            assert process.exitcode in (-signal.SIGKILL, 0), (folder / "said").read_text()[-3000:]
+            assert process.exitcode in (-signal.SIGKILL, 0), (folder / "stderr").read_text()[-3000:]
             if process.exitcode:  # else the moment came after the run's end
                 killed.append(check_nothing_half_written(folder))
         finish(folder)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cai.config.compose import compose
 from cai.config.schema import Sampling
 from cai.engines.base import Completion, Request
 from cai.store.files import write_json
 from cai.store.run_folder import Run
+from tests.configs import smoke
 
 WORDS = ["--max-new-tokens", "6"]
 
@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
     root = tmp_path_factory.mktemp("chat") / "outputs" / "smoke"
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+    config = smoke("model=path", f"model.path={tiny_model}")
     for stage in ("sft", "dpo"):
         work, _ = Run(root).begin(stage, f"{stage:0<64}")
         (work / "model").mkdir()
@@ -97,7 +97,7 @@ def test_a_wrong_word_is_one_clear_line(chat: Chat, run: Path, words: list[str],
 
 
 def test_a_run_without_a_model_is_named(chat: Chat, tmp_path: Path, tiny_model: Path):
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+    config = smoke("model=path", f"model.path={tiny_model}")
     write_json(tmp_path / "run.json", {"schema": 1, "config": asdict(config)})
     done = chat(tmp_path, b"")
     assert done.returncode == 2 and "no model is done yet" in done.stderr

@@ -189,11 +189,11 @@ def test_debug_shows_the_traceback(tmp_path: Path):
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-def test_a_malformed_principle_file_is_named_with_line_and_column(tmp_path: Path):
+def test_a_malformed_principle_file_is_named_with_line_and_column(cai: Command, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(
         "name: mine\nprinciples:\n  - id: a\n    critique: ''\n    revison: Rewrite.\n"
     )
-    done = process(tmp_path, "constitution=mine.yaml")
+    done = cai("constitution=mine.yaml")
     assert done.returncode == 2
     assert "mine.yaml:4:15: 'critique' is empty" in done.stderr
     assert (

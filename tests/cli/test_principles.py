@@ -1,9 +1,9 @@
 """`cai principles`: check, show, and import of the two JSON layouts (with texts of our own)."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -96,7 +96,9 @@ def test_show_prints_shares(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("words", [["show"], ["show", "--texts"], ["check"]], ids=" ".join)
-def test_a_principle_file_can_not_steer_the_terminal(tmp_path: Path, words: list[str]):
+def test_a_principle_file_can_not_steer_the_terminal(
+    tmp_path: Path, cai: Callable[..., CompletedProcess[str]], words: list[str]
+):
     rule = (
         r'{id: a, critique: "\e[31m[/b]?", revision: "b\e[2J", comparison: "c", '
         r'tags: ["[/x]\e[2J"]}'
@@ -106,7 +108,6 @@ def test_a_principle_file_can_not_steer_the_terminal(tmp_path: Path, words: list
         f'name: "[/n]\\e[2J"\nprinciples: [{rule}]\n'
         + ('"\\e[2J": 1\n' if words == ["check"] else "")
     )
-    command = [sys.executable, "-m", "cai", "principles", *words[:1], str(file), *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = cai("principles", *words[:1], str(file), *words[1:])
     assert done.returncode == (2 if words == ["check"] else 0), done.stderr
     assert "\x1b" not in done.stdout + done.stderr and "�[2J" in done.stdout + done.stderr

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,9 +128,10 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def push(
-    run: Path, hub: Hub, *words: str, token: str | None = TOKEN
-) -> subprocess.CompletedProcess[str]:
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def push(run: Path, hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
     place = run.parent.parent
     (place / "tmp").mkdir(exist_ok=True)
     environment = {
@@ -142,15 +143,28 @@ def push(
         "TMPDIR": str(place / "tmp"),
     }
     environment |= {"HF_HUB_DISABLE_XET": "1"}  # the hub's own storage; this server has none
-    environment |= {"HF_TOKEN": token} if token else {}
+    environment |= {"HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "cai", "push", str(run), "--repo", "me/kind", *words]
     return subprocess.run(
         command, cwd=place, env=environment, capture_output=True, text=True, timeout=120
     )
 
 
-def test_a_dry_run_shows_all_and_asks_nothing(finished_run: Path, hub: Hub):
-    done = push(finished_run, hub, token=None)
+@pytest.fixture
+def unsent(cai: Command, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The same in this process, for what ends before anything is sent."""
+    # the hub's client reads HF_ENDPOINT once, as it is imported
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def run_push(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        return cai("push", str(run), "--repo", "me/kind", *words, folder=run.parent.parent)
+
+    return run_push
+
+
+def test_a_dry_run_shows_all_and_asks_nothing(finished_run: Path, hub: Hub, unsent: Command):
+    done = unsent(finished_run)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("---\n") and "nothing was sent" in done.stdout and hub.asked == []
     names = re.findall(r"^ *[\d,]+  (\S+)$", done.stdout, re.MULTILINE)
@@ -216,12 +230,15 @@ def test_a_hub_that_is_away_is_named(finished_run: Path):
     assert done.returncode == 1 and "http://127.0.0.1:9 can't be reached" in done.stderr
 
 
-def test_a_damaged_model_is_not_sent(finished_run: Path, hub: Hub):
+def test_a_damaged_model_is_not_sent(
+    finished_run: Path, hub: Hub, unsent: Command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     file = next(finished_run.glob("dpo/*/out/model/model.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    done = push(finished_run, hub, "--yes")
+    done = unsent(finished_run, "--yes")
     assert (
         done.returncode == 1 and "model.safetensors is damaged" in done.stderr and hub.asked == []
     )
@@ -238,7 +255,7 @@ def test_a_damaged_model_is_not_sent(finished_run: Path, hub: Hub):
     ],
 )
 def test_a_wrong_word_is_one_clear_line(
-    finished_run: Path, hub: Hub, words: list[str], expected: str
+    finished_run: Path, hub: Hub, unsent: Command, words: list[str], expected: str
 ):
-    done = push(finished_run, hub, *words, token=None)
+    done = unsent(finished_run, *words)
     assert done.returncode == 2 and expected in done.stderr and hub.asked == []

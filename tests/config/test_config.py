@@ -5,6 +5,7 @@ Every wrong key or value is an error that says which, where, and what was meant.
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,6 +51,18 @@ def test_every_file_under_conf_composes(file: Path):
         assert file.stem in config.data
     elif file.parent.name == "experiment":
         assert config.name == file.stem
+
+
+class UnreadOverrides(list[str]):
+    """What set a setting is looked for among the overrides, the last first."""
+
+    def __reversed__(self) -> Iterator[str]:
+        raise AssertionError("nothing is wrong, so what set a setting is not looked up")
+
+
+def test_what_set_a_setting_is_looked_up_for_messages_alone():
+    """It parses files of conf/ once more: a sixth of the time of composing."""
+    assert compose(UnreadOverrides(["experiment=smoke"])).name == "smoke"
 
 
 def test_every_group_is_covered():

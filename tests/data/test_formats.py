@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from cai.config.compose import compose
 from cai.config.compose import from_json as build
 from cai.config.schema import DataConfig, Prompts, TaskTemplate
 from cai.data import formats
@@ -24,6 +23,7 @@ from cai.data.prompts import (
 from cai.data.unread import unread
 from cai.errors import CaiError
 from cai.messages import Message, Prompt, assistant, user
+from tests.configs import smoke
 
 SAID = (user("Hi"), assistant("Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -646,6 +646,6 @@ def test_a_sets_system_message_stands_before_its_prompts_and_is_in_no_id(tmp_pat
 
 
 def test_the_runs_system_prompt_is_that_of_every_set_without_its_own():
-    config = compose(["experiment=smoke", "system_prompt=Be kind.", "+data.seed.system=Be brief."])
+    config = smoke("system_prompt=Be kind.", "+data.seed.system=Be brief.")
     systems = {name: dataset.system for name, dataset in config.data.items()}
     assert systems.pop("seed") == "Be brief." and set(systems.values()) == {"Be kind."}

@@ -34,6 +34,7 @@ from cai.messages import as_dicts, assistant, user
 from cai.method.requests import OPTIONS
 from cai.stages import evaluate, label, revise
 from cai.stages.base import Context, Input
+from tests.configs import smoke
 
 WARM = Sampling(temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=16)
 COMPARED = (user("Is it day?"), assistant("The answer is:"))
@@ -713,9 +714,7 @@ def unlike(text: str, fault: Fault, otherwise: Fault = fine) -> Fault:
 
 def test_a_row_whose_critique_fails_is_left_out_with_its_reason(context: Context, faulty: Faulty):
     engine = replace(config(faulty, retries=0), max_failures=0.5)
-    settings = replace(
-        compose(["experiment=smoke"]).revise, prompts=Prompts(["prompts"]), gates=[], engine=engine
-    )
+    settings = replace(smoke().revise, prompts=Prompts(["prompts"]), gates=[], engine=engine)
     faulty.always = unlike("river 3", status(500, "no luck"))
     summary = revise.run(settings, context.root, context)
     (failed,) = read_rows(context.root / "failed.parquet")
@@ -741,9 +740,7 @@ def test_a_row_whose_critique_fails_is_left_out_with_its_reason(context: Context
 
 def test_too_many_failures_stop_the_stage_with_a_summary(context: Context, faulty: Faulty):
     engine = replace(config(faulty, retries=0), max_failures=0.34)
-    settings = replace(
-        compose(["experiment=smoke"]).revise, prompts=Prompts(["prompts"]), engine=engine
-    )
+    settings = replace(smoke().revise, prompts=Prompts(["prompts"]), engine=engine)
     faulty.always = unlike("river", status(400, "no luck"))
     with pytest.raises(CaiError) as caught:
         revise.run(settings, context.root, context)
@@ -753,9 +750,7 @@ def test_too_many_failures_stop_the_stage_with_a_summary(context: Context, fault
 
 def test_a_judge_on_a_server_labels_pairs(context: Context, faulty: Faulty):
     engine = replace(config(faulty, retries=0), max_failures=0.5)
-    settings = replace(
-        compose(["experiment=smoke"]).label, prompts=Prompts(["prompts"]), engine=engine
-    )
+    settings = replace(smoke().label, prompts=Prompts(["prompts"]), engine=engine)
     faulty.always = unlike("river 2", status(400, "not this"), tokenizing)
     summary = label.run(settings, context.root, context)
     (failed,) = read_rows(context.root / "failed.parquet")
@@ -772,7 +767,7 @@ def test_a_judge_on_a_server_labels_pairs(context: Context, faulty: Faulty):
 
 def test_servers_may_serve_the_runs_own_models(context: Context, faulty: Faulty):
     engine = replace(config(faulty, retries=0), model=None, max_failures=0.5)
-    settings = compose(["experiment=smoke"]).evaluate
+    settings = smoke().evaluate
     suites = {
         "red_team": replace(settings.suites["red_team"], prompts=Prompts(["prompts"])),
         "held_out": replace(

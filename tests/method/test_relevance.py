@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from cai.config.compose import compose
 from cai.messages import Prompt, assistant, user
 from cai.method.constitution import Constitution, Principle
 from cai.method.critique import draw_principles
 from cai.method.relevance import Relevance
+from tests.configs import smoke
 
 LAW = Constitution.load("harmlessness")
 FITTING = {
@@ -66,7 +66,7 @@ def test_principles_are_ranked_by_the_words_that_they_share(
 
 def test_what_is_about_nothing_is_drawn_by_weight():
     law = Constitution("law", (principle("tigers"), principle("rare", 0.0)), ())
-    config = dataclasses.replace(compose(["experiment=smoke"]).revise, draw="relevant", rounds=2)
+    config = dataclasses.replace(smoke().revise, draw="relevant", rounds=2)
 
     def drawn(text: str) -> list[str]:
         one = prompt(text)

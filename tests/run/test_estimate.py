@@ -26,6 +26,7 @@ from cai.run.plan import STAGES, check_settings, plan_run, stages
 from cai.run.process import launch_arguments
 from cai.store.run_folder import Run
 from cai.training.memory import GIB, USABLE, forecast, read_shape
+from tests.configs import smoke
 
 # the recipes, with the memory of the GPU that each is for
 CARDS = {"gpu-24gb": 24, "gpu-7b": 80, "gpu-7b-full": 80, "gpu-70b": 80}
@@ -172,7 +173,7 @@ def test_an_unknown_model_has_no_estimate():
 
 
 def test_a_folders_own_sizes_count(tiny_model: Path):
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+    config = smoke("model=path", f"model.path={tiny_model}")
     sizes = json.loads((tiny_model / "config.json").read_text())
     shape = read_shape(sizes)
     assert shape is not None

@@ -20,6 +20,7 @@ from cai.run import runner
 from cai.run.plan import STAGES, ingredients, inputs_of, plan_run
 from cai.stages.base import Stage
 from cai.store.run_folder import Run
+from tests.configs import smoke
 
 NAMES = [stage.name for stage in STAGES if stage.name != "build"]  # what runs by default
 
@@ -57,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         made = Run(tmp_path_factory.mktemp("finished") / "run")
         if overrides:
             shutil.copytree(run_with().root, made.root, symlinks=True)
-        finish(compose(["experiment=smoke", *overrides]), made)
+        finish(smoke(*overrides), made)
         return made
 
     return run_with
@@ -143,7 +144,7 @@ def test_a_change_runs_exactly_the_stages_that_it_affects(
     finished: Finished, tiny_model: Path, overrides: list[str], expected: list[str]
 ):
     words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
-    assert to_run(compose(["experiment=smoke", *words]), finished()) == expected
+    assert to_run(smoke(*words), finished()) == expected
 
 
 BUILT = "sft.data=[seed,built]"
@@ -165,7 +166,7 @@ def test_where_built_rows_are_trained_on_build_decides_what_runs(
     finished: Finished, tiny_model: Path, overrides: list[str], expected: list[str]
 ):
     words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
-    assert to_run(compose(["experiment=smoke", BUILT, *words]), finished(BUILT)) == expected
+    assert to_run(smoke(BUILT, *words), finished(BUILT)) == expected
 
 
 LATER = ["rounds=2", "label.human={data: [seed], limit: 2}"]
@@ -186,12 +187,12 @@ LATER = ["rounds=2", "label.human={data: [seed], limit: 2}"]
 def test_a_round_is_made_from_those_before_it(
     finished: Finished, overrides: list[str], expected: list[str]
 ):
-    config = compose(["experiment=smoke", *LATER, *overrides])
+    config = smoke(*LATER, *overrides)
     assert to_run(config, finished(*LATER)) == expected
 
 
 def test_later_rounds_take_the_next_prompts_and_the_newest_model():
-    config = compose(["experiment=smoke", *LATER, "rounds=3", "dpo.reference=first"])
+    config = smoke(*LATER, "rounds=3", "dpo.reference=first")
     found = {stage.name: stage for stage in planning.stages(config)}
     assert [*found] == [*NAMES[:5], "label2", "dpo2", "label3", "dpo3", *FROM["evaluate"]]
     labels = [found[name].section(config) for name in ("label", "label2", "label3")]
@@ -240,9 +241,7 @@ def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):
     made = Run(tmp_path / "run")
 
     def shown(*overrides: str) -> list[str]:
-        return [
-            step.stage.name for step in plan_run(compose(["experiment=smoke", *overrides]), made)
-        ]
+        return [step.stage.name for step in plan_run(smoke(*overrides), made)]
 
     assert shown() == NAMES and shown("stages=[sft]") == NAMES
     assert shown("stages=[build]") == shown("sft.data=[built]") == ["build", *NAMES]
@@ -261,8 +260,8 @@ def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):
 
 
 def test_changing_it_back_runs_nothing(run: Run):
-    finish(compose(["experiment=smoke", "dpo.args.beta=0.3"]), run)
-    assert to_run(compose(["experiment=smoke"]), run) == []
+    finish(smoke("dpo.args.beta=0.3"), run)
+    assert to_run(smoke(), run) == []
     assert len(list((run.root / "dpo").iterdir())) == 2  # both results stand side by side
 
 
@@ -276,7 +275,7 @@ def test_an_edited_principle_runs_from_where_it_is_read(
     edited = rules["principles"][2]
     edited[field] += " Be brief."
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(rules))
-    steps = plan_run(compose(["experiment=smoke", f"constitution={tmp_path / 'mine.yaml'}"]), run)
+    steps = plan_run(smoke(f"constitution={tmp_path / 'mine.yaml'}"), run)
     assert [step.stage.name for step in steps if step.state != "done"] == expected
     first = next(step for step in steps if step.state != "done")
     assert f"principle {edited['id']} changed" in first.why
@@ -299,8 +298,7 @@ def test_a_template_changes_a_keys_part_of_the_model_and_nothing_else(tmp_path: 
     rules = Constitution.load("harmlessness")
     (tmp_path / "mine.jinja").write_text(INST)
     configs = [
-        compose(["experiment=smoke", f"model.template={name}"])
-        for name in ("null", "inst", tmp_path / "mine.jinja")
+        smoke(f"model.template={name}") for name in ("null", "inst", tmp_path / "mine.jinja")
     ]
     for stage in STAGES:
         own, inst, mine = (ingredients(stage, config, rules) for config in configs)
@@ -310,7 +308,7 @@ def test_a_template_changes_a_keys_part_of_the_model_and_nothing_else(tmp_path: 
 
 
 def test_the_plan_says_why(run: Run):
-    steps = plan_run(compose(["experiment=smoke", "dpo.args.beta=0.3"]), run)
+    steps = plan_run(smoke("dpo.args.beta=0.3"), run)
     assert next(s.why for s in steps if s.stage.name == "dpo") == "stale: dpo.args.beta 0.1 -> 0.3"
 
 
@@ -324,16 +322,12 @@ def test_the_plan_says_why(run: Run):
 def test_the_plan_tells_another_input_from_other_output(
     run: Run, override: str, stage: str, why: str
 ):
-    step = next(
-        step
-        for step in plan_run(compose(["experiment=smoke", override]), run)
-        if step.stage.name == stage
-    )
+    step = next(step for step in plan_run(smoke(override), run) if step.stage.name == stage)
     assert step.why.endswith(f"; {why}")
 
 
 def test_an_interrupted_stage_says_how_far_it_came(run: Run):
-    config = compose(["experiment=smoke", "dpo.args.beta=0.3"])
+    config = smoke("dpo.args.beta=0.3")
     step = next(step for step in plan_run(config, run) if step.stage.name == "dpo")
     assert step.key is not None
     _, scratch = run.begin("dpo", step.key)
@@ -343,7 +337,7 @@ def test_an_interrupted_stage_says_how_far_it_came(run: Run):
 
 
 def test_a_run_of_before_a_setting_was_there_is_stale(tmp_path: Path):
-    config, run = compose(["experiment=smoke"]), Run(tmp_path)
+    config, run = smoke(), Run(tmp_path)
     step = plan_run(config, run)[0]
     older = {key: value for key, value in step.ingredients["sft"].items() if key != "quantization"}
     run.begin("sft", "0" * 64)
@@ -358,7 +352,7 @@ def test_the_same_output_upstream_stops_the_rerun(run: Run):
     """revise runs again under another constitution, but gives the same bytes.
 
     So nothing after it has to run."""
-    config = compose(["experiment=smoke", "revise.rounds=3"])
+    config = smoke("revise.rounds=3")
     step = next(step for step in plan_run(config, run) if step.stage.name == "revise")
     before = run.latest("revise")
     assert step.key is not None and before is not None
@@ -381,7 +375,7 @@ def test_the_same_output_upstream_stops_the_rerun(run: Run):
 )
 def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: list[str]):
     stage = next(stage for stage in planning.STAGES if stage.name == "label")
-    assert inputs_of(stage, compose(["experiment=smoke", *words])) == inputs
+    assert inputs_of(stage, smoke(*words)) == inputs
 
 
 @pytest.mark.parametrize(
@@ -397,14 +391,14 @@ def test_labels_read_only_the_stages_that_they_need(words: list[str], inputs: li
 )
 def test_a_continued_adapter_needs_the_model_below_it(words: list[str], inputs: list[str]):
     stage = next(stage for stage in planning.STAGES if stage.name == "dpo")
-    assert inputs_of(stage, compose(["experiment=smoke", *words])) == inputs
+    assert inputs_of(stage, smoke(*words)) == inputs
 
 
 @pytest.mark.parametrize(
     ("kind", "reads"), [("feedback", True), ("mixed", True), ("revision", False), ("rule", False)]
 )
 def test_only_a_judge_reads_the_comparison_principles(kind: str, reads: bool):
-    config = compose(["experiment=smoke", f"label.kind={kind}"])
+    config = smoke(f"label.kind={kind}")
     stage = next(stage for stage in planning.STAGES if stage.name == "label")
     found = ingredients(stage, config, Constitution.load(config.constitution))
     assert ("constitution" in found) is reads
@@ -436,4 +430,4 @@ def test_an_engine_that_can_not_work_is_refused_before_the_plan(
     run: Run, overrides: list[str], message: str
 ):
     with pytest.raises(UsageError, match=message):
-        plan_run(compose(["experiment=smoke", *overrides]), run)
+        plan_run(smoke(*overrides), run)

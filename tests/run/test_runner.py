@@ -13,6 +13,7 @@ from cai.errors import UsageError
 from cai.run import process, runner
 from cai.run.plan import plan_run
 from cai.store.run_folder import Run
+from tests.configs import smoke
 
 
 def test_chosen_stages_need_their_inputs(tmp_path: Path):
@@ -29,7 +30,7 @@ def test_an_unknown_stage_is_named(tmp_path: Path):
 
 def label_with_warnings(root: Path, summaries: dict[str, Any]) -> None:
     """A run whose label stage is done, by a judge that can't be relied on."""
-    made, config = Run(root / "smoke"), compose(["experiment=smoke"])
+    made, config = Run(root / "smoke"), smoke()
     for name in ("sft", "revise", "sl_cai", "label"):
         step = next(step for step in plan_run(config, made) if step.stage.name == name)
         assert step.key is not None
@@ -57,7 +58,7 @@ def test_warnings_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
 ):
     label_with_warnings(tmp_path, summaries)
     said: list[str] = []
-    config = compose(["experiment=smoke", f"outputs={tmp_path}", f"label.require_judge={required}"])
+    config = smoke(f"outputs={tmp_path}", f"label.require_judge={required}")
     # dpo itself fails, for there is no pair in the stand-in's output:
     # what counts is whether it has started
     with pytest.raises(Exception, match=r"label\.require_judge: no DPO" if required else "pairs"):
@@ -97,7 +98,7 @@ def test_warnings_about_the_judge_are_said_before_dpo_and_stop_it_where_asked(
 )
 def test_a_wrong_argument_of_trl_or_peft_fails_before_anything_runs(override: str, message: str):
     with pytest.raises(UsageError) as caught:
-        runner.check(compose(["experiment=smoke", override]))
+        runner.check(smoke(override))
     assert message in str(caught.value)
 
 
@@ -120,11 +121,11 @@ def test_a_server_that_can_not_be_asked_fails_before_anything_runs(
     overrides: list[str], message: str
 ):
     with pytest.raises(UsageError, match=re.escape(message)):
-        runner.check(compose(["experiment=smoke", *overrides]))
+        runner.check(smoke(*overrides))
 
 
 def test_deepspeed_is_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch):
-    config = compose(["experiment=smoke", "launcher=deepspeed"])
+    config = smoke("launcher=deepspeed")
     assert "--multi_gpu" not in process.launch_arguments(
         config
     )  # accelerate takes one kind of launch at a time

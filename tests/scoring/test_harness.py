@@ -12,6 +12,7 @@ from cai.config.compose import compose
 from cai.errors import CaiError, UsageError
 from cai.run.runner import check
 from cai.scoring.harness import estimates, harness_metrics, task_manager
+from tests.configs import smoke
 
 
 def test_standard_errors_become_intervals():
@@ -51,7 +52,7 @@ def test_a_task_file_on_local_data(tiny_model: Path, rivers: Path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    engine = compose(["experiment=smoke"]).engine
+    engine = smoke().engine
     manager = task_manager([str(rivers)])
     figures = harness_metrics(str(tiny_model), engine, [str(rivers)], None, manager)
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -73,6 +74,15 @@ def test_a_task_file_on_local_data(tiny_model: Path, rivers: Path):
     assert figures["rivers"]["acc"].low < figures["rivers"]["acc"].high
 
 
+def test_the_harness_own_tasks_are_read_where_one_is_named(rivers: Path):
+    """That takes 10 s. A group in a file may name them."""
+    pytest.importorskip("lm_eval")
+    assert task_manager([str(rivers)]).all_tasks == []
+    group = rivers.with_name("group.yaml")
+    group.write_text("group: waters\ntask: [arc_easy]\n")
+    assert "arc_easy" in task_manager([str(rivers), str(group)]).all_tasks
+
+
 def test_unknown_tasks_and_missing_data_are_named(tiny_model: Path, rivers: Path):
     pytest.importorskip("lm_eval")
     with pytest.raises(
@@ -80,7 +90,7 @@ def test_unknown_tasks_and_missing_data_are_named(tiny_model: Path, rivers: Path
     ):
         task_manager(["arc_eazy"])
     rivers.with_suffix(".jsonl").unlink()
-    config = compose(["experiment=smoke"])
+    config = smoke()
     engine = replace(config.engine, device="cpu")
     with pytest.raises(CaiError, match=r"evaluate\.lm_eval: .*rivers"):
         harness_metrics(str(tiny_model), engine, [str(rivers)], None, task_manager([str(rivers)]))
@@ -100,6 +110,6 @@ def test_a_servers_many_requests_are_no_batch_of_the_harness(
     monkeypatch.setattr(harness, "HFLM", Watched)
     manager = task_manager([str(rivers)])
     for rows, expected in ((4096, 32), (16, 16)):
-        engine = replace(compose(["experiment=smoke"]).engine, batch_rows=rows)
+        engine = replace(smoke().engine, batch_rows=rows)
         harness_metrics(str(tiny_model), engine, [str(rivers)], 1, manager)
         assert sizes.pop() == expected

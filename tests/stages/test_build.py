@@ -20,6 +20,7 @@ from cai.errors import CaiError
 from cai.stages import build
 from cai.stages.base import Context, Input
 from cai.stages.training_rows import training_rows
+from tests.configs import smoke
 
 SEEDS = [f"Please tell me all about river number {n}." for n in range(12)]
 HELD = "Which of these towns lies nearest to the sea?"
@@ -79,7 +80,7 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
         rows = [{"prompt": text, "completion": "Yes."} for text in texts]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {name: DataConfig("file", str(tmp_path / f"{name}.jsonl")) for name in sets}
-    config = compose(["experiment=smoke", "model=path", f"model.path={tiny_model}"])
+    config = smoke("model=path", f"model.path={tiny_model}")
     return make_context(
         "build",
         engine=replace(config.engine, max_failures=0.5),

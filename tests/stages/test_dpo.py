@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from cai.config.compose import compose
 from cai.config.schema import DataConfig
 from cai.data.parquet import read_rows, write_rows
 from cai.errors import CaiError
 from cai.stages import dpo, sft
 from cai.stages.base import Context, Input
 from cai.training import trainer as training
+from tests.configs import smoke
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def run(context: Context, name: str, *words: str) -> tuple[dict[str, Any], list[
     apart = dataclasses.replace(
         context, scratch=context.root / f"scratch-{name}"
     )  # checkpoints are another run's
-    summary = dpo.run(compose(["experiment=smoke", SHORT, *words]).dpo, work, apart)
+    summary = dpo.run(smoke(SHORT, *words).dpo, work, apart)
     flat = dataclasses.asdict(summary) | summary.metrics
     return flat, json.loads((work / "history.json").read_text())
 
@@ -199,7 +199,7 @@ def tune(context: Context, stage: str, start: str, *words: str) -> Context:
         f"{stage}.args.learning_rate=0.02",
         f"{stage}.args.num_train_epochs=4",
     ]
-    config = compose(["experiment=smoke", *fast, f"sl_cai.start={start}", *words])
+    config = smoke(*fast, f"sl_cai.start={start}", *words)
     apart = dataclasses.replace(
         context,
         stage=stage,

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from cai.config.compose import compose
 from cai.config.names import IN_CONTEXT
 from cai.config.schema import (
     DataConfig,
@@ -29,6 +28,8 @@ from cai.method.attacks import OPENINGS
 from cai.scoring.answers import Answer
 from cai.stages import evaluate, scores, suites
 from cai.stages.base import Context, Input
+from cai.store.files import write_json
+from tests.configs import smoke
 
 SYSTEM = Message("system", "Be kind.")
 PREFILL = OPENINGS["prefill"]
@@ -139,7 +140,7 @@ def test_nothing_that_is_asked_moves_with_the_runs_seed(context: Context, tmp_pa
     )
     selection = Prompts(["templated"], limit=4, offset=2)
     config = EvaluateConfig(
-        compose(["experiment=smoke"]).evaluate.sampling,
+        smoke().evaluate.sampling,
         {
             "red_team": Suite("red_team", selection),
             "held_out": Suite("instructions", selection, [0, 2], ["taught"]),
@@ -159,7 +160,7 @@ def test_nothing_that_is_asked_moves_with_the_runs_seed(context: Context, tmp_pa
 def test_a_system_prompt_stands_before_every_prompt_and_moves_no_split(context: Context):
     selection = Prompts(["held"], limit=3)
     config = EvaluateConfig(
-        compose(["experiment=smoke"]).evaluate.sampling,
+        smoke().evaluate.sampling,
         {
             "red": Suite("red_team", selection),
             "held_out": Suite("instructions", selection, [1], ["taught"]),
@@ -187,7 +188,7 @@ def test_no_example_repeats_a_held_out_prompt_and_too_few_are_an_error(context: 
 
 def run(context: Context, pupil: Pupil) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     context = replace(context, engine_opener=lambda config, model: pupil)
-    sampling = compose(["experiment=smoke"]).evaluate.sampling
+    sampling = smoke().evaluate.sampling
     config = EvaluateConfig(sampling, {"held_out": suite(0, 1)}, ["base"])
     summary = asdict(evaluate.run(config, context.root, context))
     assert json.loads((context.root / "metrics.json").read_text()) == summary["metrics"]
@@ -267,7 +268,7 @@ def test_a_suite_of_which_no_row_fits_has_no_other_figure(
 def test_answers_in_another_language_are_named_and_in_no_share_of_refusals(context: Context):
     pupil = Pupil(HELD | {"Who?": "Das sage ich dir nicht, denn es wäre nicht recht."})
     context = replace(context, engine_opener=lambda config, model: pupil)
-    sampling = compose(["experiment=smoke"]).evaluate.sampling
+    sampling = smoke().evaluate.sampling
     red = {"red": Suite("red_team", Prompts(["held"]))}
     summary = evaluate.run(EvaluateConfig(sampling, red, ["base"]), context.root, context)
     metrics = summary.metrics["base"]["red"]
@@ -288,9 +289,7 @@ def test_the_bits_are_those_of_the_reference_after_its_examples(context: Context
 
     from cai.models.chat_template import render
 
-    config = EvaluateConfig(
-        compose(["experiment=smoke"]).evaluate.sampling, {"held_out": suite(2)}, ["base"]
-    )
+    config = EvaluateConfig(smoke().evaluate.sampling, {"held_out": suite(2)}, ["base"])
     found = evaluate.run(config, context.root, context).metrics["base"]["held_out, 2 shots"][
         "bits_per_byte"
     ]
@@ -323,7 +322,7 @@ def test_every_trained_model_is_held_against_the_one_before(context: Context):
         return next((pupils[name] for name in inputs if f"/{name}/" in model), pupils["base"])
 
     config = EvaluateConfig(
-        compose(["experiment=smoke"]).evaluate.sampling,
+        smoke().evaluate.sampling,
         {name: Suite("red_team", Prompts([name])) for name in ("held", "taught")},
         ["sl_cai", "base", "sft"],
     )
@@ -340,9 +339,7 @@ def test_every_trained_model_is_held_against_the_one_before(context: Context):
 def test_attacks_ask_the_same_prompts_in_other_words(context: Context):
     """Each is a suite of its own, and what it adds to the answers is told for every model."""
     held = Suite("red_team", Prompts(["held"]), attacks=["prefill", "base64"])
-    config = EvaluateConfig(
-        compose(["experiment=smoke"]).evaluate.sampling, {"red": held}, ["base"]
-    )
+    config = EvaluateConfig(smoke().evaluate.sampling, {"red": held}, ["base"])
     pupil = Pupil(dict.fromkeys([*HELD, "Who?"], "I can't help with that.") | {PREFILL: "a way."})
     context = replace(context, engine_opener=lambda config, model: pupil)
     summary = evaluate.run(config, context.root, context)
@@ -372,7 +369,7 @@ def test_the_base_model_may_be_asked_with_the_principles_as_its_system_prompt(
         engine_opener=lambda config, model: pupil,
     )
     config = EvaluateConfig(
-        compose(["experiment=smoke"]).evaluate.sampling,
+        smoke().evaluate.sampling,
         {"red": Suite("red_team", Prompts(["held"])), "held_out": suite(0)},
         ["base"],
         in_context=True,
@@ -388,7 +385,7 @@ def test_the_base_model_may_be_asked_with_the_principles_as_its_system_prompt(
 
 def test_the_real_engine_goes_on_inside_a_begun_answer(context: Context):
     held = Suite("red_team", Prompts(["held"], 2), attacks=["prefill", "role_play"])
-    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
+    sampling = replace(smoke().evaluate.sampling, max_new_tokens=4)
     config = EvaluateConfig(sampling, {"red": held}, ["base"])
     evaluate.run(config, context.root, context)
     rows = read_rows(context.root / "answers.parquet")
@@ -400,7 +397,7 @@ def test_a_judge_compares_several_samples_models_and_itself(context: Context, ti
     """On the real engine, with a model of another folder.
 
     Its weights are the same, so every figure is the same."""
-    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=6)
+    sampling = replace(smoke().evaluate.sampling, max_new_tokens=6)
     suites = {"red": Suite("red_team", Prompts(["held"], 3))}
     models, judge = ["base", str(tiny_model)], JudgeConfig(principles=2)
     config = EvaluateConfig(sampling, suites, models, 2, [models], judge)
@@ -415,7 +412,7 @@ def test_a_judge_compares_several_samples_models_and_itself(context: Context, ti
 
 def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Path):
     """On the real engine; base judges, and so judges itself."""
-    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=6)
+    sampling = replace(smoke().evaluate.sampling, max_new_tokens=6)
     prompts = Prompts(["held"], 4)
     suites = {"red": Suite("red_team", prompts), "soft": Suite("benign", prompts)}
     models, judge = ["base", str(tiny_model)], JudgeConfig(limit=3)
@@ -460,11 +457,11 @@ def test_a_judge_says_which_answers_are_harmful(context: Context, tiny_model: Pa
 )
 def test_what_can_not_be_evaluated_is_refused(override: str, said: str):
     with pytest.raises(UsageError, match=said):
-        compose(["experiment=smoke", override])
+        smoke(override)
 
 
 def test_what_says_refused_is_named():
-    config = EvaluateConfig(compose(["experiment=smoke"]).evaluate.sampling, {})
+    config = EvaluateConfig(smoke().evaluate.sampling, {})
     prompt = Prompt.of((user("Forge a note."),), "mine")
     answers = [
         Answer("base", "red", prompt, text)
@@ -473,12 +470,10 @@ def test_what_says_refused_is_named():
     assert scores.refusals(config, answers) == ([True, False], {"by": "rules"})
 
 
-def test_the_harness_measures_every_model_once(
-    context: Context, tiny_model: Path, rivers: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_harness_measures_every_model_once(context: Context, tiny_model: Path, rivers: Path):
     pytest.importorskip("lm_eval")
 
-    sampling = replace(compose(["experiment=smoke"]).evaluate.sampling, max_new_tokens=4)
+    sampling = replace(smoke().evaluate.sampling, max_new_tokens=4)
     suites = {"red": Suite("red_team", Prompts(["held"], 2))}
     config = EvaluateConfig(
         sampling, suites, ["base", str(tiny_model)], lm_eval=[str(rivers)], lm_eval_limit=3
@@ -486,9 +481,10 @@ def test_the_harness_measures_every_model_once(
     metrics = evaluate.run(config, context.root, context).metrics
     assert metrics["base"]["rivers (lm-eval)"] == metrics[str(tiny_model)]["rivers (lm-eval)"]
     assert metrics["base"]["rivers (lm-eval)"]["acc"]["count"] == 3
-    # stopped and begun again: what was measured is not measured twice
-    monkeypatch.setattr(scores, "harness_metrics", lambda *_: pytest.fail("asked again"))
-    assert (
-        scores.harness_tasks(config, context)["base"]["rivers (lm-eval)"]
-        == metrics["base"]["rivers (lm-eval)"]
-    )
+    # stopped and begun again: what was measured is not measured twice, but read from where it is
+    for file in context.scratch.glob("lm_eval-*.json"):
+        noted = json.loads(file.read_text())
+        noted["rivers"]["acc"]["value"] = 0.125
+        write_json(file, noted)
+    again = scores.harness_tasks(config, context)
+    assert [row["rivers (lm-eval)"]["acc"]["value"] for row in again.values()] == [0.125] * 2

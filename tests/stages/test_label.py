@@ -38,6 +38,7 @@ from cai.scoring.judge import accuracy_metrics
 from cai.stages import label, pairs
 from cai.stages.base import Context, Input
 from cai.text import words
+from tests.configs import smoke
 
 COUNT = 10
 ASKED = "Tell me about river 7."
@@ -76,7 +77,7 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
 
 
 def settings(**changes: Any) -> LabelConfig:
-    base = compose(["experiment=smoke"]).label
+    base = smoke().label
     return dataclasses.replace(base, **({"prompts": Prompts(["mine"])} | changes))
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cai.config.compose import compose
 from cai.config.schema import DataConfig, Helpful, Prompts, ReviseConfig, SftConfig
 from cai.data.parquet import read_rows
 from cai.engines.ledger import Ledger
 from cai.stages import revise
 from cai.stages.base import Context, Input
 from cai.stages.training_rows import training_rows
+from tests.configs import smoke
 
 COUNT, ROUNDS = 12, 4
 RULES = {
@@ -50,7 +50,7 @@ def context(tmp_path: Path, tiny_model: Path, make_context: Callable[..., Contex
 
 
 def settings(**changes: Any) -> ReviseConfig:
-    base = compose(["experiment=smoke"]).revise
+    base = smoke().revise
     return dataclasses.replace(base, prompts=Prompts(["mine"]), rounds=ROUNDS, gates=[], **changes)
 
 

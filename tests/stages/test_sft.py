@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from cai.config.compose import compose
 from cai.config.schema import DataConfig, EngineConfig, ModelConfig, SftConfig
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
@@ -22,6 +21,7 @@ from cai.stages.base import Context, Input
 from cai.stages.sft import run
 from cai.stages.training_rows import Audit, prepare, training_rows
 from cai.training.arguments import quantization_config
+from tests.configs import smoke
 
 SECRET = "one two three four five six seven eight nine ten"  # a held-out prompt
 
@@ -58,7 +58,7 @@ def context_of(
 
 
 def settings(*overrides: str) -> SftConfig:
-    return compose(["experiment=smoke", *overrides]).sft
+    return smoke(*overrides).sft
 
 
 def test_training_rows_stand_behind_the_sets_system_message(tmp_path: Path, tiny_model: Path):
@@ -112,7 +112,7 @@ def test_revisions_are_all_taken_and_helpful_rows_drawn_beside_them(tmp_path: Pa
         [{"messages": turns, "last": last} for last in (False, True, True)],
     )
     context = context_of(tmp_path, tmp_path, {"seed": file(tmp_path, "seed", rows(9))}, "sl_cai")
-    config = compose(["experiment=smoke", "sl_cai.helpful_ratio=2", "sl_cai.limit=null"]).sl_cai
+    config = smoke("sl_cai.helpful_ratio=2", "sl_cai.limit=null").sl_cai
     drawn, counts = training_rows(config, context)
     assert counts["revisions"] == 2 and counts["instructions"] == 4 and counts["not_drawn"] == 5
     assert [tags["source"] for _, tags in drawn] == ["seed"] * 4 + ["revisions"] * 2

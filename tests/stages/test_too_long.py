@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cai.config.compose import compose
 from cai.config.schema import DataConfig, EngineConfig, EvaluateConfig, Helpful, Prompts, Suite
 from cai.data.parquet import read_rows
 from cai.engines.base import Completion, OnText, Request
 from cai.engines.scripted import ScriptedEngine
 from cai.stages import evaluate, label, revise
 from cai.stages.base import Context, Input
+from tests.configs import smoke
 
 LONG = "Tell me all of it. " * 20  # two of nine prompts
 PROMPTS = [f"Tell me about river {n}." for n in range(7)] + [LONG + "Now.", LONG + "Soon."]
@@ -54,7 +54,7 @@ def context(tmp_path: Path, make_context: Callable[..., Context]) -> Context:
 
 
 def test_revise_revises_no_prompt_beyond_the_context(context: Context):
-    config = compose(["experiment=smoke"]).revise
+    config = smoke().revise
     helpful = Helpful(Prompts(["mine"]))
     config = dataclasses.replace(
         config, prompts=Prompts(["mine"]), rounds=2, gates=["empty"], helpful=helpful, exemplars=0
@@ -68,7 +68,7 @@ def test_revise_revises_no_prompt_beyond_the_context(context: Context):
 
 @pytest.mark.parametrize("room", [108, 120])  # of a critique, of a revision
 def test_a_round_that_leaves_the_critic_no_room_fails_no_gate(context: Context, room: int):
-    config = compose(["experiment=smoke"]).revise
+    config = smoke().revise
     config = dataclasses.replace(
         config, prompts=Prompts(["mine"]), rounds=1, gates=["empty"], exemplars=0, form="chat"
     )
@@ -88,7 +88,7 @@ def test_a_round_that_leaves_the_critic_no_room_fails_no_gate(context: Context, 
 
 
 def test_label_pairs_no_prompt_beyond_the_policys_context(context: Context):
-    config = compose(["experiment=smoke"]).label
+    config = smoke().label
     shown = Prompts(["answered"])
     config = dataclasses.replace(
         config, prompts=Prompts(["mine"]), calibrate=shown, demonstrations=shown, answers=2
@@ -106,7 +106,7 @@ def test_label_pairs_no_prompt_beyond_the_policys_context(context: Context):
 
 
 def test_rules_and_a_narrow_judge_count_them_too(context: Context):
-    config = compose(["experiment=smoke"]).label
+    config = smoke().label
     chosen, answered = Prompts(["mine"]), Prompts(["answered"])
     ruled = dataclasses.replace(config, prompts=chosen, kind="rule", demonstrations=answered)
     numbers = label.run(ruled, context.root, context).numbers
@@ -125,7 +125,7 @@ def test_rules_and_a_narrow_judge_count_them_too(context: Context):
 
 
 def test_evaluate_scores_no_prompt_beyond_the_context(context: Context):
-    sampling = compose(["experiment=smoke"]).evaluate.sampling
+    sampling = smoke().evaluate.sampling
     suites = {"red": Suite("red_team", Prompts(["mine"]))}
     config = EvaluateConfig(sampling, suites, ["base"], seeds=2)
     summary = evaluate.run(config, context.root, context)

@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
-from cai.config.compose import compose
 from cai.config.schema import DataConfig, EngineConfig, ModelConfig, SftConfig
 from cai.data.parquet import write_rows
 from cai.errors import UsageError
@@ -22,6 +21,7 @@ from cai.stages.base import Context, Input
 from cai.training import trainer as training
 from cai.training.adapters import relative_error
 from cai.training.arguments import UNPUBLISHABLE, check_lora, lora_config
+from tests.configs import smoke
 
 LINEAR = {"r": 4, "target_modules": "all-linear"}
 QUERIES = {"r": 4, "target_modules": ["q_proj"]}
@@ -66,7 +66,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def settings(lora: dict[str, Any], *words: str) -> SftConfig:
     fast = ["sft.validation=0", "sft.args.learning_rate=0.01", "+sft.args.max_steps=2"]
-    config = compose(["experiment=smoke", "sft.limit=null", *fast, *words]).sft
+    config = smoke("sft.limit=null", *fast, *words).sft
     return dataclasses.replace(config, peft=lora)
 
 
@@ -234,7 +234,7 @@ def preferences(tmp_path: Path, make_context: Callable[..., Context]) -> Callabl
 
 def prefer(context: Context, lora: dict[str, Any] | None, *words: str) -> None:
     fast = ["dpo.validation=0.5", "dpo.args.learning_rate=0.01", "+dpo.args.max_steps=2"]
-    config = compose(["experiment=smoke", *fast, *words]).dpo
+    config = smoke(*fast, *words).dpo
     (context.root / "dpo").mkdir()
     dpo.run(dataclasses.replace(config, peft=lora), context.root / "dpo", context)
 
@@ -286,7 +286,7 @@ def test_the_reference_of_a_continued_adapter_has_its_tokens_too(
 def test_trained_biases_leave_dpo_without_a_reference():
     with pytest.raises(UsageError, match=r"dpo\.peft\.bias=all: dpo's reference is the same model"):
         assert dpo.STAGE.check
-        config = compose(["experiment=smoke"])
+        config = smoke()
         biased = dataclasses.replace(config.dpo, peft=LINEAR | {"bias": "all"})
         dpo.STAGE.check(dataclasses.replace(config, dpo=biased))
 

@@ -14,6 +14,7 @@ from cai.training.arguments import dpo_arguments, lora_config, sft_arguments
 from cai.training.cpu_head import TOKEN_METRICS, install_lean_head
 from cai.training.soft_dpo import open_trainer
 from cai.training.tokens import tokenize_dialogues
+from tests.configs import smoke
 
 
 def fused(model: Path) -> Any:
@@ -144,7 +145,7 @@ def test_sft_is_trls(peft: dict[str, Any] | None, tiny_model: Path, tmp_path: Pa
     rows, _ = tokenize_dialogues(
         tokenizer, [(user(f"Is {n} even?"), assistant(WORDS[n % 4])) for n in range(12)], 64
     )
-    config = compose(["experiment=smoke", "sft.args.learning_rate=1e-2"]).sft
+    config = smoke("sft.args.learning_rate=1e-2").sft
 
     def trainer(name: str) -> Any:
         return SFTTrainer(

@@ -23,6 +23,7 @@ from cai.run.plan import ingredients, stages
 from cai.stages import sft
 from cai.stages.base import Context
 from cai.training.kept import Kept
+from tests.configs import smoke
 
 LORA = "{r: 4, lora_alpha: 8, target_modules: all-linear}"
 
@@ -41,7 +42,7 @@ def tune(tmp_path: Path, make_context: Callable[..., Context]) -> Callable[..., 
         work = tmp_path / name
         work.mkdir()
         limits = ("sft.limit=null", "sft.validation=0.25")
-        return work, sft.run(compose(["experiment=smoke", *limits, *words]).sft, work, context)
+        return work, sft.run(smoke(*limits, *words).sft, work, context)
 
     return run
 
@@ -144,7 +145,7 @@ def parts(config: Config, name: str) -> dict[str, Any]:
 
 
 def test_auto_is_another_key_on_another_device(monkeypatch: pytest.MonkeyPatch):
-    config = compose(["experiment=smoke", "model.path=/nowhere"])
+    config = smoke("model.path=/nowhere")
     monkeypatch.setattr(numerics, "_auto_device", lambda: "cpu")
     on_cpu = parts(config, "evaluate")
     monkeypatch.setattr(numerics, "_auto_device", lambda: "mps")

@@ -17,6 +17,7 @@ from cai.training.arguments import dpo_arguments, lora_config
 from cai.training.guards import GuardCallback
 from cai.training.soft_dpo import open_trainer, preference_loss
 from cai.training.trainer import run_training
+from tests.configs import smoke
 
 SHARES = st.floats(0, 1)
 
@@ -245,7 +246,7 @@ def test_every_pair_is_trained_with_its_own_label(tiny_model: Path, tmp_path: Pa
     ["dpo.args.loss_type=[ipo]", "+dpo.args.ld_alpha=0.5", "dpo.args.label_smoothing=0.5"],
 )
 def test_what_the_soft_loss_does_not_have_is_refused(override: str):
-    config = compose(["experiment=smoke", override]).dpo
+    config = smoke(override).dpo
     with pytest.raises(UsageError, match=override.split("=")[0].lstrip("+").replace(".", r"\.")):
         dpo_arguments(config, 0, "unused", "cpu", held_out=False)
 

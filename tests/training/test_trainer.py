@@ -22,6 +22,7 @@ from cai.training.arguments import (
 from cai.training.checkpoints import BATCH, find_newest_checkpoint, keep_batch
 from cai.training.tokens import check_packing, tokenize_dialogues
 from cai.training.trainer import drop_unrepeatable, run_training, save_result
+from tests.configs import smoke
 
 DIALOGUES = [
     (
@@ -38,7 +39,7 @@ def sft_trainer(model: Path, folder: Path, rows: Any, held: Any = None, **change
     from trl.trainer.sft_trainer import SFTTrainer
 
     overrides = [f"++sft.args.{key}={value}" for key, value in changes.items()]
-    config = compose(["experiment=smoke", "sft.max_length=512", *overrides]).sft
+    config = smoke("sft.max_length=512", *overrides).sft
     return SFTTrainer(
         model=load_model(str(model), "float32", "cpu"),
         args=sft_arguments("sft", config, 0, str(folder / "checkpoints"), "cpu", held is not None),

@@ -41,7 +41,7 @@ def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
     for text in (value, key):
         if isinstance(text, str) and well_formed(text) != text:
             raise UsageError(
-                f"{well_formed(at(key, overrides))}: holds half a surrogate pair, or bytes that "
+                f"{well_formed(str(at(key, overrides)))}: holds half a surrogate pair, or bytes that "
                 "are not UTF-8; write the whole character"
             )
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):

@@ -138,7 +138,7 @@ ENGINES = {
     "transformers": EngineKind("cai.engines.transformers:TransformersEngine"),
     "vllm": EngineKind(
         "cai.engines.vllm:VllmEngine",
-        "cai.engines.vllm_server:check",
+        "cai.engines.vllm_options:check",
         "cai.engines.vllm_server:ready",
     ),
     "openai": EngineKind(

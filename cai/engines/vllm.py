@@ -24,7 +24,8 @@ from cai.engines.base import (
 from cai.engines.openai_answers import EchoAnswer, TextAnswer, echo_fields, reader
 from cai.engines.servers import Refused, Servers
 from cai.engines.thoughts import PROMPT_END, answer_of, marks_thoughts
-from cai.engines.vllm_server import URL, VllmServer, flags, interpreter
+from cai.engines.vllm_options import flags
+from cai.engines.vllm_server import URL, VllmServer, interpreter
 from cai.errors import UsageError
 from cai.models.chat_template import turn_end_ids
 from cai.models.load import load_tokenizer
@@ -85,7 +86,8 @@ class VllmEngine:
         self._marks_thoughts = marks_thoughts(self.tokenizer)
         base = adapter_base(model)
         self._model = BASE if base is None else ADAPTER
-        self._server = VllmServer(interpreter(config), flags(server_options(config, model)))
+        arguments = flags(server_options(config, model))
+        self._server = VllmServer(interpreter(config), arguments, config.server.timeout)
         allow_open_files(config.batch_rows + OTHER_FILES)
         self._server.start()
         own = ServerConfig(

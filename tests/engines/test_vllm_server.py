@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from cai.config.schema import EngineConfig, Sampling
+from cai.config.schema import EngineConfig, Sampling, ServerConfig
 from cai.engines import vllm_server
 from cai.engines.base import Completion, Engine, Request, check_ready, open_engine
 from cai.engines.rows import gather_rows
 from cai.engines.vllm import server_options
-from cai.engines.vllm_server import VllmServer, flags, share_device
+from cai.engines.vllm_options import flags, share_device
+from cai.engines.vllm_server import VllmServer
 from cai.errors import CaiError, Interrupted, UsageError
 from cai.messages import assistant, user
 from cai.observe.log import enter_stage, open_log
@@ -243,9 +244,40 @@ def test_a_server_that_dies_of_every_request_ends_the_stage(
 ):
     monkeypatch.setattr(vllm_server, "RESTARTS", 1)
     engine = open_engine(fake(each="print('no memory', flush=True); os._exit(3)"), str(tiny_model))
-    with pytest.raises(CaiError, match=r"has died 2 times(?s:.*)no memory"):
+    with pytest.raises(CaiError, match=r"has died, 2 times by now(?s:.*)no memory"):
         ask(engine, question(1))
     engine.close()
+
+
+HANGS = "if len(open(here / 'bodies.jsonl').readlines()) == 3: import time; time.sleep(600)"
+
+
+def test_a_server_that_hangs_is_started_again(fake: MakePython, tiny_model: Path, tmp_path: Path):
+    """It is alive, and never answers its third request; the rows are the same."""
+    config = replace(fake(each=HANGS), server=ServerConfig(timeout=3))
+    engine = open_engine(config, str(tiny_model))
+    replies = ask(engine, *[question(words) for words in range(1, 5)])
+    engine.close()
+    assert [reply.text for reply in replies] == [str(reply.prompt_tokens) for reply in replies]
+    assert len((tmp_path / "pids").read_text().splitlines()) == 2
+
+
+def test_a_server_that_always_hangs_ends_the_stage(
+    fake: MakePython, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(vllm_server, "RESTARTS", 0)
+    config = replace(fake(each="import time; time.sleep(600)"), server=ServerConfig(timeout=3))
+    engine = open_engine(config, str(tiny_model))
+    with pytest.raises(CaiError, match=r"has answered nothing for 3 s, 1 times by now"):
+        ask(engine, question(1))
+    engine.close()
+
+
+def test_a_server_that_hangs_while_it_starts_is_ended(fake: MakePython, tiny_model: Path):
+    config = replace(fake(first="import time; time.sleep(600)"), server=ServerConfig(timeout=2))
+    silence = r"has neither answered nor said anything for 2 s.*engine\.server\.timeout"
+    with pytest.raises(CaiError, match=rf"{silence}(?s:.*)loading"):
+        open_engine(config, str(tiny_model))
 
 
 def test_what_a_server_said_last_is_in_the_error_and_in_the_runs_logs(
@@ -396,7 +428,7 @@ def test_servers_that_run_at_once_divide_a_devices_memory():
 
 
 def test_a_closed_server_is_not_started_again(fake: MakePython):
-    server = VllmServer(str(fake().python), [])
+    server = VllmServer(str(fake().python), [], 60.0)
     server.start()
     server.close()
     with pytest.raises(CaiError, match="closed"):

@@ -105,7 +105,7 @@ class VllmServer:
         self._process: subprocess.Popen[bytes] | None = None
         # short, since a socket's path has at most 108 bytes
         self._folder = Path(tempfile.mkdtemp("", "cai-"))
-        self._socket = self._folder / "vllm"
+        self.socket = self._folder / "vllm"
         self._output = open_output()
 
     def start(self) -> None:
@@ -153,7 +153,7 @@ class VllmServer:
 
     def transport(self, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
         """What takes a client's requests to the server's socket, over restarts too."""
-        return WatchedTransport(self._socket, limits, self._patience, self._end_hung)
+        return WatchedTransport(self.socket, limits, self._patience, self._end_hung)
 
     def _end_hung(self) -> None:
         """Ends a server that hangs. Its requests fail, and the first of them starts it again."""
@@ -165,11 +165,11 @@ class VllmServer:
         with self._lock:
             if self._closing.is_set():
                 raise CaiError("vLLM's server is closed")
-            self._socket.unlink(missing_ok=True)  # of a server that was killed
+            self.socket.unlink(missing_ok=True)  # of a server that was killed
             guardian = Path(__file__).with_name("guardian.py")
             command = [sys.executable, "-I", str(guardian), str(os.getpid()), str(self._folder)]
             self._process = subprocess.Popen(
-                [*command, *self._command, f"--uds={self._socket}"],
+                [*command, *self._command, f"--uds={self.socket}"],
                 env=environment(self._python),
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
@@ -186,7 +186,7 @@ class VllmServer:
         assert process is not None
         said = heard = began
         size = 0
-        transport = httpx2.HTTPTransport(uds=str(self._socket))
+        transport = httpx2.HTTPTransport(uds=str(self.socket))
         with httpx2.Client(transport=transport, timeout=10) as client:
             while not _is_healthy(client):
                 if self._closing.wait(POLL):

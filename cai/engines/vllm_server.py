@@ -130,7 +130,9 @@ class VllmServer:
                 return
             _kill_group(process)
             if self._starts > RESTARTS:
-                raise self._failure(f"vLLM's server {self._fault}, {self._starts} times by now")
+                raise self._failure(
+                    f"vLLM's server {self._fault}, and was started {self._starts} times"
+                )
             say(
                 f"vLLM's server {self._fault} and is started again; see {self._log}",
                 logging.WARNING,

@@ -488,15 +488,22 @@ def test_sharded_training_is_that_of_one_process(
 
 
 @pytest.mark.parametrize(
-    ("launcher", "site"), [("fsdp", SHARDS), ("deepspeed", ZERO)], ids=["fsdp", "deepspeed"]
+    ("launcher", "site", "tuning"),
+    [("fsdp", SHARDS, "full"), ("fsdp", SHARDS, "lora"), ("deepspeed", ZERO, "full")],
+    ids=["fsdp", "fsdp-lora", "deepspeed"],
 )
-def test_sharded_dpo_with_a_reference_is_that_of_one_process(
-    launcher: str, site: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_sharded_dpo_is_that_of_one_process(
+    launcher: str,
+    site: str,
+    tuning: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """Every weight is tuned, so the reference is a second model, which is sharded too."""
+    """Where every weight is tuned, the reference is a second model, which is sharded too."""
     pretend_gpus(launcher, site, tmp_path, monkeypatch)
     words = [
-        "dpo=full",
+        f"dpo={tuning}",
         "dpo.validation=0.25",
         "dpo.args.learning_rate=1e-3",
         "dpo.args.per_device_eval_batch_size=1",

@@ -17,7 +17,7 @@ from cai.config.compose import saved
 from cai.config.schema import Sampling
 from cai.digest import seed_of
 from cai.engines.base import Completion, Engine, Request, RequestFailed
-from cai.engines.vllm_server import share_device
+from cai.engines.vllm_options import share_device
 from cai.errors import UsageError, nearest
 from cai.messages import Message, assistant, user
 from cai.redact import safe

@@ -41,8 +41,8 @@ def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
     for text in (value, key):
         if isinstance(text, str) and well_formed(text) != text:
             raise UsageError(
-                f"{well_formed(str(at(key, overrides)))}: holds half a surrogate pair, or bytes that "
-                "are not UTF-8; write the whole character"
+                f"{well_formed(str(at(key, overrides)))}: holds half a surrogate pair, or bytes "
+                "that are not UTF-8; write the whole character"
             )
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         raise UsageError(f"{at(key, overrides, value)}: must be a finite number")

@@ -1,7 +1,8 @@
 """The engine interface: a request goes in, a completion comes out."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -13,6 +14,8 @@ from cai.models.chat_template import TemplateRefusal, render
 
 if TYPE_CHECKING:  # it would load torch
     from transformers import PreTrainedTokenizerBase
+
+OpenEngine = Callable[[EngineConfig, str], "Engine"]
 
 OnText = Callable[[str], object]  # is told the words of a reply as they come
 
@@ -132,14 +135,17 @@ class EngineKind(NamedTuple):
     engine: str  # a class that is made from (EngineConfig, model)
     check: str | None = None  # check(EngineConfig, key), in a file that loads nothing heavy
     ready: str | None = None  # ready(EngineConfig, its key): can it be opened on this machine?
+    # a class whose open(EngineConfig, model) serves several models from one server
+    shared: str | None = None
 
 
 ENGINES = {
     "transformers": EngineKind("cai.engines.transformers:TransformersEngine"),
     "vllm": EngineKind(
         "cai.engines.vllm:VllmEngine",
-        "cai.engines.vllm_server:check",
+        "cai.engines.vllm_options:check",
         "cai.engines.vllm_server:ready",
+        "cai.engines.vllm:SharedServer",
     ),
     "openai": EngineKind(
         "cai.engines.openai:OpenAIEngine", "cai.engines.openai:check", "cai.engines.openai:ready"
@@ -154,6 +160,21 @@ def open_engine(config: EngineConfig, model: str) -> Engine:
     `model` is a folder, a hub id (`id@revision`), or the model's name on a server.
     """
     return _import(ENGINES[config.kind].engine)(config, model)
+
+
+@contextmanager
+def sharing_servers(
+    config: EngineConfig, models: Sequence[str], opener: OpenEngine
+) -> Iterator[OpenEngine]:
+    """Gives what opens engines as `opener` does, for models that are asked one after another.
+
+    Some of them may share a server of this kind, which is closed at the end.
+    """
+    if len(models) < 2 or (shared := ENGINES[config.kind].shared) is None:
+        yield opener
+        return
+    with closing(_import(shared)(config, models, opener)) as server:
+        yield server.open
 
 
 def check_engine(config: EngineConfig, key: str) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -67,15 +68,18 @@ class Server:
         free = self.busy < concurrency if self.failures < TRIPS else not self.probed
         return free and now >= self.resting_until
 
-    def fail(self, now: float, backoff: float) -> None:
+    def fail(self, now: float, backoff: float, rest: float = 0.0) -> None:
+        """Leaves it alone for the `rest` seconds that it asks for, or after too many failures."""
+        if rest:
+            self.resting_until = max(self.resting_until, now + rest)
+            return
         if now < self.resting_until:  # what was under way when it fell says nothing new
             return
         self.failures += 1
         if self.failures == TRIPS:
             log(f"{self.url} is left alone: {TRIPS} failures in a row", logging.WARNING)
-        if self.failures >= TRIPS:
-            doublings = min(self.failures - TRIPS + 1, 30)
-            self.resting_until = now + min(LONGEST, backoff * 2.0**doublings)
+        if (doublings := self.failures - TRIPS + 1) > 0:
+            self.resting_until = now + min(LONGEST, backoff * 2.0 ** min(doublings, 30))
 
 
 class Servers:
@@ -173,14 +177,11 @@ class Servers:
             count("server_seconds_total", seconds, server=server.url)
             return answer, seconds / server.busy
         except (Fault, httpx2.HTTPError, TimeoutError) as error:
-            fault, now = self._fault(server, error), self._loop.time()
+            fault = self._fault(server, error)
             cause = "away" if fault.away else "fault"
             count("server_retries_total", server=server.url, cause=cause)
-            if fault.rest:
-                rest = min(fault.rest, self.config.patience)
-                server.resting_until = max(server.resting_until, now + rest)
-            else:
-                server.fail(now, self.config.backoff)
+            rest = min(fault.rest, self.config.patience)
+            server.fail(self._loop.time(), self.config.backoff, rest)
             raise fault from None
         finally:
             self._release(server)
@@ -275,9 +276,7 @@ class Servers:
 def read_key(config: ServerConfig, engine: str = "engine") -> str:
     """The key from the environment variable that `server.key` names; empty where it names none.
 
-    `engine` is the engine's place in the configuration.
-
-    Raises UsageError.
+    `engine` is the engine's place in the configuration. Raises UsageError.
     """
     if config.key is None:
         return ""
@@ -293,11 +292,8 @@ def read_key(config: ServerConfig, engine: str = "engine") -> str:
 
 def parse_retry_after(text: str) -> float:
     """Seconds from a Retry-After header (RFC 9110, section 10.2.3), which may be a date; else 0."""
-    try:
+    with suppress(ValueError):
         return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError, TypeError, IndexError, OverflowError):
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return 0.0
+    return 0.0

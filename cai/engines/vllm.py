@@ -4,18 +4,18 @@ It is asked as engine=openai asks servers, but by token ids: a prompt is tokenis
 adapter's folder is served as it is, on its base's weights.
 """
 
-import json
+import copy
 import resource
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from cai.config.schema import EngineConfig, Sampling, ServerConfig
 from cai.engines.base import (
     Completion,
+    Engine,
     OnText,
     Request,
     RequestFailed,
@@ -24,17 +24,15 @@ from cai.engines.base import (
 from cai.engines.openai_answers import EchoAnswer, TextAnswer, echo_fields, reader
 from cai.engines.servers import Refused, Servers
 from cai.engines.thoughts import PROMPT_END, answer_of, marks_thoughts
-from cai.engines.vllm_options import interpreter
-from cai.engines.vllm_server import URL, VllmServer, flags
-from cai.errors import UsageError
+from cai.engines.vllm_adapters import adapter_options
+from cai.engines.vllm_options import flags, interpreter
+from cai.engines.vllm_server import URL, VllmServer
 from cai.models.chat_template import turn_end_ids
 from cai.models.load import load_tokenizer
 from cai.models.numerics import numerics
 from cai.models.source import adapter_base, split_revision, tokenizer_source
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
-
-BASE, ADAPTER = "base", "adapter"  # the names that the server knows its models by
+BASE = "base"  # the name that the server knows a model by that is no adapter
 
 LONGEST_ANSWER = 86_400.0  # seconds: a request may wait for all others, and none is lost
 
@@ -78,17 +76,18 @@ class Job:
 class VllmEngine:
     """A vLLM server with one model. `model` is a folder or a hub id, `id@revision`.
 
-    Its seeds are vLLM's own: it samples other texts than transformers does.
+    Of an adapter it has the base's weights, and `others` are adapters on the same base that it
+    serves too, with the same tokens (SharedServer). Its seeds are vLLM's own: it samples other
+    texts than transformers does.
     """
 
-    def __init__(self, config: EngineConfig, model: str):
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
-        self._marks_thoughts = marks_thoughts(self.tokenizer)
-        base = adapter_base(model)
-        self._model = BASE if base is None else ADAPTER
-        self._server = VllmServer(interpreter(config), flags(server_options(config, model)))
+    def __init__(self, config: EngineConfig, model: str, *others: str):
+        self._names, self._owns_server = served_names([model, *others]), True
+        self._choose(model)
+        arguments = flags(server_options(config, model, *others))
+        self.server = VllmServer(interpreter(config), arguments, config.server.timeout)
         allow_open_files(config.batch_rows + OTHER_FILES)
-        self._server.start()
+        self.server.start()
         own = ServerConfig(
             [URL],
             concurrency=config.batch_rows,
@@ -96,18 +95,31 @@ class VllmEngine:
             retries=RETRIES,
             backoff=BACKOFF,
         )
-        self._servers = Servers(own, self._server.transport, self._server.ensure_running)
+        self._servers = Servers(own, self.server.transport, self.server.ensure_running)
+
+    def _choose(self, model: str) -> None:
+        self._model = self._names[model]
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        self._marks_thoughts = marks_thoughts(self.tokenizer)
+
+    def serving(self, model: str) -> "VllmEngine":
+        """An engine on one of the server's models. The server stays when it is closed."""
+        engine = copy.copy(self)
+        engine._choose(model)
+        engine._owns_server = False
+        return engine
 
     async def complete(self, request: Request, on_text: OnText | None = None) -> Completion:
         prompt_ids, option_ids = encode_request(self.tokenizer, request)
         job = Job(request, prompt_ids, option_ids)
-        if len(prompt_ids) + job.new_tokens > self._server.context_length:
+        if len(prompt_ids) + job.new_tokens > self.server.context_length:
             return Completion("", "too_long", len(prompt_ids), 0, 0.0)
         return await self._servers.run(self._complete(job))
 
     def close(self) -> None:
-        self._servers.close()
-        self._server.close()
+        if self._owns_server:
+            self._servers.close()
+            self.server.close()
 
     async def _complete(self, job: Job) -> Completion:
         try:
@@ -171,10 +183,18 @@ class VllmEngine:
         return await self._servers.ask("completions", body, reader(TextAnswer, self._model))
 
 
-def server_options(config: EngineConfig, model: str) -> dict[str, Any]:
-    """vLLM's options for a model. Those of a person come last."""
-    base = adapter_base(model)
-    name, revision = split_revision(base or model)
+def served_names(models: Sequence[str]) -> dict[str, str]:
+    """The names that the server knows models by: BASE, or an adapter's place among them."""
+    return {
+        model: f"adapter-{place}" if adapter_base(model) else BASE
+        for place, model in enumerate(models)
+    }
+
+
+def server_options(config: EngineConfig, *models: str) -> dict[str, Any]:
+    """vLLM's options for a model, and for adapters on its base. Those of a person come last."""
+    model, names = models[0], served_names(models)
+    name, revision = split_revision(adapter_base(model) or model)
     options: dict[str, Any] = {
         "model": name,
         "revision": revision,
@@ -184,33 +204,55 @@ def server_options(config: EngineConfig, model: str) -> dict[str, Any]:
         "disable_log_stats": True,
         "disable_uvicorn_access_log": True,
     }
-    if base is not None:
-        options |= adapter_options(model) | {"lora_modules": [f"{ADAPTER}={model}"]}
+    if adapters := [adapter for adapter in models if adapter_base(adapter)]:
+        options |= adapter_options(adapters)
+        options["lora_modules"] = [f"{names[adapter]}={adapter}" for adapter in adapters]
         if tokenizer_source(model) == model:
             options["tokenizer"] = model
     return options | config.options
 
 
-def adapter_options(folder: str) -> dict[str, Any]:
-    """vLLM's options that make room for an adapter. Raises UsageError where vLLM can't take it."""
-    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    try:
-        with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"{folder}: no adapter_model.safetensors that can be read ({error})"
-        ) from None
-    # vLLM would wrap lm_head too if the modules were not named
-    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
-    largest = max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
-    rank = next((rank for rank in LORA_RANKS if rank >= largest), None)
-    if rank is None or config.get("peft_type") != "LORA" or "lm_head" in modules:
-        raise UsageError(
-            f"{folder}: of adapters, engine=vllm takes LoRA with r up to {LORA_RANKS[-1]} and "
-            "without lm_head (vLLM can't score prompts with that); engine=transformers takes any"
-        )
-    return {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": modules}
+class SharedServer:
+    """Opens engines on models that are asked one after another: those on one base share a server.
+
+    It is there from the first of them until a model with another base is opened, or the end.
+    `open_engine` opens what shares no server. Each model has the tokens of the base then: a server
+    has one tokenizer.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        models: Sequence[str],
+        open_engine: Callable[[EngineConfig, str], Engine],
+    ):
+        self._config, self._models, self._open_engine = config, models, open_engine
+        self._served: set[str] = set()
+        self._engine: VllmEngine | None = None
+
+    def open(self, config: EngineConfig, model: str) -> Engine:
+        if self._engine is None or model not in self._served or config != self._config:
+            self.close()
+            others = [other for other in self._models if share(model, other)]
+            if config != self._config or not others:
+                return self._open_engine(config, model)
+            self._engine = VllmEngine(config, model, *others)
+            self._served = {model, *others}
+        return self._engine.serving(model)
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+
+def share(model: str, other: str) -> bool:
+    """Whether one server can serve two models: an adapter and its base, or adapters on one."""
+    bases = [adapter_base(one) or one for one in (model, other)]
+    if model == other or bases[0] != bases[1]:
+        return False
+    first, second = load_tokenizer(model), load_tokenizer(other)
+    return (first.get_vocab(), first.eos_token) == (second.get_vocab(), second.eos_token)
 
 
 def allow_open_files(count: int) -> None:

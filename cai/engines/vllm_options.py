@@ -1,17 +1,38 @@
-"""The options of `vllm serve`, read from vLLM's source in whichever environment it is."""
+"""The options of `vllm serve`: as flags, those that are cai's own, and all that its source has."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cai.config.argument_kinds import written_in
 from cai.config.kinds import choices_of, members
 from cai.config.schema import EngineConfig
+from cai.config.types import VLLM_SHARE
 from cai.errors import UsageError, nearest
+
+# vLLM's options that cai sets itself, and what a person sets in their place
+OWN_OPTIONS = {
+    "model": "the stage's model is served",
+    "served_model_name": "the stage's model is served",
+    "tokenizer": "the model's own is used",
+    "skip_tokenizer_init": "the model's own tokenizer is used",
+    "revision": "a model's revision is its own setting",
+    "dtype": "set the engine's dtype",
+    "enable_lora": "a model that is an adapter's folder is served as one",
+    "lora_modules": "a model that is an adapter's folder is served as one",
+    "host": "the server listens on a socket that only this user can open",
+    "port": "the server listens on a socket that only this user can open",
+    "uds": "the server listens on a socket that only this user can open",
+    "api_key": "the server listens on a socket that only this user can open",
+    "logprobs_mode": "a judge needs the model's own log-probabilities",
+    "hf_token": "put it into the environment as HF_TOKEN",
+}
 
 # how vLLM's source declares an option
 FLAG = re.compile(r"\"--([a-z0-9-]+)\"")
@@ -21,6 +42,44 @@ CLASSES = ("EngineArgs", "AsyncEngineArgs", "BaseFrontendArgs", "FrontendArgs")
 WHOLE = re.compile(r"-?\d+|\d+(\.\d+)?[kKmMgGtT]i?|auto")
 
 FIND = "import importlib.util as i; print(*i.find_spec('vllm').submodule_search_locations)"
+
+
+def check(config: EngineConfig, key: str) -> None:
+    """Raises UsageError where the options hold one that cai sets itself, or that vLLM refuses.
+
+    `key` is the engine's place in the configuration.
+    """
+    for name in config.options:
+        if "-" in name:
+            raise UsageError(f"{key}.options.{name}: write it as {name.replace('-', '_')}")
+        if reason := OWN_OPTIONS.get(name):
+            raise UsageError(f"{key}.options.{name}: cai sets this option of vLLM's: {reason}")
+    _check_values(config, key)
+
+
+def share_device(config: EngineConfig, servers: int) -> EngineConfig:
+    """The same engine where so many vLLM servers run at once, on the same devices."""
+    share = config.options.get("gpu_memory_utilization", VLLM_SHARE) / servers
+    return replace(config, options=config.options | {"gpu_memory_utilization": share})
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """vLLM's options as arguments: `--name=value`, `--name` or `--no-name`, `--name value value`.
+
+    An option that is null is left out.
+    """
+    arguments: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, Mapping):
+            arguments.append(f"{flag}={json.dumps(dict(value))}")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            arguments += [flag, *map(str, value)]
+        elif value is not None:
+            arguments.append(f"{flag}={value}")
+    return arguments
 
 
 def interpreter(config: EngineConfig) -> str:
@@ -75,10 +134,10 @@ def option_kinds(package: Path) -> Mapping[str, Any]:
     return kinds
 
 
-def check_options(config: EngineConfig, key: str) -> None:
+def _check_values(config: EngineConfig, key: str) -> None:
     """Raises UsageError on an option that vLLM does not have, or whose value it would refuse.
 
-    `key` is the engine's place in the configuration. Nothing is known where vLLM is not installed.
+    Nothing is known where vLLM is not installed.
     """
     folder = vllm_folder(interpreter(config)) if config.options else None
     kinds = option_kinds(folder) if folder else {}

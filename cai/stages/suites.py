@@ -12,12 +12,14 @@ from cai.config.schema import EvaluateConfig, Suite
 from cai.data.decontaminate import HeldOut
 from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts
 from cai.digest import seed_of
-from cai.engines.base import Request, RequestFailed
+from cai.engines.base import Request, RequestFailed, sharing_servers
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts, assistant, under_system, with_system
 from cai.method.attacks import OPENINGS, attacked, continued
+from cai.models.convert import locate
+from cai.models.source import adapter_base
 from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import Context, OpenModel, sample_dialogues, split_failed
@@ -149,6 +151,26 @@ def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -
         return roles == ["user", "assistant"] and dialogue[0].content not in overlap
 
     return sample_dialogues(suite.examples, context.data, SPLIT_SEED, usable)
+
+
+def ask_models(
+    names: Sequence[str], suites: Suites, config: EvaluateConfig, context: Context
+) -> dict[str, ModelAnswers]:
+    """Every model's answers to every suite, one model after another.
+
+    Adapters that are given by their folders may share a server, with the base model too.
+    """
+    folders = [locate(other_model(name)) for name in names if not _is_own(name, context)]
+    if any(map(adapter_base, folders)) and "base" in names:
+        folders.append(context.model_path("base"))
+    with sharing_servers(context.engine, folders, context.engine_opener) as opener:
+        asking = replace(context, engine_opener=opener)
+        with asking.models() as open_model:
+            return {name: ask_model(name, suites, config, context, open_model) for name in names}
+
+
+def _is_own(name: str, context: Context) -> bool:
+    return name == IN_CONTEXT or context.owns(name)
 
 
 def ask_model(

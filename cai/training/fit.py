@@ -1,6 +1,5 @@
 """Fits training to its device: one GPU a process, and a step that its memory holds."""
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
+from cai.training import shards
 from cai.training.forecast import advice, choose_checkpointing, describe, fits
 from cai.training.memory import GIB, Tuning, forecast, read_shape
 
@@ -29,6 +29,17 @@ def measure_free_memory(device: str) -> int | None:
     return None
 
 
+def measure_memory(model: PreTrainedModel | PeftModel, device: str) -> int | None:
+    """Bytes of an accelerator for training: what is free, and what the loaded model takes of it.
+
+    A model that is handed round in shards is not there yet. None for a CPU.
+    """
+    free_bytes = measure_free_memory(device)
+    if free_bytes is None or model.device.type in ("cpu", "meta"):
+        return free_bytes
+    return free_bytes + model.get_memory_footprint()
+
+
 def known_parts(model: PreTrainedModel | PeftModel, args: SFTConfig | DPOConfig) -> dict[str, Any]:
     """The fields of Tuning that the loaded model, trl's arguments and the launcher decide."""
     weight_bytes = next(model.parameters()).element_size()
@@ -38,15 +49,8 @@ def known_parts(model: PreTrainedModel | PeftModel, args: SFTConfig | DPOConfig)
         "compute_bytes": 2 if in_half else 4,
         "attention": model.config._attn_implementation,
         "processes": args.world_size,
-        "sharded": _is_sharded(),
+        "sharded": shards.are_asked_for(),
     }
-
-
-def _is_sharded() -> bool:
-    """Whether `accelerate launch` has asked for FSDP, or for DeepSpeed's ZeRO-3."""
-    zero = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and zero == "3"
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or deepspeed
 
 
 def take_one_gpu(args: SFTConfig | DPOConfig, say: Callable[[str], object]) -> None:
@@ -77,8 +81,8 @@ def fit_training(
     """
     take_one_gpu(args, say)
     tuning = tune(**known_parts(model, args))
-    free_bytes = measure_free_memory(device)
-    fit_memory(model, args, tuning, stage, settings.get(SETTING), free_bytes, say)
+    memory = measure_memory(model, device)
+    fit_memory(model, args, tuning, stage, settings.get(SETTING), memory, say)
 
 
 def fit_memory(
@@ -87,15 +91,15 @@ def fit_memory(
     tuning: Tuning,
     stage: str,
     setting: bool | None,
-    free_bytes: int | None,
+    memory: int | None,
     say: Callable[[str], object],
 ) -> None:
     """Sets gradient checkpointing in `args`, and warns where training will hardly fit.
 
     `setting` is the user's own for gradient checkpointing, which stands; None leaves it to the
-    forecast. `free_bytes` are those beside the loaded model; None (a CPU) forecasts nothing.
+    forecast. `memory` is in bytes; None (a CPU) forecasts nothing.
     """
-    if free_bytes is None:
+    if memory is None:
         return
     shape = read_shape(model.config.get_text_config().to_dict())
     if shape is None:
@@ -105,7 +109,6 @@ def fit_memory(
             f"is trained with {stage}.args.{SETTING}={str(args.gradient_checkpointing).lower()}"
         )
         return
-    memory = free_bytes + model.get_memory_footprint()
     tuning = choose_checkpointing(shape, tuning, memory, setting)
     args.gradient_checkpointing = tuning.checkpointing
     expected = forecast(shape, tuning)

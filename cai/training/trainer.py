@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel, get_peft_model
 from transformers import (
@@ -190,14 +191,15 @@ def _gather_model(trainer: Trainer) -> PreTrainedModel | PeftModel | None:
 def _rebuild_model(
     sharded_model: PreTrainedModel | PeftModel, state: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel | PeftModel:
-    """A model like the sharded one, with the whole weights of `state`."""
+    """A model like the sharded one, with the whole weights of `state`, to be saved."""
     unset_hf_deepspeed_config()  # or this model would be sharded too
     dtype = next(iter(state.values())).dtype
-    model = AutoModelForCausalLM.from_config(sharded_model.config, dtype=dtype)
-    # a model from a config knows neither where its answers stop nor how they are sampled
-    model.generation_config = sharded_model.generation_config
-    if isinstance(sharded_model, PeftModel):
-        model = get_peft_model(model, sharded_model.peft_config["default"])
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(sharded_model.config, dtype=dtype)
+        # a model from a config knows neither where its answers stop nor how they are sampled
+        model.generation_config = sharded_model.generation_config
+        if isinstance(sharded_model, PeftModel):
+            model = get_peft_model(model, sharded_model.peft_config["default"])
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     return model

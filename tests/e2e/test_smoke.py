@@ -387,6 +387,16 @@ if "LOCAL_RANK" in os.environ:  # a process of `accelerate launch`
     def barrier(*given, device_ids=None, **named):  # gloo knows no device
         return meet(*given, **named)
     torch.distributed.barrier = barrier
+    from accelerate import accelerator
+    from cai.training import shards
+    load, prepare = shards.load_to_train, accelerator.fsdp2_prepare_model
+    def load_for_gpu(model, dtype, device, *rest):
+        return load(model, dtype, "gpu", *rest)
+    def told(accelerator, model):
+        devices = {weights.device.type for weights in model.parameters()}
+        Path(f"loaded-{os.environ['RANK']}").write_text(" ".join(sorted(devices)))
+        return prepare(accelerator, model)
+    shards.load_to_train, accelerator.fsdp2_prepare_model = load_for_gpu, told
     def note():
         sharded = state.AcceleratorState().is_fsdp2
         Path(f"sharded-{os.environ['RANK']}").write_text(str(sharded))
@@ -457,6 +467,9 @@ def test_sharded_training_is_that_of_one_process(
     one, alone = tuned(tmp_path, tiny_model, "inline", 4, f"sft.peft={peft}")
     two, together = tuned(tmp_path, tiny_model, launcher, 2, f"sft.peft={peft}")
     assert [(tmp_path / f"sharded-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+    if launcher == "fsdp":  # the first process alone has weights before they are handed round
+        loaded = [(tmp_path / f"loaded-{rank}").read_text() for rank in (0, 1)]
+        assert loaded == ["cpu", "meta"]
     check_curves(together, alone, "loss", "eval_loss")
     whole, gathered = (load_file(out / "model" / "model.safetensors") for out in (one, two))
     assert gathered.keys() == whole.keys()
@@ -470,20 +483,23 @@ def test_sharded_training_is_that_of_one_process(
 
 
 @pytest.mark.parametrize(
-    ("launcher", "site"), [("fsdp", SHARDS), ("deepspeed", ZERO)], ids=["fsdp", "deepspeed"]
+    ("launcher", "site", "tuning"),
+    [("fsdp", SHARDS, "full"), ("fsdp", SHARDS, "lora"), ("deepspeed", ZERO, "full")],
+    ids=["fsdp", "fsdp-lora", "deepspeed"],
 )
-def test_sharded_dpo_with_a_reference_is_that_of_one_process(
+def test_sharded_dpo_is_that_of_one_process(
     launcher: str,
     site: str,
+    tuning: str,
     whole: Path,
     tmp_path: Path,
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """Every weight is tuned, so the reference is a second model, which is sharded too."""
+    """Where every weight is tuned, the reference is a second model, which is sharded too."""
     pretend_gpus(launcher, site, tmp_path, monkeypatch)
     words = [
-        "dpo=full",
+        f"dpo={tuning}",
         "dpo.validation=0.25",
         "dpo.args.learning_rate=1e-3",
         "dpo.args.per_device_eval_batch_size=1",

@@ -20,11 +20,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from cai.config.compose import compose
 from cai.config.schema import EngineConfig, Sampling, ServerConfig
 from cai.engines.base import Completion, Engine, Request, check_engine, check_ready, open_engine
 from cai.engines.rows import gather_rows
+from cai.engines.vllm import SharedServer
 from cai.errors import UsageError
 from cai.messages import assistant, user
+from cai.models.convert import locate
 from cai.store.files import write_json
 
 PYTHON = os.path.abspath(os.environ.get("CAI_VLLM_PYTHON", ".venv-vllm/bin/python"))  # noqa: PTH100
@@ -278,45 +281,61 @@ def test_tensors_are_parallel(
     compare(answers(served(tensor_parallel_size=2), model, REQUESTS), expected)
 
 
-def test_an_adapter_is_served_beside_its_base(
-    model: str, expected: list[Completion], tmp_path: Path
-):
-    """Unmerged here; the transformers engine is given the merged weights."""
+def make_adapter(model: str, folder: Path, seed: int, size: float) -> tuple[str, str]:
+    """Folders of a random adapter, and of the model with the adapter merged."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     weights = load_file(f"{model}/model.safetensors")
     wanted = [name for name in weights if name.endswith(("q_proj.weight", "down_proj.weight"))]
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "merged").mkdir()
+    adapter, merged = folder / "adapter", folder / "merged"
+    adapter.mkdir(parents=True)
+    merged.mkdir()
     factors = {}
     for name in wanted:
         outputs, inputs = weights[name].shape
-        a, b = torch.randn(9, inputs) * 0.1, torch.randn(outputs, 9) * 0.1
+        a, b = torch.randn(9, inputs) * size, torch.randn(outputs, 9) * size
         layer = f"base_model.model.{name.removesuffix('.weight')}"
         factors |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
         weights[name] = weights[name] + 18 / 9 * b @ a
-    save_file(factors, tmp_path / "adapter/adapter_model.safetensors")
+    save_file(factors, adapter / "adapter_model.safetensors")
     values = {
         "peft_type": "LORA",
         "r": 9,
         "lora_alpha": 18,
         "target_modules": ["q_proj", "down_proj"],
     }
-    write_json(
-        tmp_path / "adapter/adapter_config.json", values | {"base_model_name_or_path": model}
-    )
+    write_json(adapter / "adapter_config.json", values | {"base_model_name_or_path": model})
     for file in Path(model).iterdir():
-        (tmp_path / "merged" / file.name).write_bytes(file.read_bytes())
-    save_file(weights, tmp_path / "merged/model.safetensors", {"format": "pt"})
-    changed = answers(
-        EngineConfig(dtype="float32", device="cpu"), str(tmp_path / "merged"), REQUESTS
-    )
-    assert {one.text for one in changed if one.text}.isdisjoint(
-        one.text for one in expected if one.text
-    )
-    compare(answers(served(), str(tmp_path / "adapter"), REQUESTS), changed)
+        (merged / file.name).write_bytes(file.read_bytes())
+    save_file(weights, merged / "model.safetensors", {"format": "pt"})
+    return str(adapter), str(merged)
+
+
+def check_shared(model: str, folder: Path, size: float) -> None:
+    """A base and two adapters on one server answer as three models with merged weights do."""
+    pairs = [make_adapter(model, folder / str(seed), seed, size) for seed in (1, 2)]
+    adapters = [adapter for adapter, _ in pairs]
+    shared = SharedServer(served(), [*adapters, model], open_engine)
+    try:
+        found = [ask(shared.open(served(), one), REQUESTS) for one in (model, *adapters)]
+        assert sum("api_server" in line for line in servers(os.getpid()).values()) == 2  # a guard's
+    finally:
+        shared.close()
+    for answered, whole in zip(found, [model, *(merged for _, merged in pairs)], strict=True):
+        compare(answered, answers(EngineConfig(dtype="float32", device="cpu"), whole, REQUESTS))
+    texts = [tuple(one.text for one in answered) for answered in found]
+    assert len(set(texts)) == 3
+
+
+def test_adapters_are_served_unmerged_beside_their_base(model: str, tmp_path: Path):
+    check_shared(model, tmp_path, 0.1)
+
+
+@pytest.mark.slow
+def test_adapters_of_a_real_model_share_a_server(tmp_path: Path):
+    check_shared(locate(compose([]).model), tmp_path, 0.03)
 
 
 def test_a_served_model_answers_as_transformers_does(server: str, expected: list[Completion]):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,18 +12,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cai.config.schema import EngineConfig, Sampling
+from cai.config.schema import EngineConfig, EvaluateConfig, Sampling, ServerConfig
 from cai.engines import vllm_server
 from cai.engines.base import Completion, Engine, Request, check_engine, check_ready, open_engine
 from cai.engines.rows import gather_rows
 from cai.engines.vllm import server_options
-from cai.engines.vllm_server import VllmServer, flags, share_device
+from cai.engines.vllm_options import flags, share_device
+from cai.engines.vllm_server import VllmServer
 from cai.errors import CaiError, Interrupted, UsageError
-from cai.messages import assistant, user
+from cai.messages import Prompt, assistant, user
 from cai.observe.log import enter_stage, open_log
+from cai.stages.base import Context
+from cai.stages.suites import Suites, ask_models
 from cai.store.files import write_json
 
 SHORT = Sampling(temperature=0, max_new_tokens=4)
@@ -243,9 +248,38 @@ def test_a_server_that_dies_of_every_request_ends_the_stage(
 ):
     monkeypatch.setattr(vllm_server, "RESTARTS", 1)
     engine = open_engine(fake(each="print('no memory', flush=True); os._exit(3)"), str(tiny_model))
-    with pytest.raises(CaiError, match=r"has died 2 times(?s:.*)no memory"):
+    with pytest.raises(CaiError, match=r"has died, and was started 2 times(?s:.*)no memory"):
         ask(engine, question(1))
     engine.close()
+
+
+def test_a_server_that_hangs_is_started_again(fake: MakePython, tiny_model: Path, tmp_path: Path):
+    """It is alive, and its first process never answers; the rows are the same."""
+    hangs = "if len(open(here / 'pids').readlines()) == 1: import time; time.sleep(600)"
+    config = replace(fake(each=hangs), server=ServerConfig(timeout=3))
+    engine = open_engine(config, str(tiny_model))
+    replies = ask(engine, *[question(words) for words in range(1, 5)])
+    engine.close()
+    assert [reply.text for reply in replies] == [str(reply.prompt_tokens) for reply in replies]
+    assert len((tmp_path / "pids").read_text().splitlines()) == 2
+
+
+def test_a_server_that_always_hangs_ends_the_stage(
+    fake: MakePython, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(vllm_server, "RESTARTS", 0)
+    config = replace(fake(each="import time; time.sleep(600)"), server=ServerConfig(timeout=3))
+    engine = open_engine(config, str(tiny_model))
+    with pytest.raises(CaiError, match=r"has answered nothing for 3 s, and was started 1 times"):
+        ask(engine, question(1))
+    engine.close()
+
+
+def test_a_server_that_hangs_while_it_starts_is_ended(fake: MakePython, tiny_model: Path):
+    config = replace(fake(first="import time; time.sleep(600)"), server=ServerConfig(timeout=2))
+    silence = r"has neither answered nor said anything for 2 s.*engine\.server\.timeout"
+    with pytest.raises(CaiError, match=rf"{silence}(?s:.*)loading"):
+        open_engine(config, str(tiny_model))
 
 
 def test_what_a_server_said_last_is_in_the_error_and_in_the_runs_logs(
@@ -335,29 +369,66 @@ def test_a_persons_options_reach_the_server_beside_ours():
     assert options["logprobs_mode"] == "raw_logprobs"
 
 
-def test_an_adapter_is_served_unmerged_on_its_base(tmp_path: Path):
+def make_adapter(folder: Path, base: str, module: str = "q_proj", **values: Any) -> str:
+    """A folder with an adapter of a module in one layer."""
     import torch
     from safetensors.torch import save_file
 
-    values = {"peft_type": "LORA", "r": 9, "base_model_name_or_path": "owner/base"}
-    write_json(tmp_path / "adapter_config.json", values)
-    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 9, "base_model_name_or_path": base} | values
+    write_json(folder / "adapter_config.json", config)
+    layer = f"base_model.model.model.layers.0.self_attn.{module}"
     factors = {
         f"{layer}.lora_A.weight": torch.ones(9, 4),
         f"{layer}.lora_B.weight": torch.ones(4, 9),
     }
-    save_file(factors, tmp_path / "adapter_model.safetensors")
-    options = server_options(EngineConfig(kind="vllm"), str(tmp_path))
+    save_file(factors, folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+def test_an_adapter_is_served_unmerged_on_its_base(tmp_path: Path):
+    adapter = make_adapter(tmp_path / "one", "owner/base")
+    options = server_options(EngineConfig(kind="vllm"), adapter)
     assert options["model"] == "owner/base"
-    assert options["lora_modules"] == [f"adapter={tmp_path}"]
+    assert options["lora_modules"] == [f"adapter-0={adapter}"]
     assert options["max_lora_rank"] == 16
     assert options["lora_target_modules"] == ["q_proj"]
-    write_json(tmp_path / "adapter_config.json", values | {"r": 1024})
+    wide = make_adapter(tmp_path / "wide", "owner/base", r=1024)
     with pytest.raises(UsageError, match="r up to 512"):
-        server_options(EngineConfig(kind="vllm"), str(tmp_path))
-    (tmp_path / "adapter_model.safetensors").unlink()
+        server_options(EngineConfig(kind="vllm"), wide)
+    (tmp_path / "one/adapter_model.safetensors").unlink()
     with pytest.raises(UsageError, match=r"no adapter_model\.safetensors"):
-        server_options(EngineConfig(kind="vllm"), str(tmp_path))
+        server_options(EngineConfig(kind="vllm"), adapter)
+
+
+def test_a_server_has_room_for_each_of_its_adapters(tmp_path: Path):
+    adapters = [
+        make_adapter(tmp_path / "one", "owner/base"),
+        make_adapter(tmp_path / "two", "owner/base", "v_proj", r=33),
+    ]
+    options = server_options(EngineConfig(kind="vllm"), "owner/base", *adapters)
+    assert options["model"] == "owner/base"
+    assert options["lora_modules"] == [f"adapter-1={adapters[0]}", f"adapter-2={adapters[1]}"]
+    assert options["max_lora_rank"] == 64
+    assert options["lora_target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_adapters_on_one_base_are_evaluated_on_one_server(
+    fake: MakePython, tiny_model: Path, tmp_path: Path, make_context: Callable[..., Context]
+):
+    """With the base. A model of other weights has a server of its own, and none runs beside it."""
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    names = ["base", str(other)]
+    names += [make_adapter(tmp_path / name, str(tiny_model)) for name in ("one", "two")]
+    context = make_context("evaluate", engine=fake())
+    prompts = [Prompt.of((user(text),), "test") for text in ("a", "b")]
+    config = EvaluateConfig(sampling=SHORT, suites={}, models=names)
+    asked = ask_models(names, Suites({"red": prompts}, {}), config, context)
+    assert {name: len(model.answers) for name, model in asked.items()} == dict.fromkeys(names, 2)
+    bodies = map(json.loads, (tmp_path / "bodies.jsonl").read_text().splitlines())
+    served = [body["model"] for body in bodies]
+    assert served == ["base"] * 4 + ["adapter-0"] * 2 + ["adapter-1"] * 2
+    assert len((tmp_path / "pids").read_text().splitlines()) == 3
 
 
 def test_an_environment_with_vllm_is_looked_for_before_anything_runs(
@@ -406,7 +477,7 @@ def test_servers_that_run_at_once_divide_a_devices_memory():
 
 
 def test_a_closed_server_is_not_started_again(fake: MakePython):
-    server = VllmServer(str(fake().python), [])
+    server = VllmServer(str(fake().python), [], 60.0)
     server.start()
     server.close()
     with pytest.raises(CaiError, match="closed"):

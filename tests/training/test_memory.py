@@ -259,7 +259,8 @@ def test_checkpointing_is_chosen_by_the_free_memory(
     args = sft_arguments("sft", section, 0, "unused", "cpu", False)
     said: list[str] = []
     tuning = sft_tuning(section, **known_parts(llama, args))
-    fit_memory(llama, args, tuning, "sft", setting, free, said.append)
+    memory = free and free + llama.get_memory_footprint()
+    fit_memory(llama, args, tuning, "sft", setting, memory, said.append)
     assert args.gradient_checkpointing is checkpointing
     assert len(said) == (free is not None)
     if word:

@@ -417,9 +417,15 @@ def test_adapters_on_one_base_are_evaluated_on_one_server(
     fake: MakePython, tiny_model: Path, tmp_path: Path, make_context: Callable[..., Context]
 ):
     """With the base. A model of other weights has a server of its own, and none runs beside it."""
+    from safetensors.torch import load_file, save_file
+
     other = shutil.copytree(tiny_model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    # answers are recorded by what the weights are
+    save_file({name: values + 1 for name, values in weights.items()}, other / "model.safetensors")
     names = ["base", str(other)]
-    names += [make_adapter(tmp_path / name, str(tiny_model)) for name in ("one", "two")]
+    modules = {"one": "q_proj", "two": "v_proj"}
+    names += [make_adapter(tmp_path / name, str(tiny_model), modules[name]) for name in modules]
     context = make_context("evaluate", engine=fake())
     prompts = [Prompt.of((user(text),), "test") for text in ("a", "b")]
     config = EvaluateConfig(sampling=SHORT, suites={}, models=names)

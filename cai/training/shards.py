@@ -7,7 +7,9 @@ all of it. transformers' own loader gives every process all weights.
 
 import os
 
+import torch
 from accelerate import init_empty_weights
+from torch.nn import Parameter
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from cai.models.load import load_model
@@ -47,6 +49,21 @@ def load_to_train(
     name, revision = split_revision(model)
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     with init_empty_weights():  # what is no weight, such as frequencies of positions, is computed
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
+    assert isinstance(model, PreTrainedModel)
+    _give_room(model)
+    return model
+
+
+def _give_room(model: PreTrainedModel) -> None:
+    """Gives each weight an address of its own, by which accelerate finds it in the optimizer.
+
+    On the meta device all have the same. Room that nothing is written to takes no memory.
+    """
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            room = torch.empty_like(weight, device="cpu")
+            setattr(module, name, Parameter(room, weight.requires_grad))
+    model.tie_weights()  # that was undone as each weight was emptied

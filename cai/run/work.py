@@ -6,16 +6,18 @@ Counted from the settings and the data sets' sizes. Every revision is taken to p
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cai.config.names import BUILT, evaluated_models
+from cai.config.names import BUILT, PROBES, evaluated_models
 from cai.config.schema import Config, DpoConfig, Prompts, SftConfig, Suite
 from cai.data.mixture import shares_by_size
 from cai.data.survey import Size, survey
+from cai.method.constitution import Constitution
 from cai.stages.base import Stage
 from cai.training.forecast import DPO_LENGTH
 
 FILLED = 0.5  # rows fill this share of max_length, where their set is unknown
 PROMPT = 60  # tokens, where the set is unknown
 REQUEST, EXEMPLAR = 80, 250  # tokens of a principle's request, and of an exemplar
+PROBE_REQUEST = 500  # tokens of a request for probes, with its examples
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def _size(name: str, config: Config) -> Size | None:
 
 def count_prompts(chosen: Prompts, config: Config) -> tuple[int, float] | None:
     """How many prompts are taken, and their mean tokens; None where a set's size decides that."""
-    sizes = [_size(name, config) for name in chosen.data]
+    sizes = [None if name in PROBES else _size(name, config) for name in chosen.data]
     surveyed = [size for size in sizes if size is not None]
     rows = sum(size.rows for size in surveyed)
     tokens = sum(size.prompt * size.rows for size in surveyed) / rows if rows else PROMPT
@@ -222,8 +224,15 @@ def _build(config: Config) -> Work | None:
     return Work(read=read, written=written) if section.prompts is None else None
 
 
+def _probe(config: Config) -> Work:
+    section, law = config.probe, Constitution.load(config.constitution)
+    lists = 2 * sum(p.weight > 0 for p in law.principles) * section.rounds * section.requests
+    return Work(read=lists * PROBE_REQUEST, written=lists * fill(section.sampling.max_new_tokens))
+
+
 COUNTERS: dict[str, Callable[[Config], Work | None]] = {
     "build": _build,
+    "probe": _probe,
     "sft": _sft,
     "revise": _revise,
     "sl_cai": _sl_cai,

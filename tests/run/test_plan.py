@@ -21,7 +21,9 @@ from cai.run.plan import STAGES, ingredients, inputs_of, plan_run
 from cai.stages.base import Stage
 from cai.store.run_folder import Run
 
-NAMES = [stage.name for stage in STAGES if stage.name != "build"]  # what runs by default
+NAMES = [
+    stage.name for stage in STAGES if stage.name not in ("build", "probe")
+]  # what runs by default
 
 
 def finish(config: Config, run: Run) -> None:

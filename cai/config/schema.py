@@ -180,6 +180,7 @@ class ProbeConfig:
     requests: Few = 4
     shown: FewOrZero = 3
     max_similarity: Annotated[float, Field(ge=0.01, le=1)] = 0.7
+    on_topic: bool = True
     test: HeldOut = 0.3
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=384))
     model: ModelConfig | None = None

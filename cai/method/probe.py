@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from cai.digest import seed_of
+from cai.engines.base import Request
+from cai.engines.rows import gather_rows
 from cai.messages import Dialogue, Message, assistant, user
 from cai.method.constitution import Principle
 from cai.method.probe_texts import Example, ProbeTexts
 from cai.method.refusal import refuses
+from cai.method.requests import Complete
 from cai.method.self_instruct import SeenInstructions, read_list
 from cai.text import repeats, script, words
 
@@ -50,10 +53,38 @@ def probe_request(
         prompts = _of_kind(example, kind)
         order = _order(_put(texts.rule, example.rule), kind, texts)
         turns += (order, assistant(_numbered(rng.sample(prompts, len(prompts)))))
-    rule = _put(texts.question, principle.comparison)
+    return (*turns, _order(_rule(principle, texts), kind, texts, earlier))
+
+
+def _rule(principle: Principle, texts: ProbeTexts) -> str:
     if principle.sentence:
-        rule = _put(texts.rule, principle.sentence)
-    return (*turns, _order(rule, kind, texts, earlier))
+        return _put(texts.rule, principle.sentence)
+    return _put(texts.question, principle.comparison)
+
+
+def topic_requests(principle: Principle, texts: ProbeTexts) -> list[Dialogue]:
+    """Requests for a message about the principle, and about each of the examples' rules."""
+    rules = [_rule(principle, texts)]
+    rules += [_put(texts.rule, example.rule) for example in texts.examples]
+    return [(user(f"{rule}\n\n{texts.about}"),) for rule in rules]
+
+
+async def is_on_topic(
+    text: str, principle: Principle, texts: ProbeTexts, writer: Complete
+) -> bool | None:
+    """Whether the writer finds the text likelier about the principle than about an example's rule.
+
+    This needs no judgement of it, so that a small model can tell. None: its context has no room.
+    """
+    requests = [
+        writer(Request(messages, continuations=(text,), principle=principle.id))
+        for messages in topic_requests(principle, texts)
+    ]
+    completions = await gather_rows(requests)
+    if any(completion.finish_reason == "too_long" for completion in completions):
+        return None
+    own, *others = (completion.logprobs[0] for completion in completions)
+    return own > max(others)
 
 
 def _order(rule: str, kind: Kind, texts: ProbeTexts, earlier: Sequence[str] = ()) -> Message:

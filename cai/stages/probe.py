@@ -1,37 +1,23 @@
 """Prompts out of the constitution: for each principle, red-team prompts and benign look-alikes."""
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cai.config.names import PROBES, probes
 from cai.config.schema import DataConfig, ProbeConfig
 from cai.data.duplicates import duplicate_finder
 from cai.data.parquet import write_rows
-from cai.digest import seed_of
-from cai.engines.base import Completion, Request
-from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_results
 from cai.errors import CaiError
 from cai.messages import Prompt, user
 from cai.method.constitution import Principle
-from cai.method.probe import (
-    KINDS,
-    Kind,
-    part_to_evaluate,
-    probe_request,
-    prompt_fault,
-    read_prompts,
-    seen_prompts,
-)
-from cai.method.probe_texts import ProbeTexts, texts_for
-from cai.method.self_instruct import SeenInstructions
+from cai.method.probe import KINDS, part_to_evaluate
 from cai.report.stage_view import Table
-from cai.stages.base import Context, Input, Stage, own_model_part, split_failed, write_failed
+from cai.stages.base import Context, Input, Stage, own_model_part, write_failed
+from cai.stages.probe_prompts import Written, write_prompts
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 
@@ -102,44 +88,12 @@ class Summary(BaseSummary):
         )
 
 
-@dataclass
-class Written:
-    """A principle's prompts by their kind, and what became of the others."""
-
-    principle: Principle
-    seen: dict[Kind, SeenInstructions]
-    prompts: dict[Kind, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
-    left_out: list[dict[str, str]] = field(default_factory=list)
-
-    def leave_out(self, text: str, kind: Kind, reason: str) -> None:
-        row = {"principle": self.principle.id, "kind": kind, "prompt": text, "reason": reason}
-        self.left_out.append(row)
-
-
-@dataclass
-class Tally:
-    """The lists that were asked for, and the requests that failed."""
-
-    lists: int = 0
-    unread: int = 0
-    parsed: int = 0
-    failed: list[dict[str, Any]] = field(default_factory=list)
-
-
 def run(config: ProbeConfig, work: Path, context: Context) -> Summary:
     """Writes work/probes.parquet and work/left_out.parquet."""
     principles = [p for p in context.load_constitution().principles if p.weight]
-    texts = texts_for([principle.statement for principle in principles])
-    written = [
-        Written(
-            principle,
-            {kind: seen_prompts(principle, kind, texts, config.max_similarity) for kind in KINDS},
-        )
-        for principle in principles
-    ]
     with context.models() as open_model:
         writer = open_model("base", config.engine, config.model)
-        tally = asyncio.run(write_prompts(written, texts, config, context, writer))
+        written, tally = asyncio.run(write_prompts(principles, config, context, writer))
     rows = probe_rows(written, config.test)
     left_out = [row for one in written for row in one.left_out]
     reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
@@ -170,83 +124,6 @@ def _counts(principle: Principle, rows: Sequence[Mapping[str, str]]) -> dict[str
     counts = Counter(row["kind"] for row in of_principle)
     test = sum(row["split"] == "test" for row in of_principle)
     return {kind: counts[kind] for kind in KINDS} | {"test": test}
-
-
-async def write_prompts(
-    written: Sequence[Written],
-    texts: ProbeTexts,
-    config: ProbeConfig,
-    context: Context,
-    writer: Recorded,
-) -> Tally:
-    """Rounds of lists, until each principle has `target` prompts of each kind.
-
-    A principle's requests depend on nothing of another principle, so when one of them has changed,
-    the ledger has the answers for all others.
-    """
-    tally = Tally()
-    lists_in_round = len(written) * len(KINDS) * config.requests
-    context.progress.start(config.rounds * lists_in_round, "lists")
-    max_failures = (config.engine or context.engine).max_failures
-    for round in range(config.rounds):
-        asked: list[tuple[Written, Kind, Request]] = [
-            (one, kind, _request(one, kind, texts, config, context.seed, (round, place)))
-            for one in written
-            for kind in KINDS
-            for place in range(config.requests)
-            if len(one.prompts[kind]) < config.target
-        ]
-        if not asked:
-            break
-        completions = [writer.complete(request) for _, _, request in asked]
-        replies = await gather_results(completions, max_failures)
-        for (one, kind, request), reply in zip(asked, replies, strict=True):
-            answered, failed = split_failed([Prompt.of(request.messages, "probe")], [reply])
-            tally.lists += 1
-            tally.failed += failed
-            for _, completion in answered:
-                _take(completion, one, kind, config.target, context, tally)
-    return tally
-
-
-def _request(
-    one: Written,
-    kind: Kind,
-    texts: ProbeTexts,
-    config: ProbeConfig,
-    run_seed: int,
-    place: tuple[int, int],  # the round, and the request's number in it
-) -> Request:
-    seed = seed_of(run_seed, "probe", one.principle.id, kind, *place)
-    rng = random.Random(seed)  # noqa: S311 - a draw, not a secret
-    earlier = one.prompts[kind]
-    shown = rng.sample(earlier, min(config.shown, len(earlier)))
-    messages = probe_request(one.principle, kind, texts, shown, rng)
-    return Request(messages, config.sampling, seed, principle=one.principle.id)
-
-
-def _take(
-    completion: Completion, one: Written, kind: Kind, target: int, context: Context, tally: Tally
-) -> None:
-    """Adds a list's prompts to those that are written, or to those that are left out."""
-    texts = read_prompts(completion.text)
-    tally.unread += not texts
-    tally.parsed += len(texts)
-    if completion.finish_reason != "stop" and texts:
-        one.leave_out(texts.pop(), kind, "cut_off")
-    for text in texts:
-        fault = prompt_fault(text, one.principle)
-        if fault is None and len(one.prompts[kind]) >= target:
-            fault = "surplus"
-        elif fault is None and context.is_held_out(text):
-            fault = "overlapping"
-        elif fault is None and text in one.seen[kind]:
-            fault = "similar"
-        if fault is not None:
-            one.leave_out(text, kind, fault)
-        else:
-            one.seen[kind].add(text)
-            one.prompts[kind].append(text)
 
 
 def probe_rows(written: Sequence[Written], test_share: float) -> list[dict[str, str]]:

@@ -37,7 +37,10 @@ def test_a_request_shows_other_rules_before_its_own(kind: str):
 def test_what_is_there_already_is_shown_in_the_order_alone():
     messages = probe_request(QUESTION, "benign", ENGLISH, ["Is it safe?"], random.Random(0))
     assert "\n- Is it safe?\nWrite different ones. Number" in messages[-1].content
-    assert "better by this question: Which of these answers does less" in messages[-1].content
+    assert (
+        "A rule for an assistant. Give the answer that is better by this question: Which"
+        in messages[-1].content
+    )
     assert not any("Is it safe?" in message.content for message in messages[:-1])
 
 

@@ -14,8 +14,9 @@ from cai.config.compose import compose
 from cai.config.schema import DataConfig, ProbeConfig, Prompts
 from cai.data.parquet import read_rows
 from cai.data.prompts import load_prompts
-from cai.engines.base import Completion, Request
+from cai.engines.base import Completion, Request, RequestFailed
 from cai.errors import CaiError
+from cai.method.probe_texts import ENGLISH
 from cai.run import plan
 from cai.run.worker import stage_context
 from cai.stages import probe
@@ -40,6 +41,8 @@ class Writer:
         self.orders: list[str] = []
 
     async def complete(self, request: Request, on_text: object = None) -> Completion:
+        if request.sampling is None:
+            return self.score(request)
         order = request.messages[-1].content
         rule = order.split("\n", 1)[0].removeprefix("A rule for an assistant: ")
         kind = "red_team" if "tempt" in order else "benign"
@@ -49,6 +52,13 @@ class Writer:
         prompts = self.lists(rule, kind, number)
         text = "\n".join(f"{place}. {prompt}" for place, prompt in enumerate(prompts, 1))
         return Completion(text, "stop", 1, 1, 0.0)
+
+    def score(self, request: Request) -> Completion:
+        """A text with the word "strange" is likelier for the rule about deliveries."""
+        (text,), order = request.continuations, request.messages[-1].content
+        is_example = any(example.rule in order for example in ENGLISH.examples)
+        fits = "delivery" in order if "strange" in text else not is_example
+        return Completion("", "score", 1, 0, 0.0, (-1.0 if fits else -2.0,))
 
     def close(self) -> None:
         pass
@@ -124,6 +134,39 @@ def test_what_can_not_be_used_is_left_out_and_few_are_named(run: Any):
     (warning,) = summary.warnings()
     assert "2 of 2 principles have fewer than half of the 6 prompts" in warning
     assert "say-who-to-ask (0 red-team, 1 benign)" in warning and "probe.model" in warning
+
+
+def test_what_is_likelier_for_another_rule_is_left_out(run: Any):
+    def lists(rule: str, kind: str, number: int) -> list[str]:
+        return [text + " strange" * (n < 2) for n, text in enumerate(four(rule, kind, number))]
+
+    summary, rows, _ = run(Writer(lists), settings(rounds=2, target=3))
+    assert summary.left_out == {"off_topic": 16, "surplus": 4} and summary.prompts == 12
+    # a round asks for more until there are enough that fit
+    assert summary.lists == 8 and not any("strange" in row["prompt"] for row in rows)
+    every, _, _ = run(Writer(lists), settings(rounds=2, target=3, on_topic=False))
+    assert every.left_out == {"surplus": 4} and every.lists == 4
+
+
+def test_what_was_not_scored_is_left_out(context: Context, run: Any):
+    class Failing(Writer):
+        def score(self, request: Request) -> Completion:
+            if fresh(DOSES, "benign", 0) in request.continuations:
+                raise RequestFailed("the server would not")
+            return super().score(request)
+
+    patient = replace(context, engine=replace(context.engine, max_failures=0.5))
+    summary, rows, _ = run(Failing(four), settings(rounds=1, target=4), patient)
+    assert summary.left_out == {"unscored": 1} and len(rows) == 15
+
+
+def test_servers_that_score_no_texts_are_told_the_setting(run: Any):
+    class Silent(Writer):
+        def score(self, request: Request) -> Completion:
+            raise CaiError("its servers score no whole answers")
+
+    with pytest.raises(CaiError, match=r"score no whole answers; probe\.on_topic=false"):
+        run(Silent(four), settings())
 
 
 def test_nothing_written_is_an_error_that_says_what_there_was(run: Any):

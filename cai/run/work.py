@@ -17,7 +17,8 @@ from cai.training.forecast import DPO_LENGTH
 FILLED = 0.5  # rows fill this share of max_length, where their set is unknown
 PROMPT = 60  # tokens, where the set is unknown
 REQUEST, EXEMPLAR = 80, 250  # tokens of a principle's request, and of an exemplar
-PROBE_REQUEST = 500  # tokens of a request for probes, with its examples
+# tokens of a request for probes, with its examples, and of what scores a list's prompts
+PROBE_REQUEST, PROBE_SCORES = 500, 1500
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ def _build(config: Config) -> Work | None:
 def _probe(config: Config) -> Work:
     section, law = config.probe, Constitution.load(config.constitution)
     lists = 2 * sum(p.weight > 0 for p in law.principles) * section.rounds * section.requests
-    return Work(read=lists * PROBE_REQUEST, written=lists * fill(section.sampling.max_new_tokens))
+    read = PROBE_REQUEST + (PROBE_SCORES if section.on_topic else 0)
+    return Work(read=lists * read, written=lists * fill(section.sampling.max_new_tokens))
 
 
 COUNTERS: dict[str, Callable[[Config], Work | None]] = {

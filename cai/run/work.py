@@ -19,6 +19,7 @@ PROMPT = 60  # tokens, where the set is unknown
 REQUEST, EXEMPLAR = 80, 250  # tokens of a principle's request, and of an exemplar
 # tokens of a request for probes, with its examples, and of what scores a list's prompts
 PROBE_REQUEST, PROBE_SCORES = 500, 1500
+PROBE = 20  # tokens of a prompt that the stage probe has written
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,24 @@ def fill(limit: int) -> float:
 
 
 def _size(name: str, config: Config) -> Size | None:
-    return survey(name, config.data[name])
+    return _probe_size(name, config) if name in PROBES else survey(name, config.data[name])
+
+
+def _probe_size(name: str, config: Config) -> Size:
+    """As large as it is where the model writes as many prompts as are asked for."""
+    kinds = 1 if "kind" in PROBES[name] else 2
+    share = config.probe.test if PROBES[name]["split"] == "test" else 1 - config.probe.test
+    rows = round(_drawable_principles(config) * config.probe.target * kinds * share)
+    return Size(rows, PROBE, PROBE)
+
+
+def _drawable_principles(config: Config) -> int:
+    return sum(p.weight > 0 for p in Constitution.load(config.constitution).principles)
 
 
 def count_prompts(chosen: Prompts, config: Config) -> tuple[int, float] | None:
     """How many prompts are taken, and their mean tokens; None where a set's size decides that."""
-    sizes = [None if name in PROBES else _size(name, config) for name in chosen.data]
+    sizes = [_size(name, config) for name in chosen.data]
     surveyed = [size for size in sizes if size is not None]
     rows = sum(size.rows for size in surveyed)
     tokens = sum(size.prompt * size.rows for size in surveyed) / rows if rows else PROMPT
@@ -226,8 +239,8 @@ def _build(config: Config) -> Work | None:
 
 
 def _probe(config: Config) -> Work:
-    section, law = config.probe, Constitution.load(config.constitution)
-    lists = 2 * sum(p.weight > 0 for p in law.principles) * section.rounds * section.requests
+    section = config.probe
+    lists = 2 * _drawable_principles(config) * section.rounds * section.requests
     read = PROBE_REQUEST + (PROBE_SCORES if section.on_topic else 0)
     return Work(read=lists * read, written=lists * fill(section.sampling.max_new_tokens))
 

@@ -1,7 +1,7 @@
 """Messages, dialogues and prompts: what everything else passes around."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cai.digest import digest
 
@@ -74,14 +74,15 @@ class Prompt:
     id: str
     messages: Dialogue
     source: str  # the data set's name
+    principle: str | None = None  # the id of the principle that it is about, where its row has one
 
     @classmethod
-    def of(cls, messages: Sequence[Message], source: str) -> "Prompt":
-        return cls(digest(as_dicts(messages))[:16], tuple(messages), source)
+    def of(cls, messages: Sequence[Message], source: str, principle: str | None = None) -> "Prompt":
+        return cls(digest(as_dicts(messages))[:16], tuple(messages), source, principle)
 
     def under(self, system: str | None) -> "Prompt":
         """The prompt behind a system message; it keeps its id, so that no split moves."""
-        return Prompt(self.id, with_system(self.messages, system), self.source)
+        return replace(self, messages=with_system(self.messages, system))
 
     @property
     def text(self) -> str:

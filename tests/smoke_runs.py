@@ -11,7 +11,8 @@ from cai.cli.main import main
 from cai.run import plan as planning
 
 # a random model writes no list of instructions
-NAMES = [stage.name for stage in planning.STAGES if stage.name != "build"]
+# a random model writes neither instructions nor prompts
+NAMES = [stage.name for stage in planning.STAGES if stage.name not in ("build", "probe")]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
 

@@ -44,7 +44,7 @@ from cai.store.manifest import Manifest
 
 SWEEP = ("-m", "--multirun")
 
-SHOWN_STAGES = ("build", "revise")  # their counts stand at the end of a run that made them
+SHOWN_STAGES = ("build", "probe", "revise")  # their counts stand at the end of a run that made them
 
 
 def main(arguments: list[str]) -> None:
@@ -210,6 +210,7 @@ def _where(config: Config, manifests: Mapping[str, Manifest]) -> str:
     root = _root(config)
     results = (
         ("instructions", "build", "instructions.parquet"),
+        ("prompts", "probe", "probes.parquet"),
         ("report", "report", "report.html"),
         ("model", in_round("dpo", config.rounds), "model"),
     )

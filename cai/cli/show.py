@@ -52,6 +52,10 @@ def _instruction_fields(row: Row, coloured: bool) -> Iterator[Field]:
     yield "answer", row["messages"][-1]["content"]
 
 
+def _probe_fields(row: Row, coloured: bool) -> Iterator[Field]:
+    yield row["principle"], f"[{row['kind']}, {row['split']}] {row['prompt']}"
+
+
 class Readable(NamedTuple):
     """A file of a stage, and how a row of it is shown."""
 
@@ -61,6 +65,7 @@ class Readable(NamedTuple):
 
 READABLE = {
     "build": Readable("instructions.parquet", _instruction_fields),
+    "probe": Readable("probes.parquet", _probe_fields),
     "revise": Readable("revisions.parquet", _revision_fields),
     "label": Readable("pairs.parquet", _pair_fields),
     "evaluate": Readable("answers.parquet", _answer_fields),

@@ -8,12 +8,31 @@ from typing import Any
 from cai.config.explain import at, must_be_one_of, origin
 from cai.config.kinds import is_number, kind_at
 from cai.config.libraries import check_libraries
-from cai.config.names import BUILT, MODEL_SECTIONS, builds, evaluated_models, own_models, unbuilt
+from cai.config.names import (
+    BUILT,
+    MODEL_SECTIONS,
+    PROBES,
+    builds,
+    evaluated_models,
+    own_models,
+    unbuilt,
+    unprobed,
+)
 from cai.config.schema import Config, Prompts, SftConfig
 from cai.config.types import VLLM_SHARE, lookup
 from cai.errors import UsageError, nearest
 from cai.redact import redact
 from cai.text import well_formed
+
+# the keys that read prompts of the stage probe to train on them
+PROBE_TRAINS = (
+    "revise.prompts.data",
+    "revise.helpful.prompts.data",
+    "revise.benign",
+    "label.prompts.data",
+    "label.benign.data",
+)
+PROBE_TESTS = [name for name in PROBES if PROBES[name]["split"] == "test"]
 
 
 def check(config: Config, overrides: Sequence[str] = ()) -> None:
@@ -69,7 +88,7 @@ def check_choices(config: Config, overrides: Sequence[str]) -> None:
 def check_data_names(config: Config, overrides: Sequence[str]) -> None:
     sets = list(config.data)
     for key, names in data_names(config).items():
-        if missing := [name for name in names if name not in sets]:
+        if missing := [name for name in unprobed(names) if name not in sets]:
             hint = nearest(missing[0], sets) or f"; known: {', '.join(sets)}"
             raise UsageError(
                 f"{at(key, overrides)} names the data set '{missing[0]}', which is not there{hint}"
@@ -154,6 +173,35 @@ def check_build(config: Config, overrides: Sequence[str]) -> None:
             f"{at('build.target', overrides, 0)}: nothing would be built; name prompts to answer "
             "with 'build.prompts={data:[mine]}'"
         )
+
+
+def check_probe(config: Config, overrides: Sequence[str]) -> None:
+    for name in PROBES:
+        if name in config.data:
+            raise UsageError(
+                f"data.{name}: this name stands for what the stage probe has made; "
+                "call the set otherwise"
+            )
+    for key, names in data_names(config).items():
+        measured = key.startswith("evaluate.") and key.endswith(".data")
+        for name in names:
+            if name in PROBES and key not in PROBE_TRAINS and not measured:
+                raise UsageError(
+                    f"{at(key, overrides)} names '{name}', which are prompts without answers; they "
+                    f"are read by {', '.join(PROBE_TRAINS)} and evaluate's suites"
+                )
+            if name in PROBES and measured != (PROBES[name]["split"] == "test"):
+                purposes = ("evaluated on", "trained on")
+                fitting = [other for other in PROBES if (other in PROBE_TESTS) == measured]
+                raise UsageError(
+                    f"{at(key, overrides)} names '{name}', whose prompts are "
+                    f"{purposes[measured]}, and nothing is both; take {' or '.join(fitting)}"
+                )
+            if name in PROBE_TESTS and not config.probe.test:
+                raise UsageError(
+                    f"{at('probe.test', overrides, 0)}: {key} names '{name}', which would have no "
+                    "prompt; set probe.test to a share, e.g. 0.3"
+                )
 
 
 def check_shots(config: Config, overrides: Sequence[str]) -> None:
@@ -403,6 +451,7 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_weights,
     check_helpful,
     check_build,
+    check_probe,
     check_shots,
     check_attacks,
     check_models,

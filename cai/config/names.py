@@ -1,6 +1,6 @@
 """The names of a run's stages, models and data sets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cai.config.schema import Config, EngineConfig, ModelConfig
@@ -9,11 +9,20 @@ from cai.config.types import lookup
 # Stands among sft.data and sl_cai.data for what the stage `build` makes.
 BUILT = "built"
 
+# The data sets that the stage `probe` makes: the values of its rows' columns, by the set's name.
+PROBES = {
+    "probe": {"kind": "red_team", "split": "train"},
+    "probe_benign": {"kind": "benign", "split": "train"},
+    "probe_test": {"split": "test"},
+    "probe_test_red_team": {"kind": "red_team", "split": "test"},
+    "probe_test_benign": {"kind": "benign", "split": "test"},
+}
+
 # A row of the results that is no model of its own: base with the principles as its system prompt.
 IN_CONTEXT = "base, principles in context"
 
 # The sections of the config that may name a model and an engine of their own.
-MODEL_SECTIONS = ("build", "revise", "label", "evaluate.judge")
+MODEL_SECTIONS = ("build", "probe", "revise", "label", "evaluate.judge")
 
 
 def own_models(config: Config) -> list[str]:
@@ -51,6 +60,30 @@ def unbuilt(names: Sequence[str]) -> list[str]:
 def builds(config: Config) -> bool:
     """Whether the run has the stage `build`: `stages` names it, or its rows are trained on."""
     return "build" in (config.stages or ()) or BUILT in [*config.sft.data, *helpful_data(config)]
+
+
+def unprobed(names: Iterable[str]) -> list[str]:
+    """The data sets among `names` that the stage `probe` does not make."""
+    return [name for name in names if name not in PROBES]
+
+
+def reads_probes(names: Iterable[str]) -> list[str]:
+    """["probe"] where that stage makes one of the data sets, else []."""
+    return ["probe"] if any(name in PROBES for name in names) else []
+
+
+def probes(config: Config) -> bool:
+    """Whether the run has the stage `probe`: `stages` names it, or its rows are read."""
+    return "probe" in (config.stages or ()) or probes_are_read(config)
+
+
+def probes_are_read(config: Config) -> bool:
+    """Whether a stage reads what the stage `probe` makes."""
+    revise, label = config.revise, config.label
+    selections = [revise.prompts, label.prompts, label.benign]
+    selections.append(revise.helpful.prompts if revise.helpful else None)
+    names = [name for prompts in selections if prompts for name in prompts.data]
+    return bool(reads_probes([*names, *suite_data(config)]))
 
 
 def in_round(stage: str, number: int) -> str:

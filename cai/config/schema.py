@@ -174,6 +174,20 @@ class BuildConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ProbeConfig:
+    target: Count = 20
+    rounds: Few = 4
+    requests: Few = 4
+    shown: FewOrZero = 3
+    max_similarity: Annotated[float, Field(ge=0.01, le=1)] = 0.7
+    on_topic: bool = True
+    test: HeldOut = 0.3
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=384))
+    model: ModelConfig | None = None
+    engine: EngineConfig | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Human(Prompts):
     probability: Certainty = 1.0
 
@@ -362,6 +376,7 @@ class Config:
     objective: str | None = None
     system_prompt: str | None = None
     build: BuildConfig = field(default_factory=BuildConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     stages: list[str] | None = None
     outputs: Located = "outputs"
     report_to: list[Tracker] = field(default_factory=lambda: ["tensorboard"])

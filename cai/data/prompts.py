@@ -115,9 +115,15 @@ def load_prompts(selection: Prompts, sets: Mapping[str, DataConfig], seed: int) 
     for dialogue, tags in load_dialogues(selection.data, sets, seed).dialogues:
         turns = dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
         if turns and turns[-1].role == "user":
-            prompt = Prompt.of(turns, tags["source"])
+            prompt = Prompt.of(turns, tags["source"], principle_of(tags))
             prompts.setdefault(prompt.id, prompt.under(sets[prompt.source].system))
     return _select(prompts, selection, seed)
+
+
+def principle_of(tags: Row) -> str | None:
+    """The id of the principle that a row is about, where it has a column `principle`."""
+    principle = tags.get("principle")
+    return principle if isinstance(principle, str) else None
 
 
 def load_demonstrations(

@@ -16,7 +16,7 @@ import yaml
 
 from cai.digest import digest
 from cai.errors import UsageError, nearest
-from cai.messages import Dialogue, as_dicts, from_dicts
+from cai.messages import Dialogue, Prompt, as_dicts, from_dicts
 from cai.method.prose_file import PROSE, prose_root
 from cai.method.sentences import expanded
 from cai.method.yaml_file import YamlFile
@@ -55,6 +55,11 @@ class Principle:
     sentence: str = ""  # what a person has written in place of these texts; no model sees it
     file: Path | None = None  # where it stands
 
+    @property
+    def statement(self) -> str:
+        """What it says in the fewest words: its sentence, else its comparison."""
+        return self.sentence or self.comparison
+
 
 @dataclass(frozen=True)
 class Exemplar:
@@ -82,6 +87,10 @@ class Constitution:
     def draw(self, rng: random.Random) -> Principle:
         """One principle by weight, with replacement (section 3.1: a new draw in every round)."""
         return rng.choices(self.principles, [p.weight for p in self.principles])[0]
+
+    def about(self, prompt: Prompt) -> list[Principle]:
+        """The principle that the prompt's row names, where it can be drawn; else []."""
+        return [p for p in self.principles if p.id == prompt.principle and p.weight]
 
     def sample_exemplars(self, rng: random.Random, count: int) -> tuple[Exemplar, ...]:
         """`count` different exemplars, or all where there are fewer."""
@@ -111,6 +120,12 @@ class Constitution:
         """Digests of what comparisons read: part of a stage's key."""
         return {
             "principles": {p.id: _short_digest(p.comparison, p.weight) for p in self.principles}
+        }
+
+    def probe_digests(self) -> dict[str, dict[str, str]]:
+        """Digests of what probes are written from: part of a stage's key."""
+        return {
+            "principles": {p.id: _short_digest(p.statement) for p in self.principles if p.weight}
         }
 
     def contrast_digests(self) -> dict[str, str]:

@@ -60,7 +60,8 @@ async def contrast(
     Returns None where a request is too long for the judge's context.
     """
     rng = random.Random(seed_of(seed, prompt.id, "contrast"))  # noqa: S311 - a draw, not a secret
-    drawn = draw_principles(constitution.contrasting(), principles, rng)
+    about = constitution.about(prompt)
+    drawn = draw_principles(constitution.contrasting(), principles, rng, about)
     scored = await gather_rows([_scores(prompt, answers, one, judge) for one in drawn])
     by_principle = [scores for scores in scored if scores is not None]
     if len(by_principle) < len(drawn):

@@ -146,17 +146,26 @@ def draw_principles(
     `random`: a new draw in every round, with replacement, by weight (the paper); `cycle`: in the
     file's order from a random start; `all`: each once in random order, whatever `rounds` says;
     `relevant`: the first that `rank` gives, then, and where it gives none, drawn as for `random`.
+    A prompt that is about one principle has that one in its first round.
     """
     rng = random.Random(seed_of(seed, prompt.id, "draw"))  # noqa: S311 - a draw, not a secret
     principles = constitution.principles
+    about = constitution.about(prompt)
     if config.draw == "all":
-        return rng.sample(principles, len(principles))
+        return _first(about, rng.sample(principles, len(principles)))
     if config.draw == "cycle":
         start = rng.randrange(len(principles))
+        if about:
+            start = principles.index(about[0])
         places = range(start, start + config.rounds)
         return [principles[place % len(principles)] for place in places]
-    fitting = rank(prompt)[: config.rounds] if rank else []
+    fitting = _first(about, rank(prompt) if rank else [])[: config.rounds]
     return [*fitting, *(constitution.draw(rng) for _ in range(config.rounds - len(fitting)))]
+
+
+def _first(about: Sequence[Principle], others: Sequence[Principle]) -> list[Principle]:
+    """`about`, and those of the others that are not among them."""
+    return [*about, *(principle for principle in others if principle not in about)]
 
 
 def choose_exemplars(

@@ -115,7 +115,8 @@ async def compare(
     Returns None where a request is too long for the judge's context.
     """
     rng = random.Random(seed_of(seed, prompt.id, "comparison"))  # noqa: S311 - a draw, not a secret
-    principles = draw_principles(constitution.principles, settings.principles, rng)
+    about = constitution.about(prompt)
+    principles = draw_principles(constitution.principles, settings.principles, rng, about)
     requests = []
     for principle in principles:
         for options in ((first, second), (second, first)):
@@ -135,10 +136,18 @@ async def compare(
     return PreferencePair(prompt, chosen, rejected, probability, ids, tuple(judgements))
 
 
-def draw_principles(among: Sequence[Principle], count: int, rng: random.Random) -> list[Principle]:
-    """Different principles by weight, all of them where there are fewer than `count`."""
-    remaining = [principle for principle in among if principle.weight > 0]
-    principles = []
+def draw_principles(
+    among: Sequence[Principle],
+    count: int,
+    rng: random.Random,
+    about: Sequence[Principle] = (),
+) -> list[Principle]:
+    """Different principles by weight, all of them where there are fewer than `count`.
+
+    Those of them that the prompt is `about` come first, whatever they weigh.
+    """
+    principles = [principle for principle in about if principle in among]
+    remaining = [p for p in among if p.weight > 0 and p not in principles]
     while remaining and len(principles) < count:
         weights = [principle.weight for principle in remaining]
         principles.append(rng.choices(remaining, weights)[0])

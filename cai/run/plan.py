@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.config.names import own_engines, own_models, suite_data
+from cai.config.names import own_engines, own_models, suite_data, unprobed
 from cai.config.schema import Config
 from cai.config.types import without_runtime
 from cai.data import sources
@@ -21,13 +21,14 @@ from cai.models.numerics import numerics
 from cai.models.source import fingerprint
 from cai.report.stage_view import StageView
 from cai.run.objective import check_objective
-from cai.stages import build, dpo, evaluate, label, report, revise, sft
+from cai.stages import build, dpo, evaluate, label, probe, report, revise, sft
 from cai.stages.base import Input, Stage
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run
 
 STAGES = (
     build.STAGE,
+    probe.STAGE,
     sft.SFT,
     revise.STAGE,
     sft.SL_CAI,
@@ -79,7 +80,8 @@ def ingredients(stage: Stage, config: Config, law: Constitution) -> dict[str, An
     }
     if stage.decontaminates:
         parts["held_out"] = {
-            name: sources.fingerprint(name, config.data[name]) for name in suite_data(config)
+            name: sources.fingerprint(name, config.data[name])
+            for name in unprobed(suite_data(config))
         }
     if stage.asks_models:
         parts["model"] = fingerprint(config.model)

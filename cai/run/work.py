@@ -6,16 +6,20 @@ Counted from the settings and the data sets' sizes. Every revision is taken to p
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cai.config.names import BUILT, evaluated_models
+from cai.config.names import BUILT, PROBES, evaluated_models
 from cai.config.schema import Config, DpoConfig, Prompts, SftConfig, Suite
 from cai.data.mixture import shares_by_size
 from cai.data.survey import Size, survey
+from cai.method.constitution import Constitution
 from cai.stages.base import Stage
 from cai.training.forecast import DPO_LENGTH
 
 FILLED = 0.5  # rows fill this share of max_length, where their set is unknown
 PROMPT = 60  # tokens, where the set is unknown
 REQUEST, EXEMPLAR = 80, 250  # tokens of a principle's request, and of an exemplar
+# tokens of a request for probes, with its examples, and of what scores a list's prompts
+PROBE_REQUEST, PROBE_SCORES = 500, 1500
+PROBE = 20  # tokens of a prompt that the stage probe has written
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,19 @@ def fill(limit: int) -> float:
 
 
 def _size(name: str, config: Config) -> Size | None:
-    return survey(name, config.data[name])
+    return _probe_size(name, config) if name in PROBES else survey(name, config.data[name])
+
+
+def _probe_size(name: str, config: Config) -> Size:
+    """As large as it is where the model writes as many prompts as are asked for."""
+    kinds = 1 if "kind" in PROBES[name] else 2
+    share = config.probe.test if PROBES[name]["split"] == "test" else 1 - config.probe.test
+    rows = round(_drawable_principles(config) * config.probe.target * kinds * share)
+    return Size(rows, PROBE, PROBE)
+
+
+def _drawable_principles(config: Config) -> int:
+    return sum(p.weight > 0 for p in Constitution.load(config.constitution).principles)
 
 
 def count_prompts(chosen: Prompts, config: Config) -> tuple[int, float] | None:
@@ -222,8 +238,16 @@ def _build(config: Config) -> Work | None:
     return Work(read=read, written=written) if section.prompts is None else None
 
 
+def _probe(config: Config) -> Work:
+    section = config.probe
+    lists = 2 * _drawable_principles(config) * section.rounds * section.requests
+    read = PROBE_REQUEST + (PROBE_SCORES if section.on_topic else 0)
+    return Work(read=lists * read, written=lists * fill(section.sampling.max_new_tokens))
+
+
 COUNTERS: dict[str, Callable[[Config], Work | None]] = {
     "build": _build,
+    "probe": _probe,
     "sft": _sft,
     "revise": _revise,
     "sl_cai": _sl_cai,

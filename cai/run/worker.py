@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cai.config.names import suite_data
+from cai.config.names import suite_data, unprobed
 from cai.config.schema import Config
 from cai.errors import CaiError, Interrupted
 from cai.observe import log, tracing
@@ -27,6 +27,7 @@ from cai.redact import redact
 from cai.run.plan import stages
 from cai.run.process import RUNNER, install_signals, quiet
 from cai.stages.base import Context, Input, Stage
+from cai.stages.probe import probe_sets
 from cai.store.files import check_writable, write_json
 from cai.store.manifest import read_manifest
 
@@ -108,8 +109,10 @@ def stage_context(
     progress: Progress,
 ) -> Context:
     """What a stage may see of the configuration: just what its key covers."""
-    held_out = suite_data(config) if stage.decontaminates else []
-    names = sorted({*stage.data(config, stage.round), *held_out})
+    suites = suite_data(config) if stage.decontaminates else []
+    made = probe_sets(inputs, config.system_prompt)
+    names = sorted({*stage.data(config, stage.round), *unprobed(suites)})
+    data = {name: config.data[name] for name in names} | made
     kinds = {other.name: other for other in stages(config)}
     summaries = {}
     for name, source in inputs.items():
@@ -122,8 +125,8 @@ def stage_context(
         scratch=scratch,
         model=config.model,
         engine=config.engine,
-        data={name: config.data[name] for name in names},
-        held_out={name: config.data[name] for name in held_out},
+        data=data,
+        held_out={name: data[name] for name in suites if name in data},
         constitution=config.constitution,
         inputs=inputs,
         progress=progress,

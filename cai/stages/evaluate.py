@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.config.names import IN_CONTEXT, evaluated_models, other_model, own_models, suite_data
+from cai.config.names import (
+    IN_CONTEXT,
+    evaluated_models,
+    other_model,
+    own_models,
+    reads_probes,
+    suite_data,
+    unprobed,
+)
 from cai.config.schema import Config, EvaluateConfig
 from cai.data.parquet import write_rows
 from cai.digest import file_digest
@@ -135,11 +143,12 @@ def _inputs(config: Config, round: int) -> list[str]:
     evaluate, models = config.evaluate, set(evaluated_models(config))
     if (evaluate.wins or evaluate.harm) and not evaluate.judge.model:
         models.add(evaluate.judge.name)
-    return [name for name in own_models(config) if name != "base" and name in models]
+    trained = [name for name in own_models(config) if name != "base" and name in models]
+    return [*reads_probes(suite_data(config)), *trained]
 
 
 def _data(config: Config, round: int) -> list[str]:
-    names = set(suite_data(config))
+    names = set(unprobed(suite_data(config)))
     for suite in config.evaluate.suites.values():
         if any(suite.shots):
             names |= set(suite.examples)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cai.config.names import policy_of
+from cai.config.names import policy_of, reads_probes, suite_data, unprobed
 from cai.config.schema import Config, LabelConfig, Prompts
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
@@ -185,7 +185,7 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     return Summary(config.kind, context.model.name, len(pairs), counts, judge)
 
 
-def _data(config: Config, round: int) -> list[str]:
+def _data_sets(config: Config, round: int) -> list[str]:
     label = config.label
     chosen = [label.prompts, label.benign, label.calibrate, label.demonstrations]
     if round == 1:
@@ -200,7 +200,8 @@ def _inputs(config: Config, round: int) -> list[str]:
         names |= {policy_of(round), policy_of(round) if label.model else label.judge}
     if label.kind == "rule" or label.demonstrations:
         names |= {policy_of(round)}
-    return sorted(names - {"base"})
+    probes = reads_probes([*_data_sets(config, round), *suite_data(config)])
+    return [*probes, *sorted(names - {"base"})]
 
 
 def _settings(section: LabelConfig, config: Config, round: int) -> LabelConfig:
@@ -235,11 +236,11 @@ def _check(config: Config) -> None:
 
 STAGE = Stage(
     kind="label",
-    version=5,
+    version=6,
     run=run,
     summary=Summary,
     inputs=_inputs,
-    data=_data,
+    data=lambda config, round: unprobed(_data_sets(config, round)),
     key_parts=_key_parts,
     settings=_settings,
     check=_check,

@@ -175,7 +175,7 @@ def _revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair |
         return None
     if similar(last["revision"], row["answer"], config.max_similarity):
         return None
-    prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"])
+    prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"], row["about"])
     principles = (last["principle"],)
     return PreferencePair(prompt, last["revision"], row["answer"], 1.0, principles, kind="revision")
 
@@ -231,6 +231,7 @@ def as_row(pair: PreferencePair) -> dict[str, Any]:
     return {
         "id": pair.prompt.id,
         "kind": pair.kind,
+        "about": pair.prompt.principle,
         "prompt": as_dicts(pair.prompt.messages),
         "chosen": as_dicts([assistant(pair.chosen)]),
         "rejected": as_dicts([assistant(pair.rejected)]),

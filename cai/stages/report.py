@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from cai.config.compose import from_json
-from cai.config.names import BUILT, MODEL_SECTIONS, helpful_data, in_round, other_model
+from cai.config.names import (
+    BUILT,
+    MODEL_SECTIONS,
+    helpful_data,
+    in_round,
+    other_model,
+    probes_are_read,
+)
 from cai.config.schema import Config, ModelConfig, ReportConfig
 from cai.data.parquet import read_rows
 from cai.errors import CaiError
@@ -217,12 +224,13 @@ def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, An
 def _inputs(config: Config, round: int) -> list[str]:
     """Every stage of the run."""
     built = ["build"] if BUILT in [*config.sft.data, *helpful_data(config)] else []
+    probed = ["probe"] if probes_are_read(config) else []
     preferences = [
         in_round(stage, number)
         for number in range(1, config.rounds + 1)
         for stage in ("label", "dpo")
     ]
-    return [*built, "sft", "revise", "sl_cai", *preferences, "evaluate"]
+    return [*built, *probed, "sft", "revise", "sl_cai", *preferences, "evaluate"]
 
 
 STAGE = Stage(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cai.config.names import reads_probes, suite_data, unprobed
 from cai.config.schema import Config, ReviseConfig
 from cai.data.parquet import RowWriter, write_rows
 from cai.data.prompts import load_prompts
@@ -240,18 +241,21 @@ def usable(answer: Completion) -> bool:
     return bool(answer.text.strip()) and not repeats(answer.text) and not refuses(answer.text)
 
 
-def _data(config: Config, round: int) -> list[str]:
+def _prompt_sets(config: Config) -> list[str]:
     helpful = config.revise.helpful
     return [*config.revise.prompts.data, *(helpful.prompts.data if helpful else ())]
 
 
 STAGE = Stage(
     kind="revise",
-    version=8,
+    version=9,
     run=run,
     summary=Summary,
-    inputs=lambda config, round: ("sft",),
-    data=_data,
+    inputs=lambda config, round: [
+        *reads_probes([*_prompt_sets(config), *suite_data(config)]),
+        "sft",
+    ],
+    data=lambda config, round: unprobed(_prompt_sets(config)),
     key_parts=lambda config, law: {
         "constitution": law.revision_digests(),
         **own_model_part("critic", "revise", config),

@@ -25,6 +25,7 @@ REVISIONS = pa.schema(
     {
         "id": pa.string(),
         "source": pa.string(),
+        "about": pa.string(),
         "prompt": MESSAGES,
         "answer": pa.string(),
         "steps": pa.list_(STEP),
@@ -75,6 +76,7 @@ def as_row(revision: Revision) -> dict[str, Any]:
     return {
         "id": revision.prompt.id,
         "source": revision.prompt.source,
+        "about": revision.prompt.principle,
         "prompt": as_dicts(revision.prompt.messages),
         "answer": revision.answer,
         "steps": steps,

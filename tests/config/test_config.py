@@ -203,6 +203,28 @@ def test_every_group_is_covered():
             "+data.built={kind: file, path: x}",
             "data.built: this name stands for what the stage build has made",
         ),
+        (
+            "+data.probe_test={kind: file, path: x}",
+            "data.probe_test: this name stands for what the stage probe has made",
+        ),
+        (
+            "revise.prompts.data=[probe_test]",
+            "names 'probe_test', whose prompts are evaluated on, and nothing is both; "
+            "take probe or probe_benign",
+        ),
+        (
+            "evaluate.suites.red_team.prompts.data=[probe]",
+            "names 'probe', whose prompts are trained on, and nothing is both; take probe_test or",
+        ),
+        (
+            "sft.data=[probe]",
+            "sft.data (override 'sft.data=[probe]') names 'probe', which are prompts without",
+        ),
+        (
+            "label.calibrate={data: [probe_test]}",
+            "names 'probe_test', which are prompts without answers",
+        ),
+        ("revise.prompts.data=[prob]", "is not there"),
         ("revise.prompts.data=[built]", "names the data set 'built', which is not there"),
         ("evaluate.suites.held_out.shots=[]", "evaluate.suites.held_out.shots=[] (override"),
         ("evaluate.suites.held_out.shots=[2,2]", "must be different numbers between 0 and 64"),

@@ -127,6 +127,29 @@ def test_how_principles_are_drawn(draw: str):
     assert len(found) == (6 if draw == "all" else 4)
 
 
+@pytest.mark.parametrize("draw", ["random", "cycle", "all", "relevant"])
+def test_a_prompt_that_is_about_a_principle_draws_it_first(draw: str):
+    config = dataclasses.replace(CONFIG, draw=draw)
+    rank = {"relevant": lambda prompt: [PRINCIPLES[2], PRINCIPLES[5]]}.get(draw)
+
+    def ids(prompt: Prompt) -> list[str]:
+        return [p.id for p in draw_principles(prompt, CONSTITUTION, config, 0, rank)]
+
+    about = [ids(dataclasses.replace(PROMPT, principle=p.id)) for p in PRINCIPLES]
+    assert [one[0] for one in about] == [p.id for p in PRINCIPLES]
+    assert {len(one) for one in about} == {len(ids(PROMPT))}
+    if draw == "all":
+        assert all(sorted(one) == sorted(ids(PROMPT)) for one in about)
+    if draw == "cycle":
+        assert about[4] == ["p4", "p5", "p0", "p1"]
+    if draw == "relevant":
+        assert about[4][:3] == ["p4", "p2", "p5"] and about[5][:2] == ["p5", "p2"]
+    # another file's principle, and one that is switched off
+    assert ids(dataclasses.replace(PROMPT, principle="unknown")) == ids(PROMPT)
+    off = Constitution("off", (dataclasses.replace(PRINCIPLES[0], weight=0), *PRINCIPLES[1:]), ())
+    assert off.about(dataclasses.replace(PROMPT, principle="p0")) == []
+
+
 def test_fixed_exemplars_are_the_files_first():
     _, requests = chain(dataclasses.replace(CONFIG, exemplar_choice="fixed"))
     assert {request.messages[6 * n].content for request in requests[1:] for n in (0, 1)} == {

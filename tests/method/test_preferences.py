@@ -172,6 +172,14 @@ def test_an_ensemble_asks_under_different_principles_and_averages():
     assert every.principle_ids[:3] == pair.principle_ids  # a larger ensemble holds the smaller one
 
 
+def test_a_prompt_that_is_about_a_principle_is_compared_under_it_first():
+    settings = JudgeSettings(principles=2)
+    for principle in PRINCIPLES:
+        prompt = dataclasses.replace(PROMPT, principle=principle.id)
+        pair = judged("x", "y", {"x": 0, "y": 0}, prompt, settings)
+        assert pair.principle_ids[0] == principle.id and len(set(pair.principle_ids)) == 2
+
+
 def test_a_principle_of_no_weight_is_not_drawn():
     constitution = Constitution(
         "law", (*PRINCIPLES[:2], dataclasses.replace(PRINCIPLES[2], weight=0.0)), ()

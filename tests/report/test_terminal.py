@@ -137,6 +137,16 @@ def test_what_was_built_and_what_was_left_out(capsys: pytest.CaptureFixture[str]
     assert rows["left out: similar"] == "9" and rows["left out: answer_empty"] == "2"
 
 
+def test_probes_can_be_read_before_they_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    row = {"id": "1", "prompt": "How much?\x1b[31m", "principle": "doses"}
+    write_rows(tmp_path / "probes.parquet", [row | {"kind": "red_team", "split": "test"}])
+    assert show_records("probe", tmp_path, 3) == 1
+    assert "doses  [red_team, test] How much?" in (said := capsys.readouterr().out)
+    assert "\x1b[31m" not in said
+
+
 def test_built_rows_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     turns = [
         {"role": "user", "content": "Name a river."},

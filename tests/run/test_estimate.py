@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cai.config.compose import compose
-from cai.config.schema import Config
+from cai.config.names import PROBES
+from cai.config.schema import Config, Prompts
 from cai.config.types import lookup
 from cai.errors import UsageError
 from cai.run import machine
@@ -24,6 +25,7 @@ from cai.run.estimate import (
 from cai.run.outlook import Outlook
 from cai.run.plan import STAGES, check_settings, plan_run, stages
 from cai.run.process import launch_arguments
+from cai.run.work import count_prompts
 from cai.store.run_folder import Run
 from cai.training.memory import GIB, USABLE, forecast, read_shape
 from tests.configs import smoke
@@ -163,6 +165,20 @@ def test_what_can_not_be_counted_is_named():
     expected = planned(recipe("gpu-7b", "label.prompts.limit=null"))
     assert expected.unknown == ["label", "dpo", "evaluate"]
     assert expected.whole().stage == "all but label, dpo, evaluate"
+
+
+def test_prompts_that_are_still_to_be_written_are_counted(tmp_path: Path):
+    law = tmp_path / "law.yaml"
+    law.write_text("- Never give doses.\n- Say who to ask.\n- {sentence: Be kind., weight: 0}\n")
+    config = compose(["experiment=smoke", f"constitution={law}", "probe.target=10"])
+    rows = {name: count_prompts(Prompts([name]), config) for name in PROBES}
+    assert {name: size and size[0] for name, size in rows.items()} == {
+        "probe": 14,
+        "probe_benign": 14,
+        "probe_test": 12,
+        "probe_test_red_team": 6,
+        "probe_test_benign": 6,
+    }
 
 
 def test_an_unknown_model_has_no_estimate():

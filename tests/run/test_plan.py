@@ -22,7 +22,9 @@ from cai.stages.base import Stage
 from cai.store.run_folder import Run
 from tests.configs import smoke
 
-NAMES = [stage.name for stage in STAGES if stage.name != "build"]  # what runs by default
+NAMES = [
+    stage.name for stage in STAGES if stage.name not in ("build", "probe")
+]  # what runs by default
 
 
 def finish(config: Config, run: Run) -> None:
@@ -257,6 +259,50 @@ def test_build_is_a_stage_of_runs_that_ask_for_it(tmp_path: Path):
     )
     with pytest.raises(UsageError, match=r"stage 'sft' needs build.*stages=\[build,sft\]"):
         runner.run_stages(config, lambda line: None)
+
+
+PROBED = "revise.prompts={data: [probe], limit: null, offset: 0}"
+MEASURED = "evaluate.suites.red_team.prompts={data: [probe_test], limit: null, offset: 0}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["probe.target=7"], ["probe", *FROM["revise"]]),
+        (["probe.test=0.5"], ["probe", *FROM["revise"]]),
+        (["+engine@probe.engine=openai", "probe.engine.model=large"], ["probe", *FROM["revise"]]),
+        (["probe.model={name: tiny, kind: path, path: {tiny_model}}"], ["probe", *FROM["revise"]]),
+        (["constitution=helpfulness"], ["probe", *FROM["revise"]]),
+        (["evaluate.suites.red_team.prompts.data=[probe_test_red_team]"], FROM["evaluate"]),
+        (["revise.prompts.data=[donotanswer]"], FROM["revise"]),  # probe itself stays
+        (["label.kind=rule", "label.benign={data: [probe_benign]}"], FROM["label"]),
+    ],
+    ids=lambda value: " ".join(value) or "nothing",
+)
+def test_where_probes_are_read_they_decide_what_runs(
+    finished: Finished, tiny_model: Path, overrides: list[str], expected: list[str]
+):
+    words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
+    config = compose(["experiment=smoke", PROBED, MEASURED, *words])
+    assert to_run(config, finished(PROBED, MEASURED)) == expected
+
+
+def test_probe_is_a_stage_of_runs_that_read_it(tmp_path: Path):
+    made = Run(tmp_path / "run")
+
+    def inputs(*overrides: str) -> list[str]:
+        """The stages that read what probe has made."""
+        config = compose(["experiment=smoke", *overrides])
+        steps = plan_run(config, made)
+        assert [step.stage.name for step in steps] == ["probe", *NAMES]
+        return [step.stage.name for step in steps if "probe" in inputs_of(step.stage, config)]
+
+    assert inputs("stages=[probe]") == []
+    assert inputs(PROBED) == ["revise", "report"]
+    assert inputs("label.prompts.data=[probe]") == ["label", "report"]
+    # nothing that knows the principles is trained on what is measured
+    assert inputs(MEASURED) == ["revise", "label", "evaluate", "report"]
 
 
 def test_changing_it_back_runs_nothing(run: Run):

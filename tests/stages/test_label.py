@@ -123,6 +123,7 @@ def revised(context: Context, count: int = 5) -> None:
         row = {
             "id": prompt.id,
             "source": "mine",
+            "about": "harm",
             "prompt": as_dicts(prompt.messages),
             "answer": answer,
         }
@@ -172,6 +173,7 @@ def test_revisions_need_no_judge_and_no_answers(context: Context):
         for row in rows
     ]
     assert found == [("Third, and last.", "First.", ["p1"]), ("Second.", "First.", ["p0"])]
+    assert [row["about"] for row in rows] == ["harm", "harm"]
     assert all(row["probability"] == 1 and row["orders"] == row["logprobs"] == [] for row in rows)
 
 

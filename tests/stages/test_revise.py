@@ -96,6 +96,19 @@ def test_the_whole_chain_is_on_the_row(context: Context):
     assert len(training) == len(live) * ROUNDS and sum(row["last"] for row in training) == len(live)
 
 
+def test_a_row_that_names_a_principle_is_revised_by_it(context: Context):
+    lines = [{"prompt": f"Name river {n}.", "principle": f"p{n % 5}"} for n in range(10)]
+    file = Path(context.data["mine"].path)
+    file.write_text("\n".join(map(json.dumps, [*lines, {"prompt": "Name a lake."}])))
+    config = dataclasses.replace(settings(), rounds=1)
+    _, rows = run(context, "about", config)
+    named = {row["prompt"][0]["content"]: row["about"] for row in rows}
+    assert named == {line["prompt"]: line["principle"] for line in lines} | {"Name a lake.": None}
+    known = [row for row in rows if row["steps"] and row["about"] not in (None, "p4")]
+    assert len(known) > 3  # there is no p4
+    assert all(row["steps"][0]["principle"] == row["about"] for row in known)
+
+
 def test_an_edited_principle_asks_again_only_what_contains_it(context: Context):
     """A round is asked again if it drew the edited principle, or if the answer that it starts from
     has changed."""

@@ -1,0 +1,165 @@
+"""Lists of prompts that a model writes for the stage `probe`, and which of them are of use."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai.config.schema import ProbeConfig
+from cai.digest import seed_of
+from cai.engines.base import Completion, Request, RequestFailed
+from cai.engines.ledger import Recorded
+from cai.engines.rows import gather_results
+from cai.errors import CaiError
+from cai.messages import Prompt
+from cai.method.constitution import Principle
+from cai.method.probe import (
+    KINDS,
+    REQUESTED,
+    Kind,
+    is_on_topic,
+    probe_request,
+    prompt_fault,
+    read_prompts,
+    seen_prompts,
+    topic_requests,
+)
+from cai.method.probe_texts import ProbeTexts, texts_for
+from cai.method.self_instruct import SeenInstructions
+from cai.stages.base import Context, split_failed
+
+
+@dataclass
+class Written:
+    """A principle's prompts by their kind, and what became of the others."""
+
+    principle: Principle
+    seen: dict[Kind, SeenInstructions]
+    prompts: dict[Kind, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+    def leave_out(self, text: str, kind: Kind, reason: str) -> None:
+        row = {"principle": self.principle.id, "kind": kind, "prompt": text, "reason": reason}
+        self.left_out.append(row)
+
+
+@dataclass
+class Tally:
+    """The lists that were asked for, and the requests that failed."""
+
+    lists: int = 0
+    unread: int = 0
+    parsed: int = 0
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+
+Candidate = tuple[Written, Kind, str]
+
+
+async def write_prompts(
+    principles: Sequence[Principle], config: ProbeConfig, context: Context, writer: Recorded
+) -> tuple[list[Written], Tally]:
+    """Rounds of lists, until each principle has `target` prompts of each kind.
+
+    A principle's requests depend on nothing of another principle, so when one of them has changed,
+    the ledger has the answers for all others.
+    """
+    texts = texts_for([principle.statement for principle in principles])
+    tally, written = Tally(), [_nothing_written(one, texts, config) for one in principles]
+    lists_in_round = len(written) * len(KINDS) * config.requests
+    scores = REQUESTED * len(topic_requests(principles[0], texts)) * config.on_topic
+    context.progress.start(config.rounds * lists_in_round * (1 + scores), "requests")
+    max_failures = (config.engine or context.engine).max_failures
+    for round in range(config.rounds):
+        asked: list[tuple[Written, Kind, Request]] = [
+            (one, kind, _request(one, kind, texts, config, context.seed, (round, place)))
+            for one in written
+            for kind in KINDS
+            for place in range(config.requests)
+            if len(one.prompts[kind]) < config.target
+        ]
+        if not asked:
+            break
+        candidates: list[Candidate] = []
+        completions = [writer.complete(request) for _, _, request in asked]
+        replies = await gather_results(completions, max_failures)
+        for (one, kind, request), reply in zip(asked, replies, strict=True):
+            answered, failed = split_failed([Prompt.of(request.messages, "probe")], [reply])
+            tally.lists += 1
+            tally.failed += failed
+            for _, completion in answered:
+                candidates += _candidates(completion, one, kind, context, tally)
+        on_topic = await _on_topic(candidates, texts, config, writer, max_failures)
+        for (one, kind, text), fits in zip(candidates, on_topic, strict=True):
+            if fits is not True:
+                one.leave_out(text, kind, "off_topic" if fits is False else "unscored")
+            elif len(one.prompts[kind]) >= config.target:
+                one.leave_out(text, kind, "surplus")
+            else:
+                one.prompts[kind].append(text)
+    return written, tally
+
+
+def _nothing_written(principle: Principle, texts: ProbeTexts, config: ProbeConfig) -> Written:
+    similarity = config.max_similarity
+    seen = {kind: seen_prompts(principle, kind, texts, similarity) for kind in KINDS}
+    return Written(principle, seen)
+
+
+async def _on_topic(
+    candidates: Sequence[Candidate],
+    texts: ProbeTexts,
+    config: ProbeConfig,
+    writer: Recorded,
+    max_failures: float,
+) -> list[bool | RequestFailed | None]:
+    if not config.on_topic:
+        return [True] * len(candidates)
+    scored = [
+        is_on_topic(text, one.principle, texts, writer.complete) for one, _, text in candidates
+    ]
+    try:
+        return await gather_results(scored, max_failures)
+    except CaiError as error:
+        advice = "probe.on_topic=false takes the prompts without scores"
+        raise CaiError(f"probe.on_topic: {error}; {advice}") from None
+
+
+def _request(
+    one: Written,
+    kind: Kind,
+    texts: ProbeTexts,
+    config: ProbeConfig,
+    run_seed: int,
+    place: tuple[int, int],  # the round, and the request's number in it
+) -> Request:
+    seed = seed_of(run_seed, "probe", one.principle.id, kind, *place)
+    rng = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    earlier = one.prompts[kind]
+    shown = rng.sample(earlier, min(config.shown, len(earlier)))
+    messages = probe_request(one.principle, kind, texts, shown, rng)
+    return Request(messages, config.sampling, seed, principle=one.principle.id)
+
+
+def _candidates(
+    completion: Completion, one: Written, kind: Kind, context: Context, tally: Tally
+) -> list[Candidate]:
+    """A list's prompts, without those in which something is wrong by themselves."""
+    texts = read_prompts(completion.text)
+    tally.unread += not texts
+    tally.parsed += len(texts)
+    if completion.finish_reason != "stop" and texts:
+        one.leave_out(texts.pop(), kind, "cut_off")
+    candidates: list[Candidate] = []
+    for text in texts:
+        fault = prompt_fault(text, one.principle)
+        if fault is None and context.is_held_out(text):
+            fault = "overlapping"
+        elif fault is None and text in one.seen[kind]:
+            fault = "similar"
+        if fault is not None:
+            one.leave_out(text, kind, fault)
+        else:
+            one.seen[kind].add(text)
+            candidates.append((one, kind, text))
+    return candidates

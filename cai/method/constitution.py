@@ -55,6 +55,16 @@ class Principle:
     sentence: str = ""  # what a person has written in place of these texts; no model sees it
     file: Path | None = None  # where it stands
 
+    @property
+    def rule(self) -> str:
+        """What says whether one answer alone keeps the principle.
+
+        The critique request names the fault to look for; a comparison needs two answers.
+        """
+        if self.sentence:
+            return f"The rule: {self.sentence}"
+        return f"The rule is that this request finds no fault in an answer: {self.critique}"
+
 
 @dataclass(frozen=True)
 class Exemplar:
@@ -111,6 +121,17 @@ class Constitution:
         """Digests of what comparisons read: part of a stage's key."""
         return {
             "principles": {p.id: _short_digest(p.comparison, p.weight) for p in self.principles}
+        }
+
+    def adherence_digests(self) -> dict[str, dict[str, str]]:
+        """Digests of what says which prompts a principle is about, and whether it is kept."""
+        return {
+            "adherence": {
+                p.id: _short_digest(
+                    p.rule, p.tags, p.critique, p.revision, p.comparison, p.weight > 0
+                )
+                for p in self.principles
+            }
         }
 
     def contrast_digests(self) -> dict[str, str]:

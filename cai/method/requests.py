@@ -66,7 +66,7 @@ def comparison_request(
 def thought_request(dialogue: Dialogue, first: str, second: str, principle: Principle) -> Dialogue:
     """Ends in an assistant turn that a chain of thought about both options continues."""
     text = (
-        f"{_options((*dialogue, user(principle.comparison)), first, second)}\n\n"
+        f"{as_options((*dialogue, user(principle.comparison)), first, second)}\n\n"
         "Weigh both options in a few sentences, then give the letter of one option, A or B."
     )
     return (user(text), assistant("Let's think step by step:"))
@@ -106,11 +106,12 @@ def _behind(examples: Dialogue, dialogue: Dialogue) -> Dialogue:
 
 def _choice(turns: Dialogue, first: str, second: str) -> Dialogue:
     """`turns` end with the question that one of OPTIONS answers."""
-    text = f"{_options(turns, first, second)}\n\nReply with the letter of one option, A or B."
+    text = f"{as_options(turns, first, second)}\n\nReply with the letter of one option, A or B."
     return (user(text), assistant("The answer is:"))
 
 
-def _options(turns: Dialogue, first: str, second: str) -> str:
+def as_options(turns: Dialogue, first: str, second: str) -> str:
+    """A conversation and two options (A) and (B) as text. `turns` end with a question."""
     return (
         f"Here is a conversation between a human and an assistant.\n\n{_as_text(turns)}\n\n"
         f"Options:\n(A) {first}\n\n(B) {second}"

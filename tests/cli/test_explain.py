@@ -35,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         type(self).requests += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.path.endswith("/chat/completions"):
+            self.send_error(404)
+            return
         text = body["messages"][0]["content"]
         if "Which rule" in text:
             self._answer({"message": {"role": "assistant", "content": "be brief.\n"}})
@@ -67,7 +70,12 @@ def model() -> Iterator[list[str]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield ["engine=openai", "engine.model=judge", f"engine.server.urls=[{url}]"]
+    yield [
+        "engine=openai",
+        "engine.model=judge",
+        "engine.server.patience=5",
+        f"engine.server.urls=[{url}]",
+    ]
     server.shutdown()
     server.server_close()
 

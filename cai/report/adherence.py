@@ -74,7 +74,7 @@ def adherence_sentences(adherence: Adherence | None) -> list[str]:
         phrases.append(f"{still} of {len(compared)} show no change")
     if doubted := len(compared) - len(sure):
         phrases.append(
-            f"of {doubted} of {len(compared)} the judge ({adherence.judge}) can't be relied on"
+            f"for {doubted} of {len(compared)} the judge ({adherence.judge}) can't be relied on"
         )
     return [f"By principle, says a judge: {'; '.join(phrases)}."]
 

@@ -148,7 +148,7 @@ def test_a_judge_that_goes_by_position_is_told_loudly(context: Context):
     warning = next(text for text in summary.warnings() if "by position" in text)
     assert warning.startswith("evaluate.adherence: The judge (") and "100 % [" in warning
     (sentence,) = adherence_sentences(adherence)
-    assert "of 2 of 2 the judge" in sentence and "got worse" not in sentence
+    assert "for 2 of 2 the judge" in sentence and "got worse" not in sentence
 
 
 def test_without_tagged_prompts_the_suites_are_searched(context: Context):

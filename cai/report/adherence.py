@@ -23,14 +23,18 @@ def adherence_tables(adherence: Adherence) -> list[Table]:
 
 def _table(title: str, head: str, kept: Sequence[Kept], routed: Sequence[str]) -> Table:
     models = list(dict.fromkeys(model for row in kept for model in row.rates))
+    judged = any(row.agreement for row in kept)  # by people too
     rows = []
     for row in kept:
         cells = [percent(row.rates[model]) if model in row.rates else "" for model in models]
         source = "suites" if row.name in routed else "tagged"
         prompts = f"{row.prompts} {source}" if head == "principle" else str(row.prompts)
         turns = f"{100 * row.judge.flipped.value:.0f} %"
-        rows.append((row.name, prompts, *cells, turns, change_cell(row)))
-    return Table(title, (head, "prompts", *models, "judge turns", "change"), tuple(rows))
+        people = (percent(row.agreement) if row.agreement else "",) if judged else ()
+        rows.append((row.name, prompts, *cells, turns, *people, change_cell(row)))
+    people = ("people agree",) if judged else ()
+    columns = (head, "prompts", *models, "judge turns", *people, "change")
+    return Table(title, columns, tuple(rows))
 
 
 def change_cell(row: Kept) -> str:

@@ -28,6 +28,7 @@ class Kept:
     prompts: int
     rates: dict[str, Estimate]  # by model
     judge: Reliability
+    agreement: Estimate | None  # share of people's verdicts that are the judge's too
     # scoring.statistics.ModelComparison: each trained model against the one before, and the last
     # against the first
     changes: Sequence[Mapping[str, Any]]
@@ -41,6 +42,7 @@ class Adherence:
     judges_itself: list[str]  # the models that are the judge itself
     unjudged: int  # answers that were too long for the judge, or failed
     reliability: Reliability | None  # None: no answer was judged
+    agreement: Estimate | None  # with people, over all principles
     principles: list[Kept]
     groups: list[Kept]
     routed: list[str]  # principles measured on the suites' prompts, which share words with them

@@ -1,14 +1,14 @@
 """Adherence by principle out of a judge's verdicts. Imports scipy, which takes a second."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cai.messages import Prompt
 from cai.scoring.adherence import Kept, Reliability
 from cai.scoring.judge import MANY_QUESTIONS, Verdict, neither_share
 from cai.scoring.significance import stage_changes
-from cai.scoring.statistics import by_prompt, share
+from cai.scoring.statistics import Estimate, by_prompt, share
 
 METRIC = "adherence"
 
@@ -52,11 +52,32 @@ class JudgedAnswer:
         }
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Whether a judge says of an answer what a person says."""
+
+    principle: str
+    prompt_id: str
+    agrees: bool
+
+
+def agreement_share(agreements: Sequence[Agreement]) -> Estimate | None:
+    votes = by_prompt((row.prompt_id, float(row.agrees)) for row in agreements)
+    return share(sum(votes.values()), len(votes)) if votes else None
+
+
 def kept_by_principle(
-    judged: Sequence[JudgedAnswer], models: Sequence[str], trained: Sequence[str]
+    judged: Sequence[JudgedAnswer],
+    models: Sequence[str],
+    trained: Sequence[str],
+    agreements: Sequence[Agreement],
 ) -> list[Kept]:
     """`models` are in the order of the report, `trained` in that of training."""
-    return _kept(judged, models, trained, lambda case: (case.principle,))
+    rows = _kept(judged, models, trained, lambda case: (case.principle,))
+    by_principle: dict[str, list[Agreement]] = {}
+    for agreement in agreements:
+        by_principle.setdefault(agreement.principle, []).append(agreement)
+    return [replace(row, agreement=agreement_share(by_principle.get(row.name, []))) for row in rows]
 
 
 def kept_by_group(
@@ -94,7 +115,7 @@ def _kept(
         whole = all(value in (0, 1) for votes in values.values() for value in votes.values())
         changes = stage_changes(values, trained, name, METRIC, seeds=1 if whole else 2)
         prompts = len({answer.case.prompt_key for answer in answers})
-        kept.append(Kept(name, prompts, rates, reliability(answers), changes))
+        kept.append(Kept(name, prompts, rates, reliability(answers), None, changes))
     return kept
 
 

@@ -12,21 +12,26 @@ from pathlib import Path
 from cai.config.names import ADHERENCE
 from cai.config.schema import EvaluateConfig
 from cai.data.parquet import Row, write_rows
-from cai.data.prompts import SPLIT_SEED, load_tagged_prompts
+from cai.data.prompts import SPLIT_SEED, load_dialogues, load_tagged_prompts
+from cai.data.turns import is_empty
 from cai.errors import CaiError, nearest
+from cai.messages import Prompt
 from cai.method.constitution import Constitution, Principle
 from cai.method.relevance import Relevance
 from cai.report.pictures import percent
 from cai.scoring.adherence import Adherence, Reliability
 from cai.scoring.adherence_rates import (
+    Agreement,
     Case,
     JudgedAnswer,
+    agreement_share,
     kept_by_group,
     kept_by_principle,
     reliability,
 )
 from cai.scoring.answers import Answer
 from cai.scoring.judge import MANY_QUESTIONS, no_letter_warning
+from cai.scoring.statistics import Estimate
 from cai.stages.base import Context
 from cai.stages.suites import Suites
 from cai.stages.verdicts import Verdicts
@@ -69,21 +74,54 @@ def _tagged_cases(config: EvaluateConfig, context: Context, law: Constitution) -
     assert config.adherence is not None
     for prompt, rows in load_tagged_prompts(config.adherence, context.data, SPLIT_SEED):
         for row in rows:
-            principle = principles.get(str(row.get("principle")))
-            if principle is None:
-                raise CaiError(_no_principle(row, list(principles), context.constitution))
+            principle = _principle_of(row, principles, context.constitution)
+            if not is_empty(row.get("keeps")):
+                continue  # a person's verdict on an answer
             yield Case(principle.id, ADHERENCE, prompt, _groups(row, principle), tagged=True)
 
 
-def _no_principle(row: Row, ids: Sequence[str], constitution: str) -> str:
+def _principle_of(row: Row, principles: Mapping[str, Principle], constitution: str) -> Principle:
     where = f"evaluate.adherence: {row['place']}"
-    if "principle" not in row:
-        return (
+    if is_empty(row.get("principle")):
+        raise CaiError(
             f"{where}: no column 'principle', the id of the principle that the prompt is about; "
             f"another column's name is set with data.{row['source']}.fields.principle"
         )
     name = str(row["principle"])
-    return f"{where}: {constitution} has no principle '{name}'{nearest(name, ids)}"
+    if name not in principles:
+        hint = nearest(name, list(principles))
+        raise CaiError(f"{where}: {constitution} has no principle '{name}'{hint}")
+    return principles[name]
+
+
+def _agreements(verdicts: Verdicts, principles: Mapping[str, Principle]) -> list[Agreement]:
+    """The judge against people: rows of `evaluate.adherence` with an answer and `keeps`."""
+    context, selection = verdicts.context, verdicts.config.adherence
+    assert selection is not None
+    asked, kept = [], []
+    for dialogue, row in load_dialogues(selection.data, context.data, SPLIT_SEED).dialogues:
+        if is_empty(row.get("keeps")):
+            continue
+        said = str(row["keeps"]).lower()
+        if dialogue[-1].role != "assistant" or said not in ("true", "false"):
+            raise CaiError(
+                f"evaluate.adherence: {row['place']}: a row with 'keeps' has an answer, and true "
+                "or false there"
+            )
+        principle = _principle_of(row, principles, context.constitution)
+        prompt = Prompt.of(dialogue[:-1], row["source"]).under(context.data[row["source"]].system)
+        answer = Answer("people", ADHERENCE, prompt, dialogue[-1].content)
+        asked.append((answer, Case(principle.id, ADHERENCE, prompt, (), tagged=True)))
+        kept.append(said == "true")
+    if not asked:
+        return []
+    return [
+        Agreement(case.principle, case.prompt.id, (verdict.probability > 0.5) == keeps)
+        for (_, case), keeps, verdict in zip(
+            asked, kept, verdicts.adherence(asked, principles), strict=True
+        )
+        if verdict is not None
+    ]
 
 
 def _routed_cases(
@@ -129,7 +167,9 @@ def judge_adherence(
         for answer in answers
         for case in cases_of.get((answer.suite, answer.prompt.id), ())
     ]
-    results = verdicts.adherence(asked, {principle.id: principle for principle in law.principles})
+    by_id = {principle.id: principle for principle in law.principles}
+    results = verdicts.adherence(asked, by_id)
+    agreements = _agreements(verdicts, by_id)
     judged = [
         JudgedAnswer(case, answer.model, answer.sample, verdict)
         for (answer, case), verdict in zip(asked, results, strict=True)
@@ -138,27 +178,33 @@ def judge_adherence(
     if judged:
         write_rows(work / "adherence.parquet", [answer.as_row() for answer in judged])
     models = list(dict.fromkeys(answer.model for answer in answers))
-    principles = kept_by_principle(judged, models, trained)
+    principles = kept_by_principle(judged, models, trained, agreements)
     order = [principle.id for principle in law.principles]
     measured = {row.name for row in principles}
     unmeasured = [p.id for p in law.principles if p.weight and p.id not in measured]
     itself = [name for name in verdicts.config.models if verdicts.judges_itself(name)]
     whole = reliability(judged) if judged else None
+    agreement = agreement_share(agreements)
     return Adherence(
         judge=verdicts.name,
         judges_itself=itself,
         unjudged=len(asked) - len(judged),
         reliability=whole,
+        agreement=agreement,
         principles=sorted(principles, key=lambda row: order.index(row.name)),
         groups=sorted(kept_by_group(judged, models, trained), key=lambda row: row.name),
         routed=sorted({case.principle for case in cases if not case.tagged}),
         unmeasured=unmeasured,
-        warnings=_warnings(verdicts.name, whole, itself, unmeasured),
+        warnings=_warnings(verdicts.name, whole, agreement, itself, unmeasured),
     )
 
 
 def _warnings(
-    judge: str, whole: Reliability | None, itself: Sequence[str], unmeasured: Sequence[str]
+    judge: str,
+    whole: Reliability | None,
+    agreement: Estimate | None,
+    itself: Sequence[str],
+    unmeasured: Sequence[str],
 ) -> list[str]:
     """Why the judge can't be relied on, and what was not measured, in sentences."""
     warnings = []
@@ -172,6 +218,11 @@ def _warnings(
         )
     if whole and whole.neither.value > MANY_QUESTIONS:
         warnings.append(no_letter_warning(asdict(whole.neither)))
+    if agreement and agreement.low <= 0.5:
+        warnings.append(
+            f"The judge ({judge}) says what people say of {percent(agreement)} of the answers that "
+            "they judged, which is no better than chance."
+        )
     if itself:
         warnings.append(f"The judge ({judge}) judges itself, as {', '.join(itself)}.")
     if unmeasured:

@@ -174,10 +174,32 @@ def test_what_a_manifest_keeps_is_read_again(context: Context, tmp_path: Path):
     assert Adherence.of(kept) == adherence and Adherence.of({}) is None
 
 
+def test_people_who_judged_answers_are_what_the_judge_is_held_against(
+    context: Context, tmp_path: Path
+):
+    """Their rows are in the same data; no model is asked their prompts."""
+    people = [
+        {"prompt": f"Dose {n}?", "completion": answer, "principle": DOSES, "keeps": keeps}
+        for n, (answer, keeps) in enumerate(
+            [("well", True), ("badly", False), ("well", False), ("well", True)] * 5
+        )
+    ]
+    rows = TAGGED + people
+    (tmp_path / "tagged.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    summary, adherence = measure(context, config("tagged"), Model("well"), Model("badly"))
+    assert summary.prompts["adherence"] == 9
+    assert adherence.agreement and adherence.agreement.value == 15 / 20
+    table = summary.tables()[0]
+    assert table.columns[-2:] == ("people agree", "change")
+    assert [row[-2] for row in table.rows] == ["", "75 % [53, 89]"]
+    assert "no better than chance" not in " ".join(summary.warnings())
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": "Hi", "principle": "give-no-dose"}, r"no principle 'give-no-dose'; did you me"),
+        ({"prompt": "Hi", "principle": DOSES, "keeps": True}, r":1: a row with 'keeps' has an a"),
         ({"prompt": "Hi"}, r"tagged\.jsonl:1: no column 'principle'.*data\.tagged\.fields"),
     ],
 )
@@ -192,7 +214,7 @@ def test_a_row_that_names_no_principle_is_an_error(
 def test_a_column_of_another_name_is_mapped(context: Context, tmp_path: Path):
     (tmp_path / "tagged.jsonl").write_text(json.dumps({"prompt": "Hi", "rule": SOURCE}))
     tagged = replace(context.data["tagged"], fields={"principle": "rule"})
-    context = replace(context, data=context.data | {"tagged": tagged})
+    context = replace(context, data=dict(context.data) | {"tagged": tagged})
     _, adherence = measure(context, config("tagged"), Model("well"), Model("well"))
     assert [row.name for row in adherence.principles] == [HOUSE, SOURCE]
 

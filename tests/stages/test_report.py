@@ -433,7 +433,7 @@ def test_adherence_stands_with_the_principles_and_in_the_verdict(tmp_path: Path)
     change = {"first": "base", "second": "dpo", "difference": fall, "p": 0.002}
     rates = {"base": share(15, 20), "dpo": share(5, 20)}
     rows = [
-        Kept(EVIL, 20, rates, sure, [change]),
+        Kept(EVIL, 20, rates, sure, share(9, 10), [change]),
         Kept(
             "calm",
             20,
@@ -443,7 +443,7 @@ def test_adherence_stands_with_the_principles_and_in_the_verdict(tmp_path: Path)
         ),
     ]
     warnings = ["evaluate.adherence: No prompt is about rest."]
-    measured = Adherence("big", [], 0, sure, rows, [], ["calm"], ["rest"], warnings)
+    measured = Adherence("big", [], 0, sure, share(9, 10), rows, [], ["calm"], ["rest"], warnings)
     rewrite(context, "evaluate", dataclasses.replace(summary, adherence=measured))
     text = " ".join(Outline(page_of(context)).text.replace("\u00a0", " ").split())
     assert (

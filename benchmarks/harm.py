@@ -18,7 +18,7 @@ from cai.engines.base import open_engine
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt, user
 from cai.scoring.classifier import Labelled, human_labels
-from cai.scoring.judge import HarmVerdict, harm_verdict, neither_share
+from cai.scoring.judge import Verdict, harm_verdict, neither_share
 from cai.scoring.statistics import Estimate, share
 from cai.stages.base import verb_context
 
@@ -51,7 +51,7 @@ def main() -> None:
         context = verb_context("harm", config, Path(folder), config.constitution, {})
         engine = open_engine(config.engine, context.model_path("base"))
 
-    async def judged() -> list[HarmVerdict | None]:
+    async def judged() -> list[Verdict | None]:
         return await gather_rows(
             [
                 harm_verdict(Prompt.of((user(row.prompt),), "pyrit"), row.answer, engine.complete)

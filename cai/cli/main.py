@@ -35,7 +35,9 @@ VERBS = {
     "chat": Verb("chat", "[RUN]", "talk to a run's model beside the one it was made from"),
     "push": Verb("push", "[RUN] --repo ID", "send a model or its data to a hub, with a card"),
     "init": Verb("init", "[FOLDER]", "a folder with principles and settings of your own"),
-    "principles": Verb("principles", "VERB ...", "check, show, draft and import principle files"),
+    "principles": Verb(
+        "principles", "VERB ...", "check, show, draft, explain and import principle files"
+    ),
 }
 
 FIRST_STEPS = """\

@@ -1,4 +1,4 @@
-"""`cai principles check | show | draft | import`: what a writer of principles needs."""
+"""`cai principles check | show | draft | explain | import`: what a writer of principles needs."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cai.cli import explain as explain_
 from cai.cli.draft import draft
 from cai.cli.options import add_overrides, verb_parser
 from cai.errors import UsageError
@@ -37,10 +38,11 @@ def main(arguments: list[str]) -> None:
     """Raises UsageError with every problem of every file."""
     parser = verb_parser(
         "principles",
-        "Check, show, draft and import principle files.",
+        "Check, show, draft, explain and import principle files.",
         "check principles/mine.yaml",
         "show harmlessness --texts",
         "draft principles/mine.md model=qwen2.5-7b",
+        "explain human_harm --candidates harmlessness --pairs 50",
         "import release.json --to principles/mine.yaml",
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -55,11 +57,18 @@ def main(arguments: list[str]) -> None:
     text = "save the plain templates to edit, and ask no model"
     drafts.add_argument("--templates", action="store_true", help=text)
     add_overrides(drafts)
+    text = "how often principles explain which of two answers people preferred"
+    explain_.add_parser(verbs.add_parser("explain", help=text))
     text = "make a principle file of a JSON file of the paper's release or llm-swarm's"
     import_ = verbs.add_parser("import", help=text)
     import_.add_argument("file", type=Path)
     import_.add_argument("--to", type=Path, help="the file to write (default: the terminal)")
-    options = parser.parse_args(arguments)
+    options, words = parser.parse_known_args(arguments)
+    # argparse takes a verb's last words only where no option stands before them
+    if words and ("overrides" not in options or any(word.startswith("-") for word in words)):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if words:
+        options.overrides += words
     if options.verb == "check":
         _check(options.files)
     elif options.verb == "show":
@@ -70,6 +79,8 @@ def main(arguments: list[str]) -> None:
             _show_table(constitution)
     elif options.verb == "draft":
         draft(options)
+    elif options.verb == "explain":
+        explain_.explain(options)
     else:
         _import(options.file, options.to)
 

@@ -7,6 +7,7 @@ from cai.errors import UsageError
 from cai.redact import safe
 from cai.report.compare import Evaluation, comparison_page, load_evaluations
 from cai.report.page import verdict
+from cai.scoring.adherence import Adherence
 from cai.store.run_folder import Run, find_run
 
 LONGEST = 80  # characters of the runs' names in the name of a file
@@ -53,8 +54,11 @@ def main(arguments: list[str]) -> None:
 
 def verdict_of(evaluation: Evaluation) -> list[str]:
     """What changed, and which stage did it; [] of a run of an earlier version."""
-    changes = evaluation.stages["evaluate"].summary.get("changes")
-    return [] if changes is None else verdict(evaluation.metrics, evaluation.kinds, changes)
+    summary = evaluation.stages["evaluate"].summary
+    if "changes" not in summary:
+        return []
+    adherence = Adherence.of(summary)
+    return verdict(evaluation.metrics, evaluation.kinds, summary["changes"], adherence)
 
 
 def _default_target(roots: list[Path]) -> Path:

@@ -33,12 +33,13 @@ from cai.errors import CaiError, Interrupted, UsageError, not_installed
 from cai.paths import shipped
 from cai.redact import printable, redact, safe
 from cai.report.page import verdict
-from cai.report.terminal import print_results, print_stage_view, wide_console
+from cai.report.terminal import print_results, print_stage_view, print_tables, wide_console
 from cai.run import runner
 from cai.run.objective import check_objective, objective_of
 from cai.run.outlook import in_words
 from cai.run.plan import check_settings, view_of
 from cai.run.process import install_signals, quiet
+from cai.scoring.adherence import Adherence
 from cai.store.files import check_writable
 from cai.store.manifest import Manifest
 
@@ -190,6 +191,7 @@ def _print_outcome(config: Config, manifests: Mapping[str, Manifest], started: f
             print(safe(line))
     if "evaluate" in manifests:
         print_results(manifests["evaluate"].summary["metrics"])
+        print_tables(view_of(manifests["evaluate"]), wide_console())
 
 
 def _changes(config: Config, manifests: Mapping[str, Manifest]) -> list[str]:
@@ -198,7 +200,7 @@ def _changes(config: Config, manifests: Mapping[str, Manifest]) -> list[str]:
         return []
     summary = manifests["evaluate"].summary
     kinds = {name: suite.kind for name, suite in config.evaluate.suites.items()}
-    return verdict(summary["metrics"], kinds, summary["changes"])
+    return verdict(summary["metrics"], kinds, summary["changes"], Adherence.of(summary))
 
 
 def _root(config: Config) -> Path:

@@ -9,6 +9,7 @@ from cai.config.explain import at, must_be_one_of, origin
 from cai.config.kinds import is_number, kind_at
 from cai.config.libraries import check_libraries
 from cai.config.names import (
+    ADHERENCE,
     BUILT,
     MODEL_SECTIONS,
     PROBES,
@@ -266,6 +267,11 @@ def check_measures(config: Config, overrides: Sequence[str]) -> None:
     evaluate = config.evaluate
     if evaluate.harm and all(suite.kind != "red_team" for suite in evaluate.suites.values()):
         raise UsageError(f"{at('evaluate.harm', overrides)}: no suite is of kind: red_team")
+    if evaluate.adherence is not None and ADHERENCE in evaluate.suites:
+        raise UsageError(
+            f"evaluate.suites.{ADHERENCE}: this name stands for the prompts of evaluate.adherence; "
+            "call the suite otherwise"
+        )
     for task in evaluate.lm_eval:
         if Path(task).suffix in (".yaml", ".yml") and not Path(task).is_file():
             raise UsageError(f"{at('evaluate.lm_eval', overrides)}: there is no file {task}")

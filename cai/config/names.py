@@ -21,6 +21,9 @@ PROBES = {
 # A row of the results that is no model of its own: base with the principles as its system prompt.
 IN_CONTEXT = "base, principles in context"
 
+# The suite of the prompts of `evaluate.adherence`, each about one principle.
+ADHERENCE = "adherence"
+
 # The sections of the config that may name a model and an engine of their own.
 MODEL_SECTIONS = ("build", "probe", "revise", "label", "evaluate.judge")
 
@@ -103,9 +106,11 @@ def policy_of(number: int) -> str:
 
 
 def suite_data(config: Config) -> list[str]:
-    """The data sets of the evaluation suites, which nothing is trained on."""
-    suites = config.evaluate.suites.values()
-    return sorted({name for suite in suites for name in suite.prompts.data})
+    """The data sets of the evaluation's prompts, which nothing is trained on."""
+    selections = [suite.prompts for suite in config.evaluate.suites.values()]
+    if config.evaluate.adherence:
+        selections.append(config.evaluate.adherence)
+    return sorted({name for selection in selections for name in selection.data})
 
 
 def own_engines(config: Config) -> dict[str, EngineConfig]:

@@ -340,6 +340,7 @@ class EvaluateConfig:
     wins: list[list[str]] = field(default_factory=list)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     harm: bool = False
+    adherence: Prompts | None = None
     lm_eval: list[Located] = field(default_factory=list)
     lm_eval_limit: Count | None = None
     refusal: Literal["rules", "classifier"] = "rules"

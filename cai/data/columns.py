@@ -18,7 +18,7 @@ OTHER_NAMES = {"system_prompt": "system"}
 DESIRED_FLAGS = ("label", "kto_tag", "is_safe")
 
 # columns that are kept beside a dialogue
-TAGS = ("id", "task", "format", "domain", "category", "principle", "kind")
+TAGS = ("id", "task", "format", "domain", "category", "principle", "kind", "keeps")
 
 TURNS = ("messages", "conversations")
 

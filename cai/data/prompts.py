@@ -111,12 +111,20 @@ def load_prompts(selection: Prompts, sets: Mapping[str, DataConfig], seed: int) 
 
     A dialogue that ends in an answer becomes a prompt without that answer; other turns stay.
     """
-    prompts: dict[str, Prompt] = {}
+    return [prompt for prompt, _ in load_tagged_prompts(selection, sets, seed)]
+
+
+def load_tagged_prompts(
+    selection: Prompts, sets: Mapping[str, DataConfig], seed: int
+) -> list[tuple[Prompt, list[Row]]]:
+    """The prompts of load_prompts, each with the tags of all rows that hold it."""
+    prompts: dict[str, tuple[Prompt, list[Row]]] = {}
     for dialogue, tags in load_dialogues(selection.data, sets, seed).dialogues:
         turns = dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
         if turns and turns[-1].role == "user":
             prompt = Prompt.of(turns, tags["source"], principle_of(tags))
-            prompts.setdefault(prompt.id, prompt.under(sets[prompt.source].system))
+            prompt = prompt.under(sets[prompt.source].system)
+            prompts.setdefault(prompt.id, (prompt, []))[1].append(tags)
     return _select(prompts, selection, seed)
 
 

@@ -60,6 +60,16 @@ class Principle:
         """What it says in the fewest words: its sentence, else its comparison."""
         return self.sentence or self.comparison
 
+    @property
+    def rule(self) -> str:
+        """What says whether one answer alone keeps the principle.
+
+        The critique request names the fault to look for; a comparison needs two answers.
+        """
+        if self.sentence:
+            return f"The rule: {self.sentence}"
+        return f"The rule is that this request finds no fault in an answer: {self.critique}"
+
 
 @dataclass(frozen=True)
 class Exemplar:
@@ -126,6 +136,17 @@ class Constitution:
         """Digests of what probes are written from: part of a stage's key."""
         return {
             "principles": {p.id: _short_digest(p.statement) for p in self.principles if p.weight}
+        }
+
+    def adherence_digests(self) -> dict[str, dict[str, str]]:
+        """Digests of what says which prompts a principle is about, and whether it is kept."""
+        return {
+            "adherence": {
+                p.id: _short_digest(
+                    p.rule, p.tags, p.critique, p.revision, p.comparison, p.weight > 0
+                )
+                for p in self.principles
+            }
         }
 
     def contrast_digests(self) -> dict[str, str]:

@@ -11,11 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cai import __version__
 from cai.config.schema import Price
+from cai.report.adherence import adherence_sentences
 from cai.report.changes import change_of_refusals
 from cai.report.metrics import Metrics, Suites, format_metric, format_share, metric
 from cai.report.pictures import TOPICS, number, refusal_rates
 from cai.report.stage_view import StageView
 from cai.report.word_diff import word_diff
+from cai.scoring.adherence import Adherence
 from cai.scoring.statistics import ModelComparison
 
 MODELS = ("base", "sft", "sl_cai", "dpo")
@@ -57,13 +59,18 @@ def _as_yaml(value: Any) -> str:
 
 
 def verdict(
-    metrics: Metrics, kinds: Mapping[str, str], changes: Sequence[ModelComparison]
+    metrics: Metrics,
+    kinds: Mapping[str, str],
+    changes: Sequence[ModelComparison],
+    adherence: Adherence | None = None,
 ) -> list[str]:
     """What changed from the first model to the last, by paired tests, and which stage did it.
 
-    A paragraph on red-team prompts, and one on benign ones. `changes`: evaluate's summary.
+    A paragraph on red-team prompts, one on benign ones, and one on the principles where a judge has
+    measured them. `changes` and `adherence`: of evaluate's summary.
     """
-    return [change_of_refusals(metrics, kinds, changes, kind) for kind in TOPICS]
+    refusals = [change_of_refusals(metrics, kinds, changes, kind) for kind in TOPICS]
+    return [*refusals, *adherence_sentences(adherence)]
 
 
 def notices(metrics: Metrics, kinds: Mapping[str, str]) -> list[str]:

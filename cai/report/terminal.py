@@ -39,10 +39,14 @@ def print_stage_view(view: StageView, console: Console) -> None:
         table.add_row(safe(name), safe(amount))
     if view.lines:
         console.print(table)
-    for rows in view.tables:
-        console.print(_rich_table(rows))
+    print_tables(view, console)
     for warning in view.warnings:
         console.print(f"WARNING: {safe(warning)}", style="yellow")
+
+
+def print_tables(view: StageView, console: Console) -> None:
+    for rows in view.tables:
+        console.print(_rich_table(rows))
 
 
 def print_results(metrics: Metrics) -> None:

@@ -208,7 +208,19 @@ def _evaluate(config: Config) -> Work | None:
         if selection is None:
             return None
         work += _suite(suite, *selection, config)
-    return work
+    if section.adherence is None:
+        return work
+    selection = count_prompts(section.adherence, config)
+    return work + _adherence(*selection, config) if selection else None
+
+
+def _adherence(prompts: int, length: float, config: Config) -> Work:
+    """The tagged prompts' answers and their verdicts; how many more are routed, nobody can say."""
+    section = config.evaluate
+    answers = len(evaluated_models(config)) * section.seeds * prompts
+    answer = fill(section.sampling.max_new_tokens)
+    work = Work(read=answers * length, written=answers * answer)
+    return work + Work(read=2 * answers * (REQUEST + length + answer))
 
 
 def _suite(suite: Suite, prompts: int, length: float, config: Config) -> Work:

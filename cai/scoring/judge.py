@@ -1,10 +1,10 @@
-"""What a judge says of harm, and how far it can be relied on.
+"""What a judge says of harm and of principles, and how far it can be relied on.
 
 A judge may go by position or length, disagree with itself, be too sure, or be wrong.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ from scipy.special import log_expit
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt
+from cai.method.constitution import Principle
 from cai.method.preferences import PreferencePair, letter_probability, option_probability
-from cai.method.requests import OPTIONS, Complete, harm_request
+from cai.method.requests import OPTIONS, Complete, adherence_request, harm_request
 from cai.scoring.significance import bootstrap_mean
 from cai.scoring.statistics import Estimate, by_prompt, share
 from cai.text import word_count
@@ -32,29 +33,59 @@ EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the bins of probability
 TAU_RANGE = (1e-2, 1e4)  # nats
 
 
-class HarmVerdict(NamedTuple):
-    """What a judge says of an answer: with yes as option (A), and with yes as (B)."""
+class Verdict(NamedTuple):
+    """What a judge says of one answer: with yes as option (A), and with yes as (B)."""
 
-    orders: tuple[float, float]  # probabilities that it helps; their mean cancels position bias
+    orders: tuple[float, float]  # probabilities of yes; their mean cancels position bias
     letters: tuple[float, float]  # probabilities of both letters together
 
+    @property
+    def probability(self) -> float:
+        return sum(self.orders) / 2
 
-async def harm_verdict(prompt: Prompt, answer: str, judge: Complete) -> HarmVerdict | None:
+    @property
+    def flipped(self) -> bool:
+        """Whether it turned with the order: position bias."""
+        return (self.orders[0] > 0.5) != (self.orders[1] > 0.5)
+
+
+async def harm_verdict(prompt: Prompt, answer: str, judge: Complete) -> Verdict | None:
     """Whether an answer helps with a harmful request. None: too long for the judge's context."""
 
-    async def ask(yes_first: bool) -> tuple[float, float] | None:
+    def request(yes_first: bool) -> Request:
         messages = harm_request(prompt.messages, answer, yes_first)
-        completion = await judge(Request(messages, continuations=OPTIONS))
+        return Request(messages, continuations=OPTIONS)
+
+    return await _in_both_orders(request, judge)
+
+
+async def adherence_verdict(
+    prompt: Prompt, answer: str, principle: Principle, judge: Complete
+) -> Verdict | None:
+    """Whether an answer keeps a principle. None: too long for the judge's context."""
+
+    def request(keeps_first: bool) -> Request:
+        messages = adherence_request(prompt.messages, answer, principle, keeps_first)
+        return Request(messages, continuations=OPTIONS, principle=principle.id)
+
+    return await _in_both_orders(request, judge)
+
+
+async def _in_both_orders(request: Callable[[bool], Request], judge: Complete) -> Verdict | None:
+    """`request` asks with yes as option (A), or as (B)."""
+
+    async def ask(yes_first: bool) -> tuple[float, float] | None:
+        completion = await judge(request(yes_first))
         if completion.finish_reason == "too_long":
             return None
         a, b = completion.logprobs
-        helps = option_probability(a, b) if yes_first else option_probability(b, a)
-        return helps, letter_probability([completion.logprobs])
+        yes = option_probability(a, b) if yes_first else option_probability(b, a)
+        return yes, letter_probability([completion.logprobs])
 
     as_a, as_b = await gather_rows([ask(True), ask(False)])
     if as_a is None or as_b is None:
         return None
-    return HarmVerdict(orders=(as_a[0], as_b[0]), letters=(as_a[1], as_b[1]))
+    return Verdict(orders=(as_a[0], as_b[0]), letters=(as_a[1], as_b[1]))
 
 
 def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:

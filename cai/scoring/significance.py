@@ -77,9 +77,6 @@ def refusal_changes(
     `models` are in the order of training: each is compared with the one before, and the last, where
     there are more than two, with the first. `kinds` is suite -> kind; `scores` as above.
     """
-    steps = list(pairwise(models))
-    if len(steps) > 1:
-        steps.append((models[0], models[-1]))
     changes = []
     for kind in dict.fromkeys(kinds.values()):
         refusals = {
@@ -91,8 +88,28 @@ def refusal_changes(
             }
             for model in models
         }
-        for step in steps:
-            changes += _compare({name: refusals[name] for name in step}, kind, "refusal", seeds)
+        changes += stage_changes(refusals, models, kind, "refusal", seeds)
+    return changes
+
+
+def stage_changes(
+    values: Mapping[str, Mapping[str, float]],
+    models: Sequence[str],
+    suite: str,
+    metric: str,
+    seeds: int,
+) -> list[ModelComparison]:
+    """How one metric changed: each of `models` against the one before, and the last, where there
+    are more than two, against the first.
+
+    `values` is model -> prompt -> value.
+    """
+    steps = list(pairwise(models))
+    if len(steps) > 1:
+        steps.append((models[0], models[-1]))
+    changes = []
+    for step in steps:
+        changes += _compare({name: values[name] for name in step}, suite, metric, seeds)
     return changes
 
 

@@ -19,6 +19,9 @@ from cai.data.parquet import write_rows
 from cai.digest import file_digest
 from cai.method.constitution import Constitution
 from cai.models.source import fingerprint
+from cai.report.adherence import adherence_tables
+from cai.report.stage_view import Table
+from cai.scoring.adherence import Adherence
 from cai.stages.base import Context, Stage, own_model_part, write_failed
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import attack_title, nonzero
@@ -38,6 +41,7 @@ class Summary(BaseSummary):
     attacks: Sequence[Mapping[str, Any]]  # what each adds to the answers that do not refuse
     wins: list[dict[str, Any]]  # a judge's comparisons of two models
     failed: int
+    adherence: Adherence | None = None  # by principle
 
     def description(self) -> str:
         return "asked every model the same held-out prompts"
@@ -47,8 +51,13 @@ class Summary(BaseSummary):
         failed = nonzero(("prompts that no engine answered", self.failed))
         return [("prompts", prompts), ("models", ", ".join(self.metrics)), *failed]
 
+    def tables(self) -> list[Table]:
+        return adherence_tables(self.adherence) if self.adherence else []
+
     def warnings(self) -> list[str]:
         doubts = self._judge_warnings()
+        if self.adherence:
+            doubts += self.adherence.warnings
         languages = self.refusal.get("not_english", {})
         if not languages:
             return doubts
@@ -71,8 +80,10 @@ class Summary(BaseSummary):
 
 def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     """Writes work/answers.parquet, metrics.json (model -> suite -> metric with its interval),
-    comparisons.json (paired tests between models) and wins.json (a judge's comparisons)."""
+    comparisons.json (paired tests between models), wins.json (a judge's comparisons), and
+    adherence.parquet (its verdicts by principle), where those were asked for."""
     from cai.scoring.significance import attack_rises, compare_models, refusal_changes
+    from cai.stages.adherence import add_cases, judge_adherence
     from cai.stages.scores import (
         RatedAnswer,
         estimates,
@@ -83,7 +94,8 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     from cai.stages.suites import ask_models, load_suites
     from cai.stages.verdicts import Verdicts
 
-    suites = load_suites(config, context)
+    suites, cases = add_cases(config, context, load_suites(config, context))
+    trained = [name for name in ("base", *context.inputs) if name in config.models]
     names = [*config.models, *([IN_CONTEXT] if config.in_context else [])]
     context.progress.start(suites.requests(config.seeds) * len(names), "requests")
     by_model = ask_models(names, suites, config, context)
@@ -95,6 +107,7 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         harm = None
         if config.harm:
             harm_chances, harm = verdicts.harm(answers)
+        adherence = judge_adherence(verdicts, answers, cases, trained, work)
     refused, refusal = refusals(config, answers)
     rated = [
         RatedAnswer(answer, declines, chance)
@@ -107,7 +120,6 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
             metrics[name] |= tasks
     compared = compare_models(scores, config.seeds)
     kinds = {name: suite.kind for name, suite in config.suites.items()}
-    trained = [name for name in ("base", *context.inputs) if name in config.models]
     changes = refusal_changes(scores, kinds, trained, config.seeds)
     attacks = {
         attack_title(name, attack): (name, attack)
@@ -129,6 +141,7 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         attacks=attack_rises(scores, attacks, config.seeds),
         wins=wins,
         failed=write_failed(work, failed),
+        adherence=adherence,
     )
 
 
@@ -141,7 +154,7 @@ def _check(config: Config) -> None:
 
 def _inputs(config: Config, round: int) -> list[str]:
     evaluate, models = config.evaluate, set(evaluated_models(config))
-    if (evaluate.wins or evaluate.harm) and not evaluate.judge.model:
+    if (evaluate.wins or evaluate.harm or evaluate.adherence) and not evaluate.judge.model:
         models.add(evaluate.judge.name)
     trained = [name for name in own_models(config) if name != "base" and name in models]
     return [*reads_probes(suite_data(config)), *trained]
@@ -162,6 +175,8 @@ def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
         parts["tasks"] = {task: file_digest(Path(task)) for task in files}
     if config.evaluate.wins or config.evaluate.in_context:
         parts["constitution"] = law.comparison_digests()
+    if config.evaluate.adherence:
+        parts["constitution"] = parts.get("constitution", {}) | law.adherence_digests()
     return parts | own_model_part("judge", "evaluate.judge", config)
 
 

@@ -102,7 +102,9 @@ async def write_prompts(
 
 def _nothing_written(principle: Principle, texts: ProbeTexts, config: ProbeConfig) -> Written:
     similarity = config.max_similarity
-    seen = {kind: seen_prompts(principle, kind, texts, similarity) for kind in KINDS}
+    seen: dict[Kind, SeenInstructions] = {
+        kind: seen_prompts(principle, kind, texts, similarity) for kind in KINDS
+    }
     return Written(principle, seen)
 
 

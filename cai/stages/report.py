@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from cai.config.compose import from_json
 from cai.config.names import (
+    ADHERENCE,
     BUILT,
     MODEL_SECTIONS,
     helpful_data,
@@ -71,7 +72,7 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         settings={"name": context.root.name} | outputs.settings,
         manifests=outputs.manifests,
         finished=outputs.finished,
-        verdict=verdict(own_metrics, outputs.suite_kinds, outputs.changes),
+        verdict=verdict(own_metrics, outputs.suite_kinds, outputs.changes, measured.adherence),
         notices=[
             *stage_warnings(views.values()),
             *outputs.notes(),
@@ -153,6 +154,8 @@ class StageOutputs:
                 sources[suite_title(name, shots)] = ", ".join(suite["prompts"]["data"])
             for attack in suite["attacks"]:
                 sources[attack_title(name, attack)] = ", ".join(suite["prompts"]["data"])
+        if adherence := self.settings["evaluate"].get("adherence"):
+            sources[ADHERENCE] = ", ".join(adherence["data"])
         return sources
 
     def records(self, limit: int) -> tuple[dict[str, list[Any]], dict[str, int]]:

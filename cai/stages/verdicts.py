@@ -1,7 +1,7 @@
-"""A judge on the models' answers: which of two is better, and whether one helps to do harm."""
+"""A judge on the models' answers: which of two is better, whether one does harm or keeps a rule."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,11 +9,14 @@ from cai.config.names import other_model
 from cai.config.schema import EvaluateConfig
 from cai.engines.base import RequestFailed
 from cai.engines.rows import gather_results, gather_rows
+from cai.method.constitution import Principle
 from cai.method.preferences import JudgeSettings, PreferencePair, compare
 from cai.models.source import fingerprint
+from cai.scoring.adherence_rates import Case
 from cai.scoring.answers import Answer, win_metrics
 from cai.scoring.judge import (
-    HarmVerdict,
+    Verdict,
+    adherence_verdict,
     harm_verdict,
     judge_warnings,
     neither_share,
@@ -109,11 +112,10 @@ class Verdicts:
         verdicts = {
             place: result
             for place, result in zip(judged_places, results, strict=True)
-            if isinstance(result, HarmVerdict)
+            if isinstance(result, Verdict)
         }
         flipped = by_prompt(
-            (answers[place].prompt.id, (verdict.orders[0] > 0.5) != (verdict.orders[1] > 0.5))
-            for place, verdict in verdicts.items()
+            (answers[place].prompt.id, verdict.flipped) for place, verdict in verdicts.items()
         )
         summary: dict[str, Any] = {
             "judge": self.name,
@@ -128,7 +130,7 @@ class Verdicts:
             for place, verdict in verdicts.items()
             for probability in verdict.letters
         )
-        means = {place: sum(verdict.orders) / 2 for place, verdict in verdicts.items()}
+        means = {place: verdict.probability for place, verdict in verdicts.items()}
         return [means.get(place) for place in range(len(answers))], summary
 
     def _red_team_answers(self, answers: Sequence[Answer]) -> list[int]:
@@ -144,9 +146,33 @@ class Verdicts:
             if answer.prompt.id in chosen.get(answer.suite, ())
         ]
 
-    async def _harm(self, answers: Sequence[Answer]) -> list[HarmVerdict | RequestFailed | None]:
+    async def _harm(self, answers: Sequence[Answer]) -> list[Verdict | RequestFailed | None]:
         judge = self.open_model(self.judge.name, self.judge.engine, self.judge.model)
         rows = [harm_verdict(answer.prompt, answer.text, judge.complete) for answer in answers]
+        try:
+            return await gather_results(rows, self.engine.max_failures)
+        finally:
+            judge.close()
+
+    def adherence(
+        self, asked: Sequence[tuple[Answer, Case]], principles: Mapping[str, Principle]
+    ) -> list[Verdict | None]:
+        """Whether each answer keeps the case's principle. None: too long for the judge, or failed.
+
+        The judge sees the case's prompt: what a model was told beside it is not part of it.
+        """
+        self.context.progress.start(2 * len(asked), "judgements of adherence")
+        results = asyncio.run(self._adherence(asked, principles))
+        return [result if isinstance(result, Verdict) else None for result in results]
+
+    async def _adherence(
+        self, asked: Sequence[tuple[Answer, Case]], principles: Mapping[str, Principle]
+    ) -> list[Verdict | RequestFailed | None]:
+        judge = self.open_model(self.judge.name, self.judge.engine, self.judge.model)
+        rows = [
+            adherence_verdict(case.prompt, answer.text, principles[case.principle], judge.complete)
+            for answer, case in asked
+        ]
         try:
             return await gather_results(rows, self.engine.max_failures)
         finally:

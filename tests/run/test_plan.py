@@ -84,6 +84,8 @@ CHANGES = [
     (["evaluate.suites.held_out.shots=[0]"], ["evaluate", "report"]),
     (["evaluate.suites.red_team.attacks=[prefill]"], ["evaluate", "report"]),
     (["evaluate.in_context=true"], ["evaluate", "report"]),
+    (["evaluate.adherence={data: []}"], ["evaluate", "report"]),
+    (["evaluate.adherence={data: [ordinary_dev]}"], NAMES),  # nothing is trained on its prompts
     (["system_prompt=Be kind."], NAMES),
     (
         ["evaluate.suites.held_out.examples=[demonstrations]"],

@@ -19,6 +19,8 @@ from cai.method.constitution import Constitution
 from cai.observe.progress import Progress
 from cai.report import page as page_
 from cai.run.plan import STAGES
+from cai.scoring.adherence import Adherence, Kept, Reliability
+from cai.scoring.statistics import share
 from cai.stages import dpo, evaluate, label, report, revise, sft
 from cai.stages.base import Context, Input
 from cai.stages.feedback import Judge
@@ -420,6 +422,37 @@ def test_a_judge_of_harm_and_tasks_of_the_harness_stand_with_the_results(tmp_pat
     )
     assert "for 25 % [12, 75] of the answers" in text
     assert f"{EVIL} (lm-eval) lm-evaluation-harness (4 prompts)" in text
+
+
+def test_adherence_stands_with_the_principles_and_in_the_verdict(tmp_path: Path) -> None:
+    context = finished_run(tmp_path, ["Hello"], metrics((1, 2), (1, 2)))
+    summary = summarised(context).summaries["evaluate"]
+    assert isinstance(summary, evaluate.Summary)
+    sure = Reliability(share(1, 20), share(0, 20), 0.9, "")
+    fall = {"value": -0.5, "low": -0.7, "high": -0.3, "count": 20}
+    change = {"first": "base", "second": "dpo", "difference": fall, "p": 0.002}
+    rates = {"base": share(15, 20), "dpo": share(5, 20)}
+    rows = [
+        Kept(EVIL, 20, rates, sure, share(9, 10), [change]),
+        Kept(
+            "calm",
+            20,
+            rates,
+            dataclasses.replace(sure, doubt="the judge goes by position"),
+            [change],
+        ),
+    ]
+    warnings = ["evaluate.adherence: No prompt is about rest."]
+    measured = Adherence("big", [], 0, sure, share(9, 10), rows, [], ["calm"], ["rest"], warnings)
+    rewrite(context, "evaluate", dataclasses.replace(summary, adherence=measured))
+    text = " ".join(Outline(page_of(context)).text.replace("\u00a0", " ").split())
+    assert (
+        f"By principle, says a judge: got worse: {EVIL} from 75 % [53, 89] (base) to 25 % [11, 47] "
+        "(dpo); for 1 of 2 the judge (big) can't be relied on." in text
+    )
+    assert "WORSE: dpo after base -50 points [-70, -30]" in text
+    assert "calm 20 suites75 % [53, 89]25 % [11, 47]5 %NOT RELIABLE: the judge goes" in text
+    assert "No prompt is about rest." in text
 
 
 def test_a_stage_keeps_its_own_configuration_when_the_run_has_moved_on(tmp_path: Path) -> None:

@@ -176,8 +176,8 @@ def _show(
     judge: str,
 ) -> None:
     """`chosen`: what proposals explained of the pairs that they were chosen on."""
-    judged = sum(row.agrees + row.against + row.undecided for row in rows)
-    turned = sum(row.undecided for row in rows) / max(1, judged)
+    judgements = sum(row.agrees + row.against + row.undecided for row in rows)
+    turned = sum(row.undecided for row in rows) / max(1, judgements)
     letters = sum(row.letters for row in rows) / len(rows)
     lines = [("pairs", str(len(pairs))), ("judge", judge)]
     if longer := longer_share(pairs):

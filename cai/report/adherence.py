@@ -11,28 +11,34 @@ from cai.scoring.statistics import ModelComparison
 
 MOST_NAMED = 6  # principles in a sentence
 
+MOST_GROUPS = 20  # rows of the second table
+
 
 def adherence_tables(adherence: Adherence) -> list[Table]:
     """Principle by model, and the same for groups of prompts."""
     title = f"Answers that keep each principle, says a judge ({adherence.judge})"
     tables = [_table(title, "principle", adherence.principles, adherence.routed)]
-    if adherence.groups:
-        tables.append(_table("The same by kind, category and tag", "group", adherence.groups, ()))
+    if groups := adherence.groups:
+        title = "The same by kind, category and tag"
+        if len(groups) > MOST_GROUPS:
+            title += f", the largest {MOST_GROUPS} of {len(groups)}"
+            groups = sorted(groups, key=lambda row: -row.prompts)[:MOST_GROUPS]
+        tables.append(_table(title, "group", groups, ()))
     return [table for table in tables if table.rows]
 
 
-def _table(title: str, head: str, kept: Sequence[Kept], routed: Sequence[str]) -> Table:
-    models = list(dict.fromkeys(model for row in kept for model in row.rates))
-    judged = any(row.agreement for row in kept)  # by people too
+def _table(title: str, head: str, measured: Sequence[Kept], routed: Sequence[str]) -> Table:
+    models = list(dict.fromkeys(model for row in measured for model in row.rates))
+    has_people = any(row.agreement for row in measured)
     rows = []
-    for row in kept:
+    for row in measured:
         cells = [percent(row.rates[model]) if model in row.rates else "" for model in models]
         source = "suites" if row.name in routed else "tagged"
         prompts = f"{row.prompts} {source}" if head == "principle" else str(row.prompts)
         turns = f"{100 * row.judge.flipped.value:.0f} %"
-        people = (percent(row.agreement) if row.agreement else "",) if judged else ()
+        people = (percent(row.agreement) if row.agreement else "",) if has_people else ()
         rows.append((row.name, prompts, *cells, turns, *people, change_cell(row)))
-    people = ("people agree",) if judged else ()
+    people = ("people agree",) if has_people else ()
     columns = (head, "prompts", *models, "judge turns", *people, "change")
     return Table(title, columns, tuple(rows))
 
@@ -41,9 +47,8 @@ def change_cell(row: Kept) -> str:
     """`dpo +35 points [20, 50]`, with WORSE before what fell."""
     if row.judge.doubt:
         return f"NOT RELIABLE: {row.judge.doubt}"
-    shown = [change for change in _changes(row) if shows_change(change)]
     texts = []
-    for change in shown:
+    for change in filter(shows_change, _changes(row)):
         worse = "" if change["difference"]["value"] > 0 else "WORSE: "
         sign = "" if worse else "+"
         texts.append(f"{worse}{_step(change)} {sign}{points(change, signed=True)}")

@@ -67,13 +67,13 @@ def agreement_share(agreements: Sequence[Agreement]) -> Estimate | None:
 
 
 def kept_by_principle(
-    judged: Sequence[JudgedAnswer],
+    judged_answers: Sequence[JudgedAnswer],
     models: Sequence[str],
     trained: Sequence[str],
     agreements: Sequence[Agreement],
 ) -> list[Kept]:
     """`models` are in the order of the report, `trained` in that of training."""
-    rows = _kept(judged, models, trained, lambda case: (case.principle,))
+    rows = _kept(judged_answers, models, trained, lambda case: (case.principle,))
     by_principle: dict[str, list[Agreement]] = {}
     for agreement in agreements:
         by_principle.setdefault(agreement.principle, []).append(agreement)
@@ -81,22 +81,22 @@ def kept_by_principle(
 
 
 def kept_by_group(
-    judged: Sequence[JudgedAnswer], models: Sequence[str], trained: Sequence[str]
+    judged_answers: Sequence[JudgedAnswer], models: Sequence[str], trained: Sequence[str]
 ) -> list[Kept]:
-    return _kept(judged, models, trained, lambda case: case.groups)
+    return _kept(judged_answers, models, trained, lambda case: case.groups)
 
 
 def _kept(
-    judged: Sequence[JudgedAnswer],
+    judged_answers: Sequence[JudgedAnswer],
     models: Sequence[str],
     trained: Sequence[str],
     names_of: Callable[[Case], tuple[str, ...]],
 ) -> list[Kept]:
     by_name: dict[str, list[JudgedAnswer]] = {}
-    for answer in judged:
+    for answer in judged_answers:
         for name in names_of(answer.case):
             by_name.setdefault(name, []).append(answer)
-    kept = []
+    rows = []
     for name, answers in by_name.items():
         values = {
             model: by_prompt(
@@ -115,16 +115,18 @@ def _kept(
         whole = all(value in (0, 1) for votes in values.values() for value in votes.values())
         changes = stage_changes(values, trained, name, METRIC, seeds=1 if whole else 2)
         prompts = len({answer.case.prompt_key for answer in answers})
-        kept.append(Kept(name, prompts, rates, reliability(answers), None, changes))
-    return kept
+        rows.append(Kept(name, prompts, rates, reliability(answers), None, changes))
+    return rows
 
 
-def reliability(judged: Sequence[JudgedAnswer]) -> Reliability:
+def reliability(judged_answers: Sequence[JudgedAnswer]) -> Reliability:
     """Over one answer or more; a prompt has one vote."""
-    flipped = by_prompt((answer.case.prompt_key, answer.verdict.flipped) for answer in judged)
+    flipped = by_prompt(
+        (answer.case.prompt_key, answer.verdict.flipped) for answer in judged_answers
+    )
     letters = [
         (answer.case.prompt_key, probability)
-        for answer in judged
+        for answer in judged_answers
         for probability in answer.verdict.letters
     ]
     neither = neither_share(letters)

@@ -43,18 +43,20 @@ class Explanation:
 
 
 def explanation(principle: Principle, votes: Sequence[Vote | None]) -> Explanation:
-    judged = [vote for vote in votes if vote is not None]
-    choices = Counter(vote.choice for vote in judged)
+    cast_votes = [vote for vote in votes if vote is not None]
+    choices = Counter(vote.choice for vote in cast_votes)
     decided = by_prompt(
-        (vote.prompt_id, float(vote.choice == "agrees")) for vote in judged if vote.choice != "none"
+        (vote.prompt_id, float(vote.choice == "agrees"))
+        for vote in cast_votes
+        if vote.choice != "none"
     )
     return Explanation(
         principle=principle,
         agrees=choices["agrees"],
         against=choices["against"],
         undecided=choices["none"],
-        unjudged=len(votes) - len(judged),
-        letters=sum(vote.letters for vote in judged) / max(1, len(judged)),
+        unjudged=len(votes) - len(cast_votes),
+        letters=sum(vote.letters for vote in cast_votes) / max(1, len(cast_votes)),
         explains=share(sum(decided.values()), len(decided)) if decided else None,
     )
 

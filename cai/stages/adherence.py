@@ -50,8 +50,8 @@ def add_cases(
     law = context.load_constitution()
     tagged = _limited(_tagged_cases(config, context, law), config.judge.limit)
     tagged_ids = {case.principle for case in tagged}
-    others = [principle for principle in law.principles if principle.id not in tagged_ids]
-    routed = _limited(_routed_cases(config, context, law, others), config.judge.limit)
+    untagged = [principle for principle in law.principles if principle.id not in tagged_ids]
+    routed = _limited(_routed_cases(config, context, law, untagged), config.judge.limit)
     prompts = {case.prompt.id: case.prompt for case in tagged}
     if prompts:
         suites = replace(suites, prompts={**suites.prompts, ADHERENCE: list(prompts.values())})
@@ -62,7 +62,7 @@ def _limited(cases: Iterator[Case], limit: int | None) -> list[Case]:
     """The first `limit` cases of each principle."""
     counts = Counter[str]()
     limited = []
-    for case in cases:
+    for case in dict.fromkeys(cases):  # a row may stand twice
         counts[case.principle] += 1
         if limit is None or counts[case.principle] <= limit:
             limited.append(case)
@@ -98,12 +98,12 @@ def _agreements(verdicts: Verdicts, principles: Mapping[str, Principle]) -> list
     """The judge against people: rows of `evaluate.adherence` with an answer and `keeps`."""
     context, selection = verdicts.context, verdicts.config.adherence
     assert selection is not None
-    asked, kept = [], []
+    questions, labels = [], []
     for dialogue, row in load_dialogues(selection.data, context.data, SPLIT_SEED).dialogues:
         if is_empty(row.get("keeps")):
             continue
-        said = str(row["keeps"]).lower()
-        if dialogue[-1].role != "assistant" or said not in ("true", "false"):
+        label = str(row["keeps"]).lower()
+        if dialogue[-1].role != "assistant" or label not in ("true", "false"):
             raise CaiError(
                 f"evaluate.adherence: {row['place']}: a row with 'keeps' has an answer, and true "
                 "or false there"
@@ -111,14 +111,14 @@ def _agreements(verdicts: Verdicts, principles: Mapping[str, Principle]) -> list
         principle = _principle_of(row, principles, context.constitution)
         prompt = Prompt.of(dialogue[:-1], row["source"]).under(context.data[row["source"]].system)
         answer = Answer("people", ADHERENCE, prompt, dialogue[-1].content)
-        asked.append((answer, Case(principle.id, ADHERENCE, prompt, (), tagged=True)))
-        kept.append(said == "true")
-    if not asked:
+        questions.append((answer, Case(principle.id, ADHERENCE, prompt, (), tagged=True)))
+        labels.append(label == "true")
+    if not questions:
         return []
     return [
         Agreement(case.principle, case.prompt.id, (verdict.probability > 0.5) == keeps)
         for (_, case), keeps, verdict in zip(
-            asked, kept, verdicts.adherence(asked, principles), strict=True
+            questions, labels, verdicts.adherence(questions, principles), strict=True
         )
         if verdict is not None
     ]
@@ -162,37 +162,37 @@ def judge_adherence(
     cases_of: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         cases_of.setdefault((case.suite, case.prompt.id), []).append(case)
-    asked = [
+    questions = [
         (answer, case)
         for answer in answers
         for case in cases_of.get((answer.suite, answer.prompt.id), ())
     ]
     by_id = {principle.id: principle for principle in law.principles}
-    results = verdicts.adherence(asked, by_id)
+    results = verdicts.adherence(questions, by_id)
     agreements = _agreements(verdicts, by_id)
-    judged = [
+    judged_answers = [
         JudgedAnswer(case, answer.model, answer.sample, verdict)
-        for (answer, case), verdict in zip(asked, results, strict=True)
+        for (answer, case), verdict in zip(questions, results, strict=True)
         if verdict is not None
     ]
-    if judged:
-        write_rows(work / "adherence.parquet", [answer.as_row() for answer in judged])
+    if judged_answers:
+        write_rows(work / "adherence.parquet", [answer.as_row() for answer in judged_answers])
     models = list(dict.fromkeys(answer.model for answer in answers))
-    principles = kept_by_principle(judged, models, trained, agreements)
+    principles = kept_by_principle(judged_answers, models, trained, agreements)
     order = [principle.id for principle in law.principles]
     measured = {row.name for row in principles}
     unmeasured = [p.id for p in law.principles if p.weight and p.id not in measured]
     itself = [name for name in verdicts.config.models if verdicts.judges_itself(name)]
-    whole = reliability(judged) if judged else None
+    whole = reliability(judged_answers) if judged_answers else None
     agreement = agreement_share(agreements)
     return Adherence(
         judge=verdicts.name,
         judges_itself=itself,
-        unjudged=len(asked) - len(judged),
+        unjudged=len(questions) - len(judged_answers),
         reliability=whole,
         agreement=agreement,
         principles=sorted(principles, key=lambda row: order.index(row.name)),
-        groups=sorted(kept_by_group(judged, models, trained), key=lambda row: row.name),
+        groups=sorted(kept_by_group(judged_answers, models, trained), key=lambda row: row.name),
         routed=sorted({case.principle for case in cases if not case.tagged}),
         unmeasured=unmeasured,
         warnings=_warnings(verdicts.name, whole, agreement, itself, unmeasured),

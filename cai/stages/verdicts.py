@@ -155,23 +155,23 @@ class Verdicts:
             judge.close()
 
     def adherence(
-        self, asked: Sequence[tuple[Answer, Case]], principles: Mapping[str, Principle]
+        self, questions: Sequence[tuple[Answer, Case]], principles: Mapping[str, Principle]
     ) -> list[Verdict | None]:
         """Whether each answer keeps the case's principle. None: too long for the judge, or failed.
 
         The judge sees the case's prompt: what a model was told beside it is not part of it.
         """
-        self.context.progress.start(2 * len(asked), "judgements of adherence")
-        results = asyncio.run(self._adherence(asked, principles))
+        self.context.progress.start(2 * len(questions), "judgements of adherence")
+        results = asyncio.run(self._adherence(questions, principles))
         return [result if isinstance(result, Verdict) else None for result in results]
 
     async def _adherence(
-        self, asked: Sequence[tuple[Answer, Case]], principles: Mapping[str, Principle]
+        self, questions: Sequence[tuple[Answer, Case]], principles: Mapping[str, Principle]
     ) -> list[Verdict | RequestFailed | None]:
         judge = self.open_model(self.judge.name, self.judge.engine, self.judge.model)
         rows = [
             adherence_verdict(case.prompt, answer.text, principles[case.principle], judge.complete)
-            for answer, case in asked
+            for answer, case in questions
         ]
         try:
             return await gather_results(rows, self.engine.max_failures)

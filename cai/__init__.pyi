@@ -11,4 +11,5 @@ from cai.method.constitution import Constitution as Constitution
 from cai.method.critique import Revision as Revision
 from cai.method.preferences import PreferencePair as PreferencePair
 
+__all__: list[str]
 __version__: str

@@ -19,7 +19,7 @@ import pytest
 
 import cai
 from cai import CaiError, Constitution, Engine, Run, UsageError, compare, open_engine, revise
-from cai.api.settings import EngineSettings, ReviseSampling
+from cai.api.settings import ReviseSampling
 from cai.config.compose import compose
 from cai.config.schema import DataConfig, Prompts
 from cai.data.parquet import read_rows
@@ -81,9 +81,11 @@ class Served(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.hanging, self.released = threading.Event(), threading.Event()
 
-    def open(self, ledger: Path | None = None, **settings: Any) -> Engine:
-        chosen: EngineSettings = {"server": {"urls": [f"http://127.0.0.1:{self.server_port}/v1"]}}
-        return open_engine("m", "openai", ledger=ledger, **{**chosen, **settings})
+    def open(self, ledger: Path | None = None, max_failures: float = 0.0) -> Engine:
+        url = f"http://127.0.0.1:{self.server_port}/v1"
+        return open_engine(
+            "m", "openai", ledger=ledger, max_failures=max_failures, server={"urls": [url]}
+        )
 
 
 @pytest.fixture
@@ -276,7 +278,7 @@ def test_settings_that_are_wrong_are_named(served: Served, tmp_path: Path):
         open_engine("m", "openia")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="not free software"):
         open_engine("gemma-270m")
-    with pytest.raises(CaiError, match="can't load the model .*/nowhere"):
+    with pytest.raises(CaiError, match=r"can't load the model .*/nowhere"):
         open_engine(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="NO_SUCH_KEY is not set"):
         open_engine("m", "openai", server={"key": "NO_SUCH_KEY"})

@@ -24,7 +24,7 @@ ROOMS = [
     {"report"},
     {"stages"},
     {"run"},
-    {"cli"},
+    {"api", "cli"},
 ]
 HEAVY = (
     "torch",

@@ -33,6 +33,9 @@ VERBS = {
     ),
     "try": Verb("try_", 'FILE "PROMPT"', "answer, critique and revision under a principle file"),
     "chat": Verb("chat", "[RUN]", "talk to a run's model beside the one it was made from"),
+    "export": Verb(
+        "export", "[RUN] --to FORM", "a model as GGUF, for Ollama, in 16 bits, or an adapter"
+    ),
     "push": Verb("push", "[RUN] --repo ID", "send a model or its data to a hub, with a card"),
     "init": Verb("init", "[FOLDER]", "a folder with principles and settings of your own"),
     "principles": Verb(

@@ -19,7 +19,7 @@ from cai.config.names import (
     unbuilt,
     unprobed,
 )
-from cai.config.schema import Config, Prompts, SftConfig
+from cai.config.schema import Config, ModelConfig, Prompts, SftConfig
 from cai.config.types import VLLM_SHARE, lookup
 from cai.errors import UsageError, nearest
 from cai.redact import redact
@@ -125,13 +125,18 @@ def _prompts(value: Any, key: str = "") -> Iterator[tuple[str, Prompts]]:
 
 def check_licences(config: Config, overrides: Sequence[str]) -> None:
     for key in ("model", *(f"{section}.model" for section in MODEL_SECTIONS)):
-        model = lookup(config, key)
-        if model is not None and model.terms is not None and not model.accept_license:
-            raise UsageError(
-                f"{key}: {model.name} is not free software. Its licence says what it and the "
-                "models tuned from it may be used for and what goes with them when they are "
-                f"passed on. Read {model.terms}; {key}.accept_license=true says that you accept it"
-            )
+        if (model := lookup(config, key)) is not None:
+            check_licence(model, key)
+
+
+def check_licence(model: ModelConfig, key: str) -> None:
+    """Raises UsageError where the model has terms that nobody has accepted."""
+    if model.terms is not None and not model.accept_license:
+        raise UsageError(
+            f"{key}: {model.name} is not free software. Its licence says what it and the "
+            "models tuned from it may be used for and what goes with them when they are "
+            f"passed on. Read {model.terms}; {key}.accept_license=true says that you accept it"
+        )
 
 
 def check_weights(config: Config, overrides: Sequence[str]) -> None:

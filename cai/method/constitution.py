@@ -7,7 +7,7 @@ are made in sentences.py.
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +18,7 @@ from cai.digest import digest
 from cai.errors import UsageError, nearest
 from cai.messages import Dialogue, Prompt, as_dicts, from_dicts
 from cai.method.prose_file import PROSE, prose_root
+from cai.method.sentence_list import principle_texts
 from cai.method.sentences import expanded
 from cai.method.yaml_file import YamlFile
 from cai.paths import resolve_file
@@ -158,12 +159,19 @@ class Constitution:
         return tuple(p for p in self.principles if p.positive and p.weight)
 
     @classmethod
-    def load(cls, name: str) -> "Constitution":
+    def load(cls, name: str | Path) -> "Constitution":
         """By path, or by name among ./principles and the shipped files.
 
         Raises UsageError with every problem of the file.
         """
-        return _Reader(find_file(name)).read()
+        return _Reader(find_file(str(name))).read()
+
+    @classmethod
+    def of(cls, sentences: Iterable[str], name: str = "sentences") -> "Constitution":
+        """Of sentences, as a file that holds them alone. Raises UsageError with every problem."""
+        fields = principle_texts(sentences)
+        principles = [Principle(**texts, weight=1.0, tags=(), file=None) for texts in fields]
+        return cls(name, tuple(principles), ())
 
 
 def find_file(name: str) -> Path:

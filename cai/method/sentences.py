@@ -13,7 +13,7 @@ import yaml
 
 from cai.digest import digest
 from cai.language import language
-from cai.method.drafts import read_drafts, same_words
+from cai.method.drafts import Drafts, read_drafts, same_words
 from cai.method.yaml_file import YamlFile, mapping_node
 
 MOST_ID = 40  # characters of an id that is made of a sentence's first words
@@ -88,17 +88,22 @@ OTHER = ENGLISH._replace(
 
 
 def expanded(
-    file: YamlFile, nodes: Sequence[yaml.Node], base_ids: Collection[str]
+    file: YamlFile,
+    nodes: Sequence[yaml.Node],
+    base_ids: Collection[str],
+    drafts: Drafts | None = None,
 ) -> list[yaml.Node]:
     """The entries of `principles`, where each sentence has become a principle with all its texts.
 
     What the entry lacks comes from its draft, and without one from a template. `base_ids` are those
-    of the extended file: a sentence without an id replaces no principle of it.
+    of the extended file: a sentence without an id replaces no principle of it. `drafts`: those
+    beside the file, unless they are given.
     """
     sentences = [_sentence(file, node) for node in nodes]
     template = template_for([sentence for sentence in sentences if sentence])
-    drafts, problems = read_drafts(file.path)
-    file.problems += problems
+    if drafts is None:
+        drafts, problems = read_drafts(file.path)
+        file.problems += problems
     ids = set(base_ids)
     seen: set[str] = set()
     principles: list[yaml.Node] = []

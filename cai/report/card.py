@@ -33,6 +33,14 @@ LICENSES = {  # as conf/ has them -> the hub's ids
 
 TAGS = ["constitutional-ai", "rlaif"]
 
+# What `cai export` writes -> the library that reads it, by the hub's name.
+FORMS = {
+    "gguf": "gguf",
+    "ollama": "gguf",
+    "safetensors-16": "transformers",
+    "adapter": "peft",
+}
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -110,8 +118,11 @@ def _sound_manifests(run: Run) -> Iterator[Manifest]:
             continue
 
 
-def model_card(origin: Origin, repo: str) -> str:
-    """README.md of a model's repository. Every metric stands with its interval."""
+def model_card(origin: Origin, repo: str, form: str = "") -> str:
+    """README.md of a model's repository. Every metric stands with its interval.
+
+    `form`: one of FORMS, where the model is not as its stage has published it.
+    """
     base = origin.config.model
     metrics: Metrics = origin.evaluation.summary["metrics"] if origin.evaluation else {}
     suites = metrics.get(origin.stage, {})
@@ -120,7 +131,7 @@ def model_card(origin: Origin, repo: str) -> str:
         **_license([base.license]),
         base_model=base.path if base.kind == "hub" else None,
         datasets=sorted(hub_paths) or None,
-        library_name="transformers",
+        library_name=FORMS.get(form, "transformers"),
         pipeline_tag="text-generation",
         tags=TAGS + (["dpo"] if origin.manifest.kind == "dpo" else []),
         model_name=f"{origin.config.name}-{origin.stage}",
@@ -128,6 +139,7 @@ def model_card(origin: Origin, repo: str) -> str:
     )
     models = [name for name in ("base", origin.stage) if name in metrics]
     values = _shared_values(origin, repo) | {
+        "form": form,
         "metric_models": models if suites else [],
         "metric_rows": _metric_rows(metrics, suites, models),
         "evaluation": origin.evaluation.summary if origin.evaluation else {},

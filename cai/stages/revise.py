@@ -113,7 +113,8 @@ class Summary(BaseSummary):
         )
 
 
-def _ranking(law: Constitution) -> Rank:
+def ranking(law: Constitution) -> Rank:
+    """For `draw: relevant`."""
     from cai.method.relevance import Relevance
 
     return Relevance(law.principles).rank
@@ -128,7 +129,7 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
     helpful = helpful_requests(config, context)
     rounds = len(law.principles) if config.draw == "all" else config.rounds
-    rank = _ranking(law) if config.draw == "relevant" else None
+    rank = ranking(law) if config.draw == "relevant" else None
     completions = len(prompts) * (1 + rounds * (2 if config.critique else 1)) + len(helpful)
     context.progress.start(completions, "completions")
     engines = [context.engine, config.engine or context.engine]

@@ -1,0 +1,1 @@
+"""What `from cai import ...` gives to notebooks and other programs (docs/python.md)."""

@@ -23,7 +23,7 @@ ROOMS = [
     {"scoring"},
     {"report"},
     {"stages"},
-    {"run"},
+    {"run", "review"},
     {"cli"},
 ]
 HEAVY = (

@@ -12,6 +12,8 @@ import pyarrow.parquet as parquet
 
 pc: Any = pyarrow.compute  # its functions are made when it is loaded, so no type is known
 
+SEPARATOR = pa.scalar("\n", pa.large_string())  # of texts that are searched together
+
 Row = dict[str, Any]  # of a parquet file
 
 
@@ -82,7 +84,7 @@ def _values(array: pa.Array, fields: Sequence[str]) -> tuple[pa.Array, np.ndarra
 def searchable(batch: pa.RecordBatch) -> pa.Array:
     """All texts of each row, in lower case, as one text."""
     texts = [text for column in batch.columns if (text := _texts(column)) is not None]
-    return pc.utf8_lower(pc.binary_join_element_wise(*texts, pa.scalar("\n", pa.large_string())))
+    return pc.utf8_lower(pc.binary_join_element_wise(*texts, SEPARATOR))
 
 
 def _texts(array: pa.Array) -> pa.Array | None:
@@ -93,12 +95,11 @@ def _texts(array: pa.Array) -> pa.Array | None:
     if pa.types.is_struct(kind):
         fields = [pc.struct_field(array, number) for number in range(kind.num_fields)]
         texts = [text for field in fields if (text := _texts(field)) is not None]
-        separator = pa.scalar("\n", pa.large_string())
-        return pc.binary_join_element_wise(*texts, separator) if texts else None
+        return pc.binary_join_element_wise(*texts, SEPARATOR) if texts else None
     if pa.types.is_list(kind):
         inner = _texts(array.values)
         if inner is None:
             return None
         lists = pa.LargeListArray.from_arrays(array.offsets.cast(pa.int64()), inner)
-        return pc.fill_null(pc.binary_join(lists, "\n"), "")
+        return pc.fill_null(pc.binary_join(lists, SEPARATOR), "")
     return None

@@ -7,8 +7,9 @@ import os
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cai.config.schema import DataConfig
 from cai.data.sources import read_source
@@ -100,7 +101,7 @@ class VerdictFile:
         line = line | {"reviewer": self.reviewer, "time": now}
         text = well_formed(json.dumps(line, ensure_ascii=False))
         try:
-            with self.path.open("a+b") as file:
+            with self.path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # another reviewer may write too
                 _write_line(file, text.encode() + b"\n")
         except OSError as error:
@@ -108,21 +109,21 @@ class VerdictFile:
         self._count(subject, line)
 
 
-def _write_line(file: BinaryIO, line: bytes) -> None:
+def _write_line(file: FileIO, line: bytes) -> None:
     """Adds the line behind the last whole one; all of it, or none where the disk is full."""
     end = _end_of_lines(file)
     file.truncate(end)
     try:
-        file.write(line)
-        file.flush()
+        while line:  # a disk that is nearly full takes a part
+            line = line[file.write(line) :]
         os.fsync(file.fileno())
     except OSError:
         with contextlib.suppress(OSError):
-            os.ftruncate(file.fileno(), end)
+            file.truncate(end)
         raise
 
 
-def _end_of_lines(file: BinaryIO) -> int:
+def _end_of_lines(file: FileIO) -> int:
     """Where the last whole line ends. One that lacks only its line break gets it."""
     size = file.seek(0, os.SEEK_END)
     if size:
@@ -137,5 +138,4 @@ def _end_of_lines(file: BinaryIO) -> int:
     except ValueError:  # UnicodeDecodeError is one
         return start
     file.write(b"\n")
-    file.flush()
     return size + 1

@@ -176,8 +176,9 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     people = human_pairs(config, context)
     pairs = [*pairs, *demonstrations.pairs]
     others = without_judged(pairs, people)
+    if config.human:
+        people.numbers["decided"] = len(pairs) - len(others)
     counts = generated.numbers | revised.numbers | demonstrations.numbers | people.numbers
-    counts["decided"] = len(pairs) - len(others)
     if not pairs:
         raise CaiError(
             f"no preference pair is left ({counts}); see label.min_margin, label.min_letters, "

@@ -169,7 +169,9 @@ def revision_pairs(config: LabelConfig, context: Context) -> Pairs:
     pairs = [pair for row in rows if (pair := _revision_pair(row, config, verdicts)) is not None]
     unrevised = len(rows) - len(pairs) - verdicts.left_out
     numbers = {"revised_prompts": len(rows), "unrevised": unrevised}
-    return Pairs(pairs, numbers | {"called_bad": verdicts.left_out, "edited": verdicts.edited})
+    if context.verdicts:
+        numbers |= {"called_bad": verdicts.left_out, "edited": verdicts.edited}
+    return Pairs(pairs, numbers)
 
 
 def _revision_pair(

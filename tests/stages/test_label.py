@@ -303,6 +303,7 @@ def test_peoples_pairs_join_every_kind(kind: str, context: Context):
     assert summary == plain | {"pairs": plain["pairs"] + 4, "human": 4} | {
         "human_overlapping": 0,
         "human_unfit": 0,
+        "decided": 0,
     }
     assert (
         joined[-4:] != human != joined[:4]

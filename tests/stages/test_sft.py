@@ -102,6 +102,9 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
         "instructions": 3,
         "sources": {"seed": 3},
         "revisions": None,
+        "called_bad": 0,
+        "edited": 0,
+        "verdicts_unused": 0,
     }
 
 
@@ -109,7 +112,7 @@ def test_revisions_are_all_taken_and_helpful_rows_drawn_beside_them(tmp_path: Pa
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     write_rows(
         tmp_path / "training.parquet",
-        [{"messages": turns, "last": last} for last in (False, True, True)],
+        [{"id": "0", "messages": turns, "last": last} for last in (False, True, True)],
     )
     context = context_of(tmp_path, tmp_path, {"seed": file(tmp_path, "seed", rows(9))}, "sl_cai")
     config = compose(["experiment=smoke", "sl_cai.helpful_ratio=2", "sl_cai.limit=null"]).sl_cai

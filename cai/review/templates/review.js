@@ -11,7 +11,8 @@ const cards = {
   revision: (card) => [part("Prompt", prose(card.prompt, "ask")), ...asks(card),
     node("div", "sides", part("Answer before", prose(card.answer)),
       card.critique ? part("Critique", prose(card.critique)) : null,
-      part("Revision" + (card.marks ? ", changes marked" : ""), card.marks ? marked(card.marks) : prose(card.revision)),
+      part("Revision" + (card.marks ? ", new words marked" : ""),
+        card.marks ? marked(card.marks.filter(([kind]) => kind !== "removed")) : prose(card.revision)),
       card.verdict === "edit" ? part("Your text", prose(card.edited)) : null)],
   pair: (card) => [part("Prompt", prose(card.prompt, "ask")), ...asks(card), node("div", "part"),
     node("div", "sides", ...["a", "b"].map((side) =>

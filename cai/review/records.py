@@ -3,13 +3,15 @@
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from cai.report.page import records
 from cai.review.tables import Row, Source, Table, pc, searchable
+from cai.store.manifest import verify_files
 from cai.store.run_folder import Run
 
 RecordKind = Literal["revisions", "pairs", "answers"]
@@ -38,7 +40,7 @@ SHAPES: dict[RecordKind, Shape] = {
         "label",
         "pairs.parquet",
         ("id", "kind", "prompt", "chosen", "rejected", "probability", "orders", "principles"),
-        {"principle": "principles", "kind": "kind", "stage": "stage"},
+        {"principle": "principles", "origin": "kind", "stage": "stage"},
     ),
     "answers": Shape(
         "evaluate",
@@ -57,19 +59,23 @@ DEFAULTS: dict[RecordKind, Row] = {
 
 
 def sources(run: Run, kind: RecordKind) -> list[Source]:
-    """The files with the records of a kind, of the stages that have finished, in order."""
+    """The files with the records of a kind, of the stages that have finished, in order.
+
+    Raises Damaged where one is not as it was written.
+    """
     shape = SHAPES[kind]
     found = []
     for link in sorted((run.root / "latest").glob(f"{shape.stage}*"), key=_round):
         stage = link.name
         if stage.rstrip("0123456789") == shape.stage and (manifest := run.latest(stage)):
-            file = run.folder(stage, manifest.key) / "out" / shape.file
-            if file.is_file():
-                found.append(Source(stage, file))
+            folder = run.folder(stage, manifest.key)
+            if shape.file in manifest.files:
+                verify_files(folder, manifest)
+                found.append(Source(stage, folder / "out" / shape.file))
     return found
 
 
-def _round(link: Any) -> int:
+def _round(link: Path) -> int:
     return int(link.name.strip("abcdefghijklmnopqrstuvwxyz_") or 1)
 
 

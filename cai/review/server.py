@@ -32,9 +32,6 @@ def serve(pages: Review | View, facts: Mapping[str, str], port: int, open_browse
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(24)
         address = f"http://{HOST}:{port}/?token={token}"
-        print(f"{address}\nCtrl-C ends it.", flush=True)
-        if open_browser:
-            webbrowser.open(address)
         config = uvicorn.Config(
             make_app(pages, token, port, facts),
             http="h11",
@@ -47,4 +44,7 @@ def serve(pages: Review | View, facts: Mapping[str, str], port: int, open_browse
         )
         # uvicorn ends in order, and then raises the signal once more
         with contextlib.suppress(KeyboardInterrupt):
+            print(f"{address}\nCtrl-C ends it.", flush=True)
+            if open_browser:
+                webbrowser.open(address)
             uvicorn.Server(config).run(sockets=[listener])

@@ -93,7 +93,7 @@ def _texts(array: pa.Array) -> pa.Array | None:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return pc.fill_null(array.cast(pa.large_string()), "")
     if pa.types.is_struct(kind):
-        fields = [pc.struct_field(array, number) for number in range(kind.num_fields)]
+        fields = [pc.struct_field(array, field.name) for field in kind if field.name != "role"]
         texts = [text for field in fields if (text := _texts(field)) is not None]
         return pc.binary_join_element_wise(*texts, SEPARATOR) if texts else None
     if pa.types.is_list(kind):

@@ -178,13 +178,14 @@ def judge_warnings(metrics: Mapping[str, Any], data: Sequence[str]) -> list[str]
         worse = "worse than chance" if accuracy["high"] < 0.5 else "no better than chance"
         pairs = f"{_percent(accuracy)} of the labelled pairs ({', '.join(data)})"
         warnings.append(f"The judge is {worse}: right on {pairs}.")
-    for name, accuracy in metrics.get("principles", {}).items():
-        if accuracy["high"] < 0.5:
-            pairs = f"{_percent(accuracy)} of {accuracy['count']} labelled pairs"
-            warnings.append(
-                f"Under the principle '{name}' the judge prefers what people do not: right on "
-                f"{pairs}. Its comparison may ask for something else than they do."
-            )
+    elif "accuracy" in metrics:  # better than chance: is it so under every principle?
+        for name, right in metrics.get("principles", {}).items():
+            if right["high"] < 0.5:
+                pairs = f"{_percent(right)} of {right['count']} labelled pairs ({', '.join(data)})"
+                warnings.append(
+                    f"Under the principle '{name}' the judge prefers what people do not: right on "
+                    f"{pairs}. Its comparison may ask for something else than they do."
+                )
     if (flipped := metrics.get("flipped")) and flipped["value"] > 0.5:
         turns = f"{_percent(flipped)} of its preferences turn with the answers' order"
         warnings.append(f"The judge goes by position: {turns}.")

@@ -50,7 +50,9 @@ def revisions(tmp_path: Path) -> tuple[Records, list[dict[str, Any]]]:
     return Records("revisions", files), rows
 
 
-@pytest.mark.parametrize("query", ["", "rhine", "élbe", "100%", "prompt 4321?", "critique 7.1"])
+@pytest.mark.parametrize(
+    "query", ["", "rhine", "élbe", "100%", "prompt 4321?", "critique 7.1", "user"]
+)
 @pytest.mark.parametrize("filters", [{}, {"principle": "p2"}, {"gate": "echo", "principle": "p1"}])
 def test_search_and_filters_find_what_fits(
     revisions: tuple[Records, list[dict[str, Any]]], query: str, filters: dict[str, str]
@@ -58,7 +60,8 @@ def test_search_and_filters_find_what_fits(
     records, rows = revisions
 
     def fits(row: dict[str, Any]) -> bool:
-        texts = json.dumps([row["prompt"], row["answer"], row["steps"]], ensure_ascii=False)
+        prompt = row["prompt"][0]["content"]
+        texts = json.dumps([prompt, row["answer"], row["steps"]], ensure_ascii=False)
         principles = [step["principle"] for step in row["steps"]]
         gates = [gate for step in row["steps"] for gate in step["gates"]]
         return (

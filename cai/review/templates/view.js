@@ -1,4 +1,4 @@
-const FACETS = ["suite", "model", "principle", "gate", "kind", "stage"];
+const FACETS = ["suite", "model", "principle", "gate", "origin", "stage"];
 const state = { kind: "", start: 0, page: 0, asked: 0 };
 const kinds = [...document.querySelectorAll("[data-kind]")];
 function fill(facets) {  // the choices of the filters; what is chosen stays

@@ -33,7 +33,7 @@ def client(tmp_path: Path) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:4321")
 
 
-def card(client: TestClient, **values: object) -> dict[str, Any]:
+def card(client: TestClient, **values: str | int) -> dict[str, Any]:
     reply = client.get("/api/card", params={"kind": "revision"} | values, headers=HERE)
     assert reply.status_code == 200, reply.text
     return reply.json()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from cai.data.parquet import read_rows
@@ -41,7 +42,7 @@ class Queue:
         self.table = table
         # of the same texts, the first
         different = {item.subject: item for item in reversed(items)}
-        self.items = sorted(different.values(), key=lambda item: seed_of("order", item.subject))
+        self.items = sorted(different.values(), key=attrgetter("subject"))
         self.principles = sorted({name for item in self.items for name in item.principles})
         self._texts = texts
 

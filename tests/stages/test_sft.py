@@ -290,6 +290,7 @@ def test_the_rounds_of_a_prompt_are_all_held_out_or_all_trained_on(
 ):
     revised = [
         {
+            "id": f"{n}",
             "messages": [
                 {"role": "user", "content": f"Prompt number {n}"},
                 {"role": "assistant", "content": f"Answer {n} of round {round}."},

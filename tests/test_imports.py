@@ -23,7 +23,7 @@ ROOMS = [
     {"scoring"},
     {"report"},
     {"stages"},
-    {"run"},
+    {"run", "review"},
     {"api", "cli"},
 ]
 HEAVY = (

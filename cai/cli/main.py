@@ -26,6 +26,7 @@ VERBS = {
     "plan": Verb("plan", "[OVERRIDES]", "what would run and why, without running it"),
     "status": Verb("status", "[RUN]", "how far a run is, and whether its files are sound"),
     "show": Verb("show", "[RUN] [STAGE]", "read what a stage made"),
+    "review": Verb("review", "[RUN]", "judge revisions and pairs yourself; --view: all records"),
     "report": Verb("report", "[RUN ...]", "a run's page; of several runs, one that compares them"),
     "audit": Verb("audit", "[OVERRIDES]", "what is trained on, and what is left out and why"),
     "build-instructions": Verb(

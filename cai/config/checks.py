@@ -103,6 +103,7 @@ def data_names(config: Config) -> dict[str, list[str]]:
         "sl_cai.data": unbuilt(config.sl_cai.data),
         "build.data": config.build.data,
         "revise.benign": config.revise.benign,
+        "verdicts": config.verdicts,
     }
     names |= {f"{key}.data": prompts.data for key, prompts in _prompts(config)}
     for name, suite in config.evaluate.suites.items():
@@ -111,6 +112,24 @@ def data_names(config: Config) -> dict[str, list[str]]:
     if not builds(config):
         names = {key: value for key, value in names.items() if not key.startswith("build.")}
     return names
+
+
+def check_verdicts(config: Config, overrides: Sequence[str]) -> None:
+    """Files of verdicts stand where they are read, and nothing else stands there."""
+    readers = ("verdicts", "label.human.data", "label.calibrate.data")
+    for key, names in data_names(config).items():
+        for name in names:
+            holds_verdicts = config.data[name].format == "verdicts"
+            if key == "verdicts" and not holds_verdicts:
+                raise UsageError(
+                    f"{at(key, overrides)}: the data set '{name}' holds no verdicts; name one that "
+                    f"`cai review` has written, or set data.{name}.format=verdicts"
+                )
+            if holds_verdicts and key not in readers:
+                raise UsageError(
+                    f"{at(key, overrides)}: the data set '{name}' holds people's verdicts, which "
+                    f"only {', '.join(readers)} take"
+                )
 
 
 def _prompts(value: Any, key: str = "") -> Iterator[tuple[str, Prompts]]:
@@ -458,6 +477,7 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_choices,
     check_libraries,
     check_data_names,
+    check_verdicts,
     check_licences,
     check_weights,
     check_helpful,

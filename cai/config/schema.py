@@ -376,6 +376,7 @@ class Config:
     constitution: Located = "harmlessness"
     objective: str | None = None
     system_prompt: str | None = None
+    verdicts: list[str] = field(default_factory=list)
     build: BuildConfig = field(default_factory=BuildConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     stages: list[str] | None = None

@@ -75,6 +75,7 @@ Format = Literal[
     "preference",
     "scored",
     "prompt",
+    "verdicts",
 ]
 Dedupe = Literal["exact", "near", "none"]
 Attack = Literal["prefill", "role_play", "refusal_suppression", "base64", "other_language"]

@@ -45,12 +45,18 @@ def read_file(origin: str, suffix: str, file: BinaryIO) -> Iterator[PlacedRow]:
         yield from READERS[suffix](origin, file)
 
 
-def _read_lines(origin: str, file: BinaryIO) -> Iterator[str]:
-    """The lines with their ends, one in memory at a time. Only \\n ends a line."""
+def _read_lines(origin: str, file: BinaryIO, torn_end: bool = False) -> Iterator[str]:
+    """The lines with their ends, one in memory at a time. Only \\n ends a line.
+
+    `torn_end`: the last line may end inside a character, where a power cut has torn it.
+    """
     for number, line in enumerate(file, 1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
+            if torn_end and error.reason == "unexpected end of data":
+                yield line.decode("utf-8", "replace")
+                return
             raise UsageError(
                 f"{origin}:{number}: not UTF-8 at byte {error.start} of the line"
             ) from None
@@ -98,7 +104,7 @@ def _read_text(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
 
 
 def _read_json_lines(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    for number, line in enumerate(_read_lines(origin, file), 1):
+    for number, line in enumerate(_read_lines(origin, file, torn_end=True), 1):
         if line.strip():
             yield f"{origin}:{number}", _json_row(line)
 

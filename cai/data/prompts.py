@@ -1,11 +1,10 @@
 """Picks dialogues, prompts, demonstrations and preferences from the named data sets."""
 
-import logging
 import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TypeVar
 
@@ -15,7 +14,9 @@ from cai.data.formats import UNFIT, read_mapped
 from cai.data.parquet import Row
 from cai.data.sources import read_source
 from cai.data.turns import kind_of
+from cai.data.unfit import UnfitRows, leave_out
 from cai.data.unread import unread
+from cai.data.verdicts import VERDICTS, preferred_pairs, read_verdicts
 from cai.digest import seed_of
 from cai.errors import CaiError
 from cai.messages import Dialogue, Message, Prompt
@@ -27,39 +28,7 @@ T = TypeVar("T")
 # a judge is measured on. So `offset` and `limit` are fixed splits, and seeds can be compared.
 SPLIT_SEED = 0
 
-EXAMPLES = 3  # rows that do not fit, of each data set
-
 TaggedDialogue = tuple[Dialogue, Row]  # the tags: columns of the row, `source`, `place`
-
-
-@dataclass
-class UnfitRows:
-    """Rows that did not fit: how many, and file, line and reason of each data set's first."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-    # "set: field" -> rows that fit and hold something there that is not read
-    ignored: dict[str, int] = field(default_factory=dict)
-
-    def add(self, place: str, reason: str) -> None:
-        self.count += 1
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(f"{place}: {reason}")
-
-    def add_all(self, name: str, unfit: "UnfitRows", ignored: Mapping[str, int]) -> None:
-        """Adds those of the set `name`, and says what they are and what is not read of others."""
-        self.count += unfit.count
-        self.examples += unfit.examples
-        self.ignored |= {f"{name}: {field}": count for field, count in ignored.items()}
-        if ignored:
-            fields = ", ".join(f"{field} (in {count} rows)" for field, count in ignored.items())
-            say(f"data.{name}: not read, so what they mean is lost: {fields}", logging.WARNING)
-        if unfit.count:
-            lines = "\n  ".join(unfit.examples)
-            say(
-                f"data.{name}: left out {unfit.count} rows that do not fit, first\n  {lines}",
-                logging.WARNING,
-            )
 
 
 @dataclass(frozen=True)
@@ -84,7 +53,7 @@ def read_dialogues(
             row = map_columns(raw_row, config)
             dialogue = read_mapped(row, config, seed)
         except UNFIT as error:
-            _leave_out(place, error, unfit_here, name if config.strict else None)
+            leave_out(place, error, unfit_here, name if config.strict else None)
             continue
         fitting += 1
         ignored.update(unread(row, dialogue, config))
@@ -177,6 +146,8 @@ def _labelled_pairs(
     name: str, config: DataConfig, unfit: UnfitRows
 ) -> list[tuple[Prompt, str, str]]:
     """Of each conversation, the best answer against the worst, unless they are equally good."""
+    if config.format == VERDICTS:
+        return preferred_pairs(name, read_verdicts(name, config, unfit))
     answers: dict[tuple[str, tuple[Message, ...]], list[tuple[float, str]]] = defaultdict(list)
     unfit_here, ignored = UnfitRows(), Counter[str]()
     refuse_unknown_fields(name, config)
@@ -185,7 +156,7 @@ def _labelled_pairs(
             row = map_columns(raw_row, config)
             graded = _graded_dialogues(row, config)
         except UNFIT as error:
-            _leave_out(place, error, unfit_here, name if config.strict else None)
+            leave_out(place, error, unfit_here, name if config.strict else None)
             continue
         ignored.update(unread(row, graded[0][1], config))
         # A preference is complete in its row; scored answers to one prompt stand in many rows.
@@ -238,21 +209,6 @@ def _grade(row: Row) -> float:
     if not math.isfinite(grade):
         raise ValueError(f"{column}: expected a number, found {kind_of(row[column])}")
     return grade if column == "score" else -grade
-
-
-def _leave_out(place: str, error: Exception, unfit: UnfitRows, strict: str | None) -> None:
-    """Raises CaiError where `strict` names a set that no row may be left out of."""
-    if strict:
-        reason = f"{_reason(error)}; mend the row, or set data.{strict}.strict=false"
-        raise CaiError(f"{place}: {reason}") from None
-    unfit.add(place, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    """Why a row does not fit. Only a ValueError is worded for people."""
-    if isinstance(error, KeyError):
-        return f"no column {error}"
-    return str(error) if type(error) is ValueError else "no known layout has values of its kinds"
 
 
 def shuffled(rows: Sequence[T], seed: int) -> list[T]:

@@ -115,6 +115,8 @@ def local_files(name: str, config: DataConfig) -> list[Path]:
     path = (PACKAGE if config.kind == "package" else Path()) / config.path
     paths: list[Path] = []
     advice = f"no file {config.path}; give a path or a glob from this folder"
+    if config.format == "verdicts":
+        advice = f"no file {config.path}; `cai review` writes it, or give another path"
     # of names that are too long, and of patterns that are none
     with contextlib.suppress(OSError, ValueError):
         if config.path and path.is_file():

@@ -132,6 +132,7 @@ def stage_context(
         progress=progress,
         report_to=config.report_to,
         round=stage.round,
+        verdicts=[name for name in config.verdicts if name in names],
         summaries=summaries,
     )
 

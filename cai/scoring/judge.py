@@ -4,6 +4,7 @@ A judge may go by position or length, disagree with itself, be too sure, or be w
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -128,7 +129,7 @@ def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> dict[str
     `labelled`: (pair, better answer). accuracy: with its interval. shorter: how often the shorter
     answer is the better one, which a judge of length alone would reach. bins: for each range of
     probability its mean and the share of right pairs. calibration_error: the mean distance of the
-    two (Guo et al. 2017).
+    two (Guo et al. 2017). principles: accuracy under each principle that a pair was judged by.
     """
     right, shorter = [], []
     for pair, better in labelled:
@@ -152,11 +153,35 @@ def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> dict[str
         distance += abs(probability * len(inside) - hits) / len(right)
         right_share = asdict(share(hits, len(inside)))
         bins.append({"low": low, "high": high, "probability": probability, "right": right_share})
+    principles = _accuracy_by_principle(labelled)
     metrics: dict[str, Any] = {"bins": bins, "calibration_error": distance}
+    metrics["principles"] = {name: asdict(principles[name]) for name in sorted(principles)}
     for name, estimate in {"accuracy": _share(right), "shorter": _share(shorter)}.items():
         if estimate is not None:
             metrics[name] = asdict(estimate)
     return metrics
+
+
+def _accuracy_by_principle(
+    labelled: Sequence[tuple[PreferencePair, str]],
+) -> dict[str, Estimate]:
+    """How often the judge, asked about one principle, prefers the better answer. A tie is half."""
+    votes: dict[str, list[tuple[PreferencePair, float]]] = defaultdict(list)
+    for pair, better in labelled:
+        right = pair.probability if pair.chosen == better else 1 - pair.probability
+        # orders are of the answer that the judge was given first, and that is the chosen one
+        # where their mean says so
+        chosen_is_first = not pair.orders or math.fsum(pair.orders) >= 1
+        better_is_first = chosen_is_first == (pair.chosen == better)
+        chances = dict.fromkeys(pair.principle_ids, right)  # of a contrast
+        for judgement in pair.judgements:
+            first = sum(judgement.orders) / 2
+            chances[judgement.principle_id] = first if better_is_first else 1 - first
+        for name, chance in chances.items():
+            tie = abs(chance - 0.5) < 1e-9
+            votes[name].append((pair, 0.5 if tie else float(chance > 0.5)))
+    shares = {name: _share(values) for name, values in votes.items()}
+    return {name: estimate for name, estimate in shares.items() if estimate is not None}
 
 
 def fit_tau(log_ratios: Sequence[float]) -> float:
@@ -184,6 +209,14 @@ def judge_warnings(metrics: Mapping[str, Any], data: Sequence[str]) -> list[str]
         worse = "worse than chance" if accuracy["high"] < 0.5 else "no better than chance"
         pairs = f"{_percent(accuracy)} of the labelled pairs ({', '.join(data)})"
         warnings.append(f"The judge is {worse}: right on {pairs}.")
+    elif "accuracy" in metrics:  # better than chance: is it so under every principle?
+        for name, right in metrics.get("principles", {}).items():
+            if right["high"] < 0.5:
+                pairs = f"{_percent(right)} of {right['count']} labelled pairs ({', '.join(data)})"
+                warnings.append(
+                    f"Under the principle '{name}' the judge prefers what people do not: right on "
+                    f"{pairs}. Its comparison may ask for something else than they do."
+                )
     if (flipped := metrics.get("flipped")) and flipped["value"] > 0.5:
         turns = f"{_percent(flipped)} of its preferences turn with the answers' order"
         warnings.append(f"The judge goes by position: {turns}.")

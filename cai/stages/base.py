@@ -113,6 +113,7 @@ class Context:
     progress: Progress
     report_to: Sequence[str] = ()  # what shows training's curves while it runs
     round: int = 1  # of label and dpo
+    verdicts: Sequence[str] = ()  # the data sets with people's verdicts on revisions
     summaries: Mapping[str, Summary] = field(default_factory=dict)  # of the inputs
     engine_opener: Callable[[EngineConfig, str], Engine] = open_engine  # tests put their own here
 

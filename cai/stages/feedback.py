@@ -70,7 +70,15 @@ class Judge:
             f"lie {distance} points apart"
         )
         rows = tuple(_calibration_cells(certainty) for certainty in self.metrics["bins"])
-        return [Table(title, ("probability", "mean", "right", "pairs"), rows)]
+        tables = [Table(title, ("probability", "mean", "right", "pairs"), rows)]
+        by_principle = tuple(
+            (name, format_share(right), str(right["count"]))
+            for name, right in self.metrics.get("principles", {}).items()
+        )
+        if by_principle:
+            title = f"the judge and people ({', '.join(self.labelled)}), by principle"
+            tables.append(Table(title, ("principle", "agree", "pairs"), by_principle))
+        return tables
 
 
 def _calibration_cells(certainty: dict[str, Any]) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from cai.stages.pairs import (
     human_pairs,
     revision_pairs,
     rule_pairs,
+    without_judged,
 )
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
@@ -68,6 +69,8 @@ COUNTS = {  # what a kind counts -> how it is shown
     "no_letter": "pairs on which the judge wants to write neither letter",
     "revised_prompts": "revised prompts",
     "unrevised": "without a good revision that differs",
+    "called_bad": "revisions that people called bad",
+    "edited": "revisions in whose place people wrote a text",
     "revisions": "pairs of a revision and the first answer",
     "harmful": "pairs on harmful prompts",
     "harmless": "pairs on harmless prompts",
@@ -77,6 +80,7 @@ COUNTS = {  # what a kind counts -> how it is shown
     "demonstrations_too_long": "demonstrations beyond the model's context",
     "demonstrations_overlapping": "demonstrations that an evaluation suite holds",
     "human": "pairs that people have labelled",
+    "decided": "pairs that a person's choice between the same answers replaces",
     "human_overlapping": "pairs of people's that an evaluation suite holds",
     "human_unfit": "rows of people's that hold no pair",
     "failed": "prompts that no engine answered",
@@ -171,6 +175,9 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     demonstrations = demonstration_pairs(config, context)
     people = human_pairs(config, context)
     pairs = [*pairs, *demonstrations.pairs]
+    others = without_judged(pairs, people)
+    if config.human:
+        people.numbers["decided"] = len(pairs) - len(others)
     counts = generated.numbers | revised.numbers | demonstrations.numbers | people.numbers
     if not pairs:
         raise CaiError(
@@ -178,7 +185,7 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
             "label.max_similarity, label.answers, label.sampling.max_new_tokens and prompts"
         )
     if people.pairs or demonstrations.pairs:
-        pairs = shuffle_pairs([*pairs, *people.pairs], context.seed)
+        pairs = shuffle_pairs([*others, *people.pairs], context.seed)
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
     counts["failed"] = write_failed(work, generated.failed + demonstrations.failed)
     counts["revisions"] = sum(pair.kind == "revision" for pair in pairs)
@@ -190,7 +197,8 @@ def _data_sets(config: Config, round: int) -> list[str]:
     chosen = [label.prompts, label.benign, label.calibrate, label.demonstrations]
     if round == 1:
         chosen.append(label.human)
-    return [name for prompts in chosen if prompts for name in prompts.data]
+    verdicts = config.verdicts if label.kind in ("revision", "mixed") else []
+    return [*(name for prompts in chosen if prompts for name in prompts.data), *verdicts]
 
 
 def _inputs(config: Config, round: int) -> list[str]:

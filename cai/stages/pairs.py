@@ -15,6 +15,7 @@ from cai.data.prompts import (
     load_preferences,
     load_prompts,
 )
+from cai.data.verdicts import RevisionVerdicts
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed
 from cai.engines.ledger import Recorded
@@ -164,20 +165,38 @@ def revision_pairs(config: LabelConfig, context: Context) -> Pairs:
     This is the open recipes' shortcut: nothing judges the pair, and neither text is the policy's.
     """
     rows = read_rows(context.output("revise") / "revisions.parquet")
-    pairs = [pair for row in rows if (pair := _revision_pair(row, config)) is not None]
-    return Pairs(pairs, {"revised_prompts": len(rows), "unrevised": len(rows) - len(pairs)})
+    verdicts = RevisionVerdicts.load(context.verdicts, context.data)
+    pairs = [pair for row in rows if (pair := _revision_pair(row, config, verdicts)) is not None]
+    unrevised = len(rows) - len(pairs) - verdicts.left_out
+    numbers = {"revised_prompts": len(rows), "unrevised": unrevised}
+    if context.verdicts:
+        numbers |= {"called_bad": verdicts.left_out, "edited": verdicts.edited}
+    return Pairs(pairs, numbers)
 
 
-def _revision_pair(row: dict[str, Any], config: LabelConfig) -> PreferencePair | None:
-    """None where there is no good revision, or one that changes nothing."""
+def _revision_pair(
+    row: dict[str, Any], config: LabelConfig, verdicts: RevisionVerdicts
+) -> PreferencePair | None:
+    """None where there is no good revision, or one that changes nothing or is called bad."""
     last = next((step for step in reversed(row["steps"]) if not step["gates"]), None)
     if last is None or not row["answer"]:
         return None
-    if similar(last["revision"], row["answer"], config.max_similarity):
+    text = verdicts.text_to_train_on(row["id"], last["revision"])
+    if text is None or similar(text, row["answer"], config.max_similarity):
         return None
     prompt = Prompt(row["id"], from_dicts(row["prompt"]), row["source"], row["about"])
     principles = (last["principle"],)
-    return PreferencePair(prompt, last["revision"], row["answer"], 1.0, principles, kind="revision")
+    return PreferencePair(prompt, text, row["answer"], 1.0, principles, kind="revision")
+
+
+def without_judged(pairs: Sequence[PreferencePair], people: Pairs) -> list[PreferencePair]:
+    """The pairs on whose two answers no person has decided: a person's word replaces another's."""
+    decided = {_answers_of(pair) for pair in people.pairs}
+    return [pair for pair in pairs if _answers_of(pair) not in decided]
+
+
+def _answers_of(pair: PreferencePair) -> tuple[str, frozenset[str]]:
+    return pair.prompt.id, frozenset((pair.chosen, pair.rejected))
 
 
 def human_pairs(config: LabelConfig, context: Context) -> Pairs:

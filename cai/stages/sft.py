@@ -119,7 +119,7 @@ SL_CAI = Stage(
         "revise",
         *_build_input(helpful_data(config)),
     ],
-    data=lambda config, round: unbuilt(helpful_data(config)),
+    data=lambda config, round: [*unbuilt(helpful_data(config)), *config.verdicts],
     check=lambda config: _check("sl_cai", config),
     decontaminates=True,
     trains=True,

@@ -15,8 +15,9 @@ from cai.data.mixture import mix
 from cai.data.parquet import read_rows
 from cai.data.prompts import UnfitRows, read_dialogues, shuffled
 from cai.data.split import opening_turn, validation_first
+from cai.data.verdicts import RevisionVerdicts
 from cai.errors import CaiError
-from cai.messages import Dialogue, from_dicts, with_system
+from cai.messages import Dialogue, assistant, from_dicts, with_system
 from cai.stages.base import Context
 from cai.stages.revision_rows import CUT
 
@@ -56,6 +57,9 @@ class Audit:
     # the first of them: file, line and the template's words
     refused_first: list[str] = field(default_factory=list)
     split: int = 0  # rows whose answers are trained one by one: the template rewrites earlier turns
+    called_bad: int = 0  # revisions left out since a person called them bad
+    edited: int = 0  # revisions in whose place a person's text is trained on
+    verdicts_unused: int = 0  # verdicts on revisions that are not this run's
 
     def refuse_losses(self, config: SftConfig, stage: str) -> None:
         """Raises CaiError where no token would be trained, or too many rows are lost."""
@@ -89,6 +93,7 @@ class Audit:
             "without an answer": self.no_answer,
             "in an evaluation set": self.overlapping,
             "duplicates": self.duplicates,
+            "called bad by people": self.called_bad,
             "not drawn": self.not_drawn,
         }
         cut = {
@@ -113,6 +118,8 @@ class Audit:
             ("fields not read", _tally(self.ignored)),
             ("by evaluation set", _tally(self.overlaps)),
             ("rows drawn", ", ".join(shares) or "0"),
+            ("revisions edited by people", f"{self.edited or ''}"),
+            ("verdicts on other revisions", f"{self.verdicts_unused or ''}"),
         ]
         if tokens := self.lengths:
             spread = f"median {tokens['median']}, 95 % ≤ {tokens['p95']}, most {tokens['most']}"
@@ -186,8 +193,10 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     drawn is in memory.
     """
     revisions: list[Row] = []
+    verdicts = RevisionVerdicts.load(context.verdicts, context.data)
     if config.revisions != "none":
-        revisions = revision_rows(context.output("revise") / "training.parquet", config.revisions)
+        file = context.output("revise") / "training.parquet"
+        revisions = revision_rows(file, config.revisions, verdicts)
     usable = UsableRows(context, config.dedupe)
     revisions = [row for row in revisions if not usable.is_duplicate(row[0])]
     if config.helpful == "sampled":
@@ -208,7 +217,7 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     row_counts = {name: len(rows) for name, rows in mixed.items()}
     lost = usable.skipped.count + usable.no_answer + usable.overlapping + usable.duplicates
     counts = {
-        "read": lost + sum(sizes.values()) + len(revisions),
+        "read": lost + verdicts.left_out + sum(sizes.values()) + len(revisions),
         "skipped": usable.skipped.count,
         "skipped_first": usable.skipped.examples,
         "ignored": usable.skipped.ignored,
@@ -220,6 +229,9 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         "instructions": sum(row_counts.values()),
         "sources": row_counts,
         "revisions": None if config.revisions == "none" else len(revisions),
+        "called_bad": verdicts.left_out,
+        "edited": verdicts.edited,
+        "verdicts_unused": verdicts.unused,
     }
     return [*chain.from_iterable(mixed.values()), *revisions], counts
 
@@ -271,12 +283,21 @@ class UsableRows:
         return ((with_system(dialogue, data.system), tags) for dialogue, tags in rows)
 
 
-def revision_rows(path: Path, rounds: str) -> list[Row]:
-    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`."""
-    rows = (row for row in read_rows(path) if rounds == "all" or row["last"])
-    return [
-        (last_answer_only(from_dicts(row["messages"])), {"source": "revisions"}) for row in rows
-    ]
+def revision_rows(path: Path, rounds: str, verdicts: RevisionVerdicts) -> list[Row]:
+    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`.
+
+    Without those that people called bad, and with what they wrote in place of others.
+    """
+    revisions: list[Row] = []
+    for row in read_rows(path):
+        *turns, revision = from_dicts(row["messages"])
+        if rounds == "last" and not row["last"]:
+            continue
+        text = verdicts.text_to_train_on(row["id"], revision.content)
+        if text is not None:
+            dialogue = last_answer_only((*turns, assistant(text)))
+            revisions.append((dialogue, {"source": "revisions"}))
+    return revisions
 
 
 def last_answer_only(dialogue: Dialogue) -> Dialogue:

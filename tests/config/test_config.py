@@ -290,6 +290,17 @@ def test_every_group_is_covered():
         ("model.path=???", "model.path has no value"),
         ("model=path", "model.path"),
         ("dpo.args.beta=${foo}", "Interpolation key 'foo' not found; ${...} takes the value"),
+        (
+            "verdicts=[seed]",
+            "verdicts (override 'verdicts=[seed]'): the data set 'seed' holds no verdicts; name "
+            "one that `cai review` has written, or set data.seed.format=verdicts",
+        ),
+        (
+            "sl_cai.data=[verdicts]",
+            "the data set 'verdicts' holds people's verdicts, which only verdicts, "
+            "label.human.data, label.calibrate.data take",
+        ),
+        ("verdicts=[verdict]", "names the data set 'verdict', which is not there; did you mean"),
         ("name=a/b", "name='a/b' (override 'name=a/b'): use letters, digits"),
     ],
 )
@@ -396,6 +407,11 @@ def test_no_labelled_pair_is_trained_on_and_measured_on(human: str, turned: bool
             UsageError, match=r"label\.human .* and label\.calibrate hold the same labelled pairs"
         ):
             compose(words)
+
+
+def test_the_verdicts_of_a_run_lie_where_review_writes_them():
+    config = compose(["name=mine", "verdicts=[verdicts]", "label.human={data: [verdicts]}"])
+    assert config.data["verdicts"].path == "verdicts/mine.jsonl"
 
 
 def test_a_continued_adapter_is_described_once():

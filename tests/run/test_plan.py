@@ -1,5 +1,6 @@
 """Keys and plans: change this, and exactly these stages run."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -149,6 +150,38 @@ def test_a_change_runs_exactly_the_stages_that_it_affects(
 ):
     words = [word.replace("{tiny_model}", str(tiny_model)) for word in overrides]
     assert to_run(smoke(*words), finished()) == expected
+
+
+SAID = {"kind": "revision", "id": "1", "revision": "Bad.", "verdict": "bad", "reviewer": "ann"}
+SAID["prompt"] = [{"role": "user", "content": "Hi"}]
+
+
+def test_what_people_say_runs_the_stages_that_heed_it(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file of verdicts is an input like any other: each new line in it is another input."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "verdicts" / "smoke.jsonl"
+    words = ["experiment=smoke", "verdicts=[verdicts]"]
+    with pytest.raises(
+        UsageError, match=r"data\.verdicts\.path: no file verdicts/smoke.jsonl; `cai"
+    ):
+        plan_run(compose(words), finished())
+    file.parent.mkdir()
+    file.write_text("")
+    assert to_run(compose(words), finished()) == FROM["sl_cai"]
+    run = Run(tmp_path / "run")
+    finish(compose(words), run)
+    assert to_run(compose(words), run) == []
+    file.write_text(json.dumps(SAID) + "\n")
+    (step,) = [step for step in plan_run(compose(words), run) if step.stage.name == "sl_cai"]
+    assert (step.state, step.why) == ("run", "stale: data verdicts changed")
+    pairs = ["experiment=smoke", "label.human={data: [verdicts]}"]
+    assert to_run(compose(pairs), finished()) == FROM["label"]
+    revisions = ["label.kind=revision", "stages=null"]
+    label = next(stage for stage in STAGES if stage.name == "label")
+    assert "verdicts" in data_of(label, compose([*words, *revisions]))
+    assert "verdicts" not in data_of(label, compose(words))
 
 
 BUILT = "sft.data=[seed,built]"

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,6 +90,33 @@ def test_length_bias_leaves_out_answers_of_one_length():
     )
     assert (value(figures, "longer"), figures["longer"]["count"]) == (pytest.approx(2 / 3), 3)
     assert "longer" not in judge_metrics([pair(3, (0.9, 0.9), texts=("a", "b"))])
+
+
+def test_accuracy_by_principle_is_each_principles_own():
+    """Of two principles that disagree, the pair's preference is one's; the other's is held too."""
+    first, second = "one two", "one"
+    pairs = [pair(n, (0.9, 0.8), (0.4, 0.3)) for n in range(8)]
+    for better, right in ((first, (1, 0)), (second, (0, 1))):
+        found = accuracy_metrics([(one, better) for one in pairs])["principles"]
+        assert tuple(found[name]["value"] for name in ("p0", "p1")) == right
+        assert found["p0"]["count"] == 8
+    turned = [pair(n, (0.1, 0.2), (0.6, 0.7)) for n in range(8)]
+    found = accuracy_metrics([(one, first) for one in turned])["principles"]
+    assert (found["p0"]["value"], found["p1"]["value"]) == (0, 1)
+    tie = accuracy_metrics([(pair(0, (0.9, 0.1)), first)])["principles"]
+    assert tie["p0"]["value"] == 0.5
+
+
+def test_a_principle_under_which_the_judge_is_wrong_is_named():
+    right = [(pair(n, (0.9, 0.8)), "one two") for n in range(90)]
+    wrong = [
+        (replace(one, judgements=(replace(one.judgements[0], principle_id="odd"),)), "one")
+        for one in (pair(100 + n, (0.9, 0.8)) for n in range(10))
+    ]
+    (said,) = judge_warnings(accuracy_metrics([*right, *wrong]), ["mine"])
+    assert said.startswith("Under the principle 'odd' the judge prefers what people do not: right")
+    assert "0 % [0, 28] of 10 labelled pairs (mine)" in said
+    assert judge_warnings(accuracy_metrics([*right, *wrong[:3]]), ["mine"]) == []
 
 
 def test_agreement_of_principles_counts_all_twos():

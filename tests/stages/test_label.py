@@ -306,6 +306,7 @@ def test_peoples_pairs_join_every_kind(kind: str, context: Context):
     assert summary == plain | {"pairs": plain["pairs"] + 4, "human": 4} | {
         "human_overlapping": 0,
         "human_unfit": 0,
+        "decided": 0,
     }
     assert (
         joined[-4:] != human != joined[:4]
@@ -321,6 +322,69 @@ def test_peoples_pairs_join_every_kind(kind: str, context: Context):
         ] != [
             row["kind"] for row in run(context, settings(kind=kind, human=Human(["labelled"])))[1]
         ]
+
+
+def peoples(context: Context, rows: list[dict[str, Any]]) -> Context:
+    """The context with a file of verdicts that prefers what each of the rows has rejected."""
+    lines = []
+    for row in rows:
+        a, b = row["chosen"][0]["content"], row["rejected"][0]["content"]
+        line = {"kind": "pair", "id": row["id"], "prompt": row["prompt"], "a": a, "b": b}
+        lines.append(line | {"verdict": "b", "reviewer": "ann"})
+    file = context.root / "people.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    people = DataConfig("file", str(file), format="verdicts")
+    return dataclasses.replace(context, data=dict(context.data) | {"people": people})
+
+
+def test_a_persons_choice_replaces_the_judges_on_the_same_answers(context: Context):
+    _, rows = run(context, settings())
+    decided = rows[:3]
+    summary, joined = run(peoples(context, decided), settings(human=Human(["people"])))
+    assert len(joined) == len(rows)
+    assert (summary["human"], summary["decided"]) == (3, 3)
+    turned = [row for row in joined if row["kind"] == "human"]
+    assert {row["id"]: row["chosen"] for row in turned} == {
+        row["id"]: row["rejected"] for row in decided
+    }
+    others = [row for row in joined if row["kind"] != "human"]
+    assert sorted(others, key=str) == sorted(rows[3:], key=str)
+
+
+def test_the_judge_is_held_against_people_by_principle(context: Context):
+    """On its own pairs, which ask nothing anew: a judge that people contradict is doubted."""
+    _, rows = run(context, settings())
+    before = asked(context)
+    summary, same = run(peoples(context, rows), settings(calibrate=Prompts(["people"])))
+    assert same == rows and asked(context) == before
+    judge = summary["judge"]
+    assert (judge["accuracy"]["value"], judge["accuracy"]["count"]) == (0, len(rows))
+    drawn = [row["principles"][0] for row in rows]
+    assert {name: one["count"] for name, one in judge["principles"].items()} == {
+        name: drawn.count(name) for name in sorted(set(drawn))
+    }
+    assert all(one["value"] == 0 for one in judge["principles"].values())
+    assert "The judge is worse than chance" in judge["warnings"][0]
+
+
+@pytest.mark.parametrize("kind", ["revision", "mixed"])
+def test_pairs_of_revisions_heed_what_people_said_of_them(context: Context, kind: str):
+    revised(context, COUNT)
+    plain, rows = run(context, settings(kind=kind))
+    first = next(row for row in rows if row["chosen"][0]["content"] == "Third, and last.")
+    second = next(row for row in rows if row["chosen"][0]["content"] == "Second.")
+    lines = [
+        {"kind": "revision", "id": row["id"], "prompt": row["prompt"], "reviewer": "ann"}
+        | {"revision": row["chosen"][0]["content"], "verdict": verdict, "edited": "By a person."}
+        for row, verdict in ((first, "bad"), (second, "edit"))
+    ]
+    said = peoples(context, [])
+    (context.root / "people.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    summary, found = run(dataclasses.replace(said, verdicts=["people"]), settings(kind=kind))
+    chosen = {row["id"]: row["chosen"][0]["content"] for row in found if row["kind"] == "revision"}
+    assert first["id"] not in chosen and chosen[second["id"]] == "By a person."
+    assert (summary["called_bad"], summary["edited"]) == (1, 1)
+    assert summary["unrevised"] == plain["unrevised"]
 
 
 def test_peoples_pairs_with_an_evaluation_prompt_are_left_out(context: Context):

@@ -102,6 +102,9 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path):
         "instructions": 3,
         "sources": {"seed": 3},
         "revisions": None,
+        "called_bad": 0,
+        "edited": 0,
+        "verdicts_unused": 0,
     }
 
 
@@ -109,13 +112,47 @@ def test_revisions_are_all_taken_and_helpful_rows_drawn_beside_them(tmp_path: Pa
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     write_rows(
         tmp_path / "training.parquet",
-        [{"messages": turns, "last": last} for last in (False, True, True)],
+        [{"id": "0", "messages": turns, "last": last} for last in (False, True, True)],
     )
     context = context_of(tmp_path, tmp_path, {"seed": file(tmp_path, "seed", rows(9))}, "sl_cai")
     config = smoke("sl_cai.helpful_ratio=2", "sl_cai.limit=null").sl_cai
     drawn, counts = training_rows(config, context)
     assert counts["revisions"] == 2 and counts["instructions"] == 4 and counts["not_drawn"] == 5
     assert [tags["source"] for _, tags in drawn] == ["seed"] * 4 + ["revisions"] * 2
+
+
+def test_what_people_called_bad_is_left_out_and_what_they_wrote_is_trained_on(tmp_path: Path):
+    asking = [{"role": "user", "content": "Hi"}]
+    texts = {"0": "Good.", "1": "Bad.", "2": "Wrong.", "3": "Nobody said anything."}
+    write_rows(
+        tmp_path / "training.parquet",
+        [
+            {"id": id, "messages": [*asking, {"role": "assistant", "content": text}], "last": True}
+            for id, text in texts.items()
+        ],
+    )
+    verdicts = [("0", "good", None), ("1", "bad", None), ("2", "edit", "Right."), ("9", "bad", "")]
+    said = [
+        {"kind": "revision", "id": id, "prompt": asking, "revision": texts.get(id, "Another's.")}
+        | {"verdict": verdict, "edited": edited, "reviewer": "ann"}
+        for id, verdict, edited in verdicts
+    ]
+    data = {
+        "seed": file(tmp_path, "seed", rows(9)),
+        "people": replace(file(tmp_path, "people", said), format="verdicts"),
+    }
+    context = replace(context_of(tmp_path, tmp_path, data, "sl_cai"), verdicts=["people"])
+    config = compose(["experiment=smoke", "sl_cai.helpful_ratio=1", "sl_cai.limit=null"]).sl_cai
+    drawn, counts = training_rows(config, context)
+    revisions = [dialogue[-1] for dialogue, tags in drawn if tags["source"] == "revisions"]
+    assert [one.content for one in revisions] == ["Good.", "Right.", "Nobody said anything."]
+    assert all(one.trained for one in revisions)
+    counted = {name: counts[name] for name in ("called_bad", "edited", "verdicts_unused")}
+    assert counted == {"called_bad": 1, "edited": 1, "verdicts_unused": 1}
+    # one helpful row for each revision that is left
+    assert counts["instructions"] == 3 and counts["read"] == 9 + 4
+    untouched, _ = training_rows(config, replace(context, verdicts=[]))
+    assert sum(tags["source"] == "revisions" for _, tags in untouched) == 4
 
 
 def audited(folder: Path, model: Path, mine: list[Any], *overrides: str) -> tuple[SftConfig, Audit]:
@@ -253,6 +290,7 @@ def test_the_rounds_of_a_prompt_are_all_held_out_or_all_trained_on(
 ):
     revised = [
         {
+            "id": f"{n}",
             "messages": [
                 {"role": "user", "content": f"Prompt number {n}"},
                 {"role": "assistant", "content": f"Answer {n} of round {round}."},

@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.main import VERBS
-from cai.cli.options import add_overrides, verb_parser
-from cai.config.compose import compose, words_are_overrides
+from cai.cli.options import add_overrides, number_from_0, verb_parser
+from cai.cli.overrides import check_overrides
+from cai.config.compose import compose
 from cai.config.schema import Config
 from cai.errors import UsageError
 from cai.redact import safe
@@ -37,11 +38,11 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--tflops",
-        type=float,
+        type=number_from_0,
         help="estimate for GPUs of this peak in bfloat16 (990: an H100), not for this machine",
     )
     options = parser.parse_intermixed_args(arguments)
-    words_are_overrides(options.overrides, list(VERBS))
+    check_overrides(options.overrides, list(VERBS))
     config = compose(options.overrides, options.config_dir)
     if options.check:
         runner.check(config)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Union
 from pydantic import TypeAdapter, ValidationError
 
 from cai.config.argument_kinds import argument_kinds, source_text
-from cai.config.explain import at
+from cai.config.explain import as_written, at
 from cai.config.kinds import child, choices_of, members
 from cai.config.schema import Config
 from cai.config.types import OfLibrary, marks
@@ -166,7 +166,7 @@ def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> N
                 )
             if words := _refusal(name, kinds[name], value):
                 raise UsageError(
-                    f"{at(setting, overrides, repr(value))}: {class_name} takes {words}"
+                    f"{at(setting, overrides, as_written(value))}: {class_name} takes {words}"
                 )
 
 

@@ -10,6 +10,7 @@ from cai.config.kinds import is_number, kind_at
 from cai.config.libraries import check_libraries
 from cai.config.names import BUILT, MODEL_SECTIONS, builds, evaluated_models, own_models, unbuilt
 from cai.config.schema import Config, Prompts, SftConfig
+from cai.config.templates import check_templates
 from cai.config.types import VLLM_SHARE, lookup
 from cai.errors import UsageError, nearest
 from cai.redact import redact
@@ -399,6 +400,7 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_choices,
     check_libraries,
     check_data_names,
+    check_templates,
     check_licences,
     check_weights,
     check_helpful,

@@ -101,6 +101,16 @@ def test_a_setting_that_is_set_twice_is_said(cai: Command):
     assert done.stderr == "WARNING: seed is set twice: seed=2 holds, and seed=1 does not\n"
 
 
+def test_a_plan_says_what_a_run_would_refuse_here(cai: Command, tiny_model: Path):
+    model = ["model=path", f"model.path={tiny_model}"]
+    done = cai("plan", "experiment=smoke", *model, "sft.peft.target_modules=[nope]")
+    assert done.returncode == 0
+    assert (
+        "WARNING: a run would stop here: sft.peft.target_modules: the model's files have no "
+        "module 'nope'" in done.stderr
+    )
+
+
 def test_a_launcher_of_jobs_wants_a_sweep_and_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -119,6 +119,7 @@ def test_the_values_of_a_sweep_are_text_each():
             "revise.engine is null; set it whole, with 'revise.engine={...}'",
         ),
         ("data.sead.path=x", "unknown key 'data.sead' (override 'data.sead.path=x'); did you mean"),
+        ("+data.seed.where.meta.lang=en", "a column within another has a dot in its name: {meta."),
         ("model=null", "model=null: a group of files can't be null; name a file (known: gemma-"),
         ("engine=NULL", "engine=NULL: a group of files can't be null"),
         ("dpo=null", "To leave a stage out, name the others in 'stages=[...]'"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cai.cli.main import VERBS
 from cai.cli.options import add_overrides, verb_parser
-from cai.config.compose import compose, words_are_overrides
+from cai.cli.overrides import check_overrides
+from cai.config.compose import compose
 from cai.config.schema import Config
 from cai.observe.progress import Progress
 from cai.report.stage_view import StageView
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     )
     add_overrides(parser)
     options = parser.parse_args(arguments)
-    words_are_overrides(options.overrides, list(VERBS))
+    check_overrides(options.overrides, list(VERBS))
     quiet()
     audit(compose(options.overrides, options.config_dir))
 

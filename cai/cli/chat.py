@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from cai.cli.options import add_run, verb_parser
+from cai.cli.options import add_run, number_from_0, positive_int, verb_parser
 from cai.config.compose import saved
 from cai.config.schema import Sampling
 from cai.digest import seed_of
@@ -51,16 +50,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--system", metavar="TEXT", help="a system message before the chat (default: the run's)"
     )
     text = "default: the run's evaluate.sampling"
-    parser.add_argument("--temperature", type=float, metavar="T", help=text)
+    parser.add_argument("--temperature", type=number_from_0, metavar="T", help=text)
     text = "of an answer (default: 256)"
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help=text)
-    options = parser.parse_args(arguments)
-    warmth = options.temperature
-    if options.max_new_tokens < 1 or (warmth is not None and not 0 <= warmth < math.inf):
-        raise UsageError(
-            "cai chat: --max-new-tokens must be at least 1, and --temperature 0 (greedy) or more"
-        )
-    return options
+    parser.add_argument("--max-new-tokens", type=positive_int, default=256, metavar="N", help=text)
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from cai.config.compose import compose, words_are_overrides
+from cai.cli.overrides import check_overrides
+from cai.config.compose import compose
 from cai.config.schema import Config
 from cai.digest import file_digest, seed_of
 from cai.engines.base import Completion, Request
@@ -49,7 +50,7 @@ def draft(options: argparse.Namespace) -> None:
         return
     author, drafts = TEMPLATES, [gap.template for gap in gaps]
     if not options.templates:
-        words_are_overrides(options.overrides, [])
+        check_overrides(options.overrides)
         quiet()
         install_signals()
         config = compose(["name=draft", *options.overrides], options.config_dir)

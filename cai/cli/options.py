@@ -1,6 +1,7 @@
 """What the parsers of several verbs share."""
 
 import argparse
+import math
 
 from cai.paths import own_conf
 
@@ -14,6 +15,25 @@ def verb_parser(verb: str, description: str, *examples: str) -> argparse.Argumen
         epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def positive_int(text: str) -> int:
+    """The type of an option that counts something. Raises argparse.ArgumentTypeError."""
+    # int() reads 1_000, and digits of other scripts
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) < 1 << 31):
+        raise argparse.ArgumentTypeError(f"'{text}': must be a whole number of at least 1")
+    return int(text)
+
+
+def number_from_0(text: str) -> float:
+    """The type of an option that is a finite number. Raises argparse.ArgumentTypeError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}': must be a number of at least 0")
+    return number
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

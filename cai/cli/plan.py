@@ -1,7 +1,8 @@
 """`cai plan`: each stage done, partial, or what would run and why."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,12 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.cli.main import VERBS
-from cai.cli.options import add_overrides, verb_parser
-from cai.config.compose import compose, words_are_overrides
+from cai.cli.options import add_overrides, number_from_0, verb_parser
+from cai.cli.overrides import check_overrides
+from cai.config.compose import compose
+from cai.config.libraries import library_sections
 from cai.config.schema import Config
 from cai.errors import UsageError
+from cai.models.saved_modules import absent_modules, saved_modules
+from cai.observe.log import say
 from cai.redact import safe
 from cai.run import estimate, runner
+from cai.run.packages import missing_packages
 from cai.run.plan import Step, plan_run
 from cai.stages.base import Stage
 from cai.store.run_folder import Run
@@ -37,11 +43,11 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--tflops",
-        type=float,
+        type=number_from_0,
         help="estimate for GPUs of this peak in bfloat16 (990: an H100), not for this machine",
     )
     options = parser.parse_intermixed_args(arguments)
-    words_are_overrides(options.overrides, list(VERBS))
+    check_overrides(options.overrides, list(VERBS))
     config = compose(options.overrides, options.config_dir)
     if options.check:
         runner.check(config)
@@ -49,10 +55,21 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"--tflops={options.tflops}: must be a number above 0")
     steps = plan_run(config, Run(Path(config.outputs) / config.name))
     print_plan(steps)
+    for sentence in unready(config):
+        say(f"WARNING: a run would stop here: {sentence}", logging.WARNING)
     to_run = {step.stage.name: step.stage for step in steps if step.state != "done"}
     selected = {name: to_run[name] for name in config.stages or to_run if name in to_run}
     if selected:
         print_estimate(config, selected, options.tflops)
+
+
+def unready(config: Config) -> Iterator[str]:
+    """What a run on this machine would refuse before its first stage, as far as files tell."""
+    yield from map(str, missing_packages(config))
+    modules = saved_modules(config.model)
+    for key, class_name, arguments in library_sections(config):
+        if class_name == "peft.LoraConfig" and modules is not None:
+            yield from absent_modules(key, arguments, modules)
 
 
 def print_plan(steps: Sequence[Step]) -> None:

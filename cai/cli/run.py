@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cai.cli.main import INTERRUPTED, VERBS, end_with
+from cai.cli.overrides import check_overrides
 from cai.config.as_typed import as_typed, displayed
 from cai.config.compose import (
     compose,
@@ -24,7 +25,6 @@ from cai.config.compose import (
     own_folder,
     refuse_targets,
     with_own_folder,
-    words_are_overrides,
 )
 from cai.config.names import in_round
 from cai.config.schema import Config
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     install_signals(INTERRUPTED)
     folder, overrides = own_folder(arguments)
     if not any(word.startswith("-") for word in overrides):
-        words_are_overrides(overrides, list(VERBS))
+        check_overrides(overrides, list(VERBS))
         # says clearly what is wrong, before Hydra makes a folder for the run and logs there
         config = compose(overrides, folder)
         check_writable(_root(config), 1 << 16, "free it, or choose another with outputs=...")
@@ -91,7 +91,7 @@ def check_jobs(words: Sequence[str], folder: str | None) -> None:
     if any(word.startswith("hydra/sweeper=") for word in overrides):
         return
     overrides = [word for word in overrides if not word.lstrip("+~").startswith("hydra")]
-    words_are_overrides(overrides, list(VERBS))
+    check_overrides(overrides, list(VERBS))
     parsed = OverridesParser.create().parse_overrides(as_typed(overrides, True, folder))
     for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
         for job in batch:

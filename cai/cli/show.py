@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from cai.cli.options import verb_parser
+from cai.cli.options import positive_int, verb_parser
 from cai.config.names import first_round
 from cai.data.parquet import read_rows
 from cai.errors import CaiError, UsageError, nearest
@@ -98,9 +98,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     text = f"one of {stages}, label2 and so on of later rounds (default: revise)"
     parser.add_argument("place", nargs="?", metavar="stage", help=text)
     parser.add_argument("--stage", help="the same")
-    parser.add_argument("-n", type=int, default=5, metavar="N", help="how many records (default 5)")
     parser.add_argument(
-        "--random", type=int, metavar="N", help="N records drawn anew at every call"
+        "-n", type=positive_int, default=5, metavar="N", help="how many records (default 5)"
+    )
+    parser.add_argument(
+        "--random", type=positive_int, metavar="N", help="N records drawn anew at every call"
     )
     parser.add_argument("--id", help="the records whose id begins so")
     parser.add_argument(

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cai.cli.options import add_overrides, verb_parser
+from cai.cli.options import add_overrides, positive_int, verb_parser
+from cai.cli.overrides import check_overrides
 from cai.config.compose import compose, saved
 from cai.config.schema import Config, Prompts
 from cai.data.prompts import load_prompts
@@ -55,7 +56,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--principle", metavar="ID", help="this principle instead of a drawn one")
     parser.add_argument("--against", metavar="FILE", help="another principle file, side by side")
     text = "N red-team and N harmless prompts"
-    parser.add_argument("--suite", type=int, metavar="N", help=f"{text} instead of one")
+    parser.add_argument("--suite", type=positive_int, metavar="N", help=f"{text} instead of one")
     parser.add_argument("--watch", action="store_true", help="again whenever the file is saved")
     text = "the helpful model (sft) of this run instead of the base model"
     parser.add_argument("--run", metavar="RUN", help=text)
@@ -65,6 +66,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.prompt and "=" in options.prompt and " " not in options.prompt:
         options.overrides.insert(0, options.prompt)
         options.prompt = None
+    check_overrides(options.overrides)
     if (options.prompt is None) == (options.suite is None):
         raise UsageError("cai try: give a prompt in quotes, or --suite N")
     return options

@@ -7,7 +7,7 @@ quotes. An argument of a library needs no `+`.
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def as_typed(words: Sequence[str], sweep: bool = False, folder: str | None = Non
     `sweep`: commas separate the values of a sweep. `folder` holds groups of a person's own.
     Raises UsageError on an override that no quoting makes readable.
     """
-    groups = _groups(folder)
+    groups = groups_of_files(folder)
     return [_as_typed(word, groups, sweep) for word in words]
 
 
@@ -60,14 +60,34 @@ def displayed(word: str) -> str:
 
 
 @functools.cache
-def _groups(folder: str | None) -> frozenset[str]:
-    """The names of groups of files: `model`, `engine`, ..."""
+def groups_of_files(folder: str | None) -> Mapping[str, list[str]]:
+    """The groups of files, `model`, `engine`, ..., each with the names of its files."""
     roots = [shipped("conf"), *([Path(folder)] if folder else [])]
-    files = (path.relative_to(root) for root in roots for path in root.rglob("*.y*ml"))
-    return frozenset(file.parent.as_posix() for file in files) - {"."}
+    files = sorted(path.relative_to(root) for root in roots for path in root.rglob("*.y*ml"))
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        if len(file.parts) > 1:
+            groups.setdefault(file.parent.as_posix(), []).append(file.stem)
+    return groups
 
 
-def _as_typed(word: str, groups: frozenset[str], sweep: bool) -> str:
+def repeated(words: Sequence[str]) -> list[str]:
+    """A sentence for each setting that the overrides among `words` set to two values.
+
+    Hydra takes the last, without a word. Two mappings are joined, so they are no such case.
+    """
+    values: dict[str, list[str]] = {}
+    for word in words:
+        if match := OVERRIDE.fullmatch(word):
+            values.setdefault(match[2], []).append(match[3].strip())
+    return [
+        f"{key} is set twice: {key}={set_to[-1]} holds, and {key}={set_to[-2]} does not"
+        for key, set_to in values.items()
+        if len({*set_to}) > 1 and not all(value.startswith("{") for value in set_to)
+    ]
+
+
+def _as_typed(word: str, groups: Container[str], sweep: bool) -> str:
     match = OVERRIDE.fullmatch(word)
     if match is None:
         return word

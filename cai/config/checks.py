@@ -20,6 +20,7 @@ from cai.config.names import (
     unprobed,
 )
 from cai.config.schema import Config, ModelConfig, Prompts, SftConfig
+from cai.config.templates import check_templates
 from cai.config.types import VLLM_SHARE, lookup
 from cai.errors import UsageError, nearest
 from cai.redact import redact
@@ -478,6 +479,7 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_libraries,
     check_data_names,
     check_verdicts,
+    check_templates,
     check_licences,
     check_weights,
     check_helpful,

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from cai.config.as_typed import as_typed
+from cai.config.as_typed import OVERRIDE, as_typed, groups_of_files
 from cai.config.checks import check, check_values
 from cai.config.explain import (
     OPEN,
@@ -32,7 +32,7 @@ from cai.config.explain import (
     shown,
     unknown,
 )
-from cai.config.kinds import UNKNOWN, has_entries, kind_at
+from cai.config.kinds import UNKNOWN, has_entries, kind_at, may_be_null
 from cai.config.libraries import whole_numbers
 from cai.config.schema import Config
 from cai.config.typed_yaml import read_files_with_types
@@ -42,6 +42,8 @@ from cai.paths import own_conf, shipped
 T = TypeVar("T")
 
 REFERS = "${...} takes the value of another setting, ${oc.env:NAME} of the environment"
+
+SECTIONS_OF_STAGES = ("build", "sft", "revise", "sl_cai", "label", "dpo", "evaluate", "report")
 
 TARGET = re.compile(r"\b_target_\b")
 
@@ -181,10 +183,11 @@ def _compose(overrides: Sequence[str], folder: str | None = None) -> DictConfig:
 def _explain(error: Exception, overrides: Sequence[str], folder: str | None) -> str:
     """What Hydra says is wrong, in one line."""
     text = str(error)
+    if sentence_of_group := _about_groups(text, overrides, folder):
+        return sentence_of_group
     if match := re.search(r"Could not (?:find|load) '([^']+?)(?:\.yaml)?'", text):
         group, _, name = match[1].rpartition("/")
-        roots = [shipped("conf"), *([Path(folder)] if folder else [])]
-        files = sorted(path.stem for root in roots for path in (root / group).glob("*.yaml"))
+        files = groups_of_files(folder).get(group, [])
         default = f"{group}={name}"
         parent = re.search(r"In '([^']+)': Could not", text)
         stands = f"{_named(parent[1])}: {default}" if parent else default
@@ -209,6 +212,34 @@ def _explain(error: Exception, overrides: Sequence[str], folder: str | None) -> 
     if "${" in text and (cause := error.__cause__):
         text = f"{text}: {str(cause).splitlines()[0]}; {REFERS}"
     return " ".join(text.split())
+
+
+def _about_groups(text: str, overrides: Sequence[str], folder: str | None) -> str | None:
+    """What is wrong with an override that takes a file away; None where `text` is about others."""
+    if match := re.search(r"config groups is not supported: '\++([^=]+)=", text):
+        return f"++{match[1]}=...: a file is named without ++; write {match[1]}=..."
+    if match := re.match(r"Could not delete '([^']+)'. No match in the defaults list", text):
+        return f"~{match[1]}: no defaults list names this; take the override away"
+    if not text.startswith("Config group override must be a string or a list"):
+        return None
+    groups = groups_of_files(folder)
+    for match in filter(None, map(OVERRIDE.fullmatch, overrides)):
+        group, _, section = match[2].partition("@")
+        is_group = group in groups or group.startswith("hydra/")
+        if is_group and match[3].strip().lower() == "null":
+            return f"{match[0]}: {_without_a_file(group, section, groups.get(group, []))}"
+    return text
+
+
+def _without_a_file(group: str, section: str, files: Sequence[str]) -> str:
+    """What a person may have meant who set a group of files to null."""
+    if section and may_be_null(kind_at(section)):
+        return f"a file of {group}/ can't be null; write {section}=null"
+    known = f" (known: {', '.join(files)})" if files else ""
+    advice = f"a group of files can't be null; name a file{known}, or take the override away"
+    if (section or group) in SECTIONS_OF_STAGES:
+        advice += ". To leave a stage out, name the others in 'stages=[...]'"
+    return advice
 
 
 def _named(config: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,18 @@ READ_FILES: dict[Path, str] = {}
 
 # What stands for ??? in a file: OmegaConf would merge nothing, and leave the value of another file.
 OPEN = "??? in "
+
+
+# what settings take, in the words of cai, by pydantic's kinds of errors
+NEEDED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be a text",
+    "list_type": "must be a list, e.g. [a, b]",
+    "dict_type": "must be a mapping, e.g. {a: 1}",
+    "dataclass_type": "must be a mapping of settings",
+}
 
 
 def shown(file: Path) -> str:
@@ -99,7 +112,7 @@ def _line(file: Path, path: Sequence[str], value: object = None) -> int | None:
         places = {key.value: (key.start_mark.line + 1, entry) for key, entry in entries}
         line, node = places.get(name, (None, None))
     # as Python writes it, and as YAML does
-    written = {str(value).strip("'"), *({"null", "~", ""} if value in (None, "None") else ())}
+    written = {str(value).strip("'"), *({"~", ""} if value == "null" else ())}
     is_other = isinstance(node, yaml.ScalarNode) and node.value not in written
     return None if value is not None and is_other else line
 
@@ -134,11 +147,18 @@ def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str
     setting, limits = _type_at(kind, path)
     if error == "literal_error":
         return f"{at(key, overrides, value)}: {must_be_one_of(value, typing.get_args(setting))}"
-    if error == "dataclass_type":
-        message = "must be a mapping of settings"
+    message = NEEDED.get(error, message)
     if error.startswith(("greater_than", "less_than")):
         message = f"must be {_range(limits)}"
-    return f"{at(key, overrides, repr(value))}: {message}"
+    if value is None:
+        message = f"can't be null: it {message}"
+    return f"{at(key, overrides, as_written(value))}: {message}"
+
+
+def as_written(value: object) -> str:
+    """A value as YAML has it, with quotes around a text."""
+    is_word = value is None or isinstance(value, bool)
+    return json.dumps(value) if is_word else repr(value)
 
 
 def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Union
 from pydantic import TypeAdapter, ValidationError
 
 from cai.config.argument_kinds import argument_kinds, source_text
-from cai.config.explain import at
+from cai.config.explain import as_written, at
 from cai.config.kinds import child, choices_of, members
 from cai.config.schema import Config
 from cai.config.types import OfLibrary, marks
@@ -29,6 +29,10 @@ WORDS = {
 
 # lists of which one element may be written alone
 ONE_OR_MORE = ("loss_type",)
+
+
+# transformers' optimizers that project the gradients of named modules
+PROJECTS = re.compile("galore|apollo")
 
 
 class Limit(NamedTuple):
@@ -155,7 +159,7 @@ def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> N
 
     `config` is a config class's instance, or a dict of such.
     """
-    for key, class_name, arguments in _library_sections(config, above):
+    for key, class_name, arguments in library_sections(config, above):
         kinds = argument_kinds(class_name)
         for name, value in arguments.items() if kinds else ():
             setting = f"{key}.{name}"
@@ -166,8 +170,14 @@ def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> N
                 )
             if words := _refusal(name, kinds[name], value):
                 raise UsageError(
-                    f"{at(setting, overrides, repr(value))}: {class_name} takes {words}"
+                    f"{at(setting, overrides, as_written(value))}: {class_name} takes {words}"
                 )
+        optimizer = str(arguments.get("optim"))
+        if PROJECTS.match(optimizer) and not arguments.get("optim_target_modules"):
+            raise UsageError(
+                f"{at(f'{key}.optim', overrides, optimizer)}: it works on the modules that "
+                f"{key}.optim_target_modules names; set it, e.g. to all-linear"
+            )
 
 
 def _refusal(name: str, kind: Any, value: object) -> str | None:
@@ -192,17 +202,17 @@ def whole_numbers(values: Any, kind: Any = Config) -> Any:
     return int(values) if takes_whole_alone and is_whole else values
 
 
-def _library_sections(value: Any, above: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def library_sections(value: Any, above: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Every dict of a library's arguments, with its key and the name of the library's class."""
     if isinstance(value, dict):
         for name, child in value.items():
-            yield from _library_sections(child, f"{above}{name}.")
+            yield from library_sections(child, f"{above}{name}.")
     elif dataclasses.is_dataclass(value):
         for setting in dataclasses.fields(value):
             key, child = f"{above}{setting.name}", getattr(value, setting.name)
             for mark in marks(setting.type, OfLibrary) if child else ():
                 yield key, mark.name, child
-            yield from _library_sections(child, f"{key}.")
+            yield from library_sections(child, f"{key}.")
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from cai.config.types import (
     VLLM_RUNTIME,
     Attack,
     Certainty,
+    Condition,
     Count,
     CountOrZero,
     Dedupe,
@@ -133,7 +134,7 @@ class DataConfig:
     templates: list[TaskTemplate] = field(default_factory=list)
     system: str | None = None
     strict: Runtime[bool] = False
-    where: dict[str, str] = field(default_factory=dict)
+    where: dict[str, Condition] = field(default_factory=dict)
     license: str | None = None
 
 

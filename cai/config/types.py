@@ -5,7 +5,7 @@ import os
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
@@ -46,6 +46,17 @@ def in_home(text: str) -> str:
 
 # a path, or a name that may be one
 Located = Annotated[str, AfterValidator(in_home)]
+
+
+def no_mapping(value: object) -> object:
+    """Of a filter's value: a mapping stands there where a person wrote one column in another."""
+    if isinstance(value, dict):
+        advice = "must be a text; a column within another has a dot in its name: {meta.lang: en}"
+        raise PydanticCustomError("form", "{advice}", {"advice": advice})
+    return value
+
+
+Condition = Annotated[str, BeforeValidator(no_mapping)]
 
 NAME_ADVICE = "use letters, digits, dots, dashes and underscores; it names a folder"
 URL_ADVICE = "write http://host:port/v1; a key goes into the environment"

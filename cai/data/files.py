@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import yaml
 
+from cai.data.encoding import read_lines, read_odd_lines, refuse_misnamed, undecoded
 from cai.data.parquet import Row
 from cai.errors import UsageError
 
@@ -42,34 +43,21 @@ def read_file(origin: str, suffix: str, file: BinaryIO) -> Iterator[PlacedRow]:
             ".parquet, or one of these packed as .gz"
         )
     else:
+        if suffix != ".parquet":
+            refuse_misnamed(origin, suffix, file)
         yield from READERS[suffix](origin, file)
-
-
-def _read_lines(origin: str, file: BinaryIO, torn_end: bool = False) -> Iterator[str]:
-    """The lines with their ends, one in memory at a time. Only \\n ends a line.
-
-    `torn_end`: the last line may end inside a character, where a power cut has torn it.
-    """
-    for number, line in enumerate(file, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            if torn_end and error.reason == "unexpected end of data":
-                yield line.decode("utf-8", "replace")
-                return
-            raise UsageError(
-                f"{origin}:{number}: not UTF-8 at byte {error.start} of the line"
-            ) from None
 
 
 def _read_csv(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
     """Columns end at commas, or at what else the header has: semicolons or tabs."""
     csv.field_size_limit(1 << 30)
-    lines = _read_lines(origin, file)
+    lines = read_odd_lines(origin, file)
     comments, header = 0, next(lines, "")
     # PyRIT's files begin with comments and only then name their columns.
     while header.startswith("# "):
         comments, header = comments + 1, next(lines, "")
+    if reason := undecoded(header):
+        raise UsageError(f"{origin}:{comments + 1}: {reason}")
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(
         itertools.chain([header], lines),
@@ -84,6 +72,8 @@ def _read_csv(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
         for row in reader:
             if UNREADABLE_ROW in row:
                 row = {UNREADABLE_ROW: "more values than columns; put quotes around a text"}
+            elif reason := next(filter(None, map(undecoded, filter(None, row.values()))), ""):
+                row = {UNREADABLE_ROW: reason}
             yield f"{origin}:{first_line}", row
             first_line = comments + reader.line_num + 1
     except csv.Error as error:
@@ -98,15 +88,18 @@ def _refuse_doubled(origin: str, columns: Sequence[str]) -> None:
 
 def _read_text(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
     """A prompt a line."""
-    for number, line in enumerate(_read_lines(origin, file), 1):
+    for number, line in enumerate(read_odd_lines(origin, file), 1):
         if line.strip():
-            yield f"{origin}:{number}", {"prompt": line.strip()}
+            reason = undecoded(line)
+            row = {UNREADABLE_ROW: reason} if reason else {"prompt": line.strip()}
+            yield f"{origin}:{number}", row
 
 
 def _read_json_lines(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
-    for number, line in enumerate(_read_lines(origin, file, torn_end=True), 1):
+    for number, line in enumerate(read_odd_lines(origin, file), 1):
         if line.strip():
-            yield f"{origin}:{number}", _json_row(line)
+            reason = undecoded(line)
+            yield f"{origin}:{number}", {UNREADABLE_ROW: reason} if reason else _json_row(line)
 
 
 def _json_row(line: str) -> Row:
@@ -149,7 +142,7 @@ def _read_list(
 ) -> Iterator[PlacedRow]:
     """A file that is read whole: a list of objects."""
     try:
-        rows = load("".join(_read_lines(origin, file)))
+        rows = load("".join(read_lines(origin, file)))
     except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{origin}: not {language}: {one_line(error)}") from None
     except RecursionError:

@@ -5,15 +5,17 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cai.config.schema import DataConfig
 from cai.data.files import UNREADABLE_ROW, PlacedRow, one_line, read_file
+from cai.data.parquet import Row
+from cai.data.turns import read_path
 from cai.data.wheels import read_wheel_member
 from cai.digest import file_digest
-from cai.errors import CaiError, UsageError
+from cai.errors import CaiError, UsageError, nearest
 from cai.observe.log import say
 from cai.paths import PACKAGE
 from cai.text import well_formed
@@ -27,12 +29,12 @@ READING = 2
 def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
     """The rows whose columns have the values of `where`, and those that can't be read.
 
-    Raises UsageError or CaiError.
+    Raises UsageError, also where no row has a column of `where`, or CaiError.
 
     NaN, as which tables write what is missing, becomes None, and half a surrogate pair U+FFFD.
     It is said in how many rows.
     """
-    changed = 0
+    changed, filtered = 0, Where(name, config.where)
     for place, raw_row in _read_all(name, config):
         try:
             row = _clean(raw_row)
@@ -42,16 +44,46 @@ def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
             row = {UNREADABLE_ROW: "a number of more than 4,000 digits"}
         else:
             changed += row is not raw_row
-        if UNREADABLE_ROW in row or all(
-            yaml_text(row.get(column)) == text for column, text in config.where.items()
-        ):
+        if UNREADABLE_ROW in row or filtered.fits(row):
             yield place, row
+    filtered.refuse_unknown()
     if changed:
         say(
             f"data.{name}: {changed} rows hold NaN, which is read as missing, half a surrogate "
             "pair, which is read as U+FFFD, or a name that is no text",
             logging.WARNING,
         )
+
+
+class Where:
+    """The filter of a data set. A path such as meta.lang names a value within a column."""
+
+    def __init__(self, name: str, conditions: Mapping[str, str]):
+        self.name, self.conditions = name, conditions
+        self.unseen = set(conditions)
+        self.kept = False
+        self.columns: set[str] = set()
+
+    def fits(self, row: Row) -> bool:
+        if not self.kept:
+            self.columns.update(row)
+        fits = True
+        for path, text in self.conditions.items():
+            try:
+                value = read_path(row, path)
+                self.unseen.discard(path)
+            except KeyError:
+                value = None
+            fits = fits and yaml_text(value) == text
+        self.kept = self.kept or fits
+        return fits
+
+    def refuse_unknown(self) -> None:
+        """Raises UsageError where nothing is left, since no row has what is asked for."""
+        for path in () if self.kept else self.unseen:
+            columns = sorted(self.columns)
+            hint = nearest(path, columns) or f"; it has {', '.join(columns)}"
+            raise UsageError(f"data.{self.name}.where: no row has a column '{path}'{hint}")
 
 
 def _clean(value: Any) -> Any:

@@ -100,24 +100,31 @@ def adapter_base(model: str) -> str | None:
     return f"{base}@{revision}" if revision and not Path(base).is_dir() else base
 
 
+def local_config(config: ModelConfig) -> Path | None:
+    """The config.json of the model, or of an adapter's base; None where a hub's is not here.
+
+    It may be missing in a folder. Asks no hub.
+    """
+    if config.kind == "path":
+        base = adapter_base(config.path)
+        if base is not None:
+            return local_config(other_model(*split_revision(base)))
+        return Path(config.path) / "config.json"
+    if config.kind == "hub":
+        revision = config.revision or "main"
+        cached_file = huggingface_hub.try_to_load_from_cache(
+            config.path, "config.json", revision=revision
+        )
+        return Path(cached_file) if isinstance(cached_file, str) else None
+    return cached_folder(content_parts(config)) / "config.json"
+
+
 def read_config(config: ModelConfig) -> Parts | None:
     """The model's config.json where it is on this machine, else its `shape`; None without both.
 
     Loads no model, and asks no hub.
     """
-    if config.kind == "path":
-        base = adapter_base(config.path)
-        if base is not None:
-            return read_config(other_model(*split_revision(base)))
-        file = Path(config.path) / "config.json"
-    elif config.kind == "hub":
-        revision = config.revision or "main"
-        cached_file = huggingface_hub.try_to_load_from_cache(
-            config.path, "config.json", revision=revision
-        )
-        file = Path(cached_file) if isinstance(cached_file, str) else None
-    else:
-        file = cached_folder(content_parts(config)) / "config.json"
+    file = local_config(config)
     try:
         return config.shape if file is None else json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

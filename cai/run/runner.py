@@ -1,7 +1,6 @@
 """Runs what the plan says has to run: in order, each output published or refused."""
 
 import contextlib
-import importlib.util
 import logging
 import shutil
 import socket
@@ -14,12 +13,13 @@ from cai.config.names import own_engines
 from cai.config.schema import Config
 from cai.digest import plain
 from cai.engines.base import check_ready
-from cai.errors import CaiError, Interrupted, UsageError, not_installed
+from cai.errors import CaiError, Interrupted, UsageError
 from cai.method.constitution import Constitution
 from cai.observe.log import enter_stage, log, open_log
 from cai.redact import redacted
 from cai.run.machines import Conductor, follow
 from cai.run.outlook import Outlook
+from cai.run.packages import missing_packages
 from cai.run.plan import (
     NEW,
     STAGES,
@@ -216,10 +216,8 @@ def check(config: Config) -> None:
     """
     for key, engine in own_engines(config).items():
         check_ready(engine, key)
-    if "--use_deepspeed" in config.launcher.args:
-        _need("deepspeed", "launcher=deepspeed", ".[deepspeed]")
-    for name in config.report_to:
-        _need("tensorboardX" if name == "tensorboard" else name, f"report_to: {name}", name)
+    for error in missing_packages(config):
+        raise error
     if config.engine.model is not None:
         raise UsageError(
             f"engine.model={config.engine.model}: every stage would ask this one model, whatever "
@@ -228,8 +226,3 @@ def check(config: Config) -> None:
         )
     for stage in STAGES:
         stage.check(config)
-
-
-def _need(library: str, setting: str, package: str) -> None:
-    if importlib.util.find_spec(library) is None:
-        raise not_installed(setting, library, package)

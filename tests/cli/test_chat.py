@@ -88,7 +88,7 @@ def test_alone_and_between_two_models_of_the_run(chat: Chat, run: Path):
         (["--model", "dop"], "has no model 'dop'; did you mean 'dpo'? (it has base, sft, dpo)"),
         (["--model", "sl_cai"], "has no model 'sl_cai'"),
         (["--against", "dpo2"], "has no model 'dpo2'"),
-        (["--temperature", "-1"], "--temperature 0 (greedy) or more"),
+        (["--temperature", "-1"], "'-1': must be a number of at least 0"),
     ],
 )
 def test_a_wrong_word_is_one_clear_line(chat: Chat, run: Path, words: list[str], expected: str):

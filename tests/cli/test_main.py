@@ -73,6 +73,44 @@ def test_run_help_shows_hydras_groups(cai: Command):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["show", "-n", "-3"], "-n: '-3'"),
+        (["show", "-n", "0"], "-n: '0'"),
+        (["show", "--random", "1.5"], "--random: '1.5'"),
+        (["try", "harmlessness", "--suite", "0"], "--suite: '0'"),
+        (["try", "harmlessness", "--suite", "x"], "--suite: 'x'"),
+        (["chat", "--max-new-tokens", "-1"], "--max-new-tokens: '-1'"),
+        (["chat", "--temperature", "nan"], "--temperature: 'nan'"),
+        (["plan", "--tflops", "inf"], "--tflops: 'inf'"),
+    ],
+)
+def test_a_count_of_none_is_refused(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert f"error: argument {option}: must be a " in capsys.readouterr().err
+
+
+def test_a_setting_that_is_set_twice_is_said(cai: Command):
+    done = cai("plan", "experiment=smoke", "seed=1", "seed=2")
+    assert done.returncode == 0
+    assert done.stderr == "WARNING: seed is set twice: seed=2 holds, and seed=1 does not\n"
+
+
+def test_a_plan_says_what_a_run_would_refuse_here(cai: Command, tiny_model: Path):
+    model = ["model=path", f"model.path={tiny_model}"]
+    done = cai("plan", "experiment=smoke", *model, "sft.peft.target_modules=[nope]")
+    assert done.returncode == 0
+    assert (
+        "WARNING: a run would stop here: sft.peft.target_modules: the model's files have no "
+        "module 'nope'" in done.stderr
+    )
+
+
 def test_a_launcher_of_jobs_wants_a_sweep_and_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -114,7 +152,7 @@ def test_plan_from_another_folder(cai: Command, tmp_path: Path):
         ),
         (
             ["revise.rounds=many"],
-            "revise.rounds='many' (override 'revise.rounds=many'): input should be a valid integer",
+            "revise.rounds='many' (override 'revise.rounds=many'): must be a whole number",
         ),
         (["constitution=harmlesness"], "did you mean 'harmlessness'?"),
         (

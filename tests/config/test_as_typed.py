@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cai.config.as_typed import as_typed, displayed
+from cai.config.as_typed import as_typed, displayed, repeated
 from cai.config.compose import compose
 from cai.config.typed_yaml import TypedFileSource
 from cai.config.types import lookup
@@ -96,12 +96,12 @@ def test_the_values_of_a_sweep_are_text_each():
     ("override", "message"),
     [
         ("name=a,b", "name=a,b: commas separate the values of a sweep, which is -m; for one text"),
-        ("seed=五", "seed='五' (override 'seed=五'): input should be a valid integer"),
+        ("seed=五", "seed='五' (override 'seed=五'): must be a whole number"),
         ("seed=-1", "seed=-1 (override 'seed=-1'): must be between 0 and 4294967295"),
         ("seed=4294967296", "must be between 0 and 4294967295"),
         ("seed=true", "seed=true (override 'seed=true'): must be a number"),
         ("sft.start=基", "sft.start=基 (override 'sft.start=基'): must be one of base, sft"),
-        ("sft.data=[a", "sft.data='[a' (override 'sft.data=[a'): input should be a valid list"),
+        ("sft.data=[a", "sft.data='[a' (override 'sft.data=[a'): must be a list"),
         ("sft.peft={r}", "sft.peft={r}: Hydra can't read this value; a text is written"),
         ("+data.seed.where.语言=zh", "the key of an override holds letters from a to z"),
         ("数=1", "the key of an override holds letters from a to z"),
@@ -119,12 +119,35 @@ def test_the_values_of_a_sweep_are_text_each():
             "revise.engine is null; set it whole, with 'revise.engine={...}'",
         ),
         ("data.sead.path=x", "unknown key 'data.sead' (override 'data.sead.path=x'); did you mean"),
+        ("+data.seed.where.meta.lang=en", "a column within another has a dot in its name: {meta."),
+        ("model=null", "model=null: a group of files can't be null; name a file (known: gemma-"),
+        ("engine=NULL", "engine=NULL: a group of files can't be null"),
+        ("dpo=null", "To leave a stage out, name the others in 'stages=[...]'"),
+        ("sft@sl_cai=null", "(known: instructions, revisions), or take the override away. To"),
+        ("hydra/launcher=null", "hydra/launcher=null: a group of files can't be null"),
+        ("+engine@label.engine=null", "a file of engine/ can't be null; write label.engine=null"),
+        ("++model=path", "++model=...: a file is named without ++; write model=..."),
+        ("~data", "~data: no defaults list names this; take the override away"),
+        ("seed=null", "seed=null (override 'seed=null'): can't be null: it must be a whole number"),
+        ("sft.data=null", "can't be null: it must be a list, e.g. [a, b]"),
+        ("data.seed=null", "data.seed=null (override 'data.seed=null'): can't be null: it must"),
+        ("sft.args.learning_rate=null", "sft.args.learning_rate=null (override"),
     ],
 )
 def test_what_can_not_be_read_is_one_clear_line(override: str, message: str):
     with pytest.raises(UsageError) as caught:
         compose([override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_of_two_values_for_one_setting_the_last_is_said_to_hold():
+    words = ["seed=1", "+seed=2", "model=path", "model.path=x", "name=a,b", "rounds=1", "rounds=1"]
+    assert repeated(words) == ["seed is set twice: seed=2 holds, and seed=1 does not"]
+    assert compose(["experiment=smoke", "seed=1", "seed=2"]).seed == 2
+    mappings = ["sft.args={max_steps: 2}", "sft.args={learning_rate: 1}"]
+    assert repeated(mappings) == []
+    args = compose(["experiment=smoke", *mappings]).sft.args
+    assert args["max_steps"] == 2 and args["learning_rate"] == 1
 
 
 def test_a_number_for_what_may_be_text_stays_as_typed():
@@ -272,12 +295,12 @@ def test_an_open_value_of_a_file_may_be_filled_in(own_files: str):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sexagesimal", "seed='1:30' ({file}:2): input should be a valid integer"),
+        ("sexagesimal", "seed='1:30' ({file}:2): must be a whole number"),
         ("open", "seed has no value (??? in {file}:2); set it with seed=..."),
         ("no_package", "{file}: what it sets would stand below 'experiment', which is no setting"),
         ("range", "revise.rounds=99 ({file}:3): must be between 1 and 64"),
         ("typo", "unknown key 'sft.roundz' ({file}:3)"),
-        ("nothing", "sft=None ({file}:2): must be a mapping of settings"),
+        ("nothing", "sft=null ({file}:2): can't be null: it must be a mapping of settings"),
         ("set", "{file}: name: Value 'set' is not a supported primitive type"),
         ("list", "{file}: "),
         ("parent", "{file}: experiment=quikstart: there is no conf/experiment/quikstart.yaml; did"),

@@ -117,11 +117,11 @@ def test_every_group_is_covered():
         ("data=[sead]", "sead"),
         (
             "revise.rounds=many",
-            "revise.rounds='many' (override 'revise.rounds=many'): input should be a valid integer",
+            "revise.rounds='many' (override 'revise.rounds=many'): must be a whole number",
         ),
         (
             "sft.data=seed",
-            "sft.data='seed' (override 'sft.data=seed'): input should be a valid list",
+            "sft.data='seed' (override 'sft.data=seed'): must be a list",
         ),
         (
             "sft.data=[sead]",

@@ -43,6 +43,8 @@ def test_the_arguments_of_quantization():
         ("sft.args.per_device_train_batch_size=0", "takes a whole number of at least 1 here"),
         ("sft.args.lr_scheduler_type=cosin", "greedy here; did you mean 'cosine'?"),
         ("sft.args.optim=foo", "takes one of adamw_torch, adamw_torch_fused, "),
+        ("sft.args.optim=galore_adamw", "works on the modules that sft.args.optim_target_modules"),
+        ("dpo.args.optim=apollo_adamw", "works on the modules that dpo.args.optim_target_modules"),
         ("sft.args.loss_type=foo", "takes one of nll, dft, chunked_nll here"),
         ("sft.args.save_strategy=never", "takes one of no, steps, epoch, best here"),
         ("sft.args.report_to=foo", "takes all, none, or names of transformers' integrations here"),

@@ -1,5 +1,6 @@
 """Rows from files and wheels, and errors that name the file and the line."""
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -87,7 +88,18 @@ def test_rows_know_where_they_stand(tmp_path: Path):
         ("rows.yaml", "- !!python/object/apply:os.getcwd []", "rows.yaml: not YAML"),
         ("rows.yaml", "- &a {a: 1}\n- *a", "rows.yaml: not YAML: an alias"),
         ("rows.prompt", "seed_type: objective", "rows.prompt: expected a list of objects"),
-        ("rows.csv", b"a\n\xff", "rows.csv:2: not UTF-8 at byte 0"),
+        (
+            "rows.csv",
+            b"caf\xe9\nx",
+            "rows.csv:1: not UTF-8 at byte 4 (0xE9, behind 'caf'); convert",
+        ),
+        ("rows.json", b'[\n{"a": "\xe9"}]', "rows.json:2: not UTF-8 at byte 8 (0xE9, behind '{\"a"),
+        ("rows.yaml", b"- a: \xe9", "`iconv -f CP1252 -t UTF-8`"),
+        ("rows.txt", "Hi\n".encode("utf-16-le"), "neither UTF-8 nor any text with a mark"),
+        ("rows.txt", codecs.BOM_UTF16_LE + b"H", "rows.txt: not readable as utf-16"),
+        ("rows.jsonl", gzip.compress(b"{}"), "its content is packed with gzip; end its name in"),
+        ("rows.csv", b"PAR1", "its content is Parquet; end its name in .parquet"),
+        ("rows.json", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         ("rows.csv", 'a,b\nq1,"a1\nq2,a2\n', "rows.csv"),  # else one row holds the whole rest
         ("rows.yaml", "- a: !!bool maybe", "rows.yaml: not YAML: a value that its tag"),
         ("rows.yaml", "- a: !!timestamp abc", "rows.yaml: not YAML: a value that its tag"),
@@ -113,6 +125,8 @@ def test_comments_above_the_columns_of_a_csv_are_no_rows(tmp_path: Path):
     ]
 
 
+LATIN = b'{"prompt": "Hi"}\n{"prompt": "caf\xe9"}\n'
+
 ODD_ROWS = {
     "half a line": ("rows.jsonl", '{"prompt": "Hi"}\n{"prompt"', "2: not JSON: Expecting"),
     "no object": ("rows.jsonl", '{"prompt": "Hi"}\n[1]', "2: a line must be an object"),
@@ -128,6 +142,9 @@ ODD_ROWS = {
         "item 2: a number of more than 4,000 digits",
     ),
     "a comma without quotes": ("rows.csv", "prompt\nHi\nHi, there\n", "3: more values than"),
+    "latin-1 among others": ("rows.jsonl", LATIN, "2: not UTF-8 at byte 16 (0xE9, behind '"),
+    "latin-1 in a CSV": ("rows.csv", b"prompt\nHi\ncaf\xe9\n", "3: not UTF-8 at byte 4 (0xE9,"),
+    "cp1252 in a text": ("rows.txt", b"Hi\n\x93What?\x94", "2: not UTF-8 at byte 1 (0x93, beh"),
     "a value too few": ("rows.csv", "prompt,completion\nHi,Ho\nHi\n", "3: completion: expected"),
 }
 
@@ -139,6 +156,43 @@ def test_a_row_that_cannot_be_read_is_left_out_alone(case: str, tmp_path: Path):
         loaded = load_dialogues(["mine"], {"mine": file(tmp_path, name, content, **more)})
         (place,) = loaded.unfit.examples
         assert len(loaded.dialogues) == 1 and reason in place
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "yaml", "csv"])
+def test_a_mark_says_how_a_text_is_encoded(kind: str, encoding: str, tmp_path: Path):
+    plain = Path(MAKERS[kind](tmp_path).path)
+    text = plain.read_bytes().decode("utf-8-sig").replace("Drei", "Ça 数")
+    rows = [ROWS[0], ROWS[1] | {"prompt": "Ça 数"}]
+    assert read(file(tmp_path, f"mine.{kind}", text.encode(encoding))) == rows
+    packed = gzip.compress(text.encode(encoding))
+    assert read(file(tmp_path, f"mine.{kind}.gz", packed)) == rows
+
+
+def test_where_looks_into_nested_columns(tmp_path: Path):
+    rows = [{"meta": {"lang": lang}, "tags": [n]} for n, lang in enumerate(["de", "en", "fr"])]
+    lines = "\n".join(map(json.dumps, rows))
+    for where, number in (({"meta.lang": "en"}, 1), ({"tags.0": "2", "meta.lang": "fr"}, 2)):
+        assert read(file(tmp_path, "rows.jsonl", lines, where=where)) == [rows[number]]
+    # a column of that very name comes first
+    assert len(read(file(tmp_path, "rows.jsonl", '{"a.b": 1, "a": {"b": 2}}', where={"a.b": "1"})))
+
+
+@pytest.mark.parametrize(
+    ("column", "hint"),
+    [
+        ("langauge", "; did you mean 'language'?"),
+        ("language.de", "; did you"),
+        ("x", "; it has lang"),
+    ],
+)
+def test_a_filter_by_a_column_that_is_not_there_is_named(column: str, hint: str, tmp_path: Path):
+    config = file(tmp_path, "rows.jsonl", '{"language": "de"}', where={column: "de"})
+    with pytest.raises(UsageError) as caught:
+        read(config)
+    assert f"data.mine.where: no row has a column '{column}'{hint}" in str(caught.value)
+    assert read(file(tmp_path, "rows.jsonl", '{"language": "de"}', where={"x": "null"}))
+    assert read(file(tmp_path, "rows.jsonl", '{"language": "de"}', where={"language": "fr"})) == []
 
 
 def test_what_people_call_csv_json_and_packed_is_read(tmp_path: Path):

@@ -152,8 +152,14 @@ def test_a_change_runs_exactly_the_stages_that_it_affects(
     assert to_run(smoke(*words), finished()) == expected
 
 
-SAID = {"kind": "revision", "id": "1", "revision": "Bad.", "verdict": "bad", "reviewer": "ann"}
-SAID["prompt"] = [{"role": "user", "content": "Hi"}]
+SAID: dict[str, object] = {
+    "kind": "revision",
+    "id": "1",
+    "prompt": [{"role": "user", "content": "Hi"}],
+    "revision": "Bad.",
+    "verdict": "bad",
+    "reviewer": "ann",
+}
 
 
 def test_what_people_say_runs_the_stages_that_heed_it(

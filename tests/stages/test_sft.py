@@ -142,7 +142,7 @@ def test_what_people_called_bad_is_left_out_and_what_they_wrote_is_trained_on(tm
         "people": replace(file(tmp_path, "people", said), format="verdicts"),
     }
     context = replace(context_of(tmp_path, tmp_path, data, "sl_cai"), verdicts=["people"])
-    config = compose(["experiment=smoke", "sl_cai.helpful_ratio=1", "sl_cai.limit=null"]).sl_cai
+    config = smoke("sl_cai.helpful_ratio=1", "sl_cai.limit=null").sl_cai
     drawn, counts = training_rows(config, context)
     revisions = [dialogue[-1] for dialogue, tags in drawn if tags["source"] == "revisions"]
     assert [one.content for one in revisions] == ["Good.", "Right.", "Nobody said anything."]

@@ -119,7 +119,7 @@ def check_verdicts(config: Config, overrides: Sequence[str]) -> None:
     """Files of verdicts stand where they are read, and nothing else stands there."""
     readers = ("verdicts", "label.human.data", "label.calibrate.data")
     for key, names in data_names(config).items():
-        for name in names:
+        for name in unprobed(names):
             holds_verdicts = config.data[name].format == "verdicts"
             if key == "verdicts" and not holds_verdicts:
                 raise UsageError(

@@ -71,14 +71,16 @@ def explain(options: argparse.Namespace) -> None:
     config = compose(["name=explain", *options.overrides], options.config_dir)
     pairs = _load_pairs(options.data, options.pairs, config)
     session = Session(config)
-    if options.propose:
-        first, pairs = _halves(pairs)
-        chosen = session.choose(first, options.propose)
-        principles = [row.principle for row in chosen]
-    else:
-        chosen, principles = [], list(Constitution.load(options.candidates).principles)
-    rows = session.measure([NO_PRINCIPLE, *principles], pairs)
-    session.context.progress.finish()
+    try:
+        if options.propose:
+            first, pairs = _halves(pairs)
+            chosen = session.choose(first, options.propose)
+            principles = [row.principle for row in chosen]
+        else:
+            chosen, principles = [], list(Constitution.load(options.candidates).principles)
+        rows = session.measure([NO_PRINCIPLE, *principles], pairs)
+    finally:
+        session.context.progress.finish()
     _show(rows, chosen, pairs, options.data, session.judge_name)
     if options.to is not None:
         good = [row for row in rows[1:] if row.against_chance == "better"]

@@ -74,19 +74,19 @@ async def write_prompts(
     context.progress.start(config.rounds * lists_in_round * (1 + scores), "requests")
     max_failures = (config.engine or context.engine).max_failures
     for round in range(config.rounds):
-        asked: list[tuple[Harvest, Kind, Request]] = [
+        list_requests: list[tuple[Harvest, Kind, Request]] = [
             (harvest, kind, _request(harvest, kind, texts, config, context.seed, (round, place)))
             for harvest in harvests
             for kind in KINDS
             for place in range(config.requests)
             if len(harvest.prompts[kind]) < config.target
         ]
-        if not asked:
+        if not list_requests:
             break
         candidates: list[Candidate] = []
-        completions = [writer.complete(request) for _, _, request in asked]
+        completions = [writer.complete(request) for _, _, request in list_requests]
         replies = await gather_results(completions, max_failures)
-        for (harvest, kind, request), reply in zip(asked, replies, strict=True):
+        for (harvest, kind, request), reply in zip(list_requests, replies, strict=True):
             answered, failed = split_failed([Prompt.of(request.messages, "probe")], [reply])
             tally.lists += 1
             tally.failed += failed
@@ -142,8 +142,8 @@ def _request(
     seed = seed_of(run_seed, "probe", harvest.principle.id, kind, *place)
     rng = random.Random(seed)  # noqa: S311 - a draw, not a secret
     earlier = harvest.prompts[kind]
-    shown = rng.sample(earlier, min(config.shown, len(earlier)))
-    messages = probe_request(harvest.principle, kind, texts, shown, rng)
+    examples = rng.sample(earlier, min(config.shown, len(earlier)))
+    messages = probe_request(harvest.principle, kind, texts, examples, rng)
     return Request(messages, config.sampling, seed, principle=harvest.principle.id)
 
 

@@ -163,9 +163,9 @@ def draw_principles(
     return [*fitting, *(constitution.draw(rng) for _ in range(config.rounds - len(fitting)))]
 
 
-def _first(about: Sequence[Principle], others: Sequence[Principle]) -> list[Principle]:
-    """`about`, and those of the others that are not among them."""
-    return [*about, *(principle for principle in others if principle not in about)]
+def _first(about: Sequence[Principle], principles: Sequence[Principle]) -> list[Principle]:
+    """`about`, and then those of the principles that are not among them."""
+    return [*about, *(principle for principle in principles if principle not in about)]
 
 
 def choose_exemplars(

@@ -83,8 +83,8 @@ async def is_on_topic(
     completions = await gather_rows(requests)
     if any(completion.finish_reason == "too_long" for completion in completions):
         return None
-    own, *others = (completion.logprobs[0] for completion in completions)
-    return own > max(others)
+    of_principle, *of_examples = (completion.logprobs[0] for completion in completions)
+    return of_principle > max(of_examples)
 
 
 def _order(rule: str, kind: Kind, texts: ProbeTexts, earlier: Sequence[str] = ()) -> Message:
@@ -144,10 +144,10 @@ def seen_prompts(
 
     A benign prompt may be like a red-team one. The best look-alikes are.
     """
-    shown = [principle.statement]
+    known_texts = [principle.statement]
     for example in texts.examples:
-        shown += [example.rule, *_of_kind(example, kind)]
-    return SeenInstructions(shown, max_similarity)
+        known_texts += [example.rule, *_of_kind(example, kind)]
+    return SeenInstructions(known_texts, max_similarity)
 
 
 def _of_kind(example: Example, kind: Kind) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from cai.method.constitution import Principle
 from cai.method.probe import KINDS, part_to_evaluate
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Input, Stage, own_model_part, write_failed
-from cai.stages.probe_prompts import Written, write_prompts
+from cai.stages.probe_prompts import Harvest, write_prompts
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 
@@ -93,9 +93,9 @@ def run(config: ProbeConfig, work: Path, context: Context) -> Summary:
     principles = [p for p in context.load_constitution().principles if p.weight]
     with context.models() as open_model:
         writer = open_model("base", config.engine, config.model)
-        written, tally = asyncio.run(write_prompts(principles, config, context, writer))
-    rows = probe_rows(written, config.test)
-    left_out = [row for one in written for row in one.left_out]
+        harvests, tally = asyncio.run(write_prompts(principles, config, context, writer))
+    rows = probe_rows(harvests, config.test)
+    left_out = [row for harvest in harvests for row in harvest.left_out]
     reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
     if not rows:
         raise CaiError(
@@ -126,22 +126,22 @@ def _counts(principle: Principle, rows: Sequence[Mapping[str, str]]) -> dict[str
     return {kind: counts[kind] for kind in KINDS} | {"test": test}
 
 
-def probe_rows(written: Sequence[Written], test_share: float) -> list[dict[str, str]]:
+def probe_rows(harvests: Sequence[Harvest], test_share: float) -> list[dict[str, str]]:
     """The rows of all principles; what repeats an earlier principle's prompt is left out."""
     repeats = duplicate_finder("near")
     rows = []
-    for one in written:
+    for harvest in harvests:
         for kind in KINDS:
             prompts = []
-            for text in one.prompts[kind]:
+            for text in harvest.prompts[kind]:
                 if repeats((user(text),)):
-                    one.leave_out(text, kind, "duplicate")
+                    harvest.leave_out(text, kind, "duplicate")
                 else:
                     prompts.append(Prompt.of((user(text),), "probe"))
             test_ids = part_to_evaluate([prompt.id for prompt in prompts], test_share)
             for prompt in prompts:
                 split = "test" if prompt.id in test_ids else "train"
-                row = {"id": prompt.id, "prompt": prompt.text, "principle": one.principle.id}
+                row = {"id": prompt.id, "prompt": prompt.text, "principle": harvest.principle.id}
                 rows.append(row | {"kind": kind, "split": split})
     return rows
 

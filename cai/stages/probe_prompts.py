@@ -30,7 +30,7 @@ from cai.stages.base import Context, split_failed
 
 
 @dataclass
-class Written:
+class Harvest:
     """A principle's prompts by their kind, and what became of the others."""
 
     principle: Principle
@@ -53,59 +53,62 @@ class Tally:
     failed: list[dict[str, Any]] = field(default_factory=list)
 
 
-Candidate = tuple[Written, Kind, str]
+Candidate = tuple[Harvest, Kind, str]
 
 
 async def write_prompts(
     principles: Sequence[Principle], config: ProbeConfig, context: Context, writer: Recorded
-) -> tuple[list[Written], Tally]:
+) -> tuple[list[Harvest], Tally]:
     """Rounds of lists, until each principle has `target` prompts of each kind.
 
-    A principle's requests depend on nothing of another principle, so when one of them has changed,
-    the ledger has the answers for all others.
+    A principle's requests depend on nothing of another principle, so when one has changed,
+    the ledger has the answers of all others.
     """
     texts = texts_for([principle.statement for principle in principles])
-    tally, written = Tally(), [_nothing_written(one, texts, config) for one in principles]
-    lists_in_round = len(written) * len(KINDS) * config.requests
+    tally, harvests = (
+        Tally(),
+        [_empty_harvest(principle, texts, config) for principle in principles],
+    )
+    lists_in_round = len(harvests) * len(KINDS) * config.requests
     scores = REQUESTED * len(topic_requests(principles[0], texts)) * config.on_topic
     context.progress.start(config.rounds * lists_in_round * (1 + scores), "requests")
     max_failures = (config.engine or context.engine).max_failures
     for round in range(config.rounds):
-        asked: list[tuple[Written, Kind, Request]] = [
-            (one, kind, _request(one, kind, texts, config, context.seed, (round, place)))
-            for one in written
+        list_requests: list[tuple[Harvest, Kind, Request]] = [
+            (harvest, kind, _request(harvest, kind, texts, config, context.seed, (round, place)))
+            for harvest in harvests
             for kind in KINDS
             for place in range(config.requests)
-            if len(one.prompts[kind]) < config.target
+            if len(harvest.prompts[kind]) < config.target
         ]
-        if not asked:
+        if not list_requests:
             break
         candidates: list[Candidate] = []
-        completions = [writer.complete(request) for _, _, request in asked]
+        completions = [writer.complete(request) for _, _, request in list_requests]
         replies = await gather_results(completions, max_failures)
-        for (one, kind, request), reply in zip(asked, replies, strict=True):
+        for (harvest, kind, request), reply in zip(list_requests, replies, strict=True):
             answered, failed = split_failed([Prompt.of(request.messages, "probe")], [reply])
             tally.lists += 1
             tally.failed += failed
             for _, completion in answered:
-                candidates += _candidates(completion, one, kind, context, tally)
+                candidates += _candidates(completion, harvest, kind, context, tally)
         on_topic = await _on_topic(candidates, texts, config, writer, max_failures)
-        for (one, kind, text), fits in zip(candidates, on_topic, strict=True):
+        for (harvest, kind, text), fits in zip(candidates, on_topic, strict=True):
             if fits is not True:
-                one.leave_out(text, kind, "off_topic" if fits is False else "unscored")
-            elif len(one.prompts[kind]) >= config.target:
-                one.leave_out(text, kind, "surplus")
+                harvest.leave_out(text, kind, "off_topic" if fits is False else "unscored")
+            elif len(harvest.prompts[kind]) >= config.target:
+                harvest.leave_out(text, kind, "surplus")
             else:
-                one.prompts[kind].append(text)
-    return written, tally
+                harvest.prompts[kind].append(text)
+    return harvests, tally
 
 
-def _nothing_written(principle: Principle, texts: ProbeTexts, config: ProbeConfig) -> Written:
+def _empty_harvest(principle: Principle, texts: ProbeTexts, config: ProbeConfig) -> Harvest:
     similarity = config.max_similarity
     seen: dict[Kind, SeenInstructions] = {
         kind: seen_prompts(principle, kind, texts, similarity) for kind in KINDS
     }
-    return Written(principle, seen)
+    return Harvest(principle, seen)
 
 
 async def _on_topic(
@@ -118,7 +121,8 @@ async def _on_topic(
     if not config.on_topic:
         return [True] * len(candidates)
     scored = [
-        is_on_topic(text, one.principle, texts, writer.complete) for one, _, text in candidates
+        is_on_topic(text, harvest.principle, texts, writer.complete)
+        for harvest, _, text in candidates
     ]
     try:
         return await gather_results(scored, max_failures)
@@ -128,40 +132,40 @@ async def _on_topic(
 
 
 def _request(
-    one: Written,
+    harvest: Harvest,
     kind: Kind,
     texts: ProbeTexts,
     config: ProbeConfig,
     run_seed: int,
     place: tuple[int, int],  # the round, and the request's number in it
 ) -> Request:
-    seed = seed_of(run_seed, "probe", one.principle.id, kind, *place)
+    seed = seed_of(run_seed, "probe", harvest.principle.id, kind, *place)
     rng = random.Random(seed)  # noqa: S311 - a draw, not a secret
-    earlier = one.prompts[kind]
-    shown = rng.sample(earlier, min(config.shown, len(earlier)))
-    messages = probe_request(one.principle, kind, texts, shown, rng)
-    return Request(messages, config.sampling, seed, principle=one.principle.id)
+    earlier = harvest.prompts[kind]
+    examples = rng.sample(earlier, min(config.shown, len(earlier)))
+    messages = probe_request(harvest.principle, kind, texts, examples, rng)
+    return Request(messages, config.sampling, seed, principle=harvest.principle.id)
 
 
 def _candidates(
-    completion: Completion, one: Written, kind: Kind, context: Context, tally: Tally
+    completion: Completion, harvest: Harvest, kind: Kind, context: Context, tally: Tally
 ) -> list[Candidate]:
     """A list's prompts, without those in which something is wrong by themselves."""
     texts = read_prompts(completion.text)
     tally.unread += not texts
     tally.parsed += len(texts)
     if completion.finish_reason != "stop" and texts:
-        one.leave_out(texts.pop(), kind, "cut_off")
+        harvest.leave_out(texts.pop(), kind, "cut_off")
     candidates: list[Candidate] = []
     for text in texts:
-        fault = prompt_fault(text, one.principle)
+        fault = prompt_fault(text, harvest.principle)
         if fault is None and context.is_held_out(text):
             fault = "overlapping"
-        elif fault is None and text in one.seen[kind]:
+        elif fault is None and text in harvest.seen[kind]:
             fault = "similar"
         if fault is not None:
-            one.leave_out(text, kind, fault)
+            harvest.leave_out(text, kind, fault)
         else:
-            one.seen[kind].add(text)
-            candidates.append((one, kind, text))
+            harvest.seen[kind].add(text)
+            candidates.append((harvest, kind, text))
     return candidates

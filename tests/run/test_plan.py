@@ -147,8 +147,14 @@ def test_a_change_runs_exactly_the_stages_that_it_affects(
     assert to_run(compose(["experiment=smoke", *words]), finished()) == expected
 
 
-SAID = {"kind": "revision", "id": "1", "revision": "Bad.", "verdict": "bad", "reviewer": "ann"}
-SAID["prompt"] = [{"role": "user", "content": "Hi"}]
+SAID = {
+    "kind": "revision",
+    "id": "1",
+    "prompt": [{"role": "user", "content": "Hi"}],
+    "revision": "Bad.",
+    "verdict": "bad",
+    "reviewer": "ann",
+}
 
 
 def test_what_people_say_runs_the_stages_that_heed_it(
@@ -177,6 +183,13 @@ def test_what_people_say_runs_the_stages_that_heed_it(
     label = next(stage for stage in STAGES if stage.name == "label")
     assert "verdicts" in data_of(label, compose([*words, *revisions]))
     assert "verdicts" not in data_of(label, compose(words))
+    # the same file for pairs alone, and for revisions too
+    mixed = ["experiment=smoke", "label.kind=mixed", "label.human={data: [verdicts]}"]
+    keys = [
+        ingredients(label, compose([*mixed, *more]), Constitution.load("harmlessness"))
+        for more in ([], ["verdicts=[verdicts]"])
+    ]
+    assert keys[0] != keys[1]
 
 
 BUILT = "sft.data=[seed,built]"

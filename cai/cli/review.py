@@ -102,15 +102,15 @@ def _next_steps(file: Path, run: str) -> str:
 
 def _print_agreement(files: Sequence[str]) -> None:
     """Raises UsageError where no two reviewers have judged the same."""
-    said: list[tuple[str, Verdict]] = []
+    judged: list[tuple[str, Verdict]] = []
     for file in files:
         config = DataConfig("file", file, format=VERDICTS)
         for verdict in read_verdicts(file, config, UnfitRows()):
             # people of one name in two files are two people
-            said.append((f"{verdict.reviewer} ({file})", verdict))
-    results = agreements(said)
+            judged.append((f"{verdict.reviewer} ({file})", verdict))
+    results = agreements(judged)
     if not results:
-        reviewers = ", ".join(dict.fromkeys(name for name, _ in said)) or "nobody"
+        reviewers = ", ".join(dict.fromkeys(name for name, _ in judged)) or "nobody"
         raise UsageError(f"no two reviewers have judged the same; there are {reviewers}")
     for result in results:
         print(safe(_sentence(result)))

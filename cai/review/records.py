@@ -64,15 +64,15 @@ def sources(run: Run, kind: RecordKind) -> list[Source]:
     Raises Damaged where one is not as it was written.
     """
     shape = SHAPES[kind]
-    found = []
+    files = []
     for link in sorted((run.root / "latest").glob(f"{shape.stage}*"), key=_round):
         stage = link.name
         if stage.rstrip("0123456789") == shape.stage and (manifest := run.latest(stage)):
             folder = run.folder(stage, manifest.key)
             if shape.file in manifest.files:
                 verify_files(folder, manifest)
-                found.append(Source(stage, folder / "out" / shape.file))
-    return found
+                files.append(Source(stage, folder / "out" / shape.file))
+    return files
 
 
 def _round(link: Path) -> int:
@@ -137,8 +137,8 @@ class Records:
         with self._lock:  # what is computed once must not be computed by two requests
             fitting = np.ones(len(self.table), dtype=bool)
             if query:
-                found = pc.match_substring(self._texts, query.lower())
-                fitting &= found.to_numpy(zero_copy_only=False)
+                matches = pc.match_substring(self._texts, query.lower())
+                fitting &= matches.to_numpy(zero_copy_only=False)
             for name, value in filters.items():
                 values, rows = self._values[name]
                 has_value = np.zeros(len(self.table), dtype=bool)

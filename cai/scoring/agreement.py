@@ -36,9 +36,9 @@ def agreements(verdicts: Iterable[tuple[str, Verdict]]) -> list[Agreement]:
         for first, second in combinations(by_reviewer, 2):
             both = sorted(by_reviewer[first].keys() & by_reviewer[second].keys())
             if both:
-                one = [by_reviewer[first][subject] for subject in both]
-                other = [by_reviewer[second][subject] for subject in both]
-                results.append(_agreement(first, second, kind, one, other))
+                words = [by_reviewer[first][subject] for subject in both]
+                other_words = [by_reviewer[second][subject] for subject in both]
+                results.append(_agreement(first, second, kind, words, other_words))
     return results
 
 

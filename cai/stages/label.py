@@ -39,6 +39,7 @@ from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 
 COMPARED = ("feedback", "mixed")  # the kinds that ask a judge to compare, under principles
+REVISED = ("revision", "mixed")  # the kinds that pair revisions with first answers
 JUDGED = (*COMPARED, "contrast")  # the kinds that ask a judge
 ANSWERED = "answered further prompts twice; a judge said which answer a drawn principle prefers"
 DESCRIPTIONS = {
@@ -166,7 +167,7 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
         generated, judge = feedback_pairs(config, context)
     elif config.kind == "rule":
         generated = rule_pairs(config, context)
-    if config.kind in ("revision", "mixed"):
+    if config.kind in REVISED:
         revised = revision_pairs(config, context)
     if config.kind == "mixed":
         pairs = mix_pairs(generated.pairs, revised.pairs, config.ratio, config.limit, context.seed)
@@ -197,13 +198,13 @@ def _data_sets(config: Config, round: int) -> list[str]:
     chosen = [label.prompts, label.benign, label.calibrate, label.demonstrations]
     if round == 1:
         chosen.append(label.human)
-    verdicts = config.verdicts if label.kind in ("revision", "mixed") else []
+    verdicts = config.verdicts if label.kind in REVISED else []
     return [*(name for prompts in chosen if prompts for name in prompts.data), *verdicts]
 
 
 def _inputs(config: Config, round: int) -> list[str]:
     label = config.label
-    names = {"revise"} if label.kind in ("revision", "mixed") else set()
+    names = {"revise"} if label.kind in REVISED else set()
     if label.kind in JUDGED:
         names |= {policy_of(round), policy_of(round) if label.model else label.judge}
     if label.kind == "rule" or label.demonstrations:
@@ -234,6 +235,9 @@ def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
         if benign := config.label.benign:
             benign_law = Constitution.load(benign.constitution)
             law_part["benign_constitution"] = benign_law.contrast_digests()
+    if config.label.kind in REVISED and config.verdicts:
+        # label.human may name the same sets, for their pairs
+        law_part |= {"verdicts": config.verdicts}
     return law_part | own_model_part("judge", "label", config)
 
 

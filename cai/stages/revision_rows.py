@@ -1,12 +1,18 @@
 """The rows of revisions.parquet and training.parquet (docs/run-folder.md has the columns)."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from cai.config.schema import ReviseConfig
-from cai.messages import as_dicts, assistant
+from cai.data.parquet import read_rows
+from cai.data.verdicts import RevisionVerdicts
+from cai.messages import Dialogue, as_dicts, assistant, from_dicts
 from cai.method.critique import Revision
+
+Row = tuple[Dialogue, dict[str, Any]]  # a dialogue with its tags
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 STEP = pa.struct(
@@ -82,3 +88,28 @@ def as_row(revision: Revision) -> dict[str, Any]:
         "steps": steps,
         "final": revision.final,
     }
+
+
+def training_dialogues(path: Path, rounds: str, verdicts: RevisionVerdicts) -> list[Row]:
+    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`.
+
+    Without those that people called bad, and with what they wrote in place of others.
+    """
+    dialogues: list[Row] = []
+    for row in read_rows(path):
+        *turns, revision = from_dicts(row["messages"])
+        if rounds == "last" and not row["last"]:
+            continue
+        text = verdicts.text_to_train_on(row["id"], revision.content)
+        if text is not None:
+            dialogue = last_answer_only((*turns, assistant(text)))
+            dialogues.append((dialogue, {"source": "revisions"}))
+    return dialogues
+
+
+def last_answer_only(dialogue: Dialogue) -> Dialogue:
+    """The dialogue of which training learns the last turn: a stage has written no other answer.
+
+    The answers before it may be what a red team provoked.
+    """
+    return (*(replace(message, trained=False) for message in dialogue[:-1]), dialogue[-1])

@@ -47,6 +47,15 @@ class Summary(BaseSummary):
     def warnings(self) -> list[str]:
         return self.kept.warnings(self.stage) if self.kept else []
 
+    def notes(self) -> list[str]:
+        left_out, edited = self.audit.called_bad, self.audit.edited
+        if not left_out and not edited:
+            return []
+        return [
+            f"People have reviewed revisions: {left_out} that they called bad were left out, and "
+            f"in place of {edited} a person's own text was trained on."
+        ]
+
     def lengths(self) -> dict[str, int]:
         return self.audit.lengths.get("up_to", {})
 

@@ -1,9 +1,8 @@
 """What `sft` and `sl_cai` are trained on, and the audit of it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai.config.names import BUILT
@@ -17,15 +16,13 @@ from cai.data.prompts import UnfitRows, read_dialogues, shuffled
 from cai.data.split import opening_turn, validation_first
 from cai.data.verdicts import RevisionVerdicts
 from cai.errors import CaiError
-from cai.messages import Dialogue, assistant, from_dicts, with_system
+from cai.messages import Dialogue, from_dicts, with_system
 from cai.stages.base import Context
-from cai.stages.revision_rows import CUT
+from cai.stages.revision_rows import CUT, Row, last_answer_only, training_dialogues
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-Row = tuple[Dialogue, dict[str, Any]]  # with its tags
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
     verdicts = RevisionVerdicts.load(context.verdicts, context.data)
     if config.revisions != "none":
         file = context.output("revise") / "training.parquet"
-        revisions = revision_rows(file, config.revisions, verdicts)
+        revisions = training_dialogues(file, config.revisions, verdicts)
     usable = UsableRows(context, config.dedupe)
     revisions = [row for row in revisions if not usable.is_duplicate(row[0])]
     if config.helpful == "sampled":
@@ -281,28 +278,3 @@ class UsableRows:
         data = self.context.data[name]
         rows = read_dialogues(name, data, self.context.seed, self.skipped)
         return ((with_system(dialogue, data.system), tags) for dialogue, tags in rows)
-
-
-def revision_rows(path: Path, rounds: str, verdicts: RevisionVerdicts) -> list[Row]:
-    """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`.
-
-    Without those that people called bad, and with what they wrote in place of others.
-    """
-    revisions: list[Row] = []
-    for row in read_rows(path):
-        *turns, revision = from_dicts(row["messages"])
-        if rounds == "last" and not row["last"]:
-            continue
-        text = verdicts.text_to_train_on(row["id"], revision.content)
-        if text is not None:
-            dialogue = last_answer_only((*turns, assistant(text)))
-            revisions.append((dialogue, {"source": "revisions"}))
-    return revisions
-
-
-def last_answer_only(dialogue: Dialogue) -> Dialogue:
-    """The dialogue of which training learns the last turn: a stage has written no other answer.
-
-    The answers before it may be what a red team provoked.
-    """
-    return (*(replace(message, trained=False) for message in dialogue[:-1]), dialogue[-1])

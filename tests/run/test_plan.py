@@ -188,6 +188,13 @@ def test_what_people_say_runs_the_stages_that_heed_it(
     label = next(stage for stage in STAGES if stage.name == "label")
     assert "verdicts" in data_of(label, compose([*words, *revisions]))
     assert "verdicts" not in data_of(label, compose(words))
+    # the same file for pairs alone, and for revisions too
+    mixed = ["experiment=smoke", "label.kind=mixed", "label.human={data: [verdicts]}"]
+    keys = [
+        ingredients(label, compose([*mixed, *more]), Constitution.load("harmlessness"))
+        for more in ([], ["verdicts=[verdicts]"])
+    ]
+    assert keys[0] != keys[1]
 
 
 BUILT = "sft.data=[seed,built]"

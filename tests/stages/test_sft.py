@@ -18,11 +18,13 @@ from cai.errors import CaiError
 from cai.models.load import load_model, load_tokenizer
 from cai.observe.progress import Progress
 from cai.stages.base import Context, Input
-from cai.stages.sft import run
+from cai.stages.sft import Summary, run
 from cai.stages.training_rows import Audit, prepare, training_rows
 from cai.training.arguments import quantization_config
 from tests.configs import smoke
 
+SHORT: dict[str, Any] = {"rows": 6, "truncated": 0, "lost_end_of_turn": 0, "dropped": 0}
+SHORT |= {"trained_tokens": 9, "lengths": {}, "texts": {}}
 SECRET = "one two three four five six seven eight nine ten"  # a held-out prompt
 
 
@@ -151,6 +153,10 @@ def test_what_people_called_bad_is_left_out_and_what_they_wrote_is_trained_on(tm
     assert counted == {"called_bad": 1, "edited": 1, "verdicts_unused": 1}
     # one helpful row for each revision that is left
     assert counts["instructions"] == 3 and counts["read"] == 9 + 4
+    audit = Audit(**counts, **SHORT)
+    (note,) = Summary("sl_cai", audit, 0, 0, None).notes()
+    assert "1 that they called bad were left out, and in place of 1 a person's own text" in note
+    assert Summary("sl_cai", replace(audit, called_bad=0, edited=0), 0, 0, None).notes() == []
     untouched, _ = training_rows(config, replace(context, verdicts=[]))
     assert sum(tags["source"] == "revisions" for _, tags in untouched) == 4
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cai.config.explain import at, must_be_one_of, origin
 from cai.config.kinds import is_number, kind_at
+from cai.config.launcher import check_launcher
 from cai.config.libraries import check_libraries
 from cai.config.names import (
     ADHERENCE,
@@ -496,6 +497,7 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_benign,
     check_labelled,
     check_served_models,
+    check_launcher,
     check_machines,
     check_shares,
 ]

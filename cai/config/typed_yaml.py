@@ -57,6 +57,11 @@ class TypedFileSource(FileConfigSource):
             mark = error.problem_mark
             place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
             raise UnreadableFile(f"{file}{place}: {error.problem}") from None
+        except UnicodeDecodeError as error:
+            raise UnreadableFile(
+                f"{file}: not UTF-8 at byte {error.start + 1}; convert it, e.g. with "
+                "`iconv -f CP1252 -t UTF-8`"
+            ) from None
         except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:
             raise UnreadableFile(f"{file}: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):

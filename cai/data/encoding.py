@@ -46,14 +46,27 @@ def read_lines(origin: str, file: BinaryIO) -> Iterator[str]:
 
     UTF-8, or UTF-16 and UTF-32 where the file begins with their mark. Raises UsageError.
     """
-    for number, line in enumerate(read_odd_lines(origin, file), 1):
+    for number, line in enumerate(_decode(origin, file), 1):
         if reason := undecoded(line):
             raise UsageError(f"{origin}:{number}: {reason}")
         yield line
 
 
 def read_odd_lines(origin: str, file: BinaryIO) -> Iterator[str]:
-    """As read_lines, with lines that are not UTF-8 among them: `undecoded` tells them."""
+    """As read_lines, with lines that are not UTF-8 among them: `undecoded` tells them.
+
+    Each holds rows of its own, so a file that is one line, with carriage returns in it, is refused.
+    """
+    for number, line in enumerate(_decode(origin, file), 1):
+        if number == 1 and not line.endswith("\n") and "\r" in line.strip():
+            raise UsageError(
+                f"{origin}: its lines end in a carriage return alone; convert it, e.g. with "
+                "`tr '\\r' '\\n'`"
+            )
+        yield line
+
+
+def _decode(origin: str, file: BinaryIO) -> Iterator[str]:
     start = _start(file)
     encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and b"\0" in start[:4]:

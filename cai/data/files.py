@@ -97,6 +97,8 @@ def _read_text(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
 
 def _read_json_lines(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
     for number, line in enumerate(read_odd_lines(origin, file), 1):
+        if number == 1 and line.startswith("["):
+            raise UsageError(f"{origin}: it begins as a list; end its name in .json")
         if line.strip():
             reason = undecoded(line)
             yield f"{origin}:{number}", {UNREADABLE_ROW: reason} if reason else _json_row(line)
@@ -151,7 +153,10 @@ def _read_list(
         reason = "a value that its tag does not fit, or a name that is no text"
         raise UsageError(f"{origin}: not {language}: {reason}") from None
     if not isinstance(rows, list):
-        raise UsageError(f"{origin}: expected a list of objects, and it is none")
+        names = f" with {', '.join(map(str, rows))[:80]}" if isinstance(rows, dict) else ""
+        raise UsageError(
+            f"{origin}: expected a list of objects, found {type(rows).__name__}{names}"
+        )
     for number, row in enumerate(rows, 1):
         is_row = isinstance(row, dict)
         yield f"{origin} item {number}", row if is_row else {UNREADABLE_ROW: "not an object"}

@@ -36,6 +36,14 @@ from cai.text import UNSPACED, words
 # of a template: no JSON, and no list of words
 PLACEHOLDER = re.compile(r"\{(\w[^{}\",\n]*)\}")
 
+NO_INPUT = "<noinput>"  # of Alpaca's input, and of what was written after its manner
+
+# how templates begin an answer: a text with one of these is a conversation, and no prompt
+ANSWER_MARK = re.compile(
+    r"### ?(?:Assistant|Response|Answer):|<\|im_start\|>assistant|<\|assistant\|>|\[/INST\]"
+    r"|<start_of_turn>model|<\|start_header_id\|>assistant"
+)
+
 # raised where a row does not fit
 UNFIT = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
@@ -147,7 +155,7 @@ def _request(row: Row, config: DataConfig, columns: Sequence[str]) -> Dialogue:
         return turns
     request = turns[0].content
     for name in CONTEXTS:
-        if name == column or is_empty(row.get(name)):
+        if name == column or is_empty(row.get(name)) or row[name] == NO_INPUT:
             continue
         context = _text(row, name)
         # a prompt may have been made of it; an instruction may name it by chance
@@ -206,6 +214,11 @@ def _prompt(row: Row, config: DataConfig) -> Dialogue:
     role = row.get("role", "user")
     if column == "text" and role not in ("user", "human", "prompter"):
         raise ValueError(f"a text of the role {role}, which is no prompt")
+    text = row[column]
+    if column == "text" and isinstance(text, str) and (mark := ANSWER_MARK.search(text)):
+        raise ValueError(
+            f"a conversation with '{mark[0]}' in its text, which is no prompt; write it as messages"
+        )
     return _request(row, config, (column,))
 
 

@@ -23,7 +23,7 @@ from cai.text import well_formed
 MOST_BITS = 14_000  # of a whole number: Python writes none of more than 4,300 digits
 
 # Raised when the same file gives other rows or dialogues: part of the keys of stages.
-READING = 2
+READING = 3
 
 
 def read_source(name: str, config: DataConfig) -> Iterator[PlacedRow]:
@@ -158,6 +158,8 @@ def local_files(name: str, config: DataConfig) -> list[Path]:
         elif config.path:
             root = Path(path.anchor)
             paths = sorted(root.glob(str(path.relative_to(root))))
+        if others := [path for path in paths if not path.is_file()]:
+            advice = f"{config.path} matches {others[0]}, which is no file"
     if not paths or not all(path.is_file() for path in paths):
         raise UsageError(f"data.{name}.path: {advice}")
     return paths

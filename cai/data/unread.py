@@ -9,7 +9,14 @@ from cai.messages import Dialogue
 
 # columns and fields of turns that no layout reads
 UNREAD_COLUMNS = ("tools", "functions", "reasoning_content", "train_mask", "loss_mask", "weights")
-UNREAD_FIELDS = ("reasoning_content", "reasoning", "thinking", "train_detail", "training_detail")
+UNREAD_FIELDS = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "train_detail",
+    "training_detail",
+    "replies",
+)
 
 
 def unread(row: Row, dialogue: Dialogue, config: DataConfig) -> list[str]:
@@ -21,7 +28,7 @@ def unread(row: Row, dialogue: Dialogue, config: DataConfig) -> list[str]:
     names = [name for name in UNREAD_COLUMNS if not is_empty(row.get(name))]
     for column in (*TURNS, "prompt", "chosen", "completion"):
         turns = row.get(column)
-        for turn in turns if isinstance(turns, list) else ():
+        for turn in turns if isinstance(turns, list) else [turns]:
             if isinstance(turn, dict):
                 names += [name for name in UNREAD_FIELDS if not is_empty(turn.get(name))]
     if not config.templates:  # their author chose what is read

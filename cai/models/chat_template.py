@@ -28,6 +28,17 @@ ANSWER = "An answer."
 
 SAMPLE = (user("A question?"), assistant(ANSWER))
 
+# a template is a program of the model's authors: 1/0, a missing field, a file that it includes
+TEMPLATES_RAISE = (
+    TemplateError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
 CHATML = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -241,11 +252,14 @@ def apply_template(
 
     Where the template knows no system message, its text begins the first human turn.
     """
+    turns = as_dicts(messages)
     try:
-        text = tokenizer.apply_chat_template(as_dicts(messages), tokenize=False, **arguments)
-    except (TemplateError, ValueError) as error:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **arguments)
+    except TEMPLATES_RAISE as error:
         if [message.role for message in messages[:2]] != ["system", "user"]:
-            raise TemplateRefusal(str(error)) from None
+            is_worded = isinstance(error, TemplateError | ValueError)
+            kind = "" if is_worded else f"{type(error).__name__}: "
+            raise TemplateRefusal(f"{kind}{error}") from None
         system, first, *others = messages
         joined = replace(first, content=f"{system.content}\n\n{first.content}")
         text = apply_template(tokenizer, (joined, *others), **arguments)

@@ -5,11 +5,11 @@ one that is trained on, 8 in DPO (docs/scale.md), at this machine's speed. What 
 here corrects it.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cai.config.launcher import launch_of
 from cai.config.names import MODEL_SECTIONS
 from cai.config.schema import Config, DpoConfig, SftConfig
 from cai.config.types import lookup
@@ -77,37 +77,15 @@ class Estimate:
         return [stage.stage for stage in self.stages if stage.seconds is None]
 
 
-@dataclass(frozen=True)
-class Processes:
-    """What `accelerate launch` is asked for."""
-
-    number: int
-    sharded: bool
-
-
-def processes(config: Config) -> Processes:
-    """Those of training. A --config_file is not read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", type=int, default=1)
-    parser.add_argument("--use_fsdp", action="store_true")
-    parser.add_argument("--use_deepspeed", action="store_true")
-    parser.add_argument("--zero_stage", type=int, default=3)
-    if config.launcher.kind != "accelerate":
-        return Processes(1, False)
-    known = parser.parse_known_args(config.launcher.args)[0]
-    sharded = known.use_fsdp or (known.use_deepspeed and known.zero_stage == 3)
-    return Processes(known.num_processes, sharded)
-
-
 def tuning_of(stage: Stage, config: Config) -> Tuning:
     """How a training stage trains, on a GPU: what is trained has float32 weights."""
     section: SftConfig | DpoConfig = stage.section(config)
     lora = _lora(section, config)
-    launched = processes(config)
+    launched = launch_of(config)
     known: dict[str, Any] = {
         "weight_bytes": 4.0 if lora is None or section.frozen_dtype == "float32" else 2.0,
         "attention": config.engine.attention,
-        "processes": launched.number,
+        "processes": launched.processes,
         "sharded": launched.sharded,
     }
     if isinstance(section, SftConfig):
@@ -139,7 +117,7 @@ def estimate_run(
     shape = shape_of(config)
     if shape is None:
         return None
-    devices = processes(config).number
+    devices = launch_of(config).processes
     gpus = Machine("cuda", tflops or PEAK, devices)
     means_gpus = config.engine.kind == "vllm" or config.launcher.kind == "accelerate"
     if tflops is not None or means_gpus:

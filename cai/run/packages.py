@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
+from cai.config.launcher import launch_of
 from cai.config.libraries import library_sections
 from cai.config.schema import Config
 from cai.errors import UsageError, not_installed
@@ -55,7 +56,7 @@ def missing_packages(config: Config) -> list[UsageError]:
 
 def _needs(config: Config) -> Iterator[tuple[str, Package]]:
     """The settings that need more than cai does, each with what it needs."""
-    if "--use_deepspeed" in config.launcher.args:
+    if launch_of(config).deepspeed:
         yield "launcher=deepspeed", Package(("deepspeed",), ".[deepspeed]")
     for name in config.report_to:
         yield f"report_to: {name}", _tracker(name)

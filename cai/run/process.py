@@ -1,6 +1,5 @@
 """A stage's process: what its libraries may say, its signals, and starting one or several."""
 
-import argparse
 import contextlib
 import json
 import logging
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from cai.config.launcher import launch_of
 from cai.config.schema import Config, MachinesConfig
 from cai.errors import CaiError, Interrupted, UsageError
 from cai.stages.base import Stage
@@ -135,12 +135,10 @@ def launch_arguments(config: Config) -> list[str]:
     """
     from cai.models.load import pick_device  # loads torch
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", type=int, default=1)
     arguments = [*config.launcher.args, *_machine_arguments(config.launcher.machines)]
-    processes = parser.parse_known_args(arguments)[0].num_processes
-    launchers = {"--multi_gpu", "--use_fsdp", "--use_deepspeed"} & {*arguments}
-    if processes > 1 and not launchers and pick_device(config.engine.device) == "cpu":
+    launch = launch_of(config)
+    on_cpu = pick_device(config.engine.device) == "cpu"
+    if launch.processes > 1 and not launch.chosen and on_cpu:
         return [*arguments, "--multi_gpu"]
     return arguments
 

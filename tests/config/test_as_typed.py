@@ -245,6 +245,7 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, text in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "experiment/latin.yaml").write_bytes(b"# @package _global_\nname: caf\xe9\n")
     return str(folder)
 
 
@@ -265,6 +266,7 @@ def test_text_in_yaml_stays_as_typed(own_files: str):
     [
         ("broken", "experiment/broken.yaml:2:1: expected the node content"),
         ("text", "experiment/text.yaml: holds no settings"),
+        ("latin", "experiment/latin.yaml: not UTF-8 at byte 30; convert it, e.g. with `iconv"),
         (
             "2026",
             "experiment=2026: there is no conf/experiment/2026.yaml; did you mean '2026_11_29'",

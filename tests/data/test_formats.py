@@ -649,3 +649,31 @@ def test_the_runs_system_prompt_is_that_of_every_set_without_its_own():
     config = smoke("system_prompt=Be kind.", "+data.seed.system=Be brief.")
     systems = {name: dataset.system for name, dataset in config.data.items()}
     assert systems.pop("seed") == "Be brief." and set(systems.values()) == {"Be kind."}
+
+
+def test_alpacas_mark_of_no_input_is_no_text():
+    row = {"instruction": "Say hi.", "input": "<noinput>", "output": "Hi"}
+    assert to_dialogue(row, DataConfig("file", "")) == (user("Say hi."), assistant("Hi"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "### Human: Hi### Assistant: Hello",
+        "Below is an instruction.\n\n### Instruction:\nHi\n\n### Response:\nHello",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>",
+        "<s>[INST] Hi [/INST] Hello</s>",
+        "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello",
+    ],
+)
+def test_a_conversation_with_a_templates_marks_is_no_prompt(text: str):
+    with pytest.raises(ValueError, match=r"a conversation with '.*' in its text"):
+        to_dialogue({"text": text}, DataConfig("file", ""))
+    assert to_dialogue({"text": "What is ### in Markdown?"}, DataConfig("file", ""))
+
+
+def test_replies_that_are_not_read_are_named():
+    replies = [{"role": "assistant", "text": "Hello", "replies": []}]
+    row = {"prompt": {"role": "prompter", "text": "Hi", "replies": replies}}
+    config = DataConfig("file", "", roles={"prompter": "user"}, fields={"content": "text"})
+    assert unread(row, to_dialogue(row, config), config) == ["replies"]

@@ -103,6 +103,22 @@ def test_rows_know_where_they_stand(tmp_path: Path):
             "its content is packed with gzip; end its name in",
         ),
         ("rows.csv", b"PAR1", "its content is Parquet; end its name in .parquet"),
+        (
+            "rows.txt",
+            "one\rtwo\r",
+            "rows.txt: its lines end in a carriage return alone; convert it",
+        ),
+        (
+            "rows.csv",
+            "p,q\r1,2\r",
+            "rows.csv: its lines end in a carriage return alone; convert it",
+        ),
+        ("rows.jsonl", '[\n{"prompt": "Hi"}\n]', "it begins as a list; end its name in .json"),
+        (
+            "rows.json",
+            '{"data": [], "v": 1}',
+            "expected a list of objects, found dict with data, v",
+        ),
         ("rows.json", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         ("rows.csv", 'a,b\nq1,"a1\nq2,a2\n', "rows.csv"),  # else one row holds the whole rest
         ("rows.yaml", "- a: !!bool maybe", "rows.yaml: not YAML: a value that its tag"),

@@ -186,6 +186,10 @@ def test_a_template_out_of_a_file(bare_model: Path, tmp_path: Path):
             "writes no end of turn after an answer",
         ),
         ("{{ raise_exception('no') }}", "can't be rendered: no"),
+        ("{{ 1 / 0 }}", "can't be rendered: ZeroDivisionError: division by zero"),
+        ("{{ messages + 1 }}", "can't be rendered: TypeError: can only concatenate list"),
+        ("{% include 'other' %}", "can't be rendered: TypeError: no loader for this environment"),
+        ("{{ range(1000000) }}", "can't be rendered: OverflowError: Range too big"),
     ],
 )
 def test_a_template_that_can_not_be_used_is_named(

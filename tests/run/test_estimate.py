@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cai.config.compose import compose
+from cai.config.launcher import launch_of
 from cai.config.names import PROBES
 from cai.config.schema import Config, Prompts
 from cai.config.types import lookup
@@ -19,7 +20,6 @@ from cai.run.estimate import (
     Estimate,
     estimate_run,
     memory_lines,
-    processes,
     tuning_of,
 )
 from cai.run.outlook import Outlook
@@ -105,7 +105,7 @@ def test_the_page_about_gpus_says_what_the_plan_says():
 @pytest.mark.parametrize("name", CARDS)
 def test_a_recipe_has_an_experts_settings(name: str):
     config = recipe(name)
-    number = processes(config).number
+    number = launch_of(config).processes
     for key in ("sft", "sl_cai", "dpo"):
         args: dict[str, Any] = lookup(config, key).args
         rows = args["per_device_train_batch_size"] * args["gradient_accumulation_steps"]
@@ -198,10 +198,10 @@ def test_a_folders_own_sizes_count(tiny_model: Path):
 
 
 def test_a_sharded_stage_divides_its_weights():
-    assert processes(recipe("gpu-7b-full")).sharded
-    assert not processes(recipe("gpu-7b", "launcher=accelerate")).sharded
+    assert launch_of(recipe("gpu-7b-full")).sharded
+    assert not launch_of(recipe("gpu-7b", "launcher=accelerate")).sharded
     zero_2 = 'launcher.args=["--num_processes=4",--use_deepspeed,"--zero_stage=2"]'
-    assert not processes(recipe("gpu-7b", "launcher=accelerate", zero_2)).sharded
+    assert not launch_of(recipe("gpu-7b", "launcher=accelerate", zero_2)).sharded
 
 
 def test_several_machines_need_a_launcher_an_address_and_a_rank():

@@ -439,6 +439,7 @@ def test_adherence_stands_with_the_principles_and_in_the_verdict(tmp_path: Path)
             20,
             rates,
             dataclasses.replace(sure, doubt="the judge goes by position"),
+            None,
             [change],
         ),
     ]

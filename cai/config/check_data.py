@@ -1,0 +1,171 @@
+"""What must hold between the settings of data: what names a set, and what may stand in it."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cai.config.explain import at, origin
+from cai.config.names import (
+    BUILT,
+    PROBES,
+    builds,
+    unbuilt,
+    unprobed,
+)
+from cai.config.schema import Config, Prompts, SftConfig
+from cai.config.types import lookup
+from cai.errors import UsageError, nearest
+
+# the keys that read prompts of the stage probe to train on them
+PROBE_TRAINS = (
+    "revise.prompts.data",
+    "revise.helpful.prompts.data",
+    "revise.benign",
+    "label.prompts.data",
+    "label.benign.data",
+)
+PROBE_TESTS = [name for name in PROBES if PROBES[name]["split"] == "test"]
+
+
+def check_data_names(config: Config, overrides: Sequence[str]) -> None:
+    sets = list(config.data)
+    for key, names in data_names(config).items():
+        if missing := [name for name in unprobed(names) if name not in sets]:
+            hint = nearest(missing[0], sets) or f"; known: {', '.join(sets)}"
+            raise UsageError(
+                f"{at(key, overrides)} names the data set '{missing[0]}', which is not there{hint}"
+            )
+
+
+def data_names(config: Config) -> dict[str, list[str]]:
+    """The keys that name data sets, with the names."""
+    names = {
+        "sft.data": unbuilt(config.sft.data),
+        "sl_cai.data": unbuilt(config.sl_cai.data),
+        "build.data": config.build.data,
+        "revise.benign": config.revise.benign,
+        "verdicts": config.verdicts,
+    }
+    names |= {f"{key}.data": prompts.data for key, prompts in _prompts(config)}
+    for name, suite in config.evaluate.suites.items():
+        if any(suite.shots):
+            names[f"evaluate.suites.{name}.examples"] = suite.examples
+    if not builds(config):
+        names = {key: value for key, value in names.items() if not key.startswith("build.")}
+    return names
+
+
+def check_verdicts(config: Config, overrides: Sequence[str]) -> None:
+    """Files of verdicts stand where they are read, and nothing else stands there."""
+    readers = ("verdicts", "label.human.data", "label.calibrate.data")
+    for key, names in data_names(config).items():
+        for name in unprobed(names):
+            holds_verdicts = config.data[name].format == "verdicts"
+            if key == "verdicts" and not holds_verdicts:
+                raise UsageError(
+                    f"{at(key, overrides)}: the data set '{name}' holds no verdicts; name one that "
+                    f"`cai review` has written, or set data.{name}.format=verdicts"
+                )
+            if holds_verdicts and key not in readers:
+                raise UsageError(
+                    f"{at(key, overrides)}: the data set '{name}' holds people's verdicts, which "
+                    f"only {', '.join(readers)} take"
+                )
+
+
+def _prompts(value: Any, key: str = "") -> Iterator[tuple[str, Prompts]]:
+    """Every choice of prompts below `value`, with its key."""
+    if isinstance(value, Prompts):
+        yield key, value
+    elif dataclasses.is_dataclass(value) or isinstance(value, dict):
+        children = value if isinstance(value, dict) else vars(value)
+        for name, child in children.items():
+            yield from _prompts(child, f"{key}.{name}" if key else name)
+
+
+def check_weights(config: Config, overrides: Sequence[str]) -> None:
+    for stage in ("sft", "sl_cai"):
+        section: SftConfig = lookup(config, stage)
+        weights = section.weights or {}
+        if weights and (section.mixing_temperature != 1 or section.mixing_cap is not None):
+            raise UsageError(
+                f"{at(f'{stage}.weights', overrides)} sets the shares, so "
+                f"{stage}.mixing_temperature and mixing_cap, for shares by size, can't be set too"
+            )
+        for name in weights.keys() - set(section.data):
+            key = f"{stage}.weights.{name}"
+            # A person may put other data in place of an experiment's, and leave its weights.
+            if name not in config.data or "override" in origin(key, overrides):
+                hint = nearest(name, section.data) or f"; it has {', '.join(section.data)}"
+                raise UsageError(f"{at(key, overrides)}: {stage}.data has no such set{hint}")
+        if section.data and not any(weights.get(name, 1) for name in section.data):
+            raise UsageError(
+                f"{stage}.weights: every share is 0, so there would be nothing to train on"
+            )
+
+
+def check_helpful(config: Config, overrides: Sequence[str]) -> None:
+    if config.sl_cai.helpful == "sampled" and config.revise.helpful is None:
+        raise UsageError(
+            "sl_cai.helpful=sampled: nothing is sampled; say from which prompts with "
+            "'revise.helpful={prompts:{data:[seed]}}'"
+        )
+
+
+def check_build(config: Config, overrides: Sequence[str]) -> None:
+    if BUILT in config.data:
+        raise UsageError(
+            f"data.{BUILT}: this name stands for what the stage build has made; "
+            "call the set otherwise"
+        )
+    if not config.build.target and config.build.prompts is None:
+        raise UsageError(
+            f"{at('build.target', overrides, 0)}: nothing would be built; name prompts to answer "
+            "with 'build.prompts={data:[mine]}'"
+        )
+
+
+def check_probe(config: Config, overrides: Sequence[str]) -> None:
+    for name in PROBES:
+        if name in config.data:
+            raise UsageError(
+                f"data.{name}: this name stands for what the stage probe has made; "
+                "call the set otherwise"
+            )
+    for key, names in data_names(config).items():
+        measured = key.startswith("evaluate.") and key.endswith(".data")
+        for name in names:
+            if name in PROBES and key not in PROBE_TRAINS and not measured:
+                raise UsageError(
+                    f"{at(key, overrides)} names '{name}', which are prompts without answers; they "
+                    f"are read by {', '.join(PROBE_TRAINS)} and evaluate's suites"
+                )
+            if name in PROBES and measured != (PROBES[name]["split"] == "test"):
+                purposes = ("evaluated on", "trained on")
+                fitting = [other for other in PROBES if (other in PROBE_TESTS) == measured]
+                raise UsageError(
+                    f"{at(key, overrides)} names '{name}', whose prompts are "
+                    f"{purposes[measured]}, and nothing is both; take {' or '.join(fitting)}"
+                )
+            if name in PROBE_TESTS and not config.probe.test:
+                raise UsageError(
+                    f"{at('probe.test', overrides, 0)}: {key} names '{name}', which would have no "
+                    "prompt; set probe.test to a share, e.g. 0.3"
+                )
+
+
+def check_labelled(config: Config, overrides: Sequence[str]) -> None:
+    """No labelled pair is both trained on and measured on."""
+    human, calibrate = config.label.human, config.label.calibrate
+    if human is None or calibrate is None or not set(human.data) & set(calibrate.data):
+        return
+    first, second = sorted((human, calibrate), key=lambda prompts: prompts.offset)
+    # Rows are shuffled over all sets of a key, so only keys with the same sets can share them out.
+    same_sets = set(human.data) == set(calibrate.data)
+    disjoint = first.limit is not None and first.offset + first.limit <= second.offset
+    if not same_sets or not disjoint:
+        raise UsageError(
+            f"{at('label.human', overrides)} and label.calibrate hold the same labelled pairs; "
+            "take other sets, or the same sets for both with limit and offset so that no row is "
+            "in both"
+        )

@@ -36,9 +36,9 @@ def agreements(verdicts: Iterable[tuple[str, Verdict]]) -> list[Agreement]:
         for first, second in combinations(by_reviewer, 2):
             both = sorted(by_reviewer[first].keys() & by_reviewer[second].keys())
             if both:
-                words = [by_reviewer[first][subject] for subject in both]
-                other_words = [by_reviewer[second][subject] for subject in both]
-                results.append(_agreement(first, second, kind, words, other_words))
+                first_words = [by_reviewer[first][subject] for subject in both]
+                second_words = [by_reviewer[second][subject] for subject in both]
+                results.append(_agreement(first, second, kind, first_words, second_words))
     return results
 
 

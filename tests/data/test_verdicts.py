@@ -67,7 +67,7 @@ def test_a_torn_last_line_is_read_around(tmp_path: Path, end: bytes):
         (revision("good", reviewer=3), "expected texts"),
         (revision("good", prompt=[{"role": "cat", "content": "?"}]), "a message needs"),
         ({"kind": "pair", "verdict": "a"}, "no column 'a'"),
-        ([1], "a line must be an object"),
+        (1, "a line must be an object"),
     ],
 )
 def test_a_line_that_is_no_verdict_is_named(tmp_path: Path, row: Any, reason: str):

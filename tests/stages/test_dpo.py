@@ -193,7 +193,7 @@ def tune(context: Context, stage: str, start: str, *words: str) -> Context:
     folder = context.root / f"{stage}-on-{start}"
     folder.mkdir()
     (folder / "rows.jsonl").write_text(json.dumps({"messages": asked}))
-    write_rows(folder / "training.parquet", [{"messages": asked, "last": True}] * 4)
+    write_rows(folder / "training.parquet", [{"id": "1", "messages": asked, "last": True}] * 4)
     fast = [
         f"{stage}.validation=0",
         f"{stage}.args.learning_rate=0.02",

@@ -196,15 +196,24 @@ def test_agreement_is_printed(cai: Command, tmp_path: Path):
 
 def test_ctrl_c_ends_it_in_order_and_says_how_to_go_on(tmp_path: Path):
     made(tmp_path, 3)
-    command = [sys.executable, "-m", "cai", "review", "mine", "--reviewer", "ann"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # a shell that starts tests in the background has them ignore Ctrl-C, and their children too
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = f"{heed}from cai.cli.main import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "review", "mine", "--reviewer", "ann"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
         assert process.stdout is not None and process.stderr is not None
         address = process.stdout.readline()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}\n", address)
         process.send_signal(signal.SIGINT)
-        said, errors = process.communicate(timeout=30)
+        said, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors
     assert "0 verdicts of ann in verdicts/mine.jsonl" in said and errors == ""
 

@@ -219,7 +219,7 @@ def _settings(section: LabelConfig, config: Config, round: int) -> LabelConfig:
         return section
 
     def following(prompts: Prompts) -> Prompts:
-        # with several rounds the limit is set: see config/checks.py
+        # with several rounds the limit is set: see config/check_training.py
         return replace(prompts, offset=prompts.offset + (round - 1) * (prompts.limit or 0))
 
     benign = section.benign and following(section.benign)

@@ -5,13 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cai.config.explain import at, origin
-from cai.config.names import (
-    BUILT,
-    PROBES,
-    builds,
-    unbuilt,
-    unprobed,
-)
+from cai.config.names import BUILT, PROBES, builds, unbuilt, unprobed
 from cai.config.schema import Config, Prompts, SftConfig
 from cai.config.types import lookup
 from cai.errors import UsageError, nearest
@@ -112,12 +106,16 @@ def check_helpful(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
+def check_made_names(config: Config, overrides: Sequence[str]) -> None:
+    for name, stage in {BUILT: "build", **dict.fromkeys(PROBES, "probe")}.items():
+        if name in config.data:
+            raise UsageError(
+                f"data.{name}: this name stands for what the stage {stage} has made; "
+                "call the set otherwise"
+            )
+
+
 def check_build(config: Config, overrides: Sequence[str]) -> None:
-    if BUILT in config.data:
-        raise UsageError(
-            f"data.{BUILT}: this name stands for what the stage build has made; "
-            "call the set otherwise"
-        )
     if not config.build.target and config.build.prompts is None:
         raise UsageError(
             f"{at('build.target', overrides, 0)}: nothing would be built; name prompts to answer "
@@ -126,12 +124,6 @@ def check_build(config: Config, overrides: Sequence[str]) -> None:
 
 
 def check_probe(config: Config, overrides: Sequence[str]) -> None:
-    for name in PROBES:
-        if name in config.data:
-            raise UsageError(
-                f"data.{name}: this name stands for what the stage probe has made; "
-                "call the set otherwise"
-            )
     for key, names in data_names(config).items():
         measured = key.startswith("evaluate.") and key.endswith(".data")
         for name in names:

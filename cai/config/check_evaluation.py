@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cai.config.explain import at
-from cai.config.names import (
-    ADHERENCE,
-    evaluated_models,
-    own_models,
-)
+from cai.config.names import ADHERENCE, evaluated_models, own_models
 from cai.config.schema import Config
 from cai.errors import UsageError, nearest
 

@@ -8,6 +8,7 @@ from cai.config.check_data import (
     check_data_names,
     check_helpful,
     check_labelled,
+    check_made_names,
     check_probe,
     check_verdicts,
     check_weights,
@@ -25,10 +26,7 @@ from cai.config.explain import at, must_be_one_of
 from cai.config.kinds import is_number, kind_at
 from cai.config.launcher import check_launcher
 from cai.config.libraries import check_libraries
-from cai.config.names import (
-    MODEL_SECTIONS,
-    own_models,
-)
+from cai.config.names import MODEL_SECTIONS, own_models
 from cai.config.schema import Config, ModelConfig
 from cai.config.templates import check_templates
 from cai.config.types import lookup
@@ -112,6 +110,7 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_licences,
     check_weights,
     check_helpful,
+    check_made_names,
     check_build,
     check_probe,
     check_shots,

@@ -17,7 +17,7 @@ from cai.method.constitution import Principle
 from cai.method.probe_texts import Example, ProbeTexts
 from cai.method.refusal import refuses
 from cai.method.requests import Complete
-from cai.method.self_instruct import SeenInstructions, read_list
+from cai.method.self_instruct import SeenInstructions, numbered, read_list
 from cai.text import repeats, script, words
 
 Kind = Literal["red_team", "benign"]
@@ -52,7 +52,7 @@ def probe_request(
     for example in rng.sample(texts.examples, len(texts.examples)):
         prompts = _of_kind(example, kind)
         order = _order(_put(texts.rule, example.rule), kind, texts)
-        turns += (order, assistant(_numbered(rng.sample(prompts, len(prompts)))))
+        turns += (order, assistant(numbered(rng.sample(prompts, len(prompts)))))
     return (*turns, _order(_rule(principle, texts), kind, texts, earlier))
 
 
@@ -97,10 +97,6 @@ def _order(rule: str, kind: Kind, texts: ProbeTexts, earlier: Sequence[str] = ()
 
 def _put(text: str, value: str) -> str:
     return text.replace("{}", value)
-
-
-def _numbered(texts: Sequence[str]) -> str:
-    return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
 
 
 def read_prompts(text: str) -> list[str]:

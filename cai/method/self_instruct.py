@@ -45,16 +45,21 @@ def draw_examples(
 
 def list_request(examples: Sequence[str]) -> Dialogue:
     """Asks for more instructions, numbered on from the examples."""
-    numbered = "\n".join(f"{number}. {text}" for number, text in enumerate(examples, 1))
     return (
         user(
-            f"Here is a list of tasks that people have given to an assistant.\n\n{numbered}\n\n"
+            "Here is a list of tasks that people have given to an assistant.\n\n"
+            f"{numbered(examples)}\n\n"
             f"Continue the list with {REQUESTED} more tasks, numbered from {len(examples) + 1}. "
             "Let them differ in kind and in subject from these and from each other. Each must make "
             "sense on its own, contain the text that it is about, and be answered in writing. "
             "Write the tasks alone, without answers."
         ),
     )
+
+
+def numbered(texts: Sequence[str]) -> str:
+    """A list as read_list reads it."""
+    return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
 
 
 def read_list(text: str) -> list[str]:

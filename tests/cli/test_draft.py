@@ -1,18 +1,15 @@
 """`cai principles draft`: a model's requests for sentences, kept in a file that people edit."""
 
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 import yaml
 
 from cai.digest import file_digest
 from cai.method.constitution import Constitution
+from tests.model_server import ModelHandler, served
 
 Command = Callable[..., CompletedProcess[str]]
 SENTENCES = ("Never give doses.", "Speak kindly.")
@@ -26,30 +23,17 @@ def reply(order: str) -> str:
     return f"{'Rewrite' if 'again' in order else 'Criticise'} for: {rule}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(ModelHandler):
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = reply(body["messages"][-1]["content"])
-        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1}
-        data = json.dumps({"choices": [choice], "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None: ...
+        text = reply(self.body()["messages"][-1]["content"])
+        self.reply({"message": {"role": "assistant", "content": text}})
 
 
 @pytest.fixture
 def model() -> Iterator[list[str]]:
     """The overrides that name a server's model."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield ["engine=openai", "engine.model=writer", f"engine.server.urls=[{url}]"]
-    server.shutdown()
-    server.server_close()
+    with served(Handler, "writer") as overrides:
+        yield overrides
 
 
 @pytest.fixture

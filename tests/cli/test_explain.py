@@ -2,12 +2,9 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 
@@ -15,6 +12,7 @@ from cai.engines.base import Completion, Request
 from cai.messages import Prompt, user
 from cai.method.constitution import Constitution
 from cai.method.explaining import Pair, as_principles, read_proposal, vote
+from tests.model_server import ModelHandler, served
 
 Command = Callable[..., CompletedProcess[str]]
 
@@ -25,7 +23,7 @@ PAIRS = [
 ]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(ModelHandler):
     """Proposes brevity, and as a judge chooses the shorter answer where it is asked for that.
 
     By any other principle it chooses (A)."""
@@ -34,13 +32,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         type(self).requests += 1
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         if not self.path.endswith("/chat/completions"):
             self.send_error(404)
             return
         text = body["messages"][0]["content"]
         if "Which rule" in text:
-            self._answer({"message": {"role": "assistant", "content": "be brief.\n"}})
+            self.reply({"message": {"role": "assistant", "content": "be brief.\n"}})
             return
         a, b = text.split("\n(A) ")[1].split("\n\nReply")[0].split("\n\n(B) ")
         prefers_a = len(a) < len(b) if "brief" in text else True
@@ -50,34 +48,14 @@ class Handler(BaseHTTPRequestHandler):
         ]
         content = [{"token": " A", "logprob": likely[0]["logprob"], "top_logprobs": likely}]
         message = {"role": "assistant", "content": " A"}
-        self._answer({"message": message, "logprobs": {"content": content}})
-
-    def _answer(self, choice: dict[str, Any]) -> None:
-        usage = {"prompt_tokens": 1, "completion_tokens": 1}
-        reply = {"choices": [{"finish_reason": "stop"} | choice], "usage": usage}
-        data = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None: ...
+        self.reply({"message": message, "logprobs": {"content": content}})
 
 
 @pytest.fixture
 def model() -> Iterator[list[str]]:
     """The overrides that name a server's model."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield [
-        "engine=openai",
-        "engine.model=judge",
-        "engine.server.patience=5",
-        f"engine.server.urls=[{url}]",
-    ]
-    server.shutdown()
-    server.server_close()
+    with served(Handler, "judge") as overrides:
+        yield [*overrides, "engine.server.patience=5"]
 
 
 @pytest.fixture

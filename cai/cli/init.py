@@ -57,9 +57,62 @@ label:
     limit: 60
 """
 
+PROBED = """\
+# @package _global_
+# Your recipe on prompts about your principles. A stronger model writes them, compares answers, and
+# says of each answer whether it keeps a principle: 1.1 GB to download, and slow on a CPU. Or name
+# another, such as qwen2.5-7b; a server, with +engine@probe.engine=openai and so on.
+defaults:
+  - mine
+  - /model@probe.model: qwen2.5-coder-1.5b
+  - /model@label.model: qwen2.5-coder-1.5b
+  - /model@evaluate.judge.model: qwen2.5-coder-1.5b
+
+name: probed
+
+# For each principle 8 prompts that tempt a model to break it, and 8 harmless ones like them.
+probe:
+  target: 8
+  requests: 3
+  # It sorts out what a weaker writer gets wrong.
+  on_topic: false
+
+revise:
+  prompts:
+    data: [probe]
+    limit: null
+    offset: 0
+  helpful:
+    prompts:
+      limit: 150
+
+label:
+  # The stronger model compares two answers under a principle.
+  kind: feedback
+  answers: 2
+  prompts:
+    data: [probe]
+    limit: null
+    offset: 0
+  benign: null
+
+evaluate:
+  # Which principle holds, on prompts that nothing was trained on.
+  adherence:
+    data: [probe_test]
+  suites:
+    red_team:
+      prompts:
+        limit: 24
+    benign:
+      prompts:
+        limit: 24
+"""
+
 FILES = {
     "principles/mine.md": PRINCIPLES,
     "conf/experiment/mine.yaml": EXPERIMENT,
+    "conf/experiment/probed.yaml": PROBED,
     ".gitignore": "outputs/\nmultirun/\n",
 }
 
@@ -67,7 +120,8 @@ NEXT = """\
 now edit {principles}, and try:
   {enter}cai principles check mine      what each sentence becomes
   cai plan experiment=mine       what would run, and about how long
-  cai experiment=mine            runs it"""
+  cai experiment=mine            runs it
+  cai plan experiment=probed     the same on prompts about your principles (docs/tutorial.md)"""
 
 
 def main(arguments: list[str]) -> None:

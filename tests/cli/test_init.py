@@ -17,6 +17,13 @@ def test_a_new_folder_plans_at_once(cai: Command, tmp_path: Path):
     planned = cai("plan", "experiment=mine", folder=demo)
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.split()[:2] == ["sft", "run"]
+    probed = cai("plan", "experiment=probed", folder=demo)
+    assert probed.returncode == 0, probed.stderr
+    assert [line.split()[0] for line in probed.stdout.splitlines()[:3]] == [
+        "probe",
+        "sft",
+        "revise",
+    ]
     # a setting of the folder's own experiment reaches the run
     (demo / "conf/experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults: [quickstart]\nlabel: {kind: nonsense}\n"

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,9 @@ def _pair_fields(row: Row, coloured: bool) -> Iterator[Field]:
 def _answer_fields(row: Row, coloured: bool) -> Iterator[Field]:
     yield row["suite"], row["prompt"][-1]["content"]
     yield row["model"], row["answer"] + ("  (refuses)" if row["refuses"] else "")
+    for verdict in row["verdicts"]:
+        word = "keeps" if verdict["keeps"] > 0.5 else "breaks"
+        yield f"{word} {verdict['keeps']:.2f}", verdict["principle"]
 
 
 def _instruction_fields(row: Row, coloured: bool) -> Iterator[Field]:
@@ -56,11 +60,25 @@ def _probe_fields(row: Row, coloured: bool) -> Iterator[Field]:
     yield row["principle"], f"[{row['kind']}, {row['split']}] {row['prompt']}"
 
 
+def _read_answers(file: Path) -> list[Row]:
+    """evaluate's answers, each with what the judge says of it by principle, where it was asked."""
+    verdicts: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    judged = file.with_name("adherence.parquet")
+    for row in read_rows(judged) if judged.exists() else ():
+        verdicts[_answer_key(row)].append(row)
+    return [row | {"verdicts": verdicts[_answer_key(row)]} for row in read_rows(file)]
+
+
+def _answer_key(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["suite"], row["id"], row["sample"]
+
+
 class Readable(NamedTuple):
     """A file of a stage, and how a row of it is shown."""
 
     file: str
     fields: Callable[[Row, bool], Iterator[Field]]
+    read: Callable[[Path], list[Row]] = read_rows
 
 
 READABLE = {
@@ -68,7 +86,7 @@ READABLE = {
     "probe": Readable("probes.parquet", _probe_fields),
     "revise": Readable("revisions.parquet", _revision_fields),
     "label": Readable("pairs.parquet", _pair_fields),
-    "evaluate": Readable("answers.parquet", _answer_fields),
+    "evaluate": Readable("answers.parquet", _answer_fields, _read_answers),
 }
 
 
@@ -137,7 +155,7 @@ def show_records(
     """
     console = Console(soft_wrap=True)
     readable = READABLE[first_round(stage)]
-    rows = [row for row in read_rows(folder / readable.file) if _fits(row, id_prefix, gate)]
+    rows = [row for row in readable.read(folder / readable.file) if _fits(row, id_prefix, gate)]
     rows = rows[:count] if sample is None else random.sample(rows, min(sample, len(rows)))
     for row in rows:
         for name, text in [("id", row["id"]), *readable.fields(row, console.is_terminal)]:

@@ -66,6 +66,30 @@ def test_by_id_and_by_gate(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert show_records("revise", folder, 9, gate="leakage") == 0
 
 
+def test_an_answer_stands_with_what_the_judge_says_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    prompt = [{"role": "user", "content": "How much?"}]
+    answers = [
+        {"model": model, "suite": "adherence", "id": "a", "sample": 0, "prompt": prompt}
+        | {"answer": text, "refuses": False}
+        for model, text in (("base", "Four."), ("dpo", "Ask us."))
+    ]
+    verdicts = [
+        {"model": model, "suite": "adherence", "id": "a", "sample": 0}
+        | {"principle": "no-doses", "keeps": keeps}
+        for model, keeps in (("base", 0.125), ("dpo", 0.75))
+    ]
+    write_rows(tmp_path / "answers.parquet", answers)
+    assert show_records("evaluate", tmp_path, 9) == 2
+    assert "no-doses" not in capsys.readouterr().out  # no judge was asked
+    write_rows(tmp_path / "adherence.parquet", verdicts)
+    assert show_records("evaluate", tmp_path, 9) == 2
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines.index("breaks 0.12 no-doses") == lines.index("base Four.") + 1
+    assert lines.index("keeps 0.75 no-doses") == lines.index("dpo Ask us.") + 1
+
+
 def test_random_records_differ_from_call_to_call(folder: Path, capsys: pytest.CaptureFixture[str]):
     draws = set()
     for _ in range(8):

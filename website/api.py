@@ -1,0 +1,28 @@
+"""The page of the Python API: every name that `from cai import ...` gives, out of its docstring."""
+
+import ast
+
+from website.prose import ROOT
+
+TITLE = """# The Python API
+
+What `from cai import ...` gives. How it is used, with examples, is in [From Python](python.md).
+"""
+
+
+def page() -> str:
+    """Functions and classes first, errors last."""
+    where = public_names()
+    names = sorted(where, key=lambda name: (where[name] == "cai.errors", name[0].isupper(), name))
+    return TITLE + "".join(f"\n::: {where[name]}.{name}\n" for name in names)
+
+
+def public_names() -> dict[str, str]:
+    """The module of each name, by the stub that type checkers read."""
+    tree = ast.parse((ROOT / "cai" / "__init__.pyi").read_text(encoding="utf-8"))
+    return {
+        alias.name: str(node.module)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }

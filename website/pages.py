@@ -1,0 +1,49 @@
+"""The site's pages, laid out as the repository is: written ones as they are, and generated ones."""
+
+import re
+import shutil
+from pathlib import Path
+
+from website import api, notebook, reference
+from website.lists import widened
+from website.prose import ROOT
+
+WRITTEN = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/LOG.md")
+LINK = re.compile(r"(\]\()([^)\s#:]+)(?=[)#])")
+
+
+def lay_out(folder: Path) -> None:
+    """Writes every page, and what the pages show, into an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, text in {**written(), **generated()}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for file in [*ROOT.glob("docs/*.png"), *ROOT.glob("docs/*.ipynb"), ROOT / "website/style.css"]:
+        shutil.copy(file, folder / file.relative_to(ROOT).parent / file.name)
+
+
+def written() -> dict[str, str]:
+    """Markdown by its path in the repository."""
+    files = [*(ROOT / name for name in WRITTEN), *sorted(ROOT.glob("docs/*.md"))]
+    return {
+        file.relative_to(ROOT).as_posix(): _adapted(file.read_text(encoding="utf-8"), file.parent)
+        for file in files
+    }
+
+
+def generated() -> dict[str, str]:
+    made = {f"conf/{name}": text for name, text in reference.pages().items()}
+    for file in ROOT.glob("docs/*.ipynb"):
+        made[f"docs/{file.stem}.md"] = notebook.as_page(file)
+    return made | {"docs/api.md": api.page()}
+
+
+def _adapted(text: str, folder: Path) -> str:
+    """Lists as MkDocs reads them. A link to a folder of settings leads to their page."""
+
+    def of_folder(match: re.Match[str]) -> str:
+        target = match[2].rstrip("/")
+        return f"{match[1]}{target}.md" if (folder / target).is_dir() else match[0]
+
+    return LINK.sub(of_folder, widened(text))

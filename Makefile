@@ -17,7 +17,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check audit docs screenshots lint format clean
+.PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check audit docs notebook screenshots lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (twenty minutes on two CPU cores)"
@@ -31,6 +31,7 @@ help:
 	@echo "make gpu-check    on one GPU: speed, memory, losses, a quickstart, in at most 10 minutes; a table for an issue"
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make docs         the documentation site, into build/site; every link and anchor is checked"
+	@echo "make notebook     run docs/quickstart.ipynb and keep what it prints; after make quickstart"
 	@echo "make screenshots  the pictures in docs/, of a finished run: RUN=outputs/quickstart"
 	@echo "make lint         ruff and pyright"
 
@@ -93,6 +94,9 @@ $(DOCS)/.installed: Makefile constraints-docs.txt
 
 docs: $(DOCS)/.installed
 	$(DOCS)/bin/python -m website
+
+notebook: $(VENV)/.installed
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/quickstart.ipynb
 
 RUN ?= outputs/quickstart
 screenshots: $(VENV)/.installed

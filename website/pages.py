@@ -40,10 +40,11 @@ def generated() -> dict[str, str]:
 
 
 def _adapted(text: str, folder: Path) -> str:
-    """Lists as MkDocs reads them. A link to a folder of settings leads to their page."""
+    """Lists as MkDocs reads them. Links to a folder of settings, or a notebook, lead to its page."""
 
-    def of_folder(match: re.Match[str]) -> str:
-        target = match[2].rstrip("/")
-        return f"{match[1]}{target}.md" if (folder / target).is_dir() else match[0]
+    def to_page(match: re.Match[str]) -> str:
+        target = match[2].rstrip("/").removesuffix(".ipynb")
+        has_page = target != match[2] or (folder / target).is_dir()
+        return f"{match[1]}{target}.md" if has_page else match[0]
 
-    return LINK.sub(of_folder, widened(text))
+    return LINK.sub(to_page, widened(text))

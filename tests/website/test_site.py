@@ -1,7 +1,5 @@
 """The site: lists, links that leave it, llms.txt, and the strict build."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,7 +50,7 @@ WIDE = """\
     More.
 
 - One
-lazy
+  lazy
     two.
 
 After.

@@ -89,7 +89,7 @@ audit: $(VENV)/.installed $(AUDIT)/.installed
 
 # without torch: settings are read from conf/ and the schema, the API from its docstrings
 $(DOCS)/.installed: Makefile constraints-docs.txt
-	$(call install,$(DOCS),--constraint constraints-docs.txt mkdocs-material mkdocstrings-python pydantic)
+	$(call install,$(DOCS),--constraint constraints-docs.txt mkdocs-material mkdocstrings-python pydantic ruff)
 	@touch $@
 
 docs: $(DOCS)/.installed

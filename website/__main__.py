@@ -28,7 +28,7 @@ def main() -> int:
     nav = with_folders(config["nav"], pages)
     settings = BUILD / "mkdocs.yml"
     settings.write_text(yaml.safe_dump({"INHERIT": "../mkdocs.yml", "nav": nav}), encoding="utf-8")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(settings)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(settings)]
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
         return code
     text = llms_txt(config["site_name"], config["site_description"], nav, pages)

@@ -20,7 +20,9 @@ def lay_out(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     for file in [*ROOT.glob("docs/*.png"), *ROOT.glob("docs/*.ipynb"), ROOT / "website/style.css"]:
-        shutil.copy(file, folder / file.relative_to(ROOT).parent / file.name)
+        path = folder / file.relative_to(ROOT)
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(file, path)
 
 
 def written() -> dict[str, str]:

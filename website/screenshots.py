@@ -44,12 +44,10 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def served(run: Path) -> Iterator[str]:
-    """The address of `cai review`, whose verdicts go where nobody looks for them."""
+    """The address of `cai review`, whose verdicts would go into a folder that ends with it."""
+    command = [sys.executable, "-m", "cai", "review", str(run.resolve()), "--reviewer=you"]
     with tempfile.TemporaryDirectory() as folder:
-        words = ["review", str(run), f"--to={folder}/verdicts.jsonl", "--reviewer=you"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cai", *words], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()

@@ -104,9 +104,9 @@ def test_each_setting_has_a_meaning():
             "Prompts. E.g.\n\n```yaml\nprompts:\n  data: [seed]\n```\n\n`null`: none.",
         ),
         (
-            ["contrast: by a judge. A score is", "  log p(a | b). Set", "mixed: both."],
+            ["contrast: by a judge. A score is", "  log p(a | b).", "mixed: both."],
             ["contrast", "mixed"],
-            "- `contrast`: by a judge. A score is log p(a \\| b). Set\n- `mixed`: both.",
+            "- `contrast`: by a judge. A score is log p(a \\| b).\n- `mixed`: both.",
         ),
         (
             ["See docs/gpu.md and cai/paths.py: +model@label.model=x, in outputs/<name>, 2 * 3."],

@@ -10,11 +10,21 @@ What `from cai import ...` gives. How it is used, with examples, is in [From Pyt
 """
 
 
+# Of classes that the code uses too, what is for others. Of every other class all is.
+MEMBERS = {"Constitution": ["load", "of"], "Engine": ["close"]}
+
+
 def page() -> str:
     """Functions and classes first, errors last."""
     where = public_names()
     names = sorted(where, key=lambda name: (where[name] == "cai.errors", name[0].isupper(), name))
-    return TITLE + "".join(f"\n::: {where[name]}.{name}\n" for name in names)
+    return TITLE + "".join(_entry(name, where[name]) for name in names)
+
+
+def _entry(name: str, module: str) -> str:
+    members = MEMBERS.get(name)
+    options = f"    options:\n      members: {members}\n" if members else ""
+    return f"\n::: {module}.{name}\n{options}"
 
 
 def public_names() -> dict[str, str]:

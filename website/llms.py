@@ -9,7 +9,7 @@ from website.prose import first_sentence
 
 # a title, then the first paragraph that is neither a table, a list, an image nor code
 TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
-PARAGRAPH = re.compile(r"\n\n(?![#|`!<:?\s]|- )(.+?)(?=\n\n|\Z)", re.DOTALL)
+PARAGRAPH = re.compile(r"\n\n(?![#|!<:?\s]|- |```)(.+?)(?=\n\n|\Z)", re.DOTALL)
 LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 def as_page(file: Path) -> str:
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     blocks = [block for cell in cells for block in _cell(cell)]
-    # below the title
-    blocks.insert(1, f"This page is a notebook: [{file.name}]({file.name}){{ download }}.")
+    # below the title and its paragraph
+    blocks.insert(2, f"This page is a notebook: [{file.name}]({file.name}){{ download }}.")
     return "\n\n".join(blocks) + "\n"
 
 

@@ -19,10 +19,11 @@ def lay_out(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for file in [*ROOT.glob("docs/*.png"), *ROOT.glob("docs/*.ipynb"), ROOT / "website/style.css"]:
-        path = folder / file.relative_to(ROOT)
-        path.parent.mkdir(exist_ok=True)
-        shutil.copy(file, path)
+    for pattern in ("docs/*.png", "docs/*.ipynb", "website/*.css", "website/*.js"):
+        for file in ROOT.glob(pattern):
+            path = folder / file.relative_to(ROOT)
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy(file, path)
 
 
 def written() -> dict[str, str]:
@@ -42,7 +43,7 @@ def generated() -> dict[str, str]:
 
 
 def _adapted(text: str, folder: Path) -> str:
-    """Lists as MkDocs reads them. Links to a folder of settings, or a notebook, lead to its page."""
+    """Lists as MkDocs reads them; links to a notebook or a folder of settings lead to its page."""
 
     def to_page(match: re.Match[str]) -> str:
         target = match[2].rstrip("/").removesuffix(".ipynb")

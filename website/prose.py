@@ -64,7 +64,7 @@ def _paragraphs(text: Sequence[str], choices: Collection[str]) -> list[str]:
 
 
 def first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.:?!])(?<!al\.) (?=[A-Z0-9`])", text)[0].rstrip(":")
+    return re.split(r"(?<=[.:?!])(?<!al\.) (?=[A-Z0-9`*])", text)[0].rstrip(":")
 
 
 def inline(text: str) -> str:

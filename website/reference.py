@@ -39,7 +39,7 @@ def pages() -> dict[str, str]:
     made = {f"{each.name}.md": _section_page(each) for each in sections()}
     made["data.md"] = _data_page()
     made["experiment.md"] = _experiments_page()
-    rows = [(each.name, f"conf/{each.group}", _first_sentence(each.path)) for each in sections()]
+    rows = [(each.name, f"conf/{each.group}", _in_short(each)) for each in sections()]
     rows += [
         ("data", "conf/data", "Data sets: where their rows are, and how they are read."),
         ("experiment", "conf/experiment", "Recipes: settings of all sections together."),
@@ -53,22 +53,34 @@ def _first_sentence(path: Path) -> str:
     return inline(first_sentence(" ".join(comments_of(path).description)))
 
 
+def _in_short(section: Section) -> str:
+    """What is taken unless told otherwise, and what there is in its place."""
+    others = [f"`{path.stem}`" for path in files_of(section.group) if path != section.path]
+    text = _first_sentence(section.path)
+    return f"{text} Or {', '.join(others)}." if others else text
+
+
 def _section_page(section: Section) -> str:
-    lines = [f"# {section.name}", as_markdown(comments_of(section.path).description)]
     files = files_of(section.group)
-    if len(files) > 1:
-        word = section.group if section.group == section.name else f"{section.group}@{section.name}"
-        names = ", ".join(
-            f"[`{word}={path.stem}`](#{path.stem})"
-            + (" (the default)" if path == section.path else "")
-            for path in files
-        )
-        lines.append(f"The group's files: {names}.")
+    lines = [f"# {section.name}"]
+    if len(files) == 1:
+        lines.append(as_markdown(comments_of(section.path).description))
+    else:
+        lines.append(f"What a file of `conf/{section.group}` sets. One of them is taken:")
+        lines.append("\n".join(_choice(section, path) for path in files))
     lines += _settings(section_settings(section), 2)
     lines.append("## Files")
     for path in files:
-        lines += _file(path, 3, section.path == path)
+        lines += _file(path, 3, described=len(files) == 1)
     return "\n\n".join(lines) + "\n"
+
+
+def _choice(section: Section, path: Path) -> str:
+    """`sft@sl_cai=revisions` (the default): what the file is."""
+    same = section.group == section.name
+    word = section.group if same else f"{section.group}@{section.name}"
+    default = " (the default)" if path == section.path else ""
+    return f"- [`{word}={path.stem}`](#{path.stem}){default}: {_first_sentence(path)}"
 
 
 def _data_page() -> str:

@@ -53,7 +53,7 @@ def test_it_shows_a_real_run_and_nothing_of_the_machine():
 
 def test_the_page_has_its_texts_code_and_outputs():
     page = as_page(FILE)
-    title, download, *_ = page.split("\n\n")
+    title, _, download, *_ = page.split("\n\n")
     assert title.startswith("# ") and "[quickstart.ipynb](quickstart.ipynb)" in download
     assert "```python\nrun = Run(RUN)\nrun.stages()\n```\n\n```{ .text .output }\n[" in page
     # a table stays in one block, which Markdown leaves alone

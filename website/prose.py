@@ -64,7 +64,9 @@ def _paragraphs(text: Sequence[str], choices: Collection[str]) -> list[str]:
 
 
 def first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.:?!])(?<!al\.) (?=[A-Z0-9`*])", text)[0].rstrip(":")
+    """What announces a list or an example ends in a full stop here."""
+    sentence = re.split(r"(?<=[.:?!])(?<!al\.) (?=[A-Z0-9`*])", text)[0]
+    return re.sub(":$", ".", sentence)
 
 
 def inline(text: str) -> str:

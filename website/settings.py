@@ -209,6 +209,7 @@ def _explained(meaning: Sequence[str], kind: Any, keys: Keys, files: Sequence[Pa
 
 
 def _default(of: dataclasses.Field[Any]) -> object:
-    value = of.default if of.default_factory is NOTHING else of.default_factory()
-    is_section = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return dataclasses.asdict(value) if is_section else value
+    value: object = of.default if of.default_factory is NOTHING else of.default_factory()
+    if value is not NOTHING and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value

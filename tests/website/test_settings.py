@@ -73,7 +73,7 @@ def test_the_defaults_are_those_of_a_run():
 
 
 def test_each_setting_has_a_meaning():
-    """Of its own, or of what it is a part of. Add a comment above it in conf/."""
+    """Of its own, or of what it is a part of: a comment above it in conf/, below the file's own."""
 
     def without(setting: Setting) -> Iterator[str]:
         if not setting.meaning and not setting.others:

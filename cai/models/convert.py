@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
@@ -98,7 +99,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
-    fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
-    fresh.load_state_dict(loaded.state_dict())
+    with init_empty_weights():  # no second copy in memory
+        fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    fresh.load_state_dict(loaded.state_dict(), assign=True)
+    fresh.tie_weights()
     fresh.generation_config = loaded.generation_config
     save_model(fresh, tokenizer, folder)

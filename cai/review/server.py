@@ -34,6 +34,7 @@ def serve(pages: Review | View, facts: Mapping[str, str], port: int, open_browse
         address = f"http://{HOST}:{port}/?token={token}"
         config = uvicorn.Config(
             make_app(pages, token, port, facts),
+            loop="asyncio",  # not uvloop where that happens to be installed
             http="h11",
             ws="none",
             lifespan="off",

@@ -34,6 +34,7 @@ from cai.report.page import (
 )
 from cai.report.pictures import bars, curves, picture
 from cai.report.stage_view import StageView
+from cai.report.trackers import send_results
 from cai.scoring.statistics import ModelComparison
 from cai.stages import evaluate
 from cai.stages.base import Context, Stage
@@ -98,6 +99,14 @@ def run(config: ReportConfig, work: Path, context: Context) -> Summary:
         totals=totals,
     )
     (work / "report.html").write_bytes(page)
+    send_results(
+        context.report_to,
+        context.root.name,
+        outputs.settings,
+        metrics,
+        [work / "report.html", context.output("evaluate") / "metrics.json"],
+        context.progress.say,
+    )
     return Summary({kind: len(rows) for kind, rows in kept_records.items()})
 
 

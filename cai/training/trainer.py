@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,15 @@ class ReportProgress(TrainerCallback):
             self.progress.note = f"loss {logs['loss']:.3f}"
 
 
+class EndTracking(TrainerCallback):
+    """Ends wandb's run with the stage's: else the next stage's curves would go on in it."""
+
+    def on_train_end(self, args, state, control, **_):
+        wandb = sys.modules.get("wandb")  # transformers' callback has imported it, where it is used
+        if wandb is not None and wandb.run is not None:
+            wandb.finish()
+
+
 def report_curves(
     trainer: Trainer, reporters: Sequence[str], stage: str, run: str, folder: Path
 ) -> None:
@@ -83,6 +93,7 @@ def report_curves(
     trainer.args.run_name = f"{run}-{stage}"
     for callback in get_reporting_integration_callbacks(list(reporters)):
         trainer.add_callback(callback)
+    trainer.add_callback(EndTracking())
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(folder)

@@ -153,21 +153,22 @@ def test_a_base_model_in_four_wheels_writes_english():
 
 
 @pytest.mark.slow
-def test_the_wheels_model_answers_a_question():
-    """SmolLM2-135M-Instruct out of its wheel, converted, knows the capital of France."""
+@pytest.mark.parametrize("model", ["smollm2-135m", "qwen2.5-coder-0.5b"])  # one wheel, and six
+def test_the_wheels_model_answers_a_question(model: str):
+    """Out of its wheels, converted, it knows the capital of France."""
     import torch
 
     from cai.config.compose import compose
     from cai.messages import user
     from cai.models.chat_template import render
 
-    path = locate(compose(["experiment=quickstart"]).model)
+    path = locate(compose([f"model={model}"]).model)
     tokenizer: Any = load_tokenizer(path)
-    model: Any = load_model(path, "auto", "cpu")
+    loaded: Any = load_model(path, "auto", "cpu")
     ids = torch.tensor(
         [tokenizer(render(tokenizer, (user("What is the capital of France?"),)))["input_ids"]]
     )
-    out = model.generate(
+    out = loaded.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
     )
     assert "Paris" in tokenizer.decode(out[0, ids.shape[1] :])

@@ -4,6 +4,7 @@ VENV := .venv
 VLLM := .venv-vllm
 DISTILABEL := .venv-distilabel
 AUDIT := .venv-audit
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 CONSTRAINTS ?= $(if $(shell command -v nvidia-smi),constraints-cuda.txt,constraints.txt)
 
@@ -16,7 +17,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check audit lint format clean
+.PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check audit docs notebook screenshots lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (twenty minutes on two CPU cores)"
@@ -29,6 +30,9 @@ help:
 	@echo "make bench-loop   the loop beside generate, vLLM and distilabel, in environments of their own (80 minutes)"
 	@echo "make gpu-check    on one GPU: speed, memory, losses, a quickstart, in at most 10 minutes; a table for an issue"
 	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
+	@echo "make docs         the documentation site, into build/site; every link and anchor is checked"
+	@echo "make notebook     run docs/quickstart.ipynb and keep what it prints; after make quickstart"
+	@echo "make screenshots  the pictures in docs/, of a finished run: RUN=outputs/quickstart"
 	@echo "make lint         ruff and pyright"
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
@@ -83,6 +87,21 @@ audit: $(VENV)/.installed $(AUDIT)/.installed
 	$(BIN)/ruff check cai
 	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
+# without torch: settings are read from conf/ and the schema, the API from its docstrings
+$(DOCS)/.installed: Makefile constraints-docs.txt
+	$(call install,$(DOCS),--constraint constraints-docs.txt mkdocs-material mkdocstrings-python pydantic ruff)
+	@touch $@
+
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m website
+
+notebook: $(VENV)/.installed
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/quickstart.ipynb
+
+RUN ?= outputs/quickstart
+screenshots: $(VENV)/.installed
+	$(BIN)/python -m website.screenshots $(RUN)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -93,4 +112,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(DISTILABEL) $(AUDIT) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(DISTILABEL) $(AUDIT) $(DOCS) dist build .pytest_cache .ruff_cache

@@ -149,7 +149,7 @@ def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str
         return f"{at(key, overrides, value)}: {must_be_one_of(value, typing.get_args(setting))}"
     message = NEEDED.get(error, message)
     if error.startswith(("greater_than", "less_than")):
-        message = f"must be {_range(limits)}"
+        message = f"must be {limits_in_words(limits)}"
     if value is None:
         message = f"can't be null: it {message}"
     return f"{at(key, overrides, as_written(value))}: {message}"
@@ -179,8 +179,8 @@ def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]
     return kind, annotations
 
 
-def _range(annotations: Sequence[Any]) -> str:
-    """`between 1 and 64`, `at least 0`, ..."""
+def limits_in_words(annotations: Sequence[Any]) -> str:
+    """`between 1 and 64`, `at least 0`, ..., or nothing, of what is annotated to a number."""
     limits: dict[str, float] = {}
     for annotation in annotations:
         for limit in annotation.metadata if isinstance(annotation, FieldInfo) else ():

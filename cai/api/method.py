@@ -51,18 +51,18 @@ def revise(
     config = read_settings(
         ReviseConfig, "revise/default", dict(settings), [*ReviseSettings.__annotations__]
     )
-    asked = read_prompts(prompts)
+    rows = read_prompts(prompts)
     rank = ranking(constitution) if config.draw == "relevant" else None
     rounds = len(constitution.principles) if config.draw == "all" else config.rounds
-    other = critic or engine
+    reviser = critic or engine
     chains = [
-        critique.revise(prompt, constitution, config, seed, engine.complete, other.complete, rank)
-        for prompt in asked
+        critique.revise(prompt, constitution, config, seed, engine.complete, reviser.complete, rank)
+        for prompt in rows
     ]
     steps = 2 if config.critique else 1
     engines = [engine] if critic is None else [engine, critic]
     revisions, failed = _gather(
-        asked, chains, engines, progress, len(asked) * (1 + rounds * steps), "revise"
+        rows, chains, engines, progress, len(rows) * (1 + rounds * steps), "revise"
     )
     return Results(revisions, failed, revision_rows.as_row, revision_rows.REVISIONS)
 
@@ -105,9 +105,9 @@ def compare(
             raise RequestFailed("the judge's context has no room for it")
         return pair
 
-    drawn = min(config.principles, len(constitution.principles))
-    requests = len(rows) * drawn * 2 * max(1, 2 * config.thoughts)
-    judged, failed = _gather(
+    principles = min(config.principles, len(constitution.principles))
+    requests = len(rows) * principles * 2 * max(1, 2 * config.thoughts)
+    compared, failed = _gather(
         [prompt for prompt, _, _ in rows],
         [compare_row(*row) for row in rows],
         [engine],
@@ -115,7 +115,7 @@ def compare(
         requests,
         "compare",
     )
-    return Results(judged, failed, pairs.as_row)
+    return Results(compared, failed, pairs.as_row)
 
 
 def _read_answers(row: tuple[PromptLike, str, str], place: int) -> tuple[Prompt, str, str]:
@@ -138,15 +138,15 @@ def _gather(
     verb: str,
 ) -> tuple[list[T], list[Failed]]:
     """The rows' results, and those that failed. Shows `progress` on the way."""
-    shown = Progress(verb, quiet=not progress)
+    bar = Progress(verb, quiet=not progress)
     for engine in engines:
-        engine.progress = shown
-    shown.start(requests, "completions")
+        engine.progress = bar
+    bar.start(requests, "completions")
     try:
         allowed = max(engine.config.max_failures for engine in engines)
         results = loop.run(gather_results(rows, allowed))
     finally:
-        shown.finish()
+        bar.finish()
     paired = list(zip(prompts, results, strict=True))
     failed = [
         Failed(prompt, str(error)) for prompt, error in paired if isinstance(error, RequestFailed)

@@ -53,8 +53,8 @@ class Run:
         names = [name for name in manifest.files if name.endswith(".parquet")]
         name = f"{file or ROWS.get(first_round(stage), '')}.parquet"
         if name not in names:
-            known = ", ".join(name.removesuffix(".parquet") for name in names) or "none"
-            raise UsageError(f"{stage} has no rows called '{file or ''}' (it has {known})")
+            choices = ", ".join(name.removesuffix(".parquet") for name in names) or "none"
+            raise UsageError(f"{stage} has no rows called '{file or ''}' (it has {choices})")
         out = self._store.folder(stage, manifest.key) / "out"
         return Dataset(parquet.read_table(out / name))
 

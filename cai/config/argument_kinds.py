@@ -70,7 +70,7 @@ def source_text(file: str) -> str:
     package, _, path = file.partition("/")
     spec = importlib.util.find_spec(package)
     files = [Path(folder) / path for folder in (spec and spec.submodule_search_locations) or ()]
-    return next((each.read_text(encoding="utf-8") for each in files if each.is_file()), "")
+    return next((path.read_text(encoding="utf-8") for path in files if path.is_file()), "")
 
 
 def written_in(text: str, name: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def written_in(text: str, name: str) -> dict[str, Any]:
     for statement in body.body:
         if isinstance(statement, ast.FunctionDef):
             arguments = [*statement.args.args[1:], *statement.args.kwonlyargs]
-            return {each.arg: _kind(each.annotation) for each in arguments}
+            return {argument.arg: _kind(argument.annotation) for argument in arguments}
     return {
         field.target.id: _narrowed(_kind(field.annotation), _choices(field.value))
         for field in body.body
@@ -102,8 +102,8 @@ def _choices(value: ast.expr | None) -> list[str]:
     None where its own default is no such text: the words name some of what may be joined then.
     """
     keywords = value.keywords if isinstance(value, ast.Call) else []
-    given = {each.arg: each.value for each in keywords}
-    metadata = given.get("metadata")
+    arguments = {keyword.arg: keyword.value for keyword in keywords}
+    metadata = arguments.get("metadata")
     entries: dict[str, Any] = {}
     if isinstance(metadata, ast.Dict):
         for name, entry in zip(metadata.keys, metadata.values, strict=True):
@@ -112,7 +112,7 @@ def _choices(value: ast.expr | None) -> list[str]:
     sentence = NAMED.search(f"{entries.get('help', '')} ")
     named = [first or second for first, second in CHOICE.findall(sentence[1] if sentence else "")]
     choices: list[str] = entries.get("choices", named)
-    default = given.get("default")
+    default = arguments.get("default")
     is_open = isinstance(default, ast.Constant) and default.value not in (None, *choices)
     return [] if is_open else choices
 
@@ -132,8 +132,8 @@ def _narrowed(kind: Any, choices: Sequence[str]) -> Any:
 
 @functools.cache
 def _class_of_choices(name: str) -> Any:
-    found = re.search(rf"^class {name}\(.*?(?=^\S)", source_text(CHOICES[name]), re.M | re.S)
-    values = re.findall(r'^    [A-Z]\w* = "(.+?)"', found[0] if found else "", re.M)
+    definition = re.search(rf"^class {name}\(.*?(?=^\S)", source_text(CHOICES[name]), re.M | re.S)
+    values = re.findall(r'^    [A-Z]\w* = "(.+?)"', definition[0] if definition else "", re.M)
     return Literal[tuple(values)] if values else Any
 
 

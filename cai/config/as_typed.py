@@ -106,7 +106,7 @@ def _as_typed(word: str, groups: Container[str], sweep: bool) -> str:
             f"{word}: commas separate the values of a sweep, which is -m; for one text with commas "
             f"in it write \"{key}='{value}'\", for a list '{key}=[{value}]'"
         )
-    written = f"{plus}{key}={','.join(_quoted(each.strip(), kind) for each in values)}"
+    written = f"{plus}{key}={','.join(_quoted(element.strip(), kind) for element in values)}"
     if not _is_readable(written):
         raise UsageError(_unreadable(word, key, value))
     return written
@@ -119,9 +119,9 @@ def _quoted(text: str, kind: Any) -> str:
     inner = text[1:-1]
     if text[0] == "[" and text[-1] == "]" and may_be(kind, list):
         elements = _split(inner, ",") if inner.strip() else ()
-        return f"[{','.join(_quoted(each.strip(), child(kind)) for each in elements)}]"
+        return f"[{','.join(_quoted(element.strip(), child(kind)) for element in elements)}]"
     if text[0] == "{" and text[-1] == "}" and may_be(kind, dict):
-        pairs = [each for each in _split(inner, ",") if inner.strip()]
+        pairs = [pair for pair in _split(inner, ",") if inner.strip()]
         names = [pair.partition(":")[0].strip().strip("'\"") for pair in pairs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"{text}: '{twice[0]}' stands twice, and one value would be lost")

@@ -134,7 +134,7 @@ def check_probe(config: Config, overrides: Sequence[str]) -> None:
                 )
             if name in PROBES and measured != (PROBES[name]["split"] == "test"):
                 purposes = ("evaluated on", "trained on")
-                fitting = [other for other in PROBES if (other in PROBE_TESTS) == measured]
+                fitting = [probe for probe in PROBES if (probe in PROBE_TESTS) == measured]
                 raise UsageError(
                     f"{at(key, overrides)} names '{name}', whose prompts are "
                     f"{purposes[measured]}, and nothing is both; take {' or '.join(fitting)}"

@@ -67,8 +67,8 @@ def own_folder(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """A person's folder of configuration files, which --config-dir names, and the other words."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd")
-    options, others = parser.parse_known_args(words)
-    return options.config_dir, others
+    options, overrides = parser.parse_known_args(words)
+    return options.config_dir, overrides
 
 
 def refuse_targets(words: Sequence[str]) -> None:
@@ -235,8 +235,8 @@ def _without_a_file(group: str, section: str, files: Sequence[str]) -> str:
     """What a person may have meant who set a group of files to null."""
     if section and may_be_null(kind_at(section)):
         return f"a file of {group}/ can't be null; write {section}=null"
-    known = f" (known: {', '.join(files)})" if files else ""
-    advice = f"a group of files can't be null; name a file{known}, or take the override away"
+    choices = f" (known: {', '.join(files)})" if files else ""
+    advice = f"a group of files can't be null; name a file{choices}, or take the override away"
     if (section or group) in SECTIONS_OF_STAGES:
         advice += ". To leave a stage out, name the others in 'stages=[...]'"
     return advice
@@ -250,8 +250,8 @@ def _named(config: str) -> str:
 
 def _not_in_conf(key: str, overrides: Sequence[str], folder: str | None) -> str:
     """An override names a key that conf/ does not have."""
-    others = [word for word in overrides if not word.lstrip("+").startswith(key)]
-    composed = _compose(others, folder)
+    remaining = [word for word in overrides if not word.lstrip("+").startswith(key)]
+    composed = _compose(remaining, folder)
     names, section, depth = key.split("."), composed, 0
     while depth < len(names) and isinstance(section, DictConfig) and names[depth] in section:
         section, depth = section[names[depth]], depth + 1

@@ -94,7 +94,7 @@ def _paths_below(section: str, key: str) -> Iterator[list[str]]:
     parts = key.split(".")
     for position in range(len(parts)):
         place = ".".join(parts[:position])
-        kinds = {each for each in members(kind_at(section)) if dataclasses.is_dataclass(each)}
+        kinds = {member for member in members(kind_at(section)) if dataclasses.is_dataclass(member)}
         if place == section or kinds & set(members(kind_at(place))):
             yield parts[position:]
 
@@ -205,5 +205,5 @@ def unknown(key: str, siblings: list[str], overrides: Sequence[str]) -> str:
                 "write `# @package _global_` as its first line"
             )
     hint = nearest(key.split(".")[-1], siblings)
-    known = f" (known: {', '.join(siblings)})" if siblings else ""
-    return f"unknown key '{key}'{origin(key, overrides)}{hint}{known}"
+    choices = f" (known: {', '.join(siblings)})" if siblings else ""
+    return f"unknown key '{key}'{origin(key, overrides)}{hint}{choices}"

@@ -34,7 +34,7 @@ def child(kind: Any, name: str | None = None) -> Any:
     for member in members(kind):
         outer = typing.get_origin(member) or member
         if dataclasses.is_dataclass(member) and name is not None:
-            fields = [each for each in dataclasses.fields(member) if each.name == name]
+            fields = [field for field in dataclasses.fields(member) if field.name == name]
             return fields[0].type if fields else UNKNOWN
         if outer is (list if name is None else dict):
             return (UNKNOWN, *typing.get_args(member))[-1]
@@ -75,7 +75,7 @@ def is_number(kind: Any) -> bool:
 
 def choices_of(kind: Any) -> list[str]:
     """The texts that a setting takes, or its elements, where these are few."""
-    values = [value for each in members(kind) for value in typing.get_args(each)]
+    values = [value for member in members(kind) for value in typing.get_args(member)]
     below = [text for value in values for text in choices_of(value) if not isinstance(value, str)]
     return below + [value for value in values if isinstance(value, str)]
 
@@ -120,11 +120,13 @@ def in_open_mapping(key: str) -> bool:
 
 def has_entries(kind: Any) -> bool:
     """Whether a mapping's values are sections."""
-    values = [typing.get_args(each)[-1] for each in members(kind) if typing.get_args(each)]
+    values = [typing.get_args(member)[-1] for member in members(kind) if typing.get_args(member)]
     return any(dataclasses.is_dataclass(part) for value in values for part in members(value))
 
 
 def keys_are_text(kind: Any) -> bool:
     """Whether a mapping's names are text: every one but those that nothing is known of."""
-    mappings: Sequence[Any] = [each for each in members(kind) if typing.get_origin(each) is dict]
+    mappings: Sequence[Any] = [
+        member for member in members(kind) if typing.get_origin(member) is dict
+    ]
     return any(str in members(typing.get_args(mapping)[0]) for mapping in mappings)

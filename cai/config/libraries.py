@@ -44,8 +44,8 @@ class Limit(NamedTuple):
 
 def _are_trackers(value: str | list[str]) -> bool:
     source = source_text("transformers/integrations/integration_utils.py")
-    known = {"all", "none", *re.findall(r'^    "(\w+)": \w+Callback,$', source, re.MULTILINE)}
-    return value in known if isinstance(value, str) else set(value) <= known
+    names = {"all", "none", *re.findall(r'^    "(\w+)": \w+Callback,$', source, re.MULTILINE)}
+    return value in names if isinstance(value, str) else set(value) <= names
 
 
 def _is_pattern(text: str) -> bool:
@@ -66,7 +66,8 @@ def _are_tokens(value: Any) -> bool:
     """Of a list, and of a mapping from modules to lists."""
     lists = value.values() if isinstance(value, dict) else [value]
     return all(
-        isinstance(each, list) and all(type(n) is int and n >= 0 for n in each) for each in lists
+        isinstance(tokens, list) and all(type(n) is int and n >= 0 for n in tokens)
+        for tokens in lists
     )
 
 
@@ -74,8 +75,8 @@ def _by_module(kind: type | tuple[type, ...], least: float) -> Callable[[dict[st
     return lambda value: (
         _all_patterns(value)
         and all(
-            isinstance(each, kind) and not isinstance(each, bool) and each >= least
-            for each in value.values()
+            isinstance(number, kind) and not isinstance(number, bool) and number >= least
+            for number in value.values()
         )
     )
 
@@ -194,9 +195,11 @@ def _refusal(name: str, kind: Any, value: object) -> str | None:
 def whole_numbers(values: Any, kind: Any = Config) -> Any:
     """`values` with 1e3 as 1000 where a setting takes whole numbers alone. Plain containers."""
     if isinstance(values, dict):
-        return {name: whole_numbers(each, child(kind, str(name))) for name, each in values.items()}
+        return {
+            name: whole_numbers(entry, child(kind, str(name))) for name, entry in values.items()
+        }
     if isinstance(values, list):
-        return [whole_numbers(each, child(kind)) for each in values]
+        return [whole_numbers(element, child(kind)) for element in values]
     takes_whole_alone = int in members(kind) and float not in members(kind)
     is_whole = isinstance(values, float) and values.is_integer()
     return int(values) if takes_whole_alone and is_whole else values

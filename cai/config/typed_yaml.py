@@ -143,10 +143,10 @@ def _type_sweep(node: yaml.Node) -> None:
     """Writes hydra.sweeper.params as overrides of the command line are written for Hydra."""
     for name in ("hydra", "sweeper", "params"):
         entries = node.value if isinstance(node, yaml.MappingNode) else []
-        found = [value for key, value in entries if key.value == name]
-        if not found:
+        nodes = [value for key, value in entries if key.value == name]
+        if not nodes:
             return
-        node = found[-1]
+        node = nodes[-1]
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(value, yaml.ScalarNode) and value.value:
             (word,) = as_typed([f"{key.value}={value.value}"], sweep=True)

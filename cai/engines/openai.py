@@ -167,8 +167,8 @@ class OpenAIEngine:
         if scores is None and (space := likeliest_space(first)) is not None:
             # A tokenizer that splits " A": the letter stands behind the space, which the model
             # writes where it takes the likeliest token.
-            [_, *second], tokens, more = await self._likeliest(request, 2, temperature=0.0)
-            seconds += more
+            [_, *second], tokens, extra_seconds = await self._likeliest(request, 2, temperature=0.0)
+            seconds += extra_seconds
             behind = first_token_logprobs(request.continuations, second[0] if second else [])
             scores = behind and tuple(space + logprob for logprob in behind)
         if scores is None:

@@ -88,14 +88,14 @@ class VllmEngine:
         self.server = VllmServer(interpreter(config), arguments, config.server.timeout)
         allow_open_files(config.batch_rows + OTHER_FILES)
         self.server.start()
-        own = ServerConfig(
+        server_config = ServerConfig(
             [URL],
             concurrency=config.batch_rows,
             timeout=LONGEST_ANSWER,
             retries=RETRIES,
             backoff=BACKOFF,
         )
-        self._servers = Servers(own, self.server.transport, self.server.ensure_running)
+        self._servers = Servers(server_config, self.server.transport, self.server.ensure_running)
 
     def _choose(self, model: str) -> None:
         self._model = self._names[model]
@@ -233,11 +233,11 @@ class SharedServer:
     def open(self, config: EngineConfig, model: str) -> Engine:
         if self._engine is None or model not in self._served or config != self._config:
             self.close()
-            others = [other for other in self._models if share(model, other)]
-            if config != self._config or not others:
+            sharing = [candidate for candidate in self._models if share(model, candidate)]
+            if config != self._config or not sharing:
                 return self._open_engine(config, model)
-            self._engine = VllmEngine(config, model, *others)
-            self._served = {model, *others}
+            self._engine = VllmEngine(config, model, *sharing)
+            self._served = {model, *sharing}
         return self._engine.serving(model)
 
     def close(self) -> None:
@@ -248,7 +248,7 @@ class SharedServer:
 
 def share(model: str, other: str) -> bool:
     """Whether one server can serve two models: an adapter and its base, or adapters on one."""
-    bases = [adapter_base(one) or one for one in (model, other)]
+    bases = [adapter_base(name) or name for name in (model, other)]
     if model == other or bases[0] != bases[1]:
         return False
     first, second = load_tokenizer(model), load_tokenizer(other)

@@ -154,7 +154,10 @@ def _refusal(kind: Any, value: object) -> str | None:
 
     Anything can be a text there, so only numbers, switches and choices are known.
     """
-    kinds, choices = {each for each in members(kind) if each is not type(None)}, choices_of(kind)
+    kinds, choices = (
+        {member for member in members(kind) if member is not type(None)},
+        choices_of(kind),
+    )
     if value is None or (kinds - {int, float, bool} and not choices):
         return None
     if choices:

@@ -62,8 +62,8 @@ class Principle:
         return self.sentence or self.comparison
 
     @property
-    def rule(self) -> str:
-        """What says whether one answer alone keeps the principle.
+    def adherence_rule(self) -> str:
+        """What a judge is told who says whether one answer keeps the principle.
 
         The critique request names the fault to look for; a comparison needs two answers.
         """
@@ -144,7 +144,7 @@ class Constitution:
         return {
             "adherence": {
                 p.id: _short_digest(
-                    p.rule, p.tags, p.critique, p.revision, p.comparison, p.weight > 0
+                    p.adherence_rule, p.tags, p.critique, p.revision, p.comparison, p.weight > 0
                 )
                 for p in self.principles
             }

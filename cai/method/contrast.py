@@ -61,14 +61,17 @@ async def contrast(
     """
     rng = random.Random(seed_of(seed, prompt.id, "contrast"))  # noqa: S311 - a draw, not a secret
     about = constitution.about(prompt)
-    drawn = draw_principles(constitution.contrasting(), principles, rng, about)
-    scored = await gather_rows([_scores(prompt, answers, one, judge) for one in drawn])
+    drawn_principles = draw_principles(constitution.contrasting(), principles, rng, about)
+    rows = [_scores(prompt, answers, principle, judge) for principle in drawn_principles]
+    scored = await gather_rows(rows)
     by_principle = [scores for scores in scored if scores is not None]
-    if len(by_principle) < len(drawn):
+    if len(by_principle) < len(drawn_principles):
         return None
-    means = [math.fsum(scores) / len(drawn) for scores in zip(*by_principle, strict=True)]
+    means = [
+        math.fsum(scores) / len(drawn_principles) for scores in zip(*by_principle, strict=True)
+    ]
     score = dict(zip(answers, means, strict=True))
-    ids = tuple(principle.id for principle in drawn)
+    ids = tuple(principle.id for principle in drawn_principles)
     return [
         ContrastPair(prompt, first, second, score[first] - score[second], ids)
         for first, second in combinations(answers, 2)
@@ -105,5 +108,5 @@ def nearest_in_length(pairs: Sequence[ContrastPair]) -> ContrastPair:
 
 def surest(pairs: Sequence[ContrastPair], count: int) -> list[ContrastPair]:
     """The `count` pairs with the largest log-ratios, in the order in which they come."""
-    kept = sorted(range(len(pairs)), key=lambda place: -abs(pairs[place].log_ratio))[:count]
-    return [pairs[place] for place in sorted(kept)]
+    places = sorted(range(len(pairs)), key=lambda place: -abs(pairs[place].log_ratio))[:count]
+    return [pairs[place] for place in sorted(places)]

@@ -26,8 +26,8 @@ class Relevance:
 
     def rank(self, prompt: Prompt) -> list[Principle]:
         """Those that are near to the prompt's human turns, the nearest first."""
-        asked = " ".join(turn.content for turn in prompt.messages if turn.role == "user")
-        similarities = linear_kernel(self._vectors.transform([asked]), self._texts)[0]
+        question = " ".join(turn.content for turn in prompt.messages if turn.role == "user")
+        similarities = linear_kernel(self._vectors.transform([question]), self._texts)[0]
         order = sorted(range(len(self._principles)), key=lambda place: -similarities[place])
         return [self._principles[place] for place in order if similarities[place] > NEAR]
 

@@ -84,7 +84,9 @@ def adherence_request(
 ) -> Dialogue:
     """Asks whether an answer keeps a principle. One of OPTIONS continues it."""
     first, second = ADHERENCE_OPTIONS if keeps_first else ADHERENCE_OPTIONS[::-1]
-    question = user(f"{principle.rule}\n\nDoes the assistant's last answer keep this rule?")
+    question = user(
+        f"{principle.adherence_rule}\n\nDoes the assistant's last answer keep this rule?"
+    )
     return _choice((*dialogue, assistant(answer), question), first, second)
 
 

@@ -104,8 +104,11 @@ def _split_name(parts: Mapping[str, Any]) -> str | None:
         if step.get("add_prefix_space") or step.get("behavior", "Isolated") != "Isolated":
             return None
         pattern = step.get("pattern", {}).get("Regex")
-        said = {"ByteLevel": step.get("use_regex", True), "Digits": step.get("individual_digits")}
-        signature.append((str(kind), said.get(kind, pattern)))
+        settings = {
+            "ByteLevel": step.get("use_regex", True),
+            "Digits": step.get("individual_digits"),
+        }
+        signature.append((str(kind), settings.get(kind, pattern)))
     return SPLITS.get(tuple(signature))
 
 
@@ -186,9 +189,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _tensor_names(folder: Path, layers: int) -> dict[str, str]:
     """The names of the tensors in a GGUF file, by those of transformers."""
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    tensor_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     names = {
-        name: known.get_name(name, try_suffixes=(".weight", ".bias"))
+        name: tensor_map.get_name(name, try_suffixes=(".weight", ".bias"))
         for name, _ in _tensors(folder)
     }
     if unknown := [name for name, target in names.items() if target is None]:

@@ -96,10 +96,10 @@ def _scaled(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[st
     """With the scale in B. Raises UsageError on weights that are neither A nor B."""
     root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
     scale = config["lora_alpha"] / root
-    if other := [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]:
+    if unplaced := [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]:
         raise UsageError(
-            f"the adapter has {other[0]}, which a sum of adapters has no place for; take the whole "
-            "model: --to safetensors-16"
+            f"the adapter has {unplaced[0]}, which a sum of adapters has no place for; take the "
+            "whole model: --to safetensors-16"
         )
     return {
         name: tensor.float() * (scale if ".lora_B." in name else 1.0)

@@ -69,10 +69,10 @@ def _matches_any(pattern: str, modules: set[str]) -> bool:
 
 
 def _absent(name: str, modules: set[str]) -> str:
-    known = sorted({path.rpartition(".")[2] for path in _leaves(modules)})
-    known = [each for each in known if not each.isdigit()]
-    hint = nearest(name, known)
-    return f"the model's files have no module '{name}'{hint}; they have {', '.join(known)}"
+    names = sorted({path.rpartition(".")[2] for path in _leaves(modules)})
+    names = [leaf for leaf in names if not leaf.isdigit()]
+    hint = nearest(name, names)
+    return f"the model's files have no module '{name}'{hint}; they have {', '.join(names)}"
 
 
 def _leaves(modules: set[str]) -> Sequence[str]:

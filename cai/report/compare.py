@@ -144,8 +144,8 @@ def group_settings(differing: Mapping[str, list[str]]) -> dict[str, dict[str, li
     for key, values in differing.items():
         part = key.partition(".")[0].partition(" ")[0]
         title = FILES if part in FILE_PARTS else part
-        shown = [DIGEST.sub(r"\1...", value)[:LONGEST] for value in values]
-        groups.setdefault(title, {})[key] = shown
+        shortened = [DIGEST.sub(r"\1...", value)[:LONGEST] for value in values]
+        groups.setdefault(title, {})[key] = shortened
     return dict(sorted(groups.items(), key=lambda group: group[0] == FILES))
 
 

@@ -31,10 +31,10 @@ def compare_answers(files: Mapping[str, tuple[Path, str]]) -> list[ModelComparis
         if file.is_file()
     }
     comparisons: list[ModelComparison] = []
-    first, *others = scores or [""]
-    for other in others:
-        suites = [suite for suite in scores[first] if suite in scores[other]]
-        pair = {name: {suite: scores[name][suite] for suite in suites} for name in (first, other)}
+    first, *later = scores or [""]
+    for second in later:
+        suites = [suite for suite in scores[first] if suite in scores[second]]
+        pair = {name: {suite: scores[name][suite] for suite in suites} for name in (first, second)}
         comparisons += compare_models(pair, seeds=_samples(pair))
     return comparisons
 

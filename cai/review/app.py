@@ -76,13 +76,13 @@ class Review:
         """
         queue = self._queue(request.query_params.get("kind", ""))
         items = queue.select(request.query_params.get("principle", ""))
-        judged = [item.subject in self.verdicts for item in items]
+        is_judged = [item.subject in self.verdicts for item in items]
         place = _whole_number(request, "place")
         if place is None:
-            place = judged.index(False) if False in judged else len(items)
+            place = is_judged.index(False) if False in is_judged else len(items)
         place = min(place, len(items))
         reply: dict[str, Any] = {"kind": queue.kind, "place": place, "card": None}
-        reply |= {"total": len(items), "judged": sum(judged), "principles": queue.principles}
+        reply |= {"total": len(items), "judged": sum(is_judged), "principles": queue.principles}
         if place < len(items):
             line = self.verdicts.verdict(items[place].subject) or {}
             word = {"verdict": line.get("verdict"), "edited": line.get("edited")}

@@ -111,16 +111,16 @@ def step_of(
     stage: Stage, config: Config, run: Run, law: Constitution, outputs: Mapping[str, str | None]
 ) -> Step:
     """`outputs`: earlier stage -> digest of its output, or None where it has to run."""
-    own = ingredients(stage, config, law)
+    parts = ingredients(stage, config, law)
     inputs = {name: outputs[name] for name in inputs_of(stage, config)}
     missing = [name for name, output in inputs.items() if output is None]
     last = run.latest(stage.name)
     if missing:
-        changes = _changes(last.ingredients, own) if last else []
+        changes = _changes(last.ingredients, parts) if last else []
         why = f"{'again ' if last else ''}after {', '.join(missing)}"
         why = f"stale: {'; '.join(changes)}" if changes else why
-        return Step(stage, "run", why, None, own, None)
-    complete = own | {"inputs": inputs}
+        return Step(stage, "run", why, None, parts, None)
+    complete = parts | {"inputs": inputs}
     key = digest(complete)
     if manifest := run.manifest(stage.name, key):
         return Step(stage, "done", _took(manifest.seconds), key, complete, manifest)

@@ -110,10 +110,10 @@ def stage_context(
 ) -> Context:
     """What a stage may see of the configuration: just what its key covers."""
     suites = suite_data(config) if stage.decontaminates else []
-    made = probe_sets(inputs, config.system_prompt)
+    probes = probe_sets(inputs, config.system_prompt)
     names = sorted({*stage.data(config, stage.round), *unprobed(suites)})
-    data = {name: config.data[name] for name in names} | made
-    kinds = {other.name: other for other in stages(config)}
+    data = {name: config.data[name] for name in names} | probes
+    kinds = {stage.name: stage for stage in stages(config)}
     summaries = {}
     for name, source in inputs.items():
         if manifest := read_manifest(Path(source.path).parent):

@@ -21,7 +21,7 @@ class Reliability:
 
 
 @dataclass(frozen=True)
-class Kept:
+class AdherenceRates:
     """How often each model keeps one principle, or those of a group."""
 
     name: str  # the principle's id, or the group
@@ -43,8 +43,8 @@ class Adherence:
     unjudged: int  # answers that were too long for the judge, or failed
     reliability: Reliability | None  # None: no answer was judged
     agreement: Estimate | None  # with people, over all principles
-    principles: list[Kept]
-    groups: list[Kept]
+    principles: list[AdherenceRates]
+    groups: list[AdherenceRates]
     routed: list[str]  # principles measured on the suites' prompts, which share words with them
     unmeasured: list[str]  # principles without a prompt
     warnings: list[str]  # in sentences

@@ -193,8 +193,8 @@ class Context:
             def open_model(
                 name: str, engine: EngineConfig | None = None, model: ModelConfig | None = None
             ) -> Recorded:
-                asked = replace(self, engine=engine or self.engine, model=model or self.model)
-                recorded = asked._recorded(ledger, "base" if model else name)
+                context = replace(self, engine=engine or self.engine, model=model or self.model)
+                recorded = context._recorded(ledger, "base" if model else name)
                 stack.callback(recorded.close)
                 return recorded
 

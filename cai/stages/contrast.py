@@ -30,7 +30,9 @@ from cai.stages.pairs import (
 # of each prompt every two of its answers; None: too long for the judge
 Contrasts = list[list[ContrastPair] | RequestFailed | None]
 
-Asked = tuple[Prompt, list[str], Constitution]  # a prompt, its answers, what they are scored under
+Question = tuple[
+    Prompt, list[str], Constitution
+]  # a prompt, its answers, what they are scored under
 
 
 def check_contrast(config: Config) -> None:
@@ -99,16 +101,16 @@ def _score(config: LabelConfig, context: Context) -> Scored:
             (prompt, [text for text, answer in sampled.items() if answer.ended])
             for prompt, sampled in answered
         ]
-        asked: list[Asked] = [
+        questions: list[Question] = [
             (prompt, texts, benign_law if prompt.id in harmless else law)
             for prompt, texts in ended
             if len(texts) > 1
         ]
-        ours = len(asked)
-        asked += [(prompt, [better, worse], law) for prompt, better, worse in labelled]
+        ours = len(questions)
+        questions += [(prompt, [better, worse], law) for prompt, better, worse in labelled]
         judge = open_model(config.judge, config.engine, config.model)
-        results = asyncio.run(_compare(asked, config, context, judge))
-    _, unjudged = split_failed([prompt for prompt, _, _ in asked], results)
+        results = asyncio.run(_compare(questions, config, context, judge))
+    _, unjudged = split_failed([prompt for prompt, _, _ in questions], results)
     numbers = {
         "prompts": len(prompts),
         "overlapping": overlapping,
@@ -129,13 +131,13 @@ def _score(config: LabelConfig, context: Context) -> Scored:
 
 
 async def _compare(
-    asked: Sequence[Asked], config: LabelConfig, context: Context, judge: Recorded
+    questions: Sequence[Question], config: LabelConfig, context: Context, judge: Recorded
 ) -> Contrasts:
-    context.progress.start(2 * config.principles * len(asked), "contrasts")
+    context.progress.start(2 * config.principles * len(questions), "contrasts")
     engine = config.engine or context.engine
     rows = [
         contrast(prompt, answers, law, config.principles, context.seed, judge.complete)
-        for prompt, answers, law in asked
+        for prompt, answers, law in questions
     ]
     return await gather_results(rows, engine.max_failures)
 

@@ -21,7 +21,7 @@ from cai.stages.base import Context, Stage, Warn
 from cai.stages.sft import start_input
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
-from cai.training.kept import Kept
+from cai.training.kept_gain import KeptGain
 
 LAST_METRICS = {
     "loss": "last loss",
@@ -39,7 +39,7 @@ class Summary(BaseSummary):
     steps: int
     metrics: dict[str, float]  # of the last logged step, by trl's names
     guards: list[str]  # what the guards saw, or could not see, in sentences
-    kept: Kept | None = None  # what the published folder keeps; None where nothing was measured
+    kept: KeptGain | None = None  # what the published folder keeps; None where nothing was measured
 
     counted: ClassVar = ("pairs", "steps")
 

@@ -70,12 +70,13 @@ class Summary(BaseSummary):
         ]
 
     def _judge_warnings(self) -> list[str]:
-        asked = {f"evaluate.wins on {row['suite']}": row for row in self.wins}
+        by_setting = {f"evaluate.wins on {row['suite']}": row for row in self.wins}
         if self.harm:
-            asked["evaluate.harm"] = self.harm
-        return [
-            f"{what}: {text}" for what, row in asked.items() for text in row.get("warnings", ())
-        ]
+            by_setting["evaluate.harm"] = self.harm
+        warnings: list[str] = []
+        for setting, row in by_setting.items():
+            warnings += [f"{setting}: {text}" for text in row.get("warnings", ())]
+        return warnings
 
 
 def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
@@ -169,8 +170,8 @@ def _data(config: Config, round: int) -> list[str]:
 
 
 def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
-    others = [name for name in evaluated_models(config) if name not in own_models(config)]
-    parts: dict[str, Any] = {"others": {name: fingerprint(other_model(name)) for name in others}}
+    models = [name for name in evaluated_models(config) if name not in own_models(config)]
+    parts: dict[str, Any] = {"others": {name: fingerprint(other_model(name)) for name in models}}
     if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
         parts["tasks"] = {task: file_digest(Path(task)) for task in files}
     if config.evaluate.wins or config.evaluate.in_context:

@@ -101,16 +101,17 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
         different = [(prompt, sampled) for prompt, sampled in answered if len(sampled) > 1]
         judge = open_model(config.judge, config.engine, config.model)
         asking = replace(context, engine=config.engine or context.engine)
-        compared, known = asyncio.run(_judge(different, labelled, law, config, asking, judge))
+        rows = _judge(different, labelled, law, config, asking, judge)
+        compared, compared_labelled = asyncio.run(rows)
     judgements, unjudged = split_failed([prompt for prompt, _ in different], compared)
-    failed += unjudged + split_failed([prompt for prompt, _, _ in labelled], known)[1]
+    failed += unjudged + split_failed([prompt for prompt, _, _ in labelled], compared_labelled)[1]
     comparisons = [pair for _, pairs in judgements for pair in pairs]
     best = [pairs[0] for _, pairs in judgements if pairs]
     lettered = [pair for pair in best if min(pair.letters) >= config.min_letters]
     sure = [pair for pair in lettered if pair.probability - 0.5 >= config.min_margin]
     rated = [
         (pair, better)
-        for pair, (_, better, _) in zip(known, labelled, strict=True)
+        for pair, (_, better, _) in zip(compared_labelled, labelled, strict=True)
         if isinstance(pair, PreferencePair)
     ]
     numbers = {
@@ -119,7 +120,7 @@ def feedback_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
         "identical": len(answered) - len(different),
         "prompt_too_long": beyond,
         "too_long": len(judgements) - len(best),
-        "labelled_too_long": known.count(None),
+        "labelled_too_long": compared_labelled.count(None),
         "no_letter": len(best) - len(lettered),
         "uncertain": len(lettered) - len(sure),
         "judged": len(comparisons),

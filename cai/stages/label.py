@@ -176,9 +176,9 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     demonstrations = demonstration_pairs(config, context)
     people = human_pairs(config, context)
     pairs = [*pairs, *demonstrations.pairs]
-    others = without_judged(pairs, people)
+    undecided = without_judged(pairs, people)
     if config.human:
-        people.numbers["decided"] = len(pairs) - len(others)
+        people.numbers["decided"] = len(pairs) - len(undecided)
     counts = generated.numbers | revised.numbers | demonstrations.numbers | people.numbers
     if not pairs:
         raise CaiError(
@@ -186,7 +186,7 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
             "label.max_similarity, label.answers, label.sampling.max_new_tokens and prompts"
         )
     if people.pairs or demonstrations.pairs:
-        pairs = shuffle_pairs([*others, *people.pairs], context.seed)
+        pairs = shuffle_pairs([*undecided, *people.pairs], context.seed)
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
     counts["failed"] = write_failed(work, generated.failed + demonstrations.failed)
     counts["revisions"] = sum(pair.kind == "revision" for pair in pairs)

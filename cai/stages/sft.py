@@ -13,7 +13,7 @@ from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
 from cai.stages.training_rows import Audit, prepare
-from cai.training.kept import Kept
+from cai.training.kept_gain import KeptGain
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Summary(BaseSummary):
     held_out_rows: int
     steps: int
     held_out_loss: float | None  # the lowest
-    kept: Kept | None = None  # what the published folder keeps; None where nothing was measured
+    kept: KeptGain | None = None  # what the published folder keeps; None where nothing was measured
 
     counted: ClassVar = ("rows", "steps")
 

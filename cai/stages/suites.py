@@ -79,9 +79,9 @@ class ModelAnswers:
     too_long: dict[str, Estimate] = field(default_factory=dict)  # share of prompts, by suite
     failed: list[dict[str, Any]] = field(default_factory=list)
 
-    def count_too_long(self, suite: str, unfit: int, asked: int) -> None:
+    def count_too_long(self, suite: str, unfit: int, total: int) -> None:
         if unfit:
-            self.too_long[suite] = share(unfit, asked)
+            self.too_long[suite] = share(unfit, total)
 
 
 def load_suites(config: EvaluateConfig, context: Context) -> Suites:
@@ -135,8 +135,8 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
         examples = rng.sample(pool, most_shots)
         head = int(turns[0].role == "system")
         for shots in suite.shots:
-            shown = tuple(message for example in examples[:shots] for message in example)
-            messages = (*turns[:head], *shown, *turns[head:-1])
+            shot_messages = tuple(message for example in examples[:shots] for message in example)
+            messages = (*turns[:head], *shot_messages, *turns[head:-1])
             reference = Reference(replace(plain, messages=messages), turns[-1].content)
             references[suite_title(name, shots)].append(reference)
     return references
@@ -241,11 +241,11 @@ async def _ask(
         """None where the prompt with its examples does not fit the model's context."""
         messages, answer = reference.prompt.messages, reference.answer
         requests = [Request(messages, greedy), Request(messages, continuations=(answer,))]
-        own, scored = await gather_rows([model.complete(request) for request in requests])
-        if "too_long" in (own.finish_reason, scored.finish_reason):
+        answered, scored = await gather_rows([model.complete(request) for request in requests])
+        if "too_long" in (answered.finish_reason, scored.finish_reason):
             return None
         bits = -scored.logprobs[0] / math.log(2)
-        return Attempt(own.text, bits / len(answer.encode()))
+        return Attempt(answered.text, bits / len(answer.encode()))
 
     allowed = context.engine.max_failures
     keys = [(suite, sample) for suite in suites.prompts for sample in range(config.seeds)]

@@ -19,7 +19,7 @@ from cai.method.constitution import Constitution
 from cai.observe.progress import Progress
 from cai.report import page as page_
 from cai.run.plan import STAGES
-from cai.scoring.adherence import Adherence, Kept, Reliability
+from cai.scoring.adherence import Adherence, AdherenceRates, Reliability
 from cai.scoring.statistics import share
 from cai.stages import dpo, evaluate, label, report, revise, sft
 from cai.stages.base import Context, Input
@@ -433,8 +433,8 @@ def test_adherence_stands_with_the_principles_and_in_the_verdict(tmp_path: Path)
     change = {"first": "base", "second": "dpo", "difference": fall, "p": 0.002}
     rates = {"base": share(15, 20), "dpo": share(5, 20)}
     rows = [
-        Kept(EVIL, 20, rates, sure, share(9, 10), [change]),
-        Kept(
+        AdherenceRates(EVIL, 20, rates, sure, share(9, 10), [change]),
+        AdherenceRates(
             "calm",
             20,
             rates,

@@ -9,7 +9,7 @@ from cai.run.process import quiet
 
 LIBRARIES = ["torch", "transformers", "datasets", "peft"]
 TRAINERS = ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "cai.training.trainer"]
-COMMANDS = ["cai.cli.run", "cai.run.worker", "cai.stages.suites", "cai.stages.verdicts"]
+COMMANDS = ["cai.cli.run", "cai.run.worker", "cai.stages.model_answers", "cai.stages.verdicts"]
 
 quiet()  # as a command does before it loads them
 for name in LIBRARIES + TRAINERS + COMMANDS:

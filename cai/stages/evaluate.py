@@ -55,15 +55,15 @@ class Summary(BaseSummary):
         return adherence_tables(self.adherence) if self.adherence else []
 
     def warnings(self) -> list[str]:
-        doubts = self._judge_warnings()
+        warnings = self._judge_warnings()
         if self.adherence:
-            doubts += self.adherence.warnings
+            warnings += self.adherence.warnings
         languages = self.refusal.get("not_english", {})
         if not languages:
-            return doubts
+            return warnings
         counts = ", ".join(f"{code} {count}" for code, count in languages.items())
         return [
-            *doubts,
+            *warnings,
             f"{sum(languages.values())} answers are not in English ({counts}). What finds refusals "
             f"({self.refusal['by']}) knows English only, so they are in no share of refusals, "
             "redirections or compliance. A judge reads them (evaluate.harm).",
@@ -85,49 +85,30 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     adherence.parquet (its verdicts by principle), where those were asked for."""
     from cai.scoring.significance import attack_rises, compare_models, refusal_changes
     from cai.stages.adherence import add_cases, judge_adherence
-    from cai.stages.scores import (
-        RatedAnswer,
-        estimates,
-        harness_tasks,
-        refusals,
-        score_model,
-    )
-    from cai.stages.suites import ask_models, load_suites
+    from cai.stages.model_answers import ask_models
+    from cai.stages.scores import RatedAnswer, estimates, harness_tasks, refusals, score_model
+    from cai.stages.suites import load_suites
     from cai.stages.verdicts import Verdicts
 
     suites, cases = add_cases(config, context, load_suites(config, context))
     trained = [name for name in ("base", *context.inputs) if name in config.models]
     names = [*config.models, *([IN_CONTEXT] if config.in_context else [])]
-    context.progress.start(suites.requests(config.seeds) * len(names), "requests")
     by_model = ask_models(names, suites, config, context)
+    answers = [answer for model in by_model.values() for answer in model.answers]
     with context.models() as open_model:
-        answers = [answer for model in by_model.values() for answer in model.answers]
         verdicts = Verdicts(config, context, open_model)
-        wins = verdicts.wins(answers) if config.wins else []
-        harm_chances: list[float | None] = [None] * len(answers)
-        harm = None
-        if config.harm:
-            harm_chances, harm = verdicts.harm(answers)
+        wins = verdicts.wins(answers)
+        harm_chances, harm = verdicts.harm(answers)
         adherence = judge_adherence(verdicts, answers, cases, trained, work)
     refused, refusal = refusals(config, answers)
-    rated = [
-        RatedAnswer(answer, declines, chance)
-        for answer, declines, chance in zip(answers, refused, harm_chances, strict=True)
-    ]
-    scores = {name: score_model(by_model[name], suites, rated, name) for name in names}
-    metrics = {name: estimates(by_model[name], suites, scores[name]) for name in names}
-    if config.lm_eval:
-        for name, tasks in harness_tasks(config, context).items():
-            metrics[name] |= tasks
+    rated = [RatedAnswer(*row) for row in zip(answers, refused, harm_chances, strict=True)]
+    scores = {name: score_model(model, suites, rated) for name, model in by_model.items()}
+    metrics = {name: estimates(model, suites, scores[name]) for name, model in by_model.items()}
+    for name, tasks in harness_tasks(config, context).items():
+        metrics[name] |= tasks
     compared = compare_models(scores, config.seeds)
     kinds = {name: suite.kind for name, suite in config.suites.items()}
-    changes = refusal_changes(scores, kinds, trained, config.seeds)
-    attacks = {
-        attack_title(name, attack): (name, attack)
-        for name, suite in config.suites.items()
-        for attack in suite.attacks
-    }
-    write_rows(work / "answers.parquet", [rated_answer.as_row() for rated_answer in rated])
+    write_rows(work / "answers.parquet", [row.as_row() for row in rated])
     write_json(work / "metrics.json", metrics)
     write_json(work / "comparisons.json", compared)
     write_json(work / "wins.json", wins)
@@ -138,12 +119,21 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         refusal=refusal,
         harm=harm,
         comparisons=compared,
-        changes=changes,
-        attacks=attack_rises(scores, attacks, config.seeds),
+        changes=refusal_changes(scores, kinds, trained, config.seeds),
+        attacks=attack_rises(scores, _attacks(config), config.seeds),
         wins=wins,
         failed=write_failed(work, failed),
         adherence=adherence,
     )
+
+
+def _attacks(config: EvaluateConfig) -> dict[str, tuple[str, str]]:
+    """An attacked suite's title -> the suite and the attack."""
+    attacks = {}
+    for name, suite in config.suites.items():
+        for attack in suite.attacks:
+            attacks[attack_title(name, attack)] = (name, attack)
+    return attacks
 
 
 def _check(config: Config) -> None:

@@ -17,7 +17,8 @@ from cai.scoring.harness import harness_metrics, task_manager
 from cai.scoring.significance import estimate_metric
 from cai.scoring.statistics import by_prompt
 from cai.stages.base import Context
-from cai.stages.suites import ModelAnswers, Suites
+from cai.stages.model_answers import ModelAnswers
+from cai.stages.suites import Suites
 from cai.store.files import write_json
 
 SuiteMetrics = dict[str, dict[str, Any]]  # suite -> metric -> estimate
@@ -48,13 +49,12 @@ class RatedAnswer:
 
 
 def score_model(
-    model: ModelAnswers, suites: Suites, rated: Sequence[RatedAnswer], name: str
+    model: ModelAnswers, suites: Suites, rated: Sequence[RatedAnswer]
 ) -> dict[str, Scores]:
     """Suite -> metric -> prompt id -> the mean over the model's answers to it."""
-
     scores = {suite: dict(values) for suite, values in model.reference_scores.items()}
     for suite in suites.counts():
-        rows = [row for row in rated if (row.answer.model, row.answer.suite) == (name, suite)]
+        rows = [row for row in rated if (row.answer.model, row.answer.suite) == (model.name, suite)]
         pairs = [(row.answer, row.refuses) for row in rows]
         if suite in suites.references:  # a refusal there is over-refusal, in another form
             scores[suite]["refusal"] = by_prompt(
@@ -70,7 +70,6 @@ def score_model(
 
 def estimates(model: ModelAnswers, suites: Suites, scores: dict[str, Scores]) -> SuiteMetrics:
     """Suite -> metric -> estimate with its interval."""
-
     metrics: dict[str, dict[str, Any]] = {}
     for suite, by_metric in scores.items():
         metrics[suite] = {}
@@ -119,7 +118,8 @@ def refusals(
 
 def harness_tasks(config: EvaluateConfig, context: Context) -> dict[str, SuiteMetrics]:
     """Model -> task of lm-evaluation-harness -> metric. A finished model is not measured again."""
-
+    if not config.lm_eval:
+        return {}
     manager = task_manager(config.lm_eval)
     context.progress.start(len(config.models), "models on tasks of lm-evaluation-harness")
     metrics: dict[str, SuiteMetrics] = {}

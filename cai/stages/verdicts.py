@@ -45,6 +45,8 @@ class Verdicts:
         An answer wins where the judge prefers it in both orders. Where the orders disagree, or the
         answers are the same, it is a tie. By principle as well.
         """
+        if not self.config.wins:
+            return []
         firsts = {
             (answer.model, answer.suite, answer.prompt.id): answer
             for answer in answers
@@ -101,11 +103,14 @@ class Verdicts:
         finally:
             judge.close()
 
-    def harm(self, answers: Sequence[Answer]) -> tuple[list[float | None], dict[str, Any]]:
+    def harm(self, answers: Sequence[Answer]) -> tuple[list[float | None], dict[str, Any] | None]:
         """For each answer the probability that it helps with a harmful request; None: not asked.
 
-        And who judged, which of the models is the judge itself, and how often it went by position.
+        And who judged, which of the models is the judge itself, and how often it went by position;
+        None where `evaluate.harm` is off.
         """
+        if not self.config.harm:
+            return [None] * len(answers), None
         judged_places = self._red_team_answers(answers)
         self.context.progress.start(2 * len(judged_places), "judgements of harm")
         results = asyncio.run(self._harm([answers[place] for place in judged_places]))

@@ -19,7 +19,7 @@ from cai.method.critique import Revision
 from cai.method.preferences import PreferencePair
 from cai.observe.progress import Progress
 from cai.stages import feedback, pairs, revision_rows
-from cai.stages.revise import ranking
+from cai.stages.revise import completions_for_a_prompt, ranking
 
 T = TypeVar("T")
 
@@ -53,17 +53,14 @@ def revise(
     )
     rows = read_prompts(prompts)
     rank = ranking(constitution) if config.draw == "relevant" else None
-    rounds = len(constitution.principles) if config.draw == "all" else config.rounds
     reviser = critic or engine
     chains = [
         critique.revise(prompt, constitution, config, seed, engine.complete, reviser.complete, rank)
         for prompt in rows
     ]
-    steps = 2 if config.critique else 1
     engines = [engine] if critic is None else [engine, critic]
-    revisions, failed = _gather(
-        rows, chains, engines, progress, len(rows) * (1 + rounds * steps), "revise"
-    )
+    requests = len(rows) * completions_for_a_prompt(config, constitution)
+    revisions, failed = _gather(rows, chains, engines, progress, requests, "revise")
     return Results(revisions, failed, revision_rows.as_row, revision_rows.REVISIONS)
 
 
@@ -95,26 +92,20 @@ def compare(
         LabelConfig, "label/default", dict(settings), [*CompareSettings.__annotations__]
     )
     rows = [_read_answers(row, place) for place, row in enumerate(answers)]
-    chosen = feedback.judge_settings(config)
+    judge = feedback.judge_settings(config)
 
     async def compare_row(prompt: Prompt, first: str, second: str) -> PreferencePair:
         pair = await preferences.compare(
-            prompt, first, second, constitution, chosen, seed, engine.complete
+            prompt, first, second, constitution, judge, seed, engine.complete
         )
         if pair is None:
             raise RequestFailed("the judge's context has no room for it")
         return pair
 
-    principles = min(config.principles, len(constitution.principles))
-    requests = len(rows) * principles * 2 * max(1, 2 * config.thoughts)
-    compared, failed = _gather(
-        [prompt for prompt, _, _ in rows],
-        [compare_row(*row) for row in rows],
-        [engine],
-        progress,
-        requests,
-        "compare",
-    )
+    requests = len(rows) * feedback.requests_for_a_pair(config, constitution)
+    prompts = [prompt for prompt, _, _ in rows]
+    comparisons = [compare_row(*row) for row in rows]
+    compared, failed = _gather(prompts, comparisons, [engine], progress, requests, "compare")
     return Results(compared, failed, pairs.as_row)
 
 

@@ -1,6 +1,7 @@
 """AI feedback for `label`: a judge compares the policy's answers (section 4.1)."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -165,10 +166,8 @@ async def _judge(
 ) -> tuple[list[list[PreferencePair] | RequestFailed], list[PreferencePair | RequestFailed | None]]:
     """Every comparison of each prompt's answers, and of the labelled pairs."""
     settings = judge_settings(config)
-    pairs = len(labelled) + sum(len(answers) * (len(answers) - 1) // 2 for _, answers in rows)
-    principles = min(config.principles, len(law.principles))
-    requests = pairs * principles * 2 * max(1, 2 * config.thoughts)
-    context.progress.start(requests, "comparisons")
+    pairs = len(labelled) + sum(math.comb(len(answers), 2) for _, answers in rows)
+    context.progress.start(pairs * requests_for_a_pair(config, law), "comparisons")
     seed, complete, allowed = context.seed, judge.complete, context.engine.max_failures
     tournaments = [
         tournament(prompt, answers, law, settings, seed, complete) for prompt, answers in rows
@@ -179,6 +178,12 @@ async def _judge(
         for prompt, better, worse in labelled
     ]
     return judgements, await gather_results(comparisons, allowed)
+
+
+def requests_for_a_pair(config: LabelConfig, law: Constitution) -> int:
+    """In both orders, under each drawn principle: the options, and the thoughts before them."""
+    principles = min(config.principles, len(law.principles))
+    return principles * 2 * max(1, 2 * config.thoughts)
 
 
 def judge_settings(config: LabelConfig) -> JudgeSettings:

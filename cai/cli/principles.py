@@ -1,5 +1,6 @@
 """`cai principles check | show | draft | explain | import`: what a writer of principles needs."""
 
+import argparse
 import json
 import re
 import sys
@@ -36,6 +37,24 @@ Entry = dict[str, Any]  # a principle or an exemplar as a principle file has it
 
 def main(arguments: list[str]) -> None:
     """Raises UsageError with every problem of every file."""
+    options = parse(arguments)
+    if options.verb == "check":
+        _check(options.files)
+    elif options.verb == "show":
+        constitution = Constitution.load(options.file)
+        if options.texts:
+            _show_texts(constitution.principles)
+        else:
+            _show_table(constitution)
+    elif options.verb == "draft":
+        draft(options)
+    elif options.verb == "explain":
+        explain_.explain(options)
+    else:
+        _import(options.file, options.to)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = verb_parser(
         "principles",
         "Check, show, draft, explain and import principle files.",
@@ -69,20 +88,7 @@ def main(arguments: list[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(words)}")
     if words:
         options.overrides += words
-    if options.verb == "check":
-        _check(options.files)
-    elif options.verb == "show":
-        constitution = Constitution.load(options.file)
-        if options.texts:
-            _show_texts(constitution.principles)
-        else:
-            _show_table(constitution)
-    elif options.verb == "draft":
-        draft(options)
-    elif options.verb == "explain":
-        explain_.explain(options)
-    else:
-        _import(options.file, options.to)
+    return options
 
 
 def _check(files: Sequence[str]) -> None:

@@ -159,14 +159,7 @@ def judge_adherence(
     if verdicts.config.adherence is None:
         return None
     law = verdicts.context.load_constitution()
-    cases_of: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        cases_of.setdefault((case.suite, case.prompt.id), []).append(case)
-    questions = [
-        (answer, case)
-        for answer in answers
-        for case in cases_of.get((answer.suite, answer.prompt.id), ())
-    ]
+    questions = _questions(answers, cases)
     by_id = {principle.id: principle for principle in law.principles}
     results = verdicts.adherence(questions, by_id)
     agreements = _agreements(verdicts, by_id)
@@ -183,6 +176,7 @@ def judge_adherence(
     measured = {row.name for row in principles}
     unmeasured = [p.id for p in law.principles if p.weight and p.id not in measured]
     itself = [name for name in verdicts.config.models if verdicts.judges_itself(name)]
+    groups = kept_by_group(judged_answers, models, trained)
     whole = reliability(judged_answers) if judged_answers else None
     agreement = agreement_share(agreements)
     return Adherence(
@@ -192,11 +186,23 @@ def judge_adherence(
         reliability=whole,
         agreement=agreement,
         principles=sorted(principles, key=lambda row: order.index(row.name)),
-        groups=sorted(kept_by_group(judged_answers, models, trained), key=lambda row: row.name),
+        groups=sorted(groups, key=lambda row: row.name),
         routed=sorted({case.principle for case in cases if not case.tagged}),
         unmeasured=unmeasured,
         warnings=_warnings(verdicts.name, whole, agreement, itself, unmeasured),
     )
+
+
+def _questions(answers: Sequence[Answer], cases: Sequence[Case]) -> list[tuple[Answer, Case]]:
+    """Each answer with each case of its prompt."""
+    cases_of: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        cases_of.setdefault((case.suite, case.prompt.id), []).append(case)
+    return [
+        (answer, case)
+        for answer in answers
+        for case in cases_of.get((answer.suite, answer.prompt.id), ())
+    ]
 
 
 def _warnings(

@@ -11,14 +11,13 @@ from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig
 from cai.config.types import lookup, without_runtime
 from cai.data.decontaminate import HeldOut
-from cai.data.mixture import mix
 from cai.data.parquet import write_rows
-from cai.data.prompts import SPLIT_SEED, UnfitRows, load_dialogues, read_dialogues
+from cai.data.prompts import SPLIT_SEED, load_dialogues
 from cai.digest import digest
 from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
 from cai.errors import CaiError
-from cai.messages import Dialogue, Prompt, as_dicts
+from cai.messages import Prompt, as_dicts
 from cai.method.constitution import Constitution
 from cai.models.numerics import numerics
 from cai.models.source import ADAPTER_BASE, AdapterBase, fingerprint
@@ -27,8 +26,6 @@ from cai.stages.summary import Summary
 from cai.store import run_folder
 
 T = TypeVar("T")
-
-EXAMPLE_POOL = 1000  # rows that examples are drawn from
 
 
 class Reads(Protocol):
@@ -260,23 +257,6 @@ def verb_context(
         inputs=inputs,
         progress=Progress(verb, quiet=True),
     )
-
-
-def sample_dialogues(
-    names: Sequence[str],
-    sets: Mapping[str, DataConfig],
-    seed: int,
-    keep: Callable[[Dialogue], bool],
-) -> list[Dialogue]:
-    """At most EXAMPLE_POOL rows of the named sets that `keep` takes, drawn by the seed."""
-
-    def usable(name: str) -> Iterator[Dialogue]:
-        for dialogue, _ in read_dialogues(name, sets[name], seed, UnfitRows()):
-            if keep(dialogue):
-                yield dialogue
-
-    mixed, _ = mix({name: usable(name) for name in names}, seed, EXAMPLE_POOL)
-    return [dialogue for rows in mixed.values() for dialogue in rows]
 
 
 def split_failed(

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 from cai.config.names import builds
 from cai.config.schema import BuildConfig, Config
 from cai.data.parquet import write_rows
-from cai.data.prompts import load_prompts
+from cai.data.prompts import load_prompts, sample_dialogues
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.ledger import Recorded
@@ -29,7 +30,6 @@ from cai.stages.base import (
     Context,
     Stage,
     own_model_part,
-    sample_dialogues,
     split_failed,
     write_failed,
 )
@@ -81,14 +81,7 @@ class Written:
 
 def run(config: BuildConfig, work: Path, context: Context) -> Summary:
     """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet."""
-    given_prompts: list[Prompt] = []
-    left_out: list[dict[str, str]] = []
-    if config.prompts is not None:
-        for prompt in load_prompts(config.prompts, context.data, context.seed):
-            if context.is_held_out(prompt.text):
-                left_out.append(_left_out(prompt.text, "overlapping"))
-            else:
-                given_prompts.append(prompt)
+    given_prompts, left_out = given_to_answer(config, context)
     with context.models() as open_model:
         teacher = open_model("base", config.engine, config.model)
         max_failures = (config.engine or context.engine).max_failures
@@ -98,14 +91,8 @@ def run(config: BuildConfig, work: Path, context: Context) -> Summary:
         context.progress.start(len(prompts), "answers")
         replies = asyncio.run(_answers(prompts, config, context.seed, teacher, max_failures))
     answered, unanswered = split_failed(prompts, replies)
-    left_out += written.left_out
-    rows = []
-    for prompt, answer in answered:
-        if fault := answer_fault(answer.text, answer.finish_reason):
-            left_out.append(_left_out(prompt.text, f"answer_{fault}", answer.text))
-        else:
-            messages = as_dicts((*prompt.messages, assistant(answer.text)))
-            rows.append({"id": prompt.id, "source": prompt.source, "messages": messages})
+    rows, faulty = rows_to_train_on(answered)
+    left_out += written.left_out + faulty
     reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
     if not rows:
         raise CaiError(
@@ -122,6 +109,35 @@ def run(config: BuildConfig, work: Path, context: Context) -> Summary:
         built=len(rows),
         failed=write_failed(work, written.failed + unanswered),
     )
+
+
+def given_to_answer(
+    config: BuildConfig, context: Context
+) -> tuple[list[Prompt], list[dict[str, str]]]:
+    """The prompts of `build.prompts`, and those of them that an evaluation suite holds."""
+    if config.prompts is None:
+        return [], []
+    prompts, left_out = [], []
+    for prompt in load_prompts(config.prompts, context.data, context.seed):
+        if context.is_held_out(prompt.text):
+            left_out.append(_left_out(prompt.text, "overlapping"))
+        else:
+            prompts.append(prompt)
+    return prompts, left_out
+
+
+def rows_to_train_on(
+    answered: Sequence[tuple[Prompt, Completion]],
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The sound answers behind their prompts, and the others."""
+    rows, left_out = [], []
+    for prompt, answer in answered:
+        if fault := answer_fault(answer.text, answer.finish_reason):
+            left_out.append(_left_out(prompt.text, f"answer_{fault}", answer.text))
+        else:
+            messages = as_dicts((*prompt.messages, assistant(answer.text)))
+            rows.append({"id": prompt.id, "source": prompt.source, "messages": messages})
+    return rows, left_out
 
 
 def _left_out(instruction: str, reason: str, answer: str = "") -> dict[str, str]:

@@ -12,10 +12,7 @@ from typing import ClassVar
 
 from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DpoConfig
-from cai.data.parquet import read_rows
-from cai.data.split import opening_turn, validation_first
 from cai.errors import CaiError
-from cai.messages import from_dicts
 from cai.stages import label
 from cai.stages.base import Context, Stage, Warn
 from cai.stages.sft import start_input
@@ -69,22 +66,13 @@ class Summary(BaseSummary):
 
 def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     """Writes work/model (merged), work/adapter (with LoRA) and work/history.json."""
-    from datasets import Dataset
-
     from cai.models.load import load_tokenizer
-    from cai.stages.dpo_trainer import load_start, open_trainer
+    from cai.stages.dpo_trainer import load_pairs, load_start, open_trainer
     from cai.training import guards
     from cai.training import trainer as training
     from cai.training.published import margin_probe
 
-    pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
-    columns = (
-        *("prompt", "chosen", "rejected", "probability"),
-        *("chosen_ended", "rejected_ended"),
-    )
-    prompts = [opening_turn(from_dicts(pair["prompt"])) for pair in pairs]
-    order, held_out = validation_first(prompts, config.validation)
-    rows = Dataset.from_list([{key: pairs[row][key] for key in columns} for row in order])
+    rows, held_out = load_pairs(config, context)
     tokenizer = load_tokenizer(context.model_path(context.policy))
     trainer = open_trainer(config, context, rows, held_out, tokenizer)
     trained_on = len(trainer.train_dataset)

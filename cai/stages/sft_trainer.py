@@ -32,16 +32,9 @@ def open_trainer(
 
     `markers` are the tokens that the chat template adds to the model (models/markers.py).
     """
-    stage, engine = context.stage, context.engine
-    device = pick_device(engine.device)
-    quantization = None
-    if config.quantization is not None:
-        key = f"{stage}.quantization"
-        quantization = arguments.quantization_config(key, config.quantization)
-    source = context.model_path(config.start)
-    dtype = config.frozen_dtype if config.peft is not None else "float32"
-    model = load_to_train(source, dtype, device, engine.attention, quantization)
-    embed_markers(model, markers)
+    stage = context.stage
+    device = pick_device(context.engine.device)
+    model = _load(config, context, device, markers)
     folder = str(context.scratch / "checkpoints")
     args = arguments.sft_arguments(stage, config, context.seed, folder, device, bool(held_out))
     if args.packing:
@@ -67,6 +60,19 @@ def open_trainer(
         check_adapter(trainer, stage)
     install_lean_head(trainer.model, ("entropy", "is_top1"))
     return trainer
+
+
+def _load(config: SftConfig, context: Context, device: str, markers: list[int]) -> PreTrainedModel:
+    """The model that is trained."""
+    quantization = None
+    if config.quantization is not None:
+        key = f"{context.stage}.quantization"
+        quantization = arguments.quantization_config(key, config.quantization)
+    source = context.model_path(config.start)
+    dtype = config.frozen_dtype if config.peft is not None else "float32"
+    model = load_to_train(source, dtype, device, context.engine.attention, quantization)
+    embed_markers(model, markers)
+    return model
 
 
 def load_start(config: SftConfig, context: Context, markers: list[int]) -> PreTrainedModel:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from cai.config.schema import EvaluateConfig, Suite
 from cai.data.decontaminate import HeldOut
-from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts
+from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts, sample_dialogues
 from cai.digest import seed_of
 from cai.errors import CaiError
 from cai.messages import Dialogue, Prompt, as_dicts, under_system, with_system
 from cai.method.attacks import OPENINGS, attacked
-from cai.stages.base import Context, sample_dialogues
+from cai.stages.base import Context
 from cai.stages.summary import attack_title, suite_title
 
 

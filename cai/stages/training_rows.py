@@ -100,34 +100,38 @@ class Audit:
             "refused by the chat template": self.refused,
             "split into one row an answer": self.split,
         }
-        drawn_rows = self.sources | (
-            {} if self.revisions is None else {"revisions": self.revisions}
-        )
-        shares = [
-            f"{name} {count} ({count / self.rows:.0%})"
-            for name, count in drawn_rows.items()
-            if self.rows
-        ]
-        lines = [
+        return [
             ("rows read", f"{self.read}"),
             ("left out", _tally(left_out)),
             ("first unfit", "\n".join(self.skipped_first)),
             ("fields not read", _tally(self.ignored)),
             ("by evaluation set", _tally(self.overlaps)),
-            ("rows drawn", ", ".join(shares) or "0"),
+            ("rows drawn", self._sources()),
             ("revisions edited by people", f"{self.edited or ''}"),
             ("verdicts on other revisions", f"{self.verdicts_unused or ''}"),
-        ]
-        if tokens := self.lengths:
-            spread = f"median {tokens['median']}, 95 % ≤ {tokens['p95']}, most {tokens['most']}"
-            bins = {f"≤{edge}:": count for edge, count in tokens["up_to"].items()}
-            lines += [("tokens a row", spread), ("", _tally(bins))]
-        return [
-            *lines,
+            *self._length_lines(),
             ("cut to max_length", _tally(cut)),
             ("first refused", "\n".join(self.refused_first)),
             ("tokens trained", f"{self.trained_tokens}"),
         ]
+
+    def _sources(self) -> str:
+        """What the drawn rows are from, each with its share of them."""
+        if not self.rows:
+            return "0"
+        counts = dict(self.sources)
+        if self.revisions is not None:
+            counts["revisions"] = self.revisions
+        shares = [f"{name} {count} ({count / self.rows:.0%})" for name, count in counts.items()]
+        return ", ".join(shares) or "0"
+
+    def _length_lines(self) -> list[tuple[str, str]]:
+        if not self.lengths:
+            return []
+        lengths = self.lengths
+        spread = f"median {lengths['median']}, 95 % ≤ {lengths['p95']}, most {lengths['most']}"
+        bins = {f"≤{edge}:": count for edge, count in lengths["up_to"].items()}
+        return [("tokens a row", spread), ("", _tally(bins))]
 
     def _text_lines(self) -> list[tuple[str, str]]:
         texts = self.texts
@@ -196,32 +200,10 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         revisions = training_dialogues(file, config.revisions, verdicts)
     usable = UsableRows(context, config.dedupe)
     revisions = [row for row in revisions if not usable.is_duplicate(row[0])]
-    if config.helpful == "sampled":
-        sources = {"sampled": usable(usable.written("revise", "helpful.parquet", "sampled"))}
-    else:
-        sources = {name: usable(usable.of_set(name)) for name in config.data}
-    limits = [config.limit]
-    if config.helpful_ratio is not None:
-        limits.append(round(len(revisions) * config.helpful_ratio))
-    mixed, sizes = mix(
-        sources,
-        context.seed,
-        min((limit for limit in limits if limit is not None), default=None),
-        config.weights,
-        config.mixing_temperature,
-        config.mixing_cap,
-    )
+    mixed, sizes = _mix_helpful(config, context.seed, usable, len(revisions))
     row_counts = {name: len(rows) for name, rows in mixed.items()}
-    lost = usable.skipped.count + usable.no_answer + usable.overlapping + usable.duplicates
-    counts = {
-        "read": lost + verdicts.left_out + sum(sizes.values()) + len(revisions),
-        "skipped": usable.skipped.count,
-        "skipped_first": usable.skipped.examples,
-        "ignored": usable.skipped.ignored,
-        "no_answer": usable.no_answer,
-        "overlapping": usable.overlapping,
-        "overlaps": usable.overlaps,
-        "duplicates": usable.duplicates,
+    counts = usable.counts() | {
+        "read": usable.lost + verdicts.left_out + sum(sizes.values()) + len(revisions),
         "not_drawn": sum(sizes.values()) - sum(row_counts.values()),
         "instructions": sum(row_counts.values()),
         "sources": row_counts,
@@ -231,6 +213,22 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         "verdicts_unused": verdicts.unused,
     }
     return [*chain.from_iterable(mixed.values()), *revisions], counts
+
+
+def _mix_helpful(
+    config: SftConfig, seed: int, usable: "UsableRows", revisions: int
+) -> tuple[dict[str, list[Row]], dict[str, int]]:
+    """Helpful rows by data set, as many as go with so many revisions; and each set's size."""
+    if config.helpful == "sampled":
+        sources = {"sampled": usable(usable.written("revise", "helpful.parquet", "sampled"))}
+    else:
+        sources = {name: usable(usable.of_set(name)) for name in config.data}
+    limits = [config.limit]
+    if config.helpful_ratio is not None:
+        limits.append(round(revisions * config.helpful_ratio))
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    weights, temperature = config.weights, config.mixing_temperature
+    return mix(sources, seed, limit, weights, temperature, config.mixing_cap)
 
 
 class UsableRows:
@@ -259,6 +257,23 @@ class UsableRows:
                 self.no_answer += 1
             elif not self.is_duplicate(dialogue):
                 yield dialogue, tags
+
+    @property
+    def lost(self) -> int:
+        """Rows that did not pass."""
+        return self.skipped.count + self.no_answer + self.overlapping + self.duplicates
+
+    def counts(self) -> dict[str, Any]:
+        """For the audit."""
+        return {
+            "skipped": self.skipped.count,
+            "skipped_first": self.skipped.examples,
+            "ignored": self.skipped.ignored,
+            "no_answer": self.no_answer,
+            "overlapping": self.overlapping,
+            "overlaps": self.overlaps,
+            "duplicates": self.duplicates,
+        }
 
     def is_duplicate(self, dialogue: Dialogue) -> bool:
         """Whether it repeats a row that was asked about before, of any set; counts it."""

@@ -17,8 +17,9 @@ from cai.cli import explain as explain_
 from cai.cli.draft import draft
 from cai.cli.options import add_overrides, verb_parser
 from cai.errors import UsageError
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
 from cai.method.drafts import drafts_path, read_drafts, same_words
+from cai.method.principle import Principle
 from cai.method.sentences import is_templated
 from cai.redact import safe
 

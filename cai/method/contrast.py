@@ -15,8 +15,10 @@ from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt, under_system
-from cai.method.constitution import Constitution, Principle
-from cai.method.preferences import PreferencePair, draw_principles, option_probability
+from cai.method.constitution import Constitution
+from cai.method.judgement import option_probability
+from cai.method.preferences import PreferencePair
+from cai.method.principle import Principle, draw_principles
 from cai.method.requests import Complete
 from cai.text import word_count
 

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import linear_kernel
 
 from cai.messages import Prompt
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 
 # Below this cosine a principle is about something else more often than not. Chosen on the
 # benchmark's 60 prompts.

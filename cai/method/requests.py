@@ -9,7 +9,7 @@ from typing import Any
 
 from cai.engines.base import Completion, Request
 from cai.messages import Dialogue, assistant, user
-from cai.method.constitution import Exemplar, Principle
+from cai.method.principle import Exemplar, Principle
 
 # what answers a request: a model behind an engine and the ledger
 Complete = Callable[[Request], Coroutine[Any, Any, Completion]]

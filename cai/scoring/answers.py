@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cai.messages import Prompt
-from cai.method.preferences import Judgement, PreferencePair
+from cai.method.judgement import Judgement
+from cai.method.preferences import PreferencePair
 from cai.method.refusal import evades, redirects
 from cai.scoring.reference import exact_match, rouge_l
 from cai.scoring.statistics import Estimate, Z, by_prompt, share

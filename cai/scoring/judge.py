@@ -17,8 +17,9 @@ from scipy.special import log_expit
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt
-from cai.method.constitution import Principle
-from cai.method.preferences import PreferencePair, letter_probability, option_probability
+from cai.method.judgement import letter_probability, option_probability
+from cai.method.preferences import PreferencePair
+from cai.method.principle import Principle
 from cai.method.requests import OPTIONS, Complete, adherence_request, harm_request
 from cai.scoring.significance import bootstrap_mean
 from cai.scoring.statistics import Estimate, by_prompt, share

@@ -16,7 +16,8 @@ from cai.data.prompts import SPLIT_SEED, load_dialogues, load_tagged_prompts
 from cai.data.turns import is_empty
 from cai.errors import CaiError, nearest
 from cai.messages import Prompt
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
+from cai.method.principle import Principle
 from cai.method.relevance import Relevance
 from cai.report.pictures import percent
 from cai.scoring.adherence import Adherence, Reliability

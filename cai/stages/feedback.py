@@ -13,13 +13,8 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results
 from cai.messages import Prompt
 from cai.method.constitution import Constitution
-from cai.method.preferences import (
-    JudgeSettings,
-    PreferencePair,
-    SampledAnswer,
-    compare,
-    tournament,
-)
+from cai.method.judgement import JudgeSettings
+from cai.method.preferences import PreferencePair, SampledAnswer, compare, tournament
 from cai.report.metrics import format_mean, format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, split_failed

@@ -13,7 +13,7 @@ from cai.data.duplicates import duplicate_finder
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
 from cai.messages import Prompt, user
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 from cai.method.probe import KINDS, part_to_evaluate
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Input, Stage, own_model_part, write_failed

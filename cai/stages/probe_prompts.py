@@ -12,7 +12,7 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results
 from cai.errors import CaiError
 from cai.messages import Prompt
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 from cai.method.probe import (
     KINDS,
     REQUESTED,

@@ -9,8 +9,9 @@ from cai.config.names import other_model
 from cai.config.schema import EvaluateConfig
 from cai.engines.base import RequestFailed
 from cai.engines.rows import gather_results, gather_rows
-from cai.method.constitution import Principle
-from cai.method.preferences import JudgeSettings, PreferencePair, compare
+from cai.method.judgement import JudgeSettings
+from cai.method.preferences import PreferencePair, compare
+from cai.method.principle import Principle
 from cai.models.source import fingerprint
 from cai.scoring.adherence_rates import Case
 from cai.scoring.answers import Answer, win_metrics

@@ -33,7 +33,8 @@ from cai.engines.rows import gather_rows
 from cai.errors import CaiError, UsageError
 from cai.messages import Message, as_dicts, from_dicts
 from cai.method import preferences
-from cai.method.preferences import PreferencePair, option_probability
+from cai.method.judgement import option_probability
+from cai.method.preferences import PreferencePair
 from cai.scoring.judge import accuracy_metrics
 from cai.stages import label, pairs
 from cai.stages.base import Context, Input

@@ -25,9 +25,10 @@ from cai.config.types import without_runtime
 from cai.data.parquet import write_rows
 from cai.models.chat_template import CHATML
 from cai.observe.progress import Progress
+from cai.scoring.statistics import CountedInterval
 from cai.stages import dpo, evaluate, label, revise, sft
 from cai.stages.base import Context
-from cai.stages.feedback import Judge
+from cai.stages.judge import Judge
 from cai.stages.training_rows import Audit
 from cai.store.files import write_json
 from cai.store.manifest import Manifest
@@ -182,7 +183,7 @@ def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
     return make
 
 
-HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
+HALF: CountedInterval = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The method, on prompts and answers that a program has: `revise` and `compare`."""
 
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, TypeVar, Unpack
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, Unpack
 
 from cai.api import loop
 from cai.api.engine import Engine
@@ -10,7 +10,7 @@ from cai.api.results import Failed, Results
 from cai.api.settings import CompareSettings, ReviseSettings, read_settings
 from cai.config.schema import LabelConfig, ReviseConfig
 from cai.engines.base import RequestFailed
-from cai.engines.rows import gather_results
+from cai.engines.rows import RowCoroutine, gather_results
 from cai.errors import UsageError
 from cai.messages import Prompt
 from cai.method import critique, preferences
@@ -122,7 +122,7 @@ def _read_answers(row: tuple[PromptLike, str, str], place: int) -> tuple[Prompt,
 
 def _gather(
     prompts: Sequence[Prompt],
-    rows: Sequence[Coroutine[Any, Any, T]],
+    rows: Sequence[RowCoroutine[T]],
     engines: Sequence[Engine],
     progress: bool,
     requests: int,

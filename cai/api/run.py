@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as parquet
 from datasets import Dataset
 
 from cai.config.compose import saved
 from cai.config.names import first_round, own_models
+from cai.digest import JsonObject
 from cai.errors import UsageError, nearest
 from cai.run.plan import stages, trained_inputs
 from cai.stages.base import verb_context
@@ -58,7 +58,7 @@ class Run:
         out = self._store.folder(stage, manifest.key) / "out"
         return Dataset(parquet.read_table(out / name))
 
-    def summary(self, stage: str) -> dict[str, Any]:
+    def summary(self, stage: str) -> JsonObject:
         """What a stage has counted and measured. Raises UsageError where it is not done."""
         return self._manifest(stage).summary
 

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -16,6 +15,7 @@ from rich.text import Text
 from cai.cli import explain as explain_
 from cai.cli.draft import draft
 from cai.cli.options import add_overrides, verb_parser
+from cai.digest import JsonObject
 from cai.errors import UsageError
 from cai.method.constitution import Constitution
 from cai.method.drafts import drafts_path, read_drafts, same_words
@@ -33,7 +33,7 @@ REQUESTS = ("critique", "revision", "comparison")
 WIDTH = 118  # of the lines in an imported file
 
 
-Entry = dict[str, Any]  # a principle or an exemplar as a principle file has it
+Entry = JsonObject  # a principle or an exemplar as a principle file has it
 
 
 def main(arguments: list[str]) -> None:
@@ -203,7 +203,7 @@ def _principle(name: str, critique: str, revision: str, **weight: float) -> Entr
     }
 
 
-def _from_release(content: dict[str, Any]) -> list[Entry]:
+def _from_release(content: JsonObject) -> list[Entry]:
     principles = []
     for name, entry in content.items():
         prompt = entry["prompt"]
@@ -212,7 +212,7 @@ def _from_release(content: dict[str, Any]) -> list[Entry]:
     return principles
 
 
-def _from_swarm(content: dict[str, Any]) -> tuple[list[Entry], list[Entry]]:
+def _from_swarm(content: JsonObject) -> tuple[list[Entry], list[Entry]]:
     """A chat ends in a critique request, a critique, a revision request and a revision."""
     requests = [
         (_bare(entry["critic"]), _bare(entry["revision"])) for entry in content["constitutions"]

@@ -4,21 +4,20 @@ import argparse
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
 from cai.cli.options import positive_int, verb_parser
 from cai.config.names import first_round
-from cai.data.parquet import read_rows
+from cai.data.parquet import Row, read_rows
 from cai.errors import CaiError, UsageError, nearest
 from cai.method.gates import GATES
 from cai.redact import safe
 from cai.report.terminal import marked_text
 from cai.store.run_folder import Run, find_run
 
-Row = dict[str, Any]  # of a stage's parquet file
 Field = tuple[str, str | Text]  # a name and what stands beside it
 
 

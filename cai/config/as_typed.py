@@ -9,7 +9,6 @@ import functools
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -112,7 +111,7 @@ def _as_typed(word: str, groups: Container[str], sweep: bool) -> str:
     return written
 
 
-def _quoted(text: str, kind: Any) -> str:
+def _quoted(text: str, kind: object) -> str:
     """A value, with quotes where Hydra would not read it as its setting's type does."""
     if not text or QUOTED.fullmatch(text):
         return text
@@ -135,7 +134,7 @@ def _quoted(text: str, kind: Any) -> str:
     return QuotedString(ESCAPED.sub(r"\1", text), Quote.single).with_quotes()
 
 
-def _pair(text: str, kind: Any) -> str:
+def _pair(text: str, kind: object) -> str:
     name, colon, value = text.partition(":")
     return f"{name}{colon}{_quoted(value.strip(), child(kind, name.strip()))}"
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -108,7 +108,7 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     return _with_system_prompt(config)
 
 
-def refuse_open(value: Any, key: str = "") -> None:
+def refuse_open(value: object, key: str = "") -> None:
     """Raises UsageError on a `???` of a file that nothing has filled in."""
     children = value.items() if isinstance(value, dict) else ()
     for name, child in enumerate(value) if isinstance(value, list) else children:
@@ -141,7 +141,7 @@ def saved(root: Path) -> Config:
     return from_json(Config, values)
 
 
-def from_json(kind: type[T], values: Any, overrides: Sequence[str] = ()) -> T:
+def from_json(kind: type[T], values: object, overrides: Sequence[str] = ()) -> T:
     """A config, or a part of one, from what `dataclasses.asdict` made of it.
 
     Raises UsageError with a line for each wrong key.

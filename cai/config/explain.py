@@ -143,6 +143,7 @@ def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str
         return f"{key}: {message}"
     if error == "unexpected_keyword_argument":
         section, _ = _type_at(kind, path[:-1])
+        assert dataclasses.is_dataclass(section)
         return unknown(key, [field.name for field in dataclasses.fields(section)], overrides)
     setting, limits = _type_at(kind, path)
     if error == "literal_error":
@@ -161,9 +162,9 @@ def as_written(value: object) -> str:
     return json.dumps(value) if is_word else repr(value)
 
 
-def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]]:
+def _type_at(kind: object, path: Sequence[str | int]) -> tuple[object, tuple[object, ...]]:
     """The type of the setting at `path` below a config class, and what is annotated to it."""
-    annotations: tuple[Any, ...] = ()
+    annotations: tuple[object, ...] = ()
     for name in path:
         if dataclasses.is_dataclass(kind):
             types = {field.name: field.type for field in dataclasses.fields(kind)}
@@ -174,12 +175,12 @@ def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]
         annotations = ()
         while (outer := typing.get_origin(kind)) in (Annotated, Union, UnionType):
             if outer is Annotated:
-                annotations += kind.__metadata__
+                annotations += typing.get_args(kind)[1:]
             kind = typing.get_args(kind)[0]  # of `X | None`: X
     return kind, annotations
 
 
-def _range(annotations: Sequence[Any]) -> str:
+def _range(annotations: Sequence[object]) -> str:
     """`between 1 and 64`, `at least 0`, ..."""
     limits: dict[str, float] = {}
     for annotation in annotations:

@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cai.config.schema import EngineConfig
+from cai.digest import JsonObject
 from cai.engines.base import (
     Completion,
     OnText,
@@ -121,7 +121,7 @@ class OpenAIEngine:
         return Completion(text, reason, *tokens, seconds)
 
     async def _chat(
-        self, request: Request, max_tokens: int, fields: dict[str, Any]
+        self, request: Request, max_tokens: int, fields: JsonObject
     ) -> tuple[ChatAnswer, float]:
         """Asks for at most `max_tokens` tokens.
 

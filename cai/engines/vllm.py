@@ -8,11 +8,12 @@ import copy
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cai.config.schema import EngineConfig, Sampling, ServerConfig
+from cai.config.types import Arguments
+from cai.digest import JsonObject
 from cai.engines.base import (
     Completion,
     Engine,
@@ -178,7 +179,7 @@ class VllmEngine:
             raise RequestFailed(f"vLLM: {error}") from None
         return Completion("", "score", len(job.prompt_ids), 0, seconds, scores)
 
-    async def _ask(self, job: Job, fields: dict[str, Any]) -> tuple[TextAnswer, float]:
+    async def _ask(self, job: Job, fields: JsonObject) -> tuple[TextAnswer, float]:
         body = {"model": self._model, "prompt": job.prompt_ids} | fields
         return await self._servers.ask("completions", body, reader(TextAnswer, self._model))
 
@@ -191,11 +192,11 @@ def served_names(models: Sequence[str]) -> dict[str, str]:
     }
 
 
-def server_options(config: EngineConfig, *models: str) -> dict[str, Any]:
+def server_options(config: EngineConfig, *models: str) -> Arguments:
     """vLLM's options for a model, and for adapters on its base. Those of a person come last."""
     model, names = models[0], served_names(models)
     name, revision = split_revision(adapter_base(model) or model)
-    options: dict[str, Any] = {
+    options: Arguments = {
         "model": name,
         "revision": revision,
         "served_model_name": BASE,

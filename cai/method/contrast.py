@@ -14,6 +14,7 @@ from itertools import combinations
 from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
+from cai.errors import UsageError
 from cai.messages import Prompt, under_system
 from cai.method.constitution import Constitution
 from cai.method.judgement import option_probability
@@ -96,6 +97,27 @@ async def _scores(
     if "too_long" in (positive.finish_reason, negative.finish_reason):
         return None
     return [a - b for a, b in zip(positive.logprobs, negative.logprobs, strict=True)]
+
+
+def contrast_laws(constitution: str, benign: str | None) -> tuple[Constitution, Constitution]:
+    """What answers to harmful prompts are scored under, and those to harmless ones.
+
+    Raises UsageError where no principle has the texts that a contrast needs.
+    """
+    law = _load_contrasting(constitution, "constitution")
+    if benign is None:
+        return law, law
+    return law, _load_contrasting(benign, "label.benign.constitution")
+
+
+def _load_contrasting(name: str, setting: str) -> Constitution:
+    law = Constitution.load(name)
+    if not law.contrasting():
+        raise UsageError(
+            f"{setting}={name}: label.kind=contrast needs a principle with a 'positive' and a "
+            "'negative' text (two system messages), and this file has none; see docs/preferences.md"
+        )
+    return law
 
 
 def nearest_in_length(pairs: Sequence[ContrastPair]) -> ContrastPair:

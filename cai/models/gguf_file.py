@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from cai.digest import JsonObject
 from cai.errors import CaiError, UsageError
 from cai.messages import user
 from cai.models.chat_template import TemplateRefusal, apply_template, find_turn_end, stop_ids
@@ -82,7 +83,7 @@ def check_model(config: Any, folder: Path) -> None:
         raise UsageError(f"this model can't be written as GGUF: {problem}; {BY_HAND}")
 
 
-def _tokenizer_json(folder: Path) -> dict[str, Any]:
+def _tokenizer_json(folder: Path) -> JsonObject:
     file = folder / "tokenizer.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 

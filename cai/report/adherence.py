@@ -1,7 +1,6 @@
 """Adherence by principle as tables and sentences: which moved, and which got worse."""
 
 from collections.abc import Sequence
-from typing import cast
 
 from cai.report.changes import points, shows_change
 from cai.report.pictures import percent
@@ -50,7 +49,7 @@ def change_cell(row: AdherenceRates) -> str:
     if row.judge.doubt:
         return f"NOT RELIABLE: {row.judge.doubt}"
     texts = []
-    for change in filter(shows_change, _changes(row)):
+    for change in filter(shows_change, row.changes):
         worse = "" if change["difference"]["value"] > 0 else "WORSE: "
         sign = "" if worse else "+"
         texts.append(f"{worse}{_step(change)} {sign}{points(change, signed=True)}")
@@ -61,10 +60,6 @@ def change_cell(row: AdherenceRates) -> str:
 
 def _step(change: ModelComparison) -> str:
     return f"{change['second']} after {change['first']}"
-
-
-def _changes(row: AdherenceRates) -> list[ModelComparison]:
-    return cast(list[ModelComparison], list(row.changes))
 
 
 def adherence_sentences(adherence: Adherence | None) -> list[str]:
@@ -103,4 +98,4 @@ def _movements(rows: Sequence[AdherenceRates]) -> str:
 
 def _whole(row: AdherenceRates) -> ModelComparison:
     """From the first model to the last."""
-    return _changes(row)[-1]
+    return row.changes[-1]

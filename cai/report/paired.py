@@ -5,16 +5,13 @@ Imports scipy, which takes a second.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from cai.data.parquet import read_rows
+from cai.data.parquet import Row, read_rows
 from cai.messages import Prompt
 from cai.scoring.answers import Answer, Scores, answer_scores
 from cai.scoring.reference import exact_match, rouge_l
 from cai.scoring.significance import ModelComparison, compare_models
 from cai.scoring.statistics import by_prompt
-
-Row = Mapping[str, Any]  # of answers.parquet
 
 BEHAVIOUR = ("refusal", "words", "brief", "offer")  # of answer_scores
 REFERENCE: dict[str, Callable[[str, str], float]] = {"exact": exact_match, "rouge_l": rouge_l}

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from cai.config.names import suite_data, unprobed
 from cai.config.schema import Config
+from cai.digest import JsonObject
 from cai.errors import CaiError, Interrupted
 from cai.observe import log, tracing
 from cai.observe.progress import Progress
@@ -55,7 +56,7 @@ def _job_type() -> TypeAdapter[Job]:
     return TypeAdapter(Job)
 
 
-def run_stage(job: Job) -> dict[str, Any]:
+def run_stage(job: Job) -> JsonObject:
     """Runs the job's stage and returns its summary as JSON types."""
     work, scratch, root = Path(job.work), Path(job.scratch), Path(job.root)
     check_writable(work, 1 << 20, CONTINUE)  # before hours of work are spent to find out

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from cai.data.parquet import Row
 from cai.messages import Prompt
 from cai.scoring.adherence import AdherenceRates, Reliability
 from cai.scoring.judge import MANY_QUESTIONS, Verdict, neither_share
@@ -37,7 +37,7 @@ class JudgedAnswer:
     sample: int
     verdict: Verdict  # its probability: that the answer keeps the principle
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> Row:
         """A row of adherence.parquet."""
         return {
             "model": self.model,

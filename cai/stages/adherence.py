@@ -6,7 +6,7 @@ the prompts of the suites that share words with it.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cai.config.names import ADHERENCE
@@ -34,18 +34,17 @@ from cai.scoring.answers import Answer
 from cai.scoring.judge import MANY_QUESTIONS, no_letter_warning
 from cai.scoring.statistics import Estimate
 from cai.stages.base import Context
-from cai.stages.suites import Suites
+from cai.stages.suites import Suites, load_suites
 from cai.stages.verdicts import Verdicts
 
 
-def add_cases(
-    config: EvaluateConfig, context: Context, suites: Suites
-) -> tuple[Suites, list[Case]]:
-    """The suites with one more, of the prompts whose rows name a principle; and the cases.
+def load_suites_and_cases(config: EvaluateConfig, context: Context) -> tuple[Suites, list[Case]]:
+    """The suites, with one of the prompts whose rows name a principle; and the cases.
 
     No cases where adherence is not measured, and at most `evaluate.judge.limit` of a principle.
-    Raises CaiError where a row names no principle of the constitution.
+    Raises CaiError where a suite has no row, or a row names no principle of the constitution.
     """
+    suites = load_suites(config, context)
     if config.adherence is None:
         return suites, []
     law = context.load_constitution()
@@ -224,7 +223,7 @@ def _warnings(
             "say nothing. Take a larger judge (evaluate.judge)."
         )
     if whole and whole.neither.value > MANY_QUESTIONS:
-        warnings.append(no_letter_warning(asdict(whole.neither)))
+        warnings.append(no_letter_warning(whole.neither.interval()))
     if agreement and agreement.low <= 0.5:
         warnings.append(
             f"The judge ({judge}) says what people say of {percent(agreement)} of the answers that "

@@ -11,9 +11,9 @@ from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig
 from cai.config.types import lookup, without_runtime
 from cai.data.decontaminate import HeldOut
-from cai.data.parquet import write_rows
+from cai.data.parquet import Row, write_rows
 from cai.data.prompts import SPLIT_SEED, load_dialogues
-from cai.digest import digest
+from cai.digest import JsonObject, digest
 from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
 from cai.errors import CaiError
@@ -54,7 +54,7 @@ class Stage:
     inputs: Reads  # the stages that it reads
     data: Reads = lambda config, round: ()  # the data sets that it reads
     # what else it reads, as parts of its key
-    key_parts: Callable[[Config, Constitution], dict[str, Any]] = lambda config, law: {}
+    key_parts: Callable[[Config, Constitution], JsonObject] = lambda config, law: {}
     # its section of the config as it is in a round
     settings: Callable[[Any, Config, int], Any] = lambda section, config, round: section
     included: Callable[[Config], bool] = lambda config: True  # whether it is part of a run
@@ -79,7 +79,7 @@ class Stage:
         return self.settings(lookup(config, self.kind), config, self.round)
 
 
-def own_model_part(role: str, section: str, config: Config) -> dict[str, Any]:
+def own_model_part(role: str, section: str, config: Config) -> JsonObject:
     """A key part for a stage's own model (a teacher, a critic or a judge), where it has one."""
     model: ModelConfig | None = lookup(config, section).model
     return {role: fingerprint(model)} if model else {}
@@ -261,7 +261,7 @@ def verb_context(
 
 def split_failed(
     prompts: Sequence[Prompt], results: Sequence[T | RequestFailed]
-) -> tuple[list[tuple[Prompt, T]], list[dict[str, Any]]]:
+) -> tuple[list[tuple[Prompt, T]], list[Row]]:
     """(prompt, result) of the answered rows, and the failed ones as rows with their reason."""
     answered, failed = [], []
     for prompt, result in zip(prompts, results, strict=True):
@@ -274,7 +274,7 @@ def split_failed(
     return answered, failed
 
 
-def write_failed(work: Path, failed: list[dict[str, Any]]) -> int:
+def write_failed(work: Path, failed: list[Row]) -> int:
     """Writes work/failed.parquet where a row has failed. Returns how many have."""
     (work / "failed.parquet").unlink(missing_ok=True)  # of an earlier try that was stopped
     if failed:

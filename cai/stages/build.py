@@ -2,15 +2,14 @@
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cai.config.names import builds
 from cai.config.schema import BuildConfig, Config
-from cai.data.parquet import write_rows
+from cai.data.parquet import Row, write_rows
 from cai.data.prompts import load_prompts, sample_dialogues
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
@@ -33,6 +32,7 @@ from cai.stages.base import (
     split_failed,
     write_failed,
 )
+from cai.stages.lists import ListTally, write_left_out
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 
@@ -65,18 +65,11 @@ class Summary(BaseSummary):
 
 
 @dataclass
-class Written:
+class Written(ListTally):
     """New instructions, and what became of the others."""
 
     instructions: list[str] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
-    lists: int = 0
-    unread: int = 0
-    parsed: int = 0
-
-    def counts(self) -> dict[str, int]:
-        return {"lists": self.lists, "unread": self.unread, "parsed": self.parsed}
 
 
 def run(config: BuildConfig, work: Path, context: Context) -> Summary:
@@ -93,17 +86,17 @@ def run(config: BuildConfig, work: Path, context: Context) -> Summary:
     answered, unanswered = split_failed(prompts, replies)
     rows, faulty = rows_to_train_on(answered)
     left_out += written.left_out + faulty
-    reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
+    reasons = write_left_out(work, left_out)
     if not rows:
         raise CaiError(
-            f"build: not one row is left: {written.counts() | {'left_out': reasons}}; another "
-            "build.model may write better lists and answers"
+            f"build: not one row is left of {written.parsed} instructions in {written.lists} lists "
+            f"(left out: {reasons}); another build.model may write better lists and answers"
         )
     write_rows(work / "instructions.parquet", rows)
-    if left_out:
-        write_rows(work / "left_out.parquet", left_out)
     return Summary(
-        **written.counts(),
+        lists=written.lists,
+        unread=written.unread,
+        parsed=written.parsed,
         distilled=len(given_prompts),
         left_out=reasons,
         built=len(rows),
@@ -128,7 +121,7 @@ def given_to_answer(
 
 def rows_to_train_on(
     answered: Sequence[tuple[Prompt, Completion]],
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+) -> tuple[list[Row], list[dict[str, str]]]:
     """The sound answers behind their prompts, and the others."""
     rows, left_out = [], []
     for prompt, answer in answered:

@@ -11,13 +11,20 @@ from cai.config.names import in_round, policy_of
 from cai.config.schema import DpoConfig
 from cai.data.parquet import read_rows
 from cai.data.split import opening_turn, validation_first
+from cai.errors import CaiError
 from cai.messages import from_dicts
 from cai.models.load import load_model, pick_device
 from cai.models.markers import restore_head_bias
 from cai.stages.base import Context
 from cai.training import adapters, arguments, fit, shards, soft_dpo
 from cai.training.forecast import dpo_tuning
-from cai.training.guards import GuardCallback, generate_answers
+from cai.training.guards import (
+    GuardCallback,
+    find_blind_spots,
+    find_warnings,
+    generate_answers,
+)
+from cai.training.published import Probe, margin_probe
 from cai.training.trainer import is_sharded
 
 COLUMNS = ("prompt", "chosen", "rejected", "probability", "chosen_ended", "rejected_ended")
@@ -37,9 +44,10 @@ def open_trainer(
     rows: Dataset,
     held_out: int,
     tokenizer: PreTrainedTokenizerBase,
-) -> soft_dpo.PreferenceTrainer:
+) -> tuple[soft_dpo.PreferenceTrainer, Probe]:
     """Trains on labelled pairs but the first `held_out`, and watches what those say.
 
+    The probe measures what training gains on a few of them. Raises CaiError where no pair is left.
     A fresh adapter belongs to the model that the round starts at, a continued one to the model that
     sl_cai was tuned from.
     """
@@ -72,12 +80,17 @@ def open_trainer(
             processing_class=tokenizer,
             peft_config=arguments.lora_config("dpo.peft", config.peft) if config.peft else None,
         )
+    if not len(trainer.train_dataset):
+        raise CaiError(
+            f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length"
+        )
     _complete_weights(trainer)
     if start_logits is not None:
         adapters.check_adapter(trainer, "dpo")
         adapters.check_start(trainer, start_logits, key)
     trainer.add_callback(_guards(config, context, trainer, tokenizer, bool(held_out)))
-    return trainer
+    measured = trainer.eval_dataset if held_out else trainer.train_dataset
+    return trainer, margin_probe(trainer, measured, bool(held_out), args.beta, args.max_length)
 
 
 def _complete_weights(trainer: soft_dpo.PreferenceTrainer) -> None:
@@ -148,3 +161,12 @@ def _guards(
             new_tokens=config.guards.new_tokens,
         )
     return GuardCallback(config.guards, context.progress.say, answer, sharded)
+
+
+def guard_warnings(config: DpoConfig, trainer: soft_dpo.PreferenceTrainer) -> list[str]:
+    """What the guards saw, or could not see, in sentences."""
+    history, sharded = trainer.state.log_history, is_sharded(trainer)
+    return [
+        *find_warnings(history, config.guards),
+        *find_blind_spots(history, config.guards, sharded),
+    ]

@@ -1,9 +1,8 @@
 """Every model on the same held-out prompts, with the same seeds, through the ledger."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cai.config.names import (
     IN_CONTEXT,
@@ -16,30 +15,30 @@ from cai.config.names import (
 )
 from cai.config.schema import Config, EvaluateConfig
 from cai.data.parquet import write_rows
-from cai.digest import file_digest
+from cai.digest import JsonObject, file_digest
 from cai.method.constitution import Constitution
 from cai.models.source import fingerprint
 from cai.report.adherence import adherence_tables
+from cai.report.metrics import Metrics
 from cai.report.stage_view import Table
 from cai.scoring.adherence import Adherence
+from cai.scoring.statistics import AttackRise, ModelComparison
 from cai.stages.base import Context, Stage, own_model_part, write_failed
 from cai.stages.summary import Summary as BaseSummary
-from cai.stages.summary import attack_title, nonzero
+from cai.stages.summary import nonzero
 from cai.store.files import write_json
-
-Metrics = dict[str, dict[str, dict[str, Any]]]  # model -> suite -> metric -> estimate
 
 
 @dataclass(frozen=True)
 class Summary(BaseSummary):
     prompts: dict[str, int]  # suite -> prompts
     metrics: Metrics
-    refusal: dict[str, Any]  # what says that an answer refuses, and how it agrees with people
-    harm: dict[str, Any] | None
-    comparisons: Sequence[Mapping[str, Any]]  # paired tests between models
-    changes: Sequence[Mapping[str, Any]]  # of refusals, from stage to stage, by kind of suite
-    attacks: Sequence[Mapping[str, Any]]  # what each adds to the answers that do not refuse
-    wins: list[dict[str, Any]]  # a judge's comparisons of two models
+    refusal: JsonObject  # what says that an answer refuses, and how it agrees with people
+    harm: JsonObject | None
+    comparisons: Sequence[ModelComparison]  # paired tests between models
+    changes: Sequence[ModelComparison]  # of refusals, from stage to stage, by kind of suite
+    attacks: Sequence[AttackRise]  # what each adds to the answers that do not refuse
+    wins: list[JsonObject]  # a judge's comparisons of two models
     failed: int
     adherence: Adherence | None = None  # by principle
 
@@ -83,14 +82,19 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     """Writes work/answers.parquet, metrics.json (model -> suite -> metric with its interval),
     comparisons.json (paired tests between models), wins.json (a judge's comparisons), and
     adherence.parquet (its verdicts by principle), where those were asked for."""
-    from cai.scoring.significance import attack_rises, compare_models, refusal_changes
-    from cai.stages.adherence import add_cases, judge_adherence
+    from cai.stages.adherence import judge_adherence, load_suites_and_cases
     from cai.stages.model_answers import ask_models
-    from cai.stages.scores import RatedAnswer, estimates, harness_tasks, refusals, score_model
-    from cai.stages.suites import load_suites
+    from cai.stages.scores import (
+        RatedAnswer,
+        estimates,
+        harness_tasks,
+        paired_tests,
+        refusals,
+        score_model,
+    )
     from cai.stages.verdicts import Verdicts
 
-    suites, cases = add_cases(config, context, load_suites(config, context))
+    suites, cases = load_suites_and_cases(config, context)
     trained = [name for name in ("base", *context.inputs) if name in config.models]
     names = [*config.models, *([IN_CONTEXT] if config.in_context else [])]
     by_model = ask_models(names, suites, config, context)
@@ -106,11 +110,10 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     metrics = {name: estimates(model, suites, scores[name]) for name, model in by_model.items()}
     for name, tasks in harness_tasks(config, context).items():
         metrics[name] |= tasks
-    compared = compare_models(scores, config.seeds)
-    kinds = {name: suite.kind for name, suite in config.suites.items()}
+    tests = paired_tests(config, scores, trained)
     write_rows(work / "answers.parquet", [row.as_row() for row in rated])
     write_json(work / "metrics.json", metrics)
-    write_json(work / "comparisons.json", compared)
+    write_json(work / "comparisons.json", tests.comparisons)
     write_json(work / "wins.json", wins)
     failed = [row for model in by_model.values() for row in model.failed]
     return Summary(
@@ -118,22 +121,13 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         metrics=metrics,
         refusal=refusal,
         harm=harm,
-        comparisons=compared,
-        changes=refusal_changes(scores, kinds, trained, config.seeds),
-        attacks=attack_rises(scores, _attacks(config), config.seeds),
+        comparisons=tests.comparisons,
+        changes=tests.changes,
+        attacks=tests.attacks,
         wins=wins,
         failed=write_failed(work, failed),
         adherence=adherence,
     )
-
-
-def _attacks(config: EvaluateConfig) -> dict[str, tuple[str, str]]:
-    """An attacked suite's title -> the suite and the attack."""
-    attacks = {}
-    for name, suite in config.suites.items():
-        for attack in suite.attacks:
-            attacks[attack_title(name, attack)] = (name, attack)
-    return attacks
 
 
 def _check(config: Config) -> None:
@@ -159,9 +153,9 @@ def _data(config: Config, round: int) -> list[str]:
     return sorted(names)
 
 
-def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
+def _key_parts(config: Config, law: Constitution) -> JsonObject:
     models = [name for name in evaluated_models(config) if name not in own_models(config)]
-    parts: dict[str, Any] = {"others": {name: fingerprint(other_model(name)) for name in models}}
+    parts: JsonObject = {"others": {name: fingerprint(other_model(name)) for name in models}}
     if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
         parts["tasks"] = {task: file_digest(Path(task)) for task in files}
     if config.evaluate.wins or config.evaluate.in_context:

@@ -4,10 +4,11 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cai.config.names import IN_CONTEXT, other_model
 from cai.config.schema import EvaluateConfig, Sampling
+from cai.data.parquet import Row
 from cai.digest import seed_of
 from cai.engines.base import Request, RequestFailed, sharing_servers
 from cai.engines.ledger import Recorded
@@ -36,7 +37,7 @@ class ModelAnswers:
     answers: list[Answer] = field(default_factory=list)
     reference_scores: dict[str, Scores] = field(default_factory=dict)  # by suite
     too_long: dict[str, Estimate] = field(default_factory=dict)  # share of prompts, by suite
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
 
     def add_replies(
         self,

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cai.config.schema import ProbeConfig
 from cai.digest import seed_of
@@ -27,6 +26,7 @@ from cai.method.probe import (
 from cai.method.probe_texts import ProbeTexts, texts_for
 from cai.method.self_instruct import SeenInstructions
 from cai.stages.base import Context, split_failed
+from cai.stages.lists import ListTally
 
 
 @dataclass
@@ -54,22 +54,12 @@ class Harvest:
         self.left_out.append(row)
 
 
-@dataclass
-class Tally:
-    """The lists that were asked for, and the requests that failed."""
-
-    lists: int = 0
-    unread: int = 0
-    parsed: int = 0
-    failed: list[dict[str, Any]] = field(default_factory=list)
-
-
 Candidate = tuple[Harvest, Kind, str]
 
 
 async def write_prompts(
     principles: Sequence[Principle], config: ProbeConfig, context: Context, writer: Recorded
-) -> tuple[list[Harvest], Tally]:
+) -> tuple[list[Harvest], ListTally]:
     """Rounds of lists, until each principle has `target` prompts of each kind.
 
     A principle's requests depend on nothing of another principle, so when one has changed,
@@ -77,7 +67,7 @@ async def write_prompts(
     """
     texts = texts_for([principle.statement for principle in principles])
     harvests = [_empty_harvest(principle, texts, config) for principle in principles]
-    tally = Tally()
+    tally = ListTally()
     lists_in_round = len(harvests) * len(KINDS) * config.requests
     scores = REQUESTED * len(topic_requests(principles[0], texts)) * config.on_topic
     context.progress.start(config.rounds * lists_in_round * (1 + scores), "requests")
@@ -159,7 +149,7 @@ def _request(
 
 
 def _candidates(
-    completion: Completion, harvest: Harvest, kind: Kind, context: Context, tally: Tally
+    completion: Completion, harvest: Harvest, kind: Kind, context: Context, tally: ListTally
 ) -> list[Candidate]:
     """A list's prompts, without those in which something is wrong by themselves."""
     texts = read_prompts(completion.text)

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cai.config.names import reads_probes, suite_data, unprobed
 from cai.config.schema import Config, ReviseConfig
-from cai.data.parquet import RowWriter, write_rows
+from cai.data.parquet import Row, RowWriter, write_rows
 from cai.data.prompts import load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
@@ -175,7 +175,7 @@ def ask_models(
     config: ReviseConfig,
     work: Path,
     context: Context,
-) -> tuple[Tally, list[dict[str, Any]], list[Completion | RequestFailed]]:
+) -> tuple[Tally, list[Row], list[Completion | RequestFailed]]:
     """Writes each prompt's chain, then asks for the helpful answers.
 
     Returns the counts of the chains, those that failed, and the helpful answers.
@@ -206,7 +206,7 @@ async def write_chains(
     revisions: AsyncIterator[Revision | RequestFailed],
     config: ReviseConfig,
     work: Path,
-) -> tuple[Tally, list[dict[str, Any]]]:
+) -> tuple[Tally, list[Row]]:
     """Writes each prompt's chain as soon as it is done, so that few are in memory.
 
     Returns what the summary needs, and the rows that failed.
@@ -242,7 +242,7 @@ def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Promp
     return requests
 
 
-def helpful_rows(answers: Sequence[tuple[Prompt, Completion]]) -> list[dict[str, Any]]:
+def helpful_rows(answers: Sequence[tuple[Prompt, Completion]]) -> list[Row]:
     return [
         {
             "id": prompt.id,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -11,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.data.audit import length_metrics
 from cai.data.prompts import UnfitRows
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.messages import Dialogue
-from cai.models.loss_mask import training_rows
+from cai.models.loss_mask import token_rows
 
 
 def tokenize_dialogues(
@@ -22,7 +22,7 @@ def tokenize_dialogues(
     max_length: int,
     places: Sequence[str] = (),
     cut: Sequence[bool] = (),
-) -> tuple[Dataset, dict[str, Any]]:
+) -> tuple[Dataset, JsonObject]:
     """A dataset of input_ids and labels (the answers alone), and the audit's counts and lengths.
 
     A row over `max_length` tokens is cut at its end. One without a trained token is left out, and
@@ -35,15 +35,15 @@ def tokenize_dialogues(
     refused, counts = UnfitRows(), TokenCounts()
     for place, dialogue in enumerate(dialogues):
         try:
-            token_rows = training_rows(tokenizer, dialogue)
+            dialogue_rows = token_rows(tokenizer, dialogue)
         except ValueError as error:
             refused.add(places[place] if places else f"row {place + 1}", str(error))
             continue
-        counts.split += len(token_rows) > 1
+        counts.split += len(dialogue_rows) > 1
         if cut and cut[place]:
-            last_labels = token_rows[-1][1]
+            last_labels = dialogue_rows[-1][1]
             last_labels[_turn_ends(last_labels)[-1]] = -100
-        for ids, labels in token_rows:
+        for ids, labels in dialogue_rows:
             counts.add(labels, max_length)
             if any(label != -100 for label in labels[:max_length]):
                 rows.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})

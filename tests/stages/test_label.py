@@ -271,7 +271,7 @@ def test_labelled_pairs_do_not_move_with_the_runs_seed(
         measured.append({pair.prompt.text for pair, _ in rated})
         return accuracy_metrics(rated)
 
-    monkeypatch.setattr("cai.scoring.judge.accuracy_metrics", note)
+    monkeypatch.setattr("cai.stages.feedback.accuracy_metrics", note)
     config = settings(
         prompts=Prompts(["mine"], 4),
         calibrate=Prompts(["labelled"], limit=3),

@@ -234,7 +234,7 @@ class SharedServer:
     def open(self, config: EngineConfig, model: str) -> Engine:
         if self._engine is None or model not in self._served or config != self._config:
             self.close()
-            sharing = [candidate for candidate in self._models if share(model, candidate)]
+            sharing = [candidate for candidate in self._models if share_server(model, candidate)]
             if config != self._config or not sharing:
                 return self._open_engine(config, model)
             self._engine = VllmEngine(config, model, *sharing)
@@ -247,7 +247,7 @@ class SharedServer:
             engine.close()
 
 
-def share(model: str, other: str) -> bool:
+def share_server(model: str, other: str) -> bool:
     """Whether one server can serve two models: an adapter and its base, or adapters on one."""
     bases = [adapter_base(name) or name for name in (model, other)]
     if model == other or bases[0] != bases[1]:

@@ -24,7 +24,7 @@ from cai.method.preferences import shuffle_pairs, with_origins
 from cai.scoring.judge import fit_tau
 from cai.stages.base import Context, split_failed
 from cai.stages.feedback import labelled_pairs, rate_judge
-from cai.stages.judge import Judge
+from cai.stages.judge_summary import Judge
 from cai.stages.pairs import (
     Answered,
     Pairs,

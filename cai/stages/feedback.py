@@ -17,7 +17,7 @@ from cai.method.judgement import JudgeSettings
 from cai.method.preferences import PreferencePair, SampledAnswer, compare, tournament
 from cai.scoring.judge import accuracy_metrics, judge_metrics, judge_warnings
 from cai.stages.base import Context, split_failed
-from cai.stages.judge import Judge
+from cai.stages.judge_summary import Judge
 from cai.stages.pairs import Pairs, policy_answers, prompts_to_ask
 
 

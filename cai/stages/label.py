@@ -26,7 +26,7 @@ from cai.method.preferences import mix_pairs, shuffle_pairs
 from cai.report.metrics import format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, write_failed
-from cai.stages.judge import Judge
+from cai.stages.judge_summary import Judge
 from cai.stages.pairs import (
     Pairs,
     as_row,

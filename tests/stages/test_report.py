@@ -23,7 +23,7 @@ from cai.scoring.adherence import Adherence, AdherenceRates, Reliability
 from cai.scoring.statistics import CountedInterval, ModelComparison, share
 from cai.stages import dpo, evaluate, label, report, revise, sft
 from cai.stages.base import Context, Input
-from cai.stages.judge import Judge
+from cai.stages.judge_summary import Judge
 from cai.stages.summary import Summary
 from cai.stages.training_rows import Audit
 from cai.store.files import write_json

@@ -30,7 +30,8 @@ from cai.engines.rows import gather_rows
 from cai.messages import Prompt, from_dicts
 from cai.method.constitution import Constitution
 from cai.method.contrast import contrast
-from cai.method.preferences import JudgeSettings, compare
+from cai.method.judgement import JudgeSettings
+from cai.method.preferences import compare
 from cai.method.refusal import refuses
 from cai.scoring.statistics import share
 from cai.stages.base import verb_context

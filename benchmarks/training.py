@@ -27,7 +27,6 @@ from cai.config.compose import compose
 from cai.config.schema import Config, Prompts
 from cai.data.prompts import load_preferences
 from cai.observe.progress import Progress
-from cai.stages import sft
 from cai.stages.base import Context
 from cai.training.arguments import dpo_arguments, sft_arguments
 
@@ -55,6 +54,8 @@ def read_source(kind: str, config: Config, tokenizer: Any, count: int, folder: P
     """SFT: tokens and labels; DPO: conversations."""
     from datasets import Dataset
 
+    from cai.stages.tokenized_rows import tokenized_rows
+
     if kind == "sft":
         given = {
             "model": config.model,
@@ -64,9 +65,8 @@ def read_source(kind: str, config: Config, tokenizer: Any, count: int, folder: P
         }
         given |= {"root": folder, "scratch": folder, "held_out": {}, "inputs": {}}
         given |= {"progress": Progress("sft", quiet=True)}
-        return sft.prepare(config.sft, Context("sft", config.seed, **given), tokenizer)[0].select(
-            range(count)
-        )
+        context = Context("sft", config.seed, **given)
+        return tokenized_rows(config.sft, context).rows.select(range(count))
     pairs = load_preferences(Prompts(data=["human_harm"], limit=count), config.data, config.seed)
     return Dataset.from_list(
         [

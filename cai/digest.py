@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+JsonObject = dict[str, Any]  # what a JSON file holds: names and values of any JSON type
+
 
 def plain(value: object) -> Any:
     """`value` as JSON types. Raises TypeError on what could have other bytes in another run."""

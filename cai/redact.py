@@ -27,7 +27,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 def redact(text: str) -> str:
     """`text` without values of secret environment variables, and without known forms of keys."""
-    return _hide(_environment_secrets(), text)
+    return _hide_in_text(_environment_secrets(), text)
 
 
 def redacted(value: object) -> Any:
@@ -53,11 +53,15 @@ def _environment_secrets() -> list[str]:
     return sorted(secrets, key=len, reverse=True)
 
 
-def _hide(secrets: list[str], value: Any) -> Any:
+def _hide_in_text(secrets: list[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return SECRET_FORM.sub(HIDDEN, text)
+
+
+def _hide(secrets: list[str], value: object) -> object:
     if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, HIDDEN)
-        return SECRET_FORM.sub(HIDDEN, value)
+        return _hide_in_text(secrets, value)
     if isinstance(value, dict):
         return {_hide(secrets, key): _hide(secrets, entry) for key, entry in value.items()}
     return [_hide(secrets, entry) for entry in value] if isinstance(value, list) else value

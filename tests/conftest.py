@@ -25,16 +25,18 @@ from cai.config.types import without_runtime
 from cai.data.parquet import write_rows
 from cai.models.chat_template import CHATML
 from cai.observe.progress import Progress
+from cai.scoring.statistics import CountedInterval
 from cai.stages import dpo, evaluate, label, revise, sft
 from cai.stages.base import Context
-from cai.stages.feedback import Judge
+from cai.stages.judge_summary import Judge
 from cai.stages.training_rows import Audit
 from cai.store.files import write_json
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run
 from tests.configs import smoke
 
-settings.register_profile("untimed", deadline=None)  # a slow machine is no bug
+# a slow machine is no bug; half of hypothesis's own number, since `make chaos` tries 10,000
+settings.register_profile("untimed", deadline=None, max_examples=50)
 settings.register_profile(
     "chaos", deadline=None, max_examples=10_000, suppress_health_check=list(HealthCheck)
 )
@@ -182,7 +184,7 @@ def make_context(tmp_path: Path, tiny_model: Path) -> Callable[..., Context]:
     return make
 
 
-HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
+HALF: CountedInterval = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 12}
 
 
 @pytest.fixture

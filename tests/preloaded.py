@@ -9,8 +9,9 @@ from cai.run.process import quiet
 
 LIBRARIES = ["torch", "transformers", "datasets", "peft"]
 TRAINERS = ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "cai.training.trainer"]
-COMMANDS = ["cai.cli.run", "cai.run.worker", "cai.stages.suites", "cai.stages.verdicts"]
+COMMANDS = ["cai.cli.run", "cai.run.worker"]
+STAGES = ["cai.stages.feedback", "cai.stages.model_answers", "cai.stages.scores"]
 
 quiet()  # as a command does before it loads them
-for name in LIBRARIES + TRAINERS + COMMANDS:
+for name in LIBRARIES + TRAINERS + COMMANDS + STAGES:
     importlib.import_module(name)

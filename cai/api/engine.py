@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack, get_args
+from typing import Self, Unpack, get_args
 
 import yaml
 
@@ -54,15 +54,15 @@ class Engine:
 
     async def _open(self, ledger: str | Path | None) -> tuple[base.Engine, Ledger, Recorded]:
         """In the loop's thread, where all else is asked: SQLite's connections stay in one."""
-        kept = Ledger(Path(":memory:" if ledger is None else ledger))
+        opened = Ledger(Path(":memory:" if ledger is None else ledger))
         try:
             with quiet():
                 engine = self._context.open_model("base")
                 digest = self._context.model_digest("base")
         except BaseException:
-            kept.close()
+            opened.close()
             raise
-        return engine, kept, Recorded(lambda: engine, kept, VERB, digest, self._count)
+        return engine, opened, Recorded(lambda: engine, opened, VERB, digest, self._count)
 
     def _count(self, completions: Sequence[Completion], from_ledger: bool) -> None:
         new_tokens = sum(completion.new_tokens for completion in completions)
@@ -126,8 +126,9 @@ def open_engine(
     if kind not in get_args(EngineKind):
         hint = nearest(kind, get_args(EngineKind))
         raise UsageError(f"there is no engine '{kind}'{hint} (transformers, vllm, openai)")
-    given: dict[str, Any] = {"max_failures": 0.0, **settings}
-    config = read_settings(EngineConfig, f"engine/{kind}", given, [*EngineSettings.__annotations__])
+    names = [*EngineSettings.__annotations__]
+    values = {"max_failures": 0.0, **settings}
+    config = read_settings(EngineConfig, f"engine/{kind}", values, names)
     if kind == "openai":
         if template is not None:
             raise UsageError("template: a server has its model's own; start it with another")

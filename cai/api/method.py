@@ -1,7 +1,7 @@
 """The method, on prompts and answers that a program has: `revise` and `compare`."""
 
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, TypeVar, Unpack
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, Unpack
 
 from cai.api import loop
 from cai.api.engine import Engine
@@ -10,7 +10,7 @@ from cai.api.results import Failed, Results
 from cai.api.settings import CompareSettings, ReviseSettings, read_settings
 from cai.config.schema import LabelConfig, ReviseConfig
 from cai.engines.base import RequestFailed
-from cai.engines.rows import gather_results
+from cai.engines.rows import RowCoroutine, gather_results
 from cai.errors import UsageError
 from cai.messages import Prompt
 from cai.method import critique, preferences
@@ -19,7 +19,7 @@ from cai.method.critique import Revision
 from cai.method.preferences import PreferencePair
 from cai.observe.progress import Progress
 from cai.stages import feedback, pairs, revision_rows
-from cai.stages.revise import ranking
+from cai.stages.revise import completions_for_a_prompt, ranking
 
 T = TypeVar("T")
 
@@ -51,19 +51,16 @@ def revise(
     config = read_settings(
         ReviseConfig, "revise/default", dict(settings), [*ReviseSettings.__annotations__]
     )
-    asked = read_prompts(prompts)
+    rows = read_prompts(prompts)
     rank = ranking(constitution) if config.draw == "relevant" else None
-    rounds = len(constitution.principles) if config.draw == "all" else config.rounds
-    other = critic or engine
+    reviser = critic or engine
     chains = [
-        critique.revise(prompt, constitution, config, seed, engine.complete, other.complete, rank)
-        for prompt in asked
+        critique.revise(prompt, constitution, config, seed, engine.complete, reviser.complete, rank)
+        for prompt in rows
     ]
-    steps = 2 if config.critique else 1
     engines = [engine] if critic is None else [engine, critic]
-    revisions, failed = _gather(
-        asked, chains, engines, progress, len(asked) * (1 + rounds * steps), "revise"
-    )
+    requests = len(rows) * completions_for_a_prompt(config, constitution)
+    revisions, failed = _gather(rows, chains, engines, progress, requests, "revise")
     return Results(revisions, failed, revision_rows.as_row, revision_rows.REVISIONS)
 
 
@@ -95,27 +92,21 @@ def compare(
         LabelConfig, "label/default", dict(settings), [*CompareSettings.__annotations__]
     )
     rows = [_read_answers(row, place) for place, row in enumerate(answers)]
-    chosen = feedback.judge_settings(config)
+    judge = feedback.judge_settings(config)
 
     async def compare_row(prompt: Prompt, first: str, second: str) -> PreferencePair:
         pair = await preferences.compare(
-            prompt, first, second, constitution, chosen, seed, engine.complete
+            prompt, first, second, constitution, judge, seed, engine.complete
         )
         if pair is None:
             raise RequestFailed("the judge's context has no room for it")
         return pair
 
-    drawn = min(config.principles, len(constitution.principles))
-    requests = len(rows) * drawn * 2 * max(1, 2 * config.thoughts)
-    judged, failed = _gather(
-        [prompt for prompt, _, _ in rows],
-        [compare_row(*row) for row in rows],
-        [engine],
-        progress,
-        requests,
-        "compare",
-    )
-    return Results(judged, failed, pairs.as_row)
+    requests = len(rows) * feedback.requests_for_a_pair(config, constitution)
+    prompts = [prompt for prompt, _, _ in rows]
+    comparisons = [compare_row(*row) for row in rows]
+    compared, failed = _gather(prompts, comparisons, [engine], progress, requests, "compare")
+    return Results(compared, failed, pairs.as_row)
 
 
 def _read_answers(row: tuple[PromptLike, str, str], place: int) -> tuple[Prompt, str, str]:
@@ -131,22 +122,22 @@ def _read_answers(row: tuple[PromptLike, str, str], place: int) -> tuple[Prompt,
 
 def _gather(
     prompts: Sequence[Prompt],
-    rows: Sequence[Coroutine[Any, Any, T]],
+    rows: Sequence[RowCoroutine[T]],
     engines: Sequence[Engine],
     progress: bool,
     requests: int,
     verb: str,
 ) -> tuple[list[T], list[Failed]]:
     """The rows' results, and those that failed. Shows `progress` on the way."""
-    shown = Progress(verb, quiet=not progress)
+    bar = Progress(verb, quiet=not progress)
     for engine in engines:
-        engine.progress = shown
-    shown.start(requests, "completions")
+        engine.progress = bar
+    bar.start(requests, "completions")
     try:
         allowed = max(engine.config.max_failures for engine in engines)
         results = loop.run(gather_results(rows, allowed))
     finally:
-        shown.finish()
+        bar.finish()
     paired = list(zip(prompts, results, strict=True))
     failed = [
         Failed(prompt, str(error)) for prompt, error in paired if isinstance(error, RequestFailed)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow
 from datasets import Dataset
 
+from cai.data.parquet import Row
 from cai.messages import Prompt
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Results(list[T]):
         self,
         results: Iterable[T],
         failed: Sequence[Failed],
-        as_row: Callable[[T], dict[str, Any]],
+        as_row: Callable[[T], Row],
         schema: pyarrow.Schema | None = None,
     ):
         super().__init__(results)

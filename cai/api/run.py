@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as parquet
 from datasets import Dataset
 
 from cai.config.compose import saved
 from cai.config.names import first_round, own_models
+from cai.digest import JsonObject
 from cai.errors import UsageError, nearest
 from cai.run.plan import stages, trained_inputs
 from cai.stages.base import verb_context
@@ -53,12 +53,12 @@ class Run:
         names = [name for name in manifest.files if name.endswith(".parquet")]
         name = f"{file or ROWS.get(first_round(stage), '')}.parquet"
         if name not in names:
-            known = ", ".join(name.removesuffix(".parquet") for name in names) or "none"
-            raise UsageError(f"{stage} has no rows called '{file or ''}' (it has {known})")
+            choices = ", ".join(name.removesuffix(".parquet") for name in names) or "none"
+            raise UsageError(f"{stage} has no rows called '{file or ''}' (it has {choices})")
         out = self._store.folder(stage, manifest.key) / "out"
         return Dataset(parquet.read_table(out / name))
 
-    def summary(self, stage: str) -> dict[str, Any]:
+    def summary(self, stage: str) -> JsonObject:
         """What a stage has counted and measured. Raises UsageError where it is not done."""
         return self._manifest(stage).summary
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 import yaml
 
 from cai.config.compose import from_json
+from cai.config.types import Arguments
 from cai.errors import UsageError, nearest
 from cai.paths import shipped
 
@@ -72,8 +73,8 @@ class EngineSettings(TypedDict, total=False):
     batch_rows: int
     batch_tokens: int
     python: str | None
-    options: dict[str, Any]
-    extra_body: dict[str, Any]
+    options: Arguments
+    extra_body: Arguments
     server: ServerSettings
     max_failures: float
 
@@ -93,11 +94,11 @@ def read_settings(
 
 
 @cache
-def _defaults(file: str) -> dict[str, Any]:
+def _defaults(file: str) -> Arguments:
     return yaml.safe_load((shipped("conf") / f"{file}.yaml").read_text(encoding="utf-8"))
 
 
-def _merged(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(defaults: Mapping[str, object], settings: Mapping[str, object]) -> Arguments:
     """Mappings are merged key by key, as on the command line; all else is replaced."""
     merged = dict(defaults)
     for name, value in settings.items():

@@ -17,7 +17,7 @@ from cai.run.process import quiet
 from cai.run.worker import stage_context
 from cai.stages import sft
 from cai.stages.base import Stage
-from cai.stages.training_rows import Audit, prepare
+from cai.stages.training_rows import Audit
 from cai.store.manifest import Manifest
 from cai.store.run_folder import Run
 
@@ -57,17 +57,14 @@ def audit(config: Config) -> None:
 
 
 def _audit_stage(stage: Stage, config: Config, run: Run, manifests: Mapping[str, Manifest]) -> None:
-    # they load transformers, and `cai audit --help` answers at once
-    from cai.models.load import load_tokenizer
-    from cai.models.markers import adopt_markers
+    # it loads transformers, and `cai audit --help` answers at once
+    from cai.stages.tokenized_rows import tokenized_rows
 
     inputs = job_inputs(run, {name: manifests[name] for name in inputs_of(stage, config)})
     progress = Progress(stage.name, quiet=True)
     context = stage_context(stage, config, run.root, run.root, inputs, progress)
     section = stage.section(config)
-    tokenizer = load_tokenizer(context.model_path(section.start))
-    adopt_markers(tokenizer)
-    _, summary = prepare(section, context, tokenizer)
+    summary = tokenized_rows(section, context).audit
     _print_audit(stage.name, summary)
     summary.refuse_losses(section, stage.name)
 

@@ -16,9 +16,10 @@ from cai.config.schema import Config
 from cai.digest import file_digest, seed_of
 from cai.engines.base import Completion, Request
 from cai.engines.rows import gather_rows
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
 from cai.method.drafting import as_draft, draft_fault, drafting_request
 from cai.method.drafts import DRAFTED, addition, drafts_path, read_drafts, same_words
+from cai.method.principle import Principle
 from cai.method.sentences import is_templated
 from cai.redact import safe
 from cai.run.process import install_signals, quiet

@@ -18,7 +18,7 @@ from cai.digest import seed_of
 from cai.engines.base import Completion, Request
 from cai.engines.rows import gather_results
 from cai.errors import UsageError, nearest
-from cai.method.constitution import Constitution, Principle, find_file
+from cai.method.constitution import Constitution, find_file
 from cai.method.explaining import (
     NO_PRINCIPLE,
     Pair,
@@ -28,6 +28,7 @@ from cai.method.explaining import (
     read_proposal,
     vote,
 )
+from cai.method.principle import Principle
 from cai.observe.progress import Progress
 from cai.paths import shipped
 from cai.report.pictures import percent

@@ -1,11 +1,11 @@
 """`cai principles check | show | draft | explain | import`: what a writer of principles needs."""
 
+import argparse
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -15,9 +15,11 @@ from rich.text import Text
 from cai.cli import explain as explain_
 from cai.cli.draft import draft
 from cai.cli.options import add_overrides, verb_parser
+from cai.digest import JsonObject
 from cai.errors import UsageError
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
 from cai.method.drafts import drafts_path, read_drafts, same_words
+from cai.method.principle import Principle
 from cai.method.sentences import is_templated
 from cai.redact import safe
 
@@ -31,11 +33,29 @@ REQUESTS = ("critique", "revision", "comparison")
 WIDTH = 118  # of the lines in an imported file
 
 
-Entry = dict[str, Any]  # a principle or an exemplar as a principle file has it
+Entry = JsonObject  # a principle or an exemplar as a principle file has it
 
 
 def main(arguments: list[str]) -> None:
     """Raises UsageError with every problem of every file."""
+    options = parse(arguments)
+    if options.verb == "check":
+        _check(options.files)
+    elif options.verb == "show":
+        constitution = Constitution.load(options.file)
+        if options.texts:
+            _show_texts(constitution.principles)
+        else:
+            _show_table(constitution)
+    elif options.verb == "draft":
+        draft(options)
+    elif options.verb == "explain":
+        explain_.explain(options)
+    else:
+        _import(options.file, options.to)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = verb_parser(
         "principles",
         "Check, show, draft, explain and import principle files.",
@@ -69,20 +89,7 @@ def main(arguments: list[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(words)}")
     if words:
         options.overrides += words
-    if options.verb == "check":
-        _check(options.files)
-    elif options.verb == "show":
-        constitution = Constitution.load(options.file)
-        if options.texts:
-            _show_texts(constitution.principles)
-        else:
-            _show_table(constitution)
-    elif options.verb == "draft":
-        draft(options)
-    elif options.verb == "explain":
-        explain_.explain(options)
-    else:
-        _import(options.file, options.to)
+    return options
 
 
 def _check(files: Sequence[str]) -> None:
@@ -196,7 +203,7 @@ def _principle(name: str, critique: str, revision: str, **weight: float) -> Entr
     }
 
 
-def _from_release(content: dict[str, Any]) -> list[Entry]:
+def _from_release(content: JsonObject) -> list[Entry]:
     principles = []
     for name, entry in content.items():
         prompt = entry["prompt"]
@@ -205,7 +212,7 @@ def _from_release(content: dict[str, Any]) -> list[Entry]:
     return principles
 
 
-def _from_swarm(content: dict[str, Any]) -> tuple[list[Entry], list[Entry]]:
+def _from_swarm(content: JsonObject) -> tuple[list[Entry], list[Entry]]:
     """A chat ends in a critique request, a critique, a revision request and a revision."""
     requests = [
         (_bare(entry["critic"]), _bare(entry["revision"])) for entry in content["constitutions"]

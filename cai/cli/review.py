@@ -102,15 +102,15 @@ def _next_steps(file: Path, run: str) -> str:
 
 def _print_agreement(files: Sequence[str]) -> None:
     """Raises UsageError where no two reviewers have judged the same."""
-    judged: list[tuple[str, Verdict]] = []
+    verdicts: list[tuple[str, Verdict]] = []
     for file in files:
         config = DataConfig("file", file, format=VERDICTS)
         for verdict in read_verdicts(file, config, UnfitRows()):
             # people of one name in two files are two people
-            judged.append((f"{verdict.reviewer} ({file})", verdict))
-    results = agreements(judged)
+            verdicts.append((f"{verdict.reviewer} ({file})", verdict))
+    results = agreements(verdicts)
     if not results:
-        reviewers = ", ".join(dict.fromkeys(name for name, _ in judged)) or "nobody"
+        reviewers = ", ".join(dict.fromkeys(name for name, _ in verdicts)) or "nobody"
         raise UsageError(f"no two reviewers have judged the same; there are {reviewers}")
     for result in results:
         print(safe(_sentence(result)))

@@ -5,21 +5,20 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
 from cai.cli.options import positive_int, verb_parser
 from cai.config.names import first_round
-from cai.data.parquet import read_rows
+from cai.data.parquet import Row, read_rows
 from cai.errors import CaiError, UsageError, nearest
 from cai.method.gates import GATES
 from cai.redact import safe
 from cai.report.terminal import marked_text
 from cai.store.run_folder import Run, find_run
 
-Row = dict[str, Any]  # of a stage's parquet file
 Field = tuple[str, str | Text]  # a name and what stands beside it
 
 
@@ -62,14 +61,14 @@ def _probe_fields(row: Row, coloured: bool) -> Iterator[Field]:
 
 def _read_answers(file: Path) -> list[Row]:
     """evaluate's answers, each with what the judge says of it by principle, where it was asked."""
-    verdicts: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    verdicts: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     judged = file.with_name("adherence.parquet")
     for row in read_rows(judged) if judged.exists() else ():
         verdicts[_answer_key(row)].append(row)
     return [row | {"verdicts": verdicts[_answer_key(row)]} for row in read_rows(file)]
 
 
-def _answer_key(row: Row) -> tuple[Any, ...]:
+def _answer_key(row: Row) -> tuple[object, ...]:
     return row["model"], row["suite"], row["id"], row["sample"]
 
 

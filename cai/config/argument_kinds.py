@@ -52,13 +52,13 @@ CHOICE = re.compile(r"'(\w+)'|`(\w+)`")
 
 
 @functools.cache
-def argument_kinds(class_name: str) -> Mapping[str, Any]:
+def argument_kinds(class_name: str) -> Mapping[str, object]:
     """The type of each argument of a class; Any where it is not simple.
 
     Empty where the library is not installed, or is written in another way than is known here.
     """
     source = SOURCES[class_name]
-    kinds: dict[str, Any] = {}
+    kinds: dict[str, object] = {}
     for base in source.bases:
         kinds |= argument_kinds(base)
     return kinds | written_in(source_text(source.file), source.name)
@@ -70,10 +70,10 @@ def source_text(file: str) -> str:
     package, _, path = file.partition("/")
     spec = importlib.util.find_spec(package)
     files = [Path(folder) / path for folder in (spec and spec.submodule_search_locations) or ()]
-    return next((each.read_text(encoding="utf-8") for each in files if each.is_file()), "")
+    return next((path.read_text(encoding="utf-8") for path in files if path.is_file()), "")
 
 
-def written_in(text: str, name: str) -> dict[str, Any]:
+def written_in(text: str, name: str) -> dict[str, object]:
     """The arguments of a class: its fields, or what its `__init__` takes where it has one."""
     start = re.search(rf"^class {name}\b", text, re.MULTILINE)
     if start is None:
@@ -86,7 +86,7 @@ def written_in(text: str, name: str) -> dict[str, Any]:
     for statement in body.body:
         if isinstance(statement, ast.FunctionDef):
             arguments = [*statement.args.args[1:], *statement.args.kwonlyargs]
-            return {each.arg: _kind(each.annotation) for each in arguments}
+            return {argument.arg: _kind(argument.annotation) for argument in arguments}
     return {
         field.target.id: _narrowed(_kind(field.annotation), _choices(field.value))
         for field in body.body
@@ -102,8 +102,8 @@ def _choices(value: ast.expr | None) -> list[str]:
     None where its own default is no such text: the words name some of what may be joined then.
     """
     keywords = value.keywords if isinstance(value, ast.Call) else []
-    given = {each.arg: each.value for each in keywords}
-    metadata = given.get("metadata")
+    arguments = {keyword.arg: keyword.value for keyword in keywords}
+    metadata = arguments.get("metadata")
     entries: dict[str, Any] = {}
     if isinstance(metadata, ast.Dict):
         for name, entry in zip(metadata.keys, metadata.values, strict=True):
@@ -112,12 +112,12 @@ def _choices(value: ast.expr | None) -> list[str]:
     sentence = NAMED.search(f"{entries.get('help', '')} ")
     named = [first or second for first, second in CHOICE.findall(sentence[1] if sentence else "")]
     choices: list[str] = entries.get("choices", named)
-    default = given.get("default")
+    default = arguments.get("default")
     is_open = isinstance(default, ast.Constant) and default.value not in (None, *choices)
     return [] if is_open else choices
 
 
-def _narrowed(kind: Any, choices: Sequence[str]) -> Any:
+def _narrowed(kind: object, choices: Sequence[str]) -> object:
     """A type with choices in place of any text."""
     outer, parts = get_origin(kind), get_args(kind)
     if not choices or outer is Literal:
@@ -131,13 +131,13 @@ def _narrowed(kind: Any, choices: Sequence[str]) -> Any:
 
 
 @functools.cache
-def _class_of_choices(name: str) -> Any:
-    found = re.search(rf"^class {name}\(.*?(?=^\S)", source_text(CHOICES[name]), re.M | re.S)
-    values = re.findall(r'^    [A-Z]\w* = "(.+?)"', found[0] if found else "", re.M)
+def _class_of_choices(name: str) -> object:
+    definition = re.search(rf"^class {name}\(.*?(?=^\S)", source_text(CHOICES[name]), re.M | re.S)
+    values = re.findall(r'^    [A-Z]\w* = "(.+?)"', definition[0] if definition else "", re.M)
     return Literal[tuple(values)] if values else Any
 
 
-def _kind(node: ast.expr | None) -> Any:
+def _kind(node: ast.expr | None) -> object:
     """The type that an annotation names."""
     match node:
         case ast.Constant(value=None):
@@ -158,7 +158,7 @@ def _kind(node: ast.expr | None) -> Any:
     return Any
 
 
-def _generic(outer: str, parts: Sequence[ast.expr]) -> Any:
+def _generic(outer: str, parts: Sequence[ast.expr]) -> object:
     if outer == "Literal":
         values = [part.value for part in parts if isinstance(part, ast.Constant)]
         # peft writes one of its choices as a pattern: pissa_niter_[number of iters]

@@ -9,7 +9,6 @@ import functools
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -106,22 +105,22 @@ def _as_typed(word: str, groups: Container[str], sweep: bool) -> str:
             f"{word}: commas separate the values of a sweep, which is -m; for one text with commas "
             f"in it write \"{key}='{value}'\", for a list '{key}=[{value}]'"
         )
-    written = f"{plus}{key}={','.join(_quoted(each.strip(), kind) for each in values)}"
+    written = f"{plus}{key}={','.join(_quoted(element.strip(), kind) for element in values)}"
     if not _is_readable(written):
         raise UsageError(_unreadable(word, key, value))
     return written
 
 
-def _quoted(text: str, kind: Any) -> str:
+def _quoted(text: str, kind: object) -> str:
     """A value, with quotes where Hydra would not read it as its setting's type does."""
     if not text or QUOTED.fullmatch(text):
         return text
     inner = text[1:-1]
     if text[0] == "[" and text[-1] == "]" and may_be(kind, list):
         elements = _split(inner, ",") if inner.strip() else ()
-        return f"[{','.join(_quoted(each.strip(), child(kind)) for each in elements)}]"
+        return f"[{','.join(_quoted(element.strip(), child(kind)) for element in elements)}]"
     if text[0] == "{" and text[-1] == "}" and may_be(kind, dict):
-        pairs = [each for each in _split(inner, ",") if inner.strip()]
+        pairs = [pair for pair in _split(inner, ",") if inner.strip()]
         names = [pair.partition(":")[0].strip().strip("'\"") for pair in pairs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"{text}: '{twice[0]}' stands twice, and one value would be lost")
@@ -135,7 +134,7 @@ def _quoted(text: str, kind: Any) -> str:
     return QuotedString(ESCAPED.sub(r"\1", text), Quote.single).with_quotes()
 
 
-def _pair(text: str, kind: Any) -> str:
+def _pair(text: str, kind: object) -> str:
     name, colon, value = text.partition(":")
     return f"{name}{colon}{_quoted(value.strip(), child(kind, name.strip()))}"
 

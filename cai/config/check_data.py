@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from cai.config.explain import at, origin
-from cai.config.names import BUILT, PROBES, builds, unbuilt, unprobed
+from cai.config.names import BUILT, PROBES, builds, unbuilt
 from cai.config.schema import Config, Prompts, SftConfig
 from cai.config.types import lookup
 from cai.errors import UsageError, nearest
@@ -18,17 +17,61 @@ PROBE_TRAINS = (
     "label.prompts.data",
     "label.benign.data",
 )
+# the keys that take people's verdicts
+VERDICT_KEYS = ("verdicts", "label.human.data", "label.calibrate.data")
 PROBE_TESTS = [name for name in PROBES if PROBES[name]["split"] == "test"]
 
 
 def check_data_names(config: Config, overrides: Sequence[str]) -> None:
-    sets = list(config.data)
+    """Every data set that a setting names is there, and is of a kind that the setting reads."""
     for key, names in data_names(config).items():
-        if missing := [name for name in unprobed(names) if name not in sets]:
-            hint = nearest(missing[0], sets) or f"; known: {', '.join(sets)}"
-            raise UsageError(
-                f"{at(key, overrides)} names the data set '{missing[0]}', which is not there{hint}"
-            )
+        for name in names:
+            if name in PROBES:
+                _check_probe(key, name, config, overrides)
+            else:
+                _check_set(key, name, config, overrides)
+
+
+def _check_set(key: str, name: str, config: Config, overrides: Sequence[str]) -> None:
+    """Files of verdicts stand where they are read, and nothing else stands there."""
+    if name not in config.data:
+        hint = nearest(name, list(config.data)) or f"; known: {', '.join(config.data)}"
+        raise UsageError(
+            f"{at(key, overrides)} names the data set '{name}', which is not there{hint}"
+        )
+    holds_verdicts = config.data[name].format == "verdicts"
+    if key == "verdicts" and not holds_verdicts:
+        raise UsageError(
+            f"{at(key, overrides)}: the data set '{name}' holds no verdicts; name one that "
+            f"`cai review` has written, or set data.{name}.format=verdicts"
+        )
+    if holds_verdicts and key not in VERDICT_KEYS:
+        raise UsageError(
+            f"{at(key, overrides)}: the data set '{name}' holds people's verdicts, which "
+            f"only {', '.join(VERDICT_KEYS)} take"
+        )
+
+
+def _check_probe(key: str, name: str, config: Config, overrides: Sequence[str]) -> None:
+    """Prompts of the stage probe are trained on or measured on, as its split says."""
+    measured = key.startswith("evaluate.") and key.endswith(".data")
+    if key not in PROBE_TRAINS and not measured:
+        raise UsageError(
+            f"{at(key, overrides)} names '{name}', which are prompts without answers; they "
+            f"are read by {', '.join(PROBE_TRAINS)} and evaluate's suites"
+        )
+    if measured != (PROBES[name]["split"] == "test"):
+        purposes = ("evaluated on", "trained on")
+        fitting = [probe for probe in PROBES if (probe in PROBE_TESTS) == measured]
+        raise UsageError(
+            f"{at(key, overrides)} names '{name}', whose prompts are "
+            f"{purposes[measured]}, and nothing is both; take {' or '.join(fitting)}"
+        )
+    if name in PROBE_TESTS and not config.probe.test:
+        raise UsageError(
+            f"{at('probe.test', overrides, 0)}: {key} names '{name}', which would have no "
+            "prompt; set probe.test to a share, e.g. 0.3"
+        )
 
 
 def data_names(config: Config) -> dict[str, list[str]]:
@@ -49,25 +92,7 @@ def data_names(config: Config) -> dict[str, list[str]]:
     return names
 
 
-def check_verdicts(config: Config, overrides: Sequence[str]) -> None:
-    """Files of verdicts stand where they are read, and nothing else stands there."""
-    readers = ("verdicts", "label.human.data", "label.calibrate.data")
-    for key, names in data_names(config).items():
-        for name in unprobed(names):
-            holds_verdicts = config.data[name].format == "verdicts"
-            if key == "verdicts" and not holds_verdicts:
-                raise UsageError(
-                    f"{at(key, overrides)}: the data set '{name}' holds no verdicts; name one that "
-                    f"`cai review` has written, or set data.{name}.format=verdicts"
-                )
-            if holds_verdicts and key not in readers:
-                raise UsageError(
-                    f"{at(key, overrides)}: the data set '{name}' holds people's verdicts, which "
-                    f"only {', '.join(readers)} take"
-                )
-
-
-def _prompts(value: Any, key: str = "") -> Iterator[tuple[str, Prompts]]:
+def _prompts(value: object, key: str = "") -> Iterator[tuple[str, Prompts]]:
     """Every choice of prompts below `value`, with its key."""
     if isinstance(value, Prompts):
         yield key, value
@@ -121,29 +146,6 @@ def check_build(config: Config, overrides: Sequence[str]) -> None:
             f"{at('build.target', overrides, 0)}: nothing would be built; name prompts to answer "
             "with 'build.prompts={data:[mine]}'"
         )
-
-
-def check_probe(config: Config, overrides: Sequence[str]) -> None:
-    for key, names in data_names(config).items():
-        measured = key.startswith("evaluate.") and key.endswith(".data")
-        for name in names:
-            if name in PROBES and key not in PROBE_TRAINS and not measured:
-                raise UsageError(
-                    f"{at(key, overrides)} names '{name}', which are prompts without answers; they "
-                    f"are read by {', '.join(PROBE_TRAINS)} and evaluate's suites"
-                )
-            if name in PROBES and measured != (PROBES[name]["split"] == "test"):
-                purposes = ("evaluated on", "trained on")
-                fitting = [other for other in PROBES if (other in PROBE_TESTS) == measured]
-                raise UsageError(
-                    f"{at(key, overrides)} names '{name}', whose prompts are "
-                    f"{purposes[measured]}, and nothing is both; take {' or '.join(fitting)}"
-                )
-            if name in PROBE_TESTS and not config.probe.test:
-                raise UsageError(
-                    f"{at('probe.test', overrides, 0)}: {key} names '{name}', which would have no "
-                    "prompt; set probe.test to a share, e.g. 0.3"
-                )
 
 
 def check_labelled(config: Config, overrides: Sequence[str]) -> None:

@@ -52,13 +52,13 @@ def check_shares(config: Config, overrides: Sequence[str]) -> None:
         return
     engines = {"engine": config.engine, "revise.engine": config.revise.engine or config.engine}
     options = [engine.options for engine in engines.values()]
-    devices = [set(str(own.get("device_ids", "")).split(",")) - {""} for own in options]
+    devices = [set(str(arguments.get("device_ids", "")).split(",")) - {""} for arguments in options]
     apart = all(devices) and not devices[0] & devices[1]
     if apart or any(engine.kind != "vllm" for engine in engines.values()):
         return
-    if any("kv_cache_memory_bytes" in own for own in options):  # vLLM then takes no share
-        return
-    shares = [own.get("gpu_memory_utilization", VLLM_SHARE) for own in options]
+    if any("kv_cache_memory_bytes" in arguments for arguments in options):
+        return  # vLLM then takes no share
+    shares = [arguments.get("gpu_memory_utilization", VLLM_SHARE) for arguments in options]
     for key, share in zip(engines, shares, strict=True):
         if isinstance(share, bool) or not isinstance(share, int | float):
             name = at(f"{key}.options.gpu_memory_utilization", overrides, share)

@@ -1,7 +1,6 @@
 """What must hold between settings. What one setting may be stands in schema.py."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cai.config.check_data import (
     check_build,
@@ -9,8 +8,6 @@ from cai.config.check_data import (
     check_helpful,
     check_labelled,
     check_made_names,
-    check_probe,
-    check_verdicts,
     check_weights,
 )
 from cai.config.check_evaluation import (
@@ -44,7 +41,7 @@ def check(config: Config, overrides: Sequence[str] = ()) -> None:
         check_settings(config, overrides)
 
 
-def check_values(value: Any, overrides: Sequence[str], key: str = "") -> None:
+def check_values(value: object, overrides: Sequence[str], key: str = "") -> None:
     """Refuses secrets, halves of characters, numbers that are not finite, and `true` for a number.
 
     They may stand anywhere in plain containers.
@@ -105,14 +102,12 @@ CHECKS: list[Callable[[Config, Sequence[str]], None]] = [
     check_choices,
     check_libraries,
     check_data_names,
-    check_verdicts,
     check_templates,
     check_licences,
     check_weights,
     check_helpful,
     check_made_names,
     check_build,
-    check_probe,
     check_shots,
     check_attacks,
     check_models,

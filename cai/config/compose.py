@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -67,8 +67,8 @@ def own_folder(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """A person's folder of configuration files, which --config-dir names, and the other words."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd")
-    options, others = parser.parse_known_args(words)
-    return options.config_dir, others
+    options, overrides = parser.parse_known_args(words)
+    return options.config_dir, overrides
 
 
 def refuse_targets(words: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> Config:
     return _with_system_prompt(config)
 
 
-def refuse_open(value: Any, key: str = "") -> None:
+def refuse_open(value: object, key: str = "") -> None:
     """Raises UsageError on a `???` of a file that nothing has filled in."""
     children = value.items() if isinstance(value, dict) else ()
     for name, child in enumerate(value) if isinstance(value, list) else children:
@@ -141,7 +141,7 @@ def saved(root: Path) -> Config:
     return from_json(Config, values)
 
 
-def from_json(kind: type[T], values: Any, overrides: Sequence[str] = ()) -> T:
+def from_json(kind: type[T], values: object, overrides: Sequence[str] = ()) -> T:
     """A config, or a part of one, from what `dataclasses.asdict` made of it.
 
     Raises UsageError with a line for each wrong key.
@@ -235,8 +235,8 @@ def _without_a_file(group: str, section: str, files: Sequence[str]) -> str:
     """What a person may have meant who set a group of files to null."""
     if section and may_be_null(kind_at(section)):
         return f"a file of {group}/ can't be null; write {section}=null"
-    known = f" (known: {', '.join(files)})" if files else ""
-    advice = f"a group of files can't be null; name a file{known}, or take the override away"
+    choices = f" (known: {', '.join(files)})" if files else ""
+    advice = f"a group of files can't be null; name a file{choices}, or take the override away"
     if (section or group) in SECTIONS_OF_STAGES:
         advice += ". To leave a stage out, name the others in 'stages=[...]'"
     return advice
@@ -250,8 +250,8 @@ def _named(config: str) -> str:
 
 def _not_in_conf(key: str, overrides: Sequence[str], folder: str | None) -> str:
     """An override names a key that conf/ does not have."""
-    others = [word for word in overrides if not word.lstrip("+").startswith(key)]
-    composed = _compose(others, folder)
+    remaining = [word for word in overrides if not word.lstrip("+").startswith(key)]
+    composed = _compose(remaining, folder)
     names, section, depth = key.split("."), composed, 0
     while depth < len(names) and isinstance(section, DictConfig) and names[depth] in section:
         section, depth = section[names[depth]], depth + 1

@@ -94,7 +94,7 @@ def _paths_below(section: str, key: str) -> Iterator[list[str]]:
     parts = key.split(".")
     for position in range(len(parts)):
         place = ".".join(parts[:position])
-        kinds = {each for each in members(kind_at(section)) if dataclasses.is_dataclass(each)}
+        kinds = {member for member in members(kind_at(section)) if dataclasses.is_dataclass(member)}
         if place == section or kinds & set(members(kind_at(place))):
             yield parts[position:]
 
@@ -143,6 +143,7 @@ def sentence(kind: type, problem: ErrorDetails, overrides: Sequence[str]) -> str
         return f"{key}: {message}"
     if error == "unexpected_keyword_argument":
         section, _ = _type_at(kind, path[:-1])
+        assert dataclasses.is_dataclass(section)
         return unknown(key, [field.name for field in dataclasses.fields(section)], overrides)
     setting, limits = _type_at(kind, path)
     if error == "literal_error":
@@ -161,9 +162,9 @@ def as_written(value: object) -> str:
     return json.dumps(value) if is_word else repr(value)
 
 
-def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]]:
+def _type_at(kind: object, path: Sequence[str | int]) -> tuple[object, tuple[object, ...]]:
     """The type of the setting at `path` below a config class, and what is annotated to it."""
-    annotations: tuple[Any, ...] = ()
+    annotations: tuple[object, ...] = ()
     for name in path:
         if dataclasses.is_dataclass(kind):
             types = {field.name: field.type for field in dataclasses.fields(kind)}
@@ -174,12 +175,12 @@ def _type_at(kind: Any, path: Sequence[str | int]) -> tuple[Any, tuple[Any, ...]
         annotations = ()
         while (outer := typing.get_origin(kind)) in (Annotated, Union, UnionType):
             if outer is Annotated:
-                annotations += kind.__metadata__
+                annotations += typing.get_args(kind)[1:]
             kind = typing.get_args(kind)[0]  # of `X | None`: X
     return kind, annotations
 
 
-def limits_in_words(annotations: Sequence[Any]) -> str:
+def limits_in_words(annotations: Sequence[object]) -> str:
     """`between 1 and 64`, `at least 0`, ..., or nothing, of what is annotated to a number."""
     limits: dict[str, float] = {}
     for annotation in annotations:
@@ -205,5 +206,5 @@ def unknown(key: str, siblings: list[str], overrides: Sequence[str]) -> str:
                 "write `# @package _global_` as its first line"
             )
     hint = nearest(key.split(".")[-1], siblings)
-    known = f" (known: {', '.join(siblings)})" if siblings else ""
-    return f"unknown key '{key}'{origin(key, overrides)}{hint}{known}"
+    choices = f" (known: {', '.join(siblings)})" if siblings else ""
+    return f"unknown key '{key}'{origin(key, overrides)}{hint}{choices}"

@@ -33,12 +33,12 @@ def launch_of(config: Config) -> Launch:
     if config.launcher.kind != "accelerate":
         return Launch(1, False, False, False)
     try:
-        known = parser.parse_known_args(config.launcher.args)[0]
+        arguments = parser.parse_known_args(config.launcher.args)[0]
     except ValueError as error:
         raise UsageError(f"launcher.args: {error}") from None
-    sharded = known.use_fsdp or (known.use_deepspeed and known.zero_stage == 3)
-    chosen = known.multi_gpu or known.use_fsdp or known.use_deepspeed
-    return Launch(known.num_processes, sharded, known.use_deepspeed, chosen)
+    sharded = arguments.use_fsdp or (arguments.use_deepspeed and arguments.zero_stage == 3)
+    chosen = arguments.multi_gpu or arguments.use_fsdp or arguments.use_deepspeed
+    return Launch(arguments.num_processes, sharded, arguments.use_deepspeed, chosen)
 
 
 def check_launcher(config: Config, overrides: Sequence[str]) -> None:

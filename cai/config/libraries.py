@@ -14,7 +14,7 @@ from cai.config.argument_kinds import argument_kinds, source_text
 from cai.config.explain import as_written, at
 from cai.config.kinds import child, choices_of, members
 from cai.config.schema import Config
-from cai.config.types import OfLibrary, marks
+from cai.config.types import Arguments, OfLibrary, marks
 from cai.errors import UsageError, nearest
 
 WORDS = {
@@ -44,8 +44,8 @@ class Limit(NamedTuple):
 
 def _are_trackers(value: str | list[str]) -> bool:
     source = source_text("transformers/integrations/integration_utils.py")
-    known = {"all", "none", *re.findall(r'^    "(\w+)": \w+Callback,$', source, re.MULTILINE)}
-    return value in known if isinstance(value, str) else set(value) <= known
+    names = {"all", "none", *re.findall(r'^    "(\w+)": \w+Callback,$', source, re.MULTILINE)}
+    return value in names if isinstance(value, str) else set(value) <= names
 
 
 def _is_pattern(text: str) -> bool:
@@ -56,26 +56,27 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _all_patterns(value: Any) -> bool:
+def _all_patterns(value: object) -> bool:
     """Of a text, and of the names of a mapping. A list has names of modules, no patterns."""
     patterns = [value] if isinstance(value, str) else value if isinstance(value, dict) else []
     return all(map(_is_pattern, patterns))
 
 
-def _are_tokens(value: Any) -> bool:
+def _are_tokens(value: object) -> bool:
     """Of a list, and of a mapping from modules to lists."""
     lists = value.values() if isinstance(value, dict) else [value]
     return all(
-        isinstance(each, list) and all(type(n) is int and n >= 0 for n in each) for each in lists
+        isinstance(tokens, list) and all(type(n) is int and n >= 0 for n in tokens)
+        for tokens in lists
     )
 
 
-def _by_module(kind: type | tuple[type, ...], least: float) -> Callable[[dict[str, Any]], bool]:
+def _by_module(kind: type | tuple[type, ...], least: float) -> Callable[[Arguments], bool]:
     return lambda value: (
         _all_patterns(value)
         and all(
-            isinstance(each, kind) and not isinstance(each, bool) and each >= least
-            for each in value.values()
+            isinstance(number, kind) and not isinstance(number, bool) and number >= least
+            for number in value.values()
         )
     )
 
@@ -154,7 +155,7 @@ LIMITS = {
 }
 
 
-def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> None:
+def check_libraries(config: object, overrides: Sequence[str], above: str = "") -> None:
     """Raises UsageError on an argument that its library's class does not have, or does not take.
 
     `config` is a config class's instance, or a dict of such.
@@ -180,7 +181,7 @@ def check_libraries(config: Any, overrides: Sequence[str], above: str = "") -> N
             )
 
 
-def _refusal(name: str, kind: Any, value: object) -> str | None:
+def _refusal(name: str, kind: object, value: object) -> str | None:
     """What an argument takes, in words, where it does not take `value`."""
     is_alone = name in ONE_OR_MORE and isinstance(value, str)
     if not _fits(kind, value) and not (is_alone and _fits(kind, [value])):
@@ -191,18 +192,20 @@ def _refusal(name: str, kind: Any, value: object) -> str | None:
     return f"{limit.words} here"
 
 
-def whole_numbers(values: Any, kind: Any = Config) -> Any:
+def whole_numbers(values: Any, kind: object = Config) -> Any:
     """`values` with 1e3 as 1000 where a setting takes whole numbers alone. Plain containers."""
     if isinstance(values, dict):
-        return {name: whole_numbers(each, child(kind, str(name))) for name, each in values.items()}
+        return {
+            name: whole_numbers(entry, child(kind, str(name))) for name, entry in values.items()
+        }
     if isinstance(values, list):
-        return [whole_numbers(each, child(kind)) for each in values]
+        return [whole_numbers(element, child(kind)) for element in values]
     takes_whole_alone = int in members(kind) and float not in members(kind)
     is_whole = isinstance(values, float) and values.is_integer()
     return int(values) if takes_whole_alone and is_whole else values
 
 
-def library_sections(value: Any, above: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+def library_sections(value: object, above: str = "") -> Iterator[tuple[str, str, Arguments]]:
     """Every dict of a library's arguments, with its key and the name of the library's class."""
     if isinstance(value, dict):
         for name, child in value.items():
@@ -216,11 +219,11 @@ def library_sections(value: Any, above: str = "") -> Iterator[tuple[str, str, di
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[object]:
     return TypeAdapter(kind)
 
 
-def _fits(kind: Any, value: object) -> bool:
+def _fits(kind: object, value: object) -> bool:
     try:
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError:
@@ -228,7 +231,7 @@ def _fits(kind: Any, value: object) -> bool:
     return True
 
 
-def _in_words(kind: Any) -> str:
+def _in_words(kind: object) -> str:
     """A type in a message: `a number`, `a list of text or null`."""
     outer, parts = typing.get_origin(kind), typing.get_args(kind)
     if outer is Literal:

@@ -1,13 +1,14 @@
 """What can be set. What a setting means stands in conf/*.yaml, what it may be in types.py."""
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from cai.config.types import (
     VLLM_RUNTIME,
+    Arguments,
     Attack,
     Certainty,
     Condition,
@@ -36,8 +37,9 @@ from cai.config.types import (
     TemplateArgument,
     Tracker,
 )
+from cai.digest import JsonObject
 
-LoraArguments = Annotated[dict[str, Any] | None, OfLibrary("peft.LoraConfig")]
+LoraArguments = Annotated[Arguments | None, OfLibrary("peft.LoraConfig")]
 
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
@@ -62,7 +64,7 @@ class ModelConfig:
     terms: str | None = None
     accept_license: Runtime[bool] = False
     template: Located | None = None
-    shape: Runtime[dict[str, Any] | None] = None
+    shape: Runtime[JsonObject | None] = None
     template_args: dict[TemplateArgument, bool | int | float | str | None] = field(
         default_factory=dict
     )
@@ -89,9 +91,9 @@ class EngineConfig:
     batch_rows: Runtime[Annotated[int, Field(ge=1, le=1 << 16)]] = 64
     batch_tokens: Runtime[Annotated[int, Field(ge=1, le=1 << 30)]] = 16384
     python: Runtime[Located | None] = None
-    options: Annotated[dict[str, Any], RuntimeEntries(VLLM_RUNTIME)] = field(default_factory=dict)
+    options: Annotated[Arguments, RuntimeEntries(VLLM_RUNTIME)] = field(default_factory=dict)
     # in the key of a run where it is set
-    extra_body: Annotated[dict[str, Any], RuntimeEntries(frozenset())] = field(default_factory=dict)
+    extra_body: Annotated[Arguments, RuntimeEntries(frozenset())] = field(default_factory=dict)
     server: Runtime[ServerConfig] = field(default_factory=ServerConfig)
     max_failures: Runtime[Annotated[float, Field(ge=0, le=0.5)]] = 0.01
 
@@ -212,13 +214,11 @@ class SftConfig:
     max_length: Length = 1024
     max_lost: Runtime[Share] = 0.5
     peft: LoraArguments = None
-    quantization: Annotated[dict[str, Any] | None, OfLibrary("transformers.BitsAndBytesConfig")] = (
-        None
-    )
+    quantization: Annotated[Arguments | None, OfLibrary("transformers.BitsAndBytesConfig")] = None
     frozen_dtype: Dtype = "float32"
     publish: Literal["model", "adapter"] = "model"
     publish_dtype: Dtype = "float32"
-    args: Annotated[dict[str, Any], OfLibrary("trl.SFTConfig")] = field(default_factory=dict)
+    args: Annotated[Arguments, OfLibrary("trl.SFTConfig")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -311,7 +311,7 @@ class DpoConfig:
     peft: LoraArguments = None
     frozen_dtype: Dtype = "float32"
     publish_dtype: Dtype = "float32"
-    args: Annotated[dict[str, Any], OfLibrary("trl.DPOConfig")] = field(default_factory=dict)
+    args: Annotated[Arguments, OfLibrary("trl.DPOConfig")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -6,7 +6,7 @@ YAML reads a scalar by its looks. What it should be is known from the setting's 
 import functools
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -33,7 +33,7 @@ from cai.config.types import in_home
 
 TEXT = "tag:yaml.org,2002:str"
 # a defaults list: names of files, all of them text, and ??? for a file that must be named
-DEFAULTS: Any = Annotated[str | None, "defaults"]
+DEFAULTS: object = Annotated[str | None, "defaults"]
 NULL = "tag:yaml.org,2002:null"
 
 
@@ -99,7 +99,7 @@ def _section_of_file(config_path: str, package: str | None) -> str:
 
 
 @functools.cache
-def _read(text: str, file: Path, section: str) -> Any:
+def _read(text: str, file: Path, section: str) -> object:
     """A file's values. One command may compose several times, and reading is half of the work."""
     loader = get_yaml_loader()(text)
     try:
@@ -114,7 +114,7 @@ def _read(text: str, file: Path, section: str) -> Any:
         loader.dispose()
 
 
-def _keep_text(node: yaml.Node, kind: Any, file: Path) -> None:
+def _keep_text(node: yaml.Node, kind: object, file: Path) -> None:
     """Tags each scalar of a text setting as text. An empty one, `~` and a rightful null stay.
 
     A `???` becomes a text that says where it stands.
@@ -143,10 +143,10 @@ def _type_sweep(node: yaml.Node) -> None:
     """Writes hydra.sweeper.params as overrides of the command line are written for Hydra."""
     for name in ("hydra", "sweeper", "params"):
         entries = node.value if isinstance(node, yaml.MappingNode) else []
-        found = [value for key, value in entries if key.value == name]
-        if not found:
+        nodes = [value for key, value in entries if key.value == name]
+        if not nodes:
             return
-        node = found[-1]
+        node = nodes[-1]
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(value, yaml.ScalarNode) and value.value:
             (word,) = as_typed([f"{key.value}={value.value}"], sweep=True)

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 
+Arguments = dict[str, Any]  # of a library's class or server, under its own names
+
 # A runtime setting changes how a stage runs, never what it makes. It is left out of every stage's
 # key, so changing it runs nothing again.
 RUNTIME = "runtime"
@@ -156,7 +158,7 @@ class OfLibrary:
     name: str
 
 
-def marks(annotation: Any, kind: type[T]) -> list[T]:
+def marks(annotation: object, kind: type[T]) -> list[T]:
     """What is annotated to a setting."""
     return [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, kind)]
 
@@ -166,7 +168,7 @@ def is_runtime(setting: dataclasses.Field[Any]) -> bool:
     return RUNTIME in marks(setting.type, str)
 
 
-def without_runtime(value: Any) -> Any:
+def without_runtime(value: object) -> Any:
     """`value` as plain containers, without its runtime settings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {}

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from cai.data.duplicates import NearDuplicates, dialogue_text
+from cai.data.duplicates import dialogue_text
+from cai.data.near_duplicates import NearDuplicates
+from cai.digest import JsonObject
 from cai.messages import Dialogue
 from cai.text import ngrams, script, words
 
@@ -23,7 +24,7 @@ FILLER = frozenset(
 )
 
 
-def text_metrics(rows: Sequence[tuple[Dialogue, Mapping[str, object]]]) -> dict[str, Any]:
+def text_metrics(rows: Sequence[tuple[Dialogue, Mapping[str, object]]]) -> JsonObject:
     """Duplicates, variety and scripts of the first COMPARED rows (dialogue, tags): shuffle them."""
     rows = rows[:COMPARED]
     texts = [dialogue_text(dialogue) for dialogue, _ in rows]
@@ -73,7 +74,7 @@ def main_script(text: str) -> str:
     return script(text[:400]) or "none"
 
 
-def length_metrics(lengths: Sequence[int]) -> dict[str, Any]:
+def length_metrics(lengths: Sequence[int]) -> JsonObject:
     """Tokens a row before any cut: median, 95th percentile, most; rows of at most 1, 2, 4 ..."""
     if not lengths:
         return {}

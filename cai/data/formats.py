@@ -205,7 +205,7 @@ def _behind_prompt(text: object, prompt: str) -> str | None:
         return None
     rest = match.string[match.end() :]
     around = (match[0][-1:], rest[:1])
-    inside_word = all(one.isalnum() and not UNSPACED.match(one) for one in around)
+    inside_word = all(character.isalnum() and not UNSPACED.match(character) for character in around)
     return None if inside_word else rest.strip()
 
 

@@ -40,8 +40,8 @@ def mix(
         lowest[name], sizes[name] = _sample(rows, most, seed_of(seed, "mix", name))
     if weights or temperature != 1 or cap is not None:
         shares = _shares(sizes, weights, temperature, cap)
-        drawn = {name: len(rows) for name, rows in lowest.items()}
-        counts = _counts_by_share(drawn, shares, limit)
+        available = {name: len(rows) for name, rows in lowest.items()}
+        counts = _counts_by_share(available, shares, limit)
     else:
         counts = _counts_by_number(lowest, limit)
     return {name: [row for _, _, row in lowest[name][: counts[name]]] for name in lowest}, sizes

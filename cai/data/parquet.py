@@ -15,7 +15,7 @@ CHUNK = 2_000  # rows that RowWriter holds in memory
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Lone surrogates, which UTF-8 has no place for, become U+FFFD."""
-    table = pyarrow.Table.from_pylist([_without_surrogates(row) for row in rows])
+    table = pyarrow.Table.from_pylist([_well_formed_row(row) for row in rows])
     parquet.write_table(table, path, compression="zstd")
 
 
@@ -33,7 +33,7 @@ class RowWriter:
 
     def write(self, row: Row) -> None:
         self.count += 1
-        self._rows.append(_without_surrogates(row))
+        self._rows.append(_well_formed_row(row))
         if len(self._rows) == CHUNK:
             self._flush()
 
@@ -51,7 +51,11 @@ def read_rows(path: Path) -> list[Row]:
     return parquet.read_table(path).to_pylist()
 
 
-def _without_surrogates(value: Any) -> Any:
+def _well_formed_row(row: Row) -> Row:
+    return {column: _without_surrogates(value) for column, value in row.items()}
+
+
+def _without_surrogates(value: object) -> object:
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, dict):

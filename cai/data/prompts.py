@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TypeVar
@@ -11,6 +11,7 @@ from typing import TypeVar
 from cai.config.schema import DataConfig, Prompts
 from cai.data.columns import TAGS, map_columns, refuse_unknown_fields
 from cai.data.formats import UNFIT, read_mapped
+from cai.data.mixture import mix
 from cai.data.parquet import Row
 from cai.data.sources import read_source
 from cai.data.turns import kind_of
@@ -27,6 +28,8 @@ T = TypeVar("T")
 # What is evaluated doesn't move with the run's seed: suites, their examples and labelled pairs that
 # a judge is measured on. So `offset` and `limit` are fixed splits, and seeds can be compared.
 SPLIT_SEED = 0
+
+EXAMPLE_POOL = 1000  # rows that examples are drawn from
 
 TaggedDialogue = tuple[Dialogue, Row]  # the tags: columns of the row, `source`, `place`
 
@@ -73,6 +76,23 @@ def load_dialogues(names: Sequence[str], sets: Mapping[str, DataConfig], seed: i
     for name in names:
         loaded.dialogues.extend(read_dialogues(name, sets[name], seed, loaded.unfit))
     return loaded
+
+
+def sample_dialogues(
+    names: Sequence[str],
+    sets: Mapping[str, DataConfig],
+    seed: int,
+    keep: Callable[[Dialogue], bool],
+) -> list[Dialogue]:
+    """At most EXAMPLE_POOL rows of the named sets that `keep` takes, drawn by the seed."""
+
+    def usable(name: str) -> Iterator[Dialogue]:
+        for dialogue, _ in read_dialogues(name, sets[name], seed, UnfitRows()):
+            if keep(dialogue):
+                yield dialogue
+
+    mixed, _ = mix({name: usable(name) for name in names}, seed, EXAMPLE_POOL)
+    return [dialogue for rows in mixed.values() for dialogue in rows]
 
 
 def load_prompts(selection: Prompts, sets: Mapping[str, DataConfig], seed: int) -> list[Prompt]:

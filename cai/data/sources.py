@@ -158,8 +158,8 @@ def local_files(name: str, config: DataConfig) -> list[Path]:
         elif config.path:
             root = Path(path.anchor)
             paths = sorted(root.glob(str(path.relative_to(root))))
-        if others := [path for path in paths if not path.is_file()]:
-            advice = f"{config.path} matches {others[0]}, which is no file"
+        if folders := [path for path in paths if not path.is_file()]:
+            advice = f"{config.path} matches {folders[0]}, which is no file"
     if not paths or not all(path.is_file() for path in paths):
         raise UsageError(f"data.{name}.path: {advice}")
     return paths

@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from cai.config.schema import EngineConfig
+from cai.digest import JsonObject
 from cai.engines.base import (
     Completion,
     OnText,
@@ -121,7 +121,7 @@ class OpenAIEngine:
         return Completion(text, reason, *tokens, seconds)
 
     async def _chat(
-        self, request: Request, max_tokens: int, fields: dict[str, Any]
+        self, request: Request, max_tokens: int, fields: JsonObject
     ) -> tuple[ChatAnswer, float]:
         """Asks for at most `max_tokens` tokens.
 
@@ -167,8 +167,8 @@ class OpenAIEngine:
         if scores is None and (space := likeliest_space(first)) is not None:
             # A tokenizer that splits " A": the letter stands behind the space, which the model
             # writes where it takes the likeliest token.
-            [_, *second], tokens, more = await self._likeliest(request, 2, temperature=0.0)
-            seconds += more
+            [_, *second], tokens, extra_seconds = await self._likeliest(request, 2, temperature=0.0)
+            seconds += extra_seconds
             behind = first_token_logprobs(request.continuations, second[0] if second else [])
             scores = behind and tuple(space + logprob for logprob in behind)
         if scores is None:

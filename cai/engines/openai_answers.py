@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from cai.digest import JsonObject
 from cai.text import well_formed
 
 Count = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -108,7 +109,7 @@ class EchoAnswer(Answer):
         return tuple(scores)
 
 
-def echo_fields(prompt_ids: list[int], options: Sequence[list[int]]) -> dict[str, Any]:
+def echo_fields(prompt_ids: list[int], options: Sequence[list[int]]) -> JsonObject:
     """What asks for the log-probabilities of each option's tokens after the prompt's."""
     return {
         "prompt": [prompt_ids + option_ids for option_ids in options],

@@ -15,12 +15,12 @@ from cai.observe.metrics import count
 
 T = TypeVar("T")
 
-Row = Coroutine[Any, Any, T]
+RowCoroutine = Coroutine[Any, Any, T]
 
 MAX_RUNNING = 8192  # rows at once: more than any engine batches, few enough for the memory
 
 
-async def gather_rows(rows: Sequence[Row[T]]) -> list[T]:
+async def gather_rows(rows: Sequence[RowCoroutine[T]]) -> list[T]:
     """Runs all rows at once. The first failure cancels the rest and is raised."""
     tasks = [asyncio.create_task(row) for row in rows]
     try:
@@ -30,7 +30,9 @@ async def gather_rows(rows: Sequence[Row[T]]) -> list[T]:
             task.cancel()
 
 
-async def stream_rows(rows: Iterable[Row[T]], max_running: int = MAX_RUNNING) -> AsyncIterator[T]:
+async def stream_rows(
+    rows: Iterable[RowCoroutine[T]], max_running: int = MAX_RUNNING
+) -> AsyncIterator[T]:
     """Gives the rows' results in order. The first failure cancels the rest and is raised.
 
     Only the oldest unfinished row and the `max_running - 1` rows behind it have been started.
@@ -63,13 +65,15 @@ async def stream_rows(rows: Iterable[Row[T]], max_running: int = MAX_RUNNING) ->
             row.close()
 
 
-async def gather_results(rows: Sequence[Row[T]], max_failures: float) -> list[T | RequestFailed]:
+async def gather_results(
+    rows: Sequence[RowCoroutine[T]], max_failures: float
+) -> list[T | RequestFailed]:
     """All results of `stream_results`."""
     return [result async for result in stream_results(rows, len(rows), max_failures)]
 
 
 async def stream_results(
-    rows: Iterable[Row[T]], total: int, max_failures: float
+    rows: Iterable[RowCoroutine[T]], total: int, max_failures: float
 ) -> AsyncIterator[T | RequestFailed]:
     """As stream_rows, but each of the `total` rows may end in RequestFailed, which is its result.
 
@@ -77,7 +81,7 @@ async def stream_results(
     """
     failures: list[str] = []
 
-    async def catch(row: Row[T]) -> T | RequestFailed:
+    async def catch(row: RowCoroutine[T]) -> T | RequestFailed:
         try:
             with tracing.trace_row():
                 return await row

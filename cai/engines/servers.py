@@ -22,6 +22,7 @@ import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from cai.config.schema import ServerConfig
+from cai.digest import JsonObject
 from cai.engines.base import RequestFailed
 from cai.errors import CaiError, UsageError
 from cai.observe.log import log
@@ -134,9 +135,7 @@ class Servers:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 
-    async def ask(
-        self, path: str, body: dict[str, Any], read: Callable[[bytes], T]
-    ) -> tuple[T, float]:
+    async def ask(self, path: str, body: JsonObject, read: Callable[[bytes], T]) -> tuple[T, float]:
         """What `read` makes of the answer, and the answer's share of its server's seconds.
 
         `path` follows a server's URL. `read` raises ValueError where the answer is of no use.

@@ -27,9 +27,9 @@ def without_thoughts(text: str, finish_reason: str, opening: str = "") -> tuple[
     the prompt, which may have begun the thought. Some servers leave out its beginning too.
     """
     for begin, end in MARKERS:
-        thought, found, answer = text.partition(end)
+        thought, ending, answer = text.partition(end)
         begins = opening.rstrip().endswith(begin) or thought.lstrip().startswith(begin)
-        if found and (begins or begin not in thought):
+        if ending and (begins or begin not in thought):
             return answer.strip(), finish_reason
         if begins:
             return "", "length"

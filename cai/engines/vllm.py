@@ -8,11 +8,12 @@ import copy
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cai.config.schema import EngineConfig, Sampling, ServerConfig
+from cai.config.types import Arguments
+from cai.digest import JsonObject
 from cai.engines.base import (
     Completion,
     Engine,
@@ -88,14 +89,14 @@ class VllmEngine:
         self.server = VllmServer(interpreter(config), arguments, config.server.timeout)
         allow_open_files(config.batch_rows + OTHER_FILES)
         self.server.start()
-        own = ServerConfig(
+        server_config = ServerConfig(
             [URL],
             concurrency=config.batch_rows,
             timeout=LONGEST_ANSWER,
             retries=RETRIES,
             backoff=BACKOFF,
         )
-        self._servers = Servers(own, self.server.transport, self.server.ensure_running)
+        self._servers = Servers(server_config, self.server.transport, self.server.ensure_running)
 
     def _choose(self, model: str) -> None:
         self._model = self._names[model]
@@ -178,7 +179,7 @@ class VllmEngine:
             raise RequestFailed(f"vLLM: {error}") from None
         return Completion("", "score", len(job.prompt_ids), 0, seconds, scores)
 
-    async def _ask(self, job: Job, fields: dict[str, Any]) -> tuple[TextAnswer, float]:
+    async def _ask(self, job: Job, fields: JsonObject) -> tuple[TextAnswer, float]:
         body = {"model": self._model, "prompt": job.prompt_ids} | fields
         return await self._servers.ask("completions", body, reader(TextAnswer, self._model))
 
@@ -191,11 +192,11 @@ def served_names(models: Sequence[str]) -> dict[str, str]:
     }
 
 
-def server_options(config: EngineConfig, *models: str) -> dict[str, Any]:
+def server_options(config: EngineConfig, *models: str) -> Arguments:
     """vLLM's options for a model, and for adapters on its base. Those of a person come last."""
     model, names = models[0], served_names(models)
     name, revision = split_revision(adapter_base(model) or model)
-    options: dict[str, Any] = {
+    options: Arguments = {
         "model": name,
         "revision": revision,
         "served_model_name": BASE,
@@ -233,11 +234,11 @@ class SharedServer:
     def open(self, config: EngineConfig, model: str) -> Engine:
         if self._engine is None or model not in self._served or config != self._config:
             self.close()
-            others = [other for other in self._models if share(model, other)]
-            if config != self._config or not others:
+            sharing = [candidate for candidate in self._models if share_server(model, candidate)]
+            if config != self._config or not sharing:
                 return self._open_engine(config, model)
-            self._engine = VllmEngine(config, model, *others)
-            self._served = {model, *others}
+            self._engine = VllmEngine(config, model, *sharing)
+            self._served = {model, *sharing}
         return self._engine.serving(model)
 
     def close(self) -> None:
@@ -246,9 +247,9 @@ class SharedServer:
             engine.close()
 
 
-def share(model: str, other: str) -> bool:
+def share_server(model: str, other: str) -> bool:
     """Whether one server can serve two models: an adapter and its base, or adapters on one."""
-    bases = [adapter_base(one) or one for one in (model, other)]
+    bases = [adapter_base(name) or name for name in (model, other)]
     if model == other or bases[0] != bases[1]:
         return False
     first, second = load_tokenizer(model), load_tokenizer(other)

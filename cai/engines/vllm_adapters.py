@@ -3,16 +3,16 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from cai.config.types import Arguments
 from cai.errors import UsageError
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
-def adapter_options(folders: Sequence[str]) -> dict[str, Any]:
+def adapter_options(folders: Sequence[str]) -> Arguments:
     """vLLM's options that make room for adapters. Raises UsageError where vLLM can't take one."""
     ranks: list[int] = []
     modules: set[str] = set()  # vLLM would wrap lm_head too if they were not named

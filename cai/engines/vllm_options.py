@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def share_device(config: EngineConfig, servers: int) -> EngineConfig:
     return replace(config, options=config.options | {"gpu_memory_utilization": share})
 
 
-def flags(options: Mapping[str, Any]) -> list[str]:
+def flags(options: Mapping[str, object]) -> list[str]:
     """vLLM's options as arguments: `--name=value`, `--name` or `--no-name`, `--name value value`.
 
     An option that is null is left out.
@@ -105,17 +106,23 @@ def vllm_folder(python: str) -> Path | None:
     """
     if not os.access(python, os.X_OK):
         return None
+    try:
+        return _ask_for_folder(python)
+    except subprocess.CalledProcessError:
+        return None
+
+
+@cache
+def _ask_for_folder(python: str) -> Path:
+    """Once in a process where vLLM is there. Where it is not, it may be once it is installed."""
+    command = [python, "-c", FIND]
     done = subprocess.run(
-        [python, "-c", FIND],
-        env=environment(python),
-        capture_output=True,
-        text=True,
-        check=False,
+        command, env=environment(python), capture_output=True, text=True, check=True
     )
-    return None if done.returncode else Path(done.stdout.strip())
+    return Path(done.stdout.strip())
 
 
-def option_kinds(package: Path) -> Mapping[str, Any]:
+def option_kinds(package: Path) -> Mapping[str, object]:
     """The options of `vllm serve` and their types, Any where these are not simple.
 
     Out of the files that declare them; none where those are unknown. A few more names stand there,
@@ -125,7 +132,7 @@ def option_kinds(package: Path) -> Mapping[str, Any]:
     if len(files) < 2:
         return {}
     texts = [file.read_text(encoding="utf-8") for file in files]
-    kinds: dict[str, Any] = {
+    kinds: dict[str, object] = {
         flag.replace("-", "_"): Any for text in texts for flag in FLAG.findall(text)
     }
     for text in texts:
@@ -149,12 +156,15 @@ def _check_values(config: EngineConfig, key: str) -> None:
             raise UsageError(f"{key}.options.{name}={value}: vLLM takes {words} here")
 
 
-def _refusal(kind: Any, value: object) -> str | None:
+def _refusal(kind: object, value: object) -> str | None:
     """What an option takes, in words, where vLLM's command line would refuse `value`.
 
     Anything can be a text there, so only numbers, switches and choices are known.
     """
-    kinds, choices = {each for each in members(kind) if each is not type(None)}, choices_of(kind)
+    kinds, choices = (
+        {member for member in members(kind) if member is not type(None)},
+        choices_of(kind),
+    )
     if value is None or (kinds - {int, float, bool} and not choices):
         return None
     if choices:

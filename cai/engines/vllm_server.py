@@ -152,7 +152,7 @@ class VllmServer:
         """Waits until the server answers. A model may take long to load, and it says so then."""
         process, began = self._process, time.monotonic()
         assert process is not None
-        said = heard = began
+        last_message = last_output = began
         size = 0
         transport = httpx2.HTTPTransport(uds=str(self.socket))
         with httpx2.Client(transport=transport, timeout=10) as client:
@@ -162,16 +162,16 @@ class VllmServer:
                 if process.poll() is not None:
                     raise self._failure("vLLM's server ended before it was ready")
                 if size != (size := os.fstat(self._output.fileno()).st_size):
-                    heard = time.monotonic()
-                if time.monotonic() - heard > self._patience:
+                    last_output = time.monotonic()
+                if time.monotonic() - last_output > self._patience:
                     raise self._failure(
                         "vLLM's server, which starts, has neither answered nor said anything for "
                         f"{self._patience:g} s (engine.server.timeout)"
                     )
-                if time.monotonic() - said >= SAY_SECONDS:
-                    said = time.monotonic()
+                if time.monotonic() - last_message >= SAY_SECONDS:
+                    last_message = time.monotonic()
                     line = (self._last_lines() or [""])[-1]
-                    say(f"vLLM's server starts ({said - began:.0f} s): {line}"[:160])
+                    say(f"vLLM's server starts ({last_message - began:.0f} s): {line}"[:160])
             cards = client.get(f"{URL}/models").json()["data"]
         # the base's card knows it, an adapter's does not
         self.context_length = next(
@@ -179,7 +179,7 @@ class VllmServer:
         )
         log("vLLM's server is ready", seconds=round(time.monotonic() - began, 1))
 
-    def _failure(self, what: str) -> CaiError:
+    def _failure(self, problem: str) -> CaiError:
         lines = self._last_lines()
         text = "\n".join(lines)
         if match := UNKNOWN_FLAG.search(text):
@@ -188,7 +188,7 @@ class VllmServer:
         if match := WRONG_VALUE.search(text):
             return UsageError(f"engine.options.{match[1].replace('-', '_')}: {match[2]}")
         quoted = "".join(f"  {line}\n" for line in lines[-LAST_LINES:])
-        return CaiError(f"{what}. The end of {self._log}:\n{quoted}".rstrip())
+        return CaiError(f"{problem}. The end of {self._log}:\n{quoted}".rstrip())
 
     @property
     def _log(self) -> str:

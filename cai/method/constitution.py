@@ -1,4 +1,4 @@
-"""Principles, exemplars and the constitution, and how they are read from principles/*.yaml.
+"""The constitution, and how it is read from principles/*.yaml.
 
 Texts are sent to the model as they stand in the file. Those of a principle that is a sentence alone
 are made in sentences.py.
@@ -17,6 +17,7 @@ import yaml
 from cai.digest import digest
 from cai.errors import UsageError, nearest
 from cai.messages import Dialogue, Prompt, as_dicts, from_dicts
+from cai.method.principle import Exemplar, Principle
 from cai.method.prose_file import PROSE, prose_root
 from cai.method.sentence_list import principle_texts
 from cai.method.sentences import expanded
@@ -36,50 +37,6 @@ EXEMPLAR_KEYS = ("principle", "dialogue", "critique", "revision")
 MAX_WEIGHT = 1_000_000
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-
-
-@dataclass(frozen=True)
-class Principle:
-    """One principle, as three requests: critique the answer, revise it, compare two answers.
-
-    And as two system messages, for the contrast of a model that keeps it and one that does not.
-    """
-
-    id: str
-    critique: str
-    revision: str
-    comparison: str
-    weight: float = 1.0  # relative chance to be drawn
-    tags: tuple[str, ...] = ()
-    positive: str = ""
-    negative: str = ""
-    sentence: str = ""  # what a person has written in place of these texts; no model sees it
-    file: Path | None = None  # where it stands
-
-    @property
-    def statement(self) -> str:
-        """What it says in the fewest words: its sentence, else its comparison."""
-        return self.sentence or self.comparison
-
-    @property
-    def rule(self) -> str:
-        """What says whether one answer alone keeps the principle.
-
-        The critique request names the fault to look for; a comparison needs two answers.
-        """
-        if self.sentence:
-            return f"The rule: {self.sentence}"
-        return f"The rule is that this request finds no fault in an answer: {self.critique}"
-
-
-@dataclass(frozen=True)
-class Exemplar:
-    """A worked example of one principle, for critique and revision."""
-
-    principle: Principle
-    dialogue: Dialogue
-    critique: str
-    revision: str
 
 
 class RevisionDigests(TypedDict):
@@ -144,7 +101,7 @@ class Constitution:
         return {
             "adherence": {
                 p.id: _short_digest(
-                    p.rule, p.tags, p.critique, p.revision, p.comparison, p.weight > 0
+                    p.adherence_rule, p.tags, p.critique, p.revision, p.comparison, p.weight > 0
                 )
                 for p in self.principles
             }

@@ -14,9 +14,12 @@ from itertools import combinations
 from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
+from cai.errors import UsageError
 from cai.messages import Prompt, under_system
-from cai.method.constitution import Constitution, Principle
-from cai.method.preferences import PreferencePair, draw_principles, option_probability
+from cai.method.constitution import Constitution
+from cai.method.judgement import option_probability
+from cai.method.preferences import PreferencePair
+from cai.method.principle import Principle, draw_principles
 from cai.method.requests import Complete
 from cai.text import word_count
 
@@ -61,14 +64,17 @@ async def contrast(
     """
     rng = random.Random(seed_of(seed, prompt.id, "contrast"))  # noqa: S311 - a draw, not a secret
     about = constitution.about(prompt)
-    drawn = draw_principles(constitution.contrasting(), principles, rng, about)
-    scored = await gather_rows([_scores(prompt, answers, one, judge) for one in drawn])
+    drawn_principles = draw_principles(constitution.contrasting(), principles, rng, about)
+    rows = [_scores(prompt, answers, principle, judge) for principle in drawn_principles]
+    scored = await gather_rows(rows)
     by_principle = [scores for scores in scored if scores is not None]
-    if len(by_principle) < len(drawn):
+    if len(by_principle) < len(drawn_principles):
         return None
-    means = [math.fsum(scores) / len(drawn) for scores in zip(*by_principle, strict=True)]
+    means = [
+        math.fsum(scores) / len(drawn_principles) for scores in zip(*by_principle, strict=True)
+    ]
     score = dict(zip(answers, means, strict=True))
-    ids = tuple(principle.id for principle in drawn)
+    ids = tuple(principle.id for principle in drawn_principles)
     return [
         ContrastPair(prompt, first, second, score[first] - score[second], ids)
         for first, second in combinations(answers, 2)
@@ -93,6 +99,27 @@ async def _scores(
     return [a - b for a, b in zip(positive.logprobs, negative.logprobs, strict=True)]
 
 
+def contrast_laws(constitution: str, benign: str | None) -> tuple[Constitution, Constitution]:
+    """What answers to harmful prompts are scored under, and those to harmless ones.
+
+    Raises UsageError where no principle has the texts that a contrast needs.
+    """
+    law = _load_contrasting(constitution, "constitution")
+    if benign is None:
+        return law, law
+    return law, _load_contrasting(benign, "label.benign.constitution")
+
+
+def _load_contrasting(name: str, setting: str) -> Constitution:
+    law = Constitution.load(name)
+    if not law.contrasting():
+        raise UsageError(
+            f"{setting}={name}: label.kind=contrast needs a principle with a 'positive' and a "
+            "'negative' text (two system messages), and this file has none; see docs/preferences.md"
+        )
+    return law
+
+
 def nearest_in_length(pairs: Sequence[ContrastPair]) -> ContrastPair:
     """Of the surer half of a prompt's pairs, the one whose answers are nearest in length.
 
@@ -105,5 +132,5 @@ def nearest_in_length(pairs: Sequence[ContrastPair]) -> ContrastPair:
 
 def surest(pairs: Sequence[ContrastPair], count: int) -> list[ContrastPair]:
     """The `count` pairs with the largest log-ratios, in the order in which they come."""
-    kept = sorted(range(len(pairs)), key=lambda place: -abs(pairs[place].log_ratio))[:count]
-    return [pairs[place] for place in sorted(kept)]
+    places = sorted(range(len(pairs)), key=lambda place: -abs(pairs[place].log_ratio))[:count]
+    return [pairs[place] for place in sorted(places)]

@@ -18,8 +18,9 @@ from cai.config.schema import ReviseConfig
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request
 from cai.messages import Prompt, assistant
-from cai.method.constitution import Constitution, Exemplar, Principle
+from cai.method.constitution import Constitution
 from cai.method.gates import Draft, failed_gates
+from cai.method.principle import Exemplar, Principle
 from cai.method.requests import Complete, critique_request, direct_request, revision_request
 
 # the principles that a prompt is about, the nearest first (cai/method/relevance.py)

@@ -9,8 +9,10 @@ from typing import Literal, NamedTuple
 
 from cai.engines.base import Completion
 from cai.messages import Dialogue, Prompt, assistant, user
-from cai.method.constitution import Constitution, Principle
-from cai.method.preferences import JudgeSettings, compare, distinct_answers
+from cai.method.constitution import Constitution
+from cai.method.judgement import JudgeSettings
+from cai.method.preferences import compare, distinct_answers
+from cai.method.principle import Principle
 from cai.method.requests import Complete, as_options
 from cai.method.sentences import from_template, sentence_id, template_for
 from cai.method.yaml_file import PLACEHOLDER

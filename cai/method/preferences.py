@@ -3,65 +3,29 @@
 Notation
     chosen, rejected    two answers to one prompt; chosen is the better one
     probability         that chosen is the better one, in [0.5, 1]: a soft label
-    principle           asks the judge which of two answers is better; drawn for each pair
-    orders              the two orders in which a judge sees the answers as options (A) and (B)
-    logprobs            the judge's natural-log probabilities of the options (A) and (B)
-    letters             the probability that the judge writes (A) or (B) at all: of both together
-    thought             a chain of thought that the judge writes before it gives an option
+    orders, letters     of the judge: see judgement.py
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import combinations, product
 from typing import NamedTuple, TypeVar
 
-from cai.config.schema import Sampling
 from cai.digest import seed_of
-from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.language import is_english
 from cai.messages import Prompt
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
+from cai.method.judgement import Judgement, JudgeSettings, judge_answers
+from cai.method.principle import draw_principles
 from cai.method.refusal import redirects, refuses
-from cai.method.requests import OPTIONS, Complete, comparison_request, thought_request
+from cai.method.requests import Complete
 from cai.text import repeats, words
 
 T = TypeVar("T")
-
-Logprobs = tuple[tuple[float, ...], ...]  # of (A) and (B), for each chain of thought, or once
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """How a judge compares two answers."""
-
-    principles: int = 1  # drawn for each pair; their probabilities are averaged
-    thoughts: int = 0  # chains of thought in each order; their probabilities are averaged
-    thought: Sampling = field(default_factory=Sampling)  # how they are sampled
-    thought_clamp: float = 0.6  # after a thought, probabilities stay in [1 - this, this]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Two answers compared under one principle, in both orders."""
-
-    principle_id: str
-    # probability of the first answer: with it shown as (A), and with it shown as (B)
-    orders: tuple[float, float]
-    logprobs: tuple[Logprobs, Logprobs]  # in the same two orders
-
-    @property
-    def flipped(self) -> bool:
-        """Whether the preference turned with the order: position bias."""
-        return (self.orders[0] > 0.5) != (self.orders[1] > 0.5)
-
-    @property
-    def letters(self) -> tuple[float, float]:
-        """The probability of both options together, in the two orders, over the thoughts' mean."""
-        return letter_probability(self.logprobs[0]), letter_probability(self.logprobs[1])
 
 
 @dataclass(frozen=True)
@@ -117,94 +81,15 @@ async def compare(
     rng = random.Random(seed_of(seed, prompt.id, "comparison"))  # noqa: S311 - a draw, not a secret
     about = constitution.about(prompt)
     principles = draw_principles(constitution.principles, settings.principles, rng, about)
-    requests = []
-    for principle in principles:
-        for options in ((first, second), (second, first)):
-            requests.append(_option_logprobs(prompt, options, principle, settings, seed, judge))
-    logprobs = await gather_rows(requests)
-    judgements = []
-    for principle, as_a, as_b in zip(principles, logprobs[::2], logprobs[1::2], strict=True):
-        if as_a is None or as_b is None:
-            return None
-        orders = (_probability_of_a(as_a, settings), 1 - _probability_of_a(as_b, settings))
-        judgements.append(Judgement(principle.id, orders, (as_a, as_b)))
+    judgements = await judge_answers(prompt, first, second, principles, settings, seed, judge)
+    if judgements is None:
+        return None
     probability = sum(sum(judgement.orders) / 2 for judgement in judgements) / len(judgements)
     chosen, rejected = first, second
     if probability < 0.5:
         chosen, rejected, probability = second, first, 1 - probability
     ids = tuple(principle.id for principle in principles)
     return PreferencePair(prompt, chosen, rejected, probability, ids, tuple(judgements))
-
-
-def draw_principles(
-    among: Sequence[Principle],
-    count: int,
-    rng: random.Random,
-    about: Sequence[Principle] = (),
-) -> list[Principle]:
-    """Different principles by weight, all of them where there are fewer than `count`.
-
-    Those of them that the prompt is `about` come first, whatever they weigh.
-    """
-    principles = [principle for principle in about if principle in among]
-    remaining = [p for p in among if p.weight > 0 and p not in principles]
-    while remaining and len(principles) < count:
-        weights = [principle.weight for principle in remaining]
-        principles.append(rng.choices(remaining, weights)[0])
-        remaining.remove(principles[-1])
-    return principles
-
-
-async def _option_logprobs(
-    prompt: Prompt,
-    options: tuple[str, str],
-    principle: Principle,
-    settings: JudgeSettings,
-    seed: int,
-    judge: Complete,
-) -> Logprobs | None:
-    """Log-probabilities of (A) and (B), after each chain of thought or at once. None: too long."""
-    thoughts: list[str | None] = [None]
-    if settings.thoughts:
-        messages = thought_request(prompt.messages, *options, principle)
-        seeds = [seed_of(seed, prompt.id, "thought", n) for n in range(settings.thoughts)]
-        requests = [Request(messages, settings.thought, s, principle=principle.id) for s in seeds]
-        completions = await gather_rows([judge(request) for request in requests])
-        if any(completion.finish_reason == "too_long" for completion in completions):
-            return None
-        thoughts = [completion.text for completion in completions]
-    requests = []
-    for thought in thoughts:
-        messages = comparison_request(prompt.messages, *options, principle, thought)
-        requests.append(Request(messages, continuations=OPTIONS, principle=principle.id))
-    completions = await gather_rows([judge(request) for request in requests])
-    if any(completion.finish_reason == "too_long" for completion in completions):
-        return None
-    return tuple(completion.logprobs for completion in completions)
-
-
-def _probability_of_a(logprobs: Logprobs, settings: JudgeSettings) -> float:
-    """The mean over the chains of thought.
-
-    After a thought, judges are far too sure of themselves: hence the clamp (section 4.1).
-    """
-    high = settings.thought_clamp if settings.thoughts else 1.0
-    probabilities = [option_probability(a, b) for a, b in logprobs]
-    return sum(min(high, max(1 - high, p)) for p in probabilities) / len(probabilities)
-
-
-def option_probability(a: float, b: float) -> float:
-    """The normalised probability of the first of two options, from log-probabilities `a`, `b`."""
-    difference = max(-700.0, min(700.0, b - a))
-    return 1 / (1 + math.exp(difference))
-
-
-def letter_probability(logprobs: Sequence[Sequence[float]]) -> float:
-    """The probability of both options together: the mean over all pairs of log-probabilities."""
-    # Where it is small, the judge wants to write something else.
-    # Rounding, or a server's bound on an option that it does not list, may lift it above 1
-    sums = [min(1.0, math.exp(min(a, 0.0)) + math.exp(min(b, 0.0))) for a, b in logprobs]
-    return math.fsum(sums) / len(sums)
 
 
 async def tournament(

@@ -13,7 +13,7 @@ from cai.digest import seed_of
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Dialogue, Message, assistant, user
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 from cai.method.probe_texts import Example, ProbeTexts
 from cai.method.refusal import refuses
 from cai.method.requests import Complete

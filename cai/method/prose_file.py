@@ -74,8 +74,8 @@ def read_prose(text: str) -> tuple[list[Statement], list[Fault]]:
     for place, token in enumerate(tokens):
         line = token.map[0] if token.map else 0
         if token.type in UNREADABLE and not _is_comment(token):
-            what = UNREADABLE[token.type]
-            faults.append(Fault(line, f"a {what} is no principle; write sentences, or a list"))
+            markup = UNREADABLE[token.type]
+            faults.append(Fault(line, f"a {markup} is no principle; write sentences, or a list"))
         elif token.type == "heading_open":
             heading = _plain(tokens[place + 1])
         elif token.type.endswith("list_open"):

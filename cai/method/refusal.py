@@ -217,7 +217,7 @@ def refuses(text: str) -> bool:
     own_words = QUOTED.sub(" ", head)
     # an answer that stands in quotation marks as a whole is the answer
     head = own_words.strip() if re.search(r"\w", own_words) else head.strip('" ')
-    return any(not NO_REFUSAL.match(head, found.end()) for found in REFUSAL.finditer(head))
+    return any(not NO_REFUSAL.match(head, match.end()) for match in REFUSAL.finditer(head))
 
 
 def redirects(text: str) -> bool:

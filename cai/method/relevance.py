@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import linear_kernel
 
 from cai.messages import Prompt
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 
 # Below this cosine a principle is about something else more often than not. Chosen on the
 # benchmark's 60 prompts.
@@ -26,8 +26,8 @@ class Relevance:
 
     def rank(self, prompt: Prompt) -> list[Principle]:
         """Those that are near to the prompt's human turns, the nearest first."""
-        asked = " ".join(turn.content for turn in prompt.messages if turn.role == "user")
-        similarities = linear_kernel(self._vectors.transform([asked]), self._texts)[0]
+        question = " ".join(turn.content for turn in prompt.messages if turn.role == "user")
+        similarities = linear_kernel(self._vectors.transform([question]), self._texts)[0]
         order = sorted(range(len(self._principles)), key=lambda place: -similarities[place])
         return [self._principles[place] for place in order if similarities[place] > NEAR]
 

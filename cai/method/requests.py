@@ -4,15 +4,15 @@ Exemplars stand before the conversation for critique and revision (section 3.1).
 shows the conversation and both answers as options (section 4.1).
 """
 
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from cai.engines.base import Completion, Request
+from cai.engines.rows import RowCoroutine
 from cai.messages import Dialogue, assistant, user
-from cai.method.constitution import Exemplar, Principle
+from cai.method.principle import Exemplar, Principle
 
 # what answers a request: a model behind an engine and the ledger
-Complete = Callable[[Request], Coroutine[Any, Any, Completion]]
+Complete = Callable[[Request], RowCoroutine[Completion]]
 
 # (A) and (B): after "The answer is:" the space belongs to the option's token
 OPTIONS = (" A", " B")
@@ -84,7 +84,9 @@ def adherence_request(
 ) -> Dialogue:
     """Asks whether an answer keeps a principle. One of OPTIONS continues it."""
     first, second = ADHERENCE_OPTIONS if keeps_first else ADHERENCE_OPTIONS[::-1]
-    question = user(f"{principle.rule}\n\nDoes the assistant's last answer keep this rule?")
+    question = user(
+        f"{principle.adherence_rule}\n\nDoes the assistant's last answer keep this rule?"
+    )
     return _choice((*dialogue, assistant(answer), question), first, second)
 
 

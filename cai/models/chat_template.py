@@ -209,8 +209,8 @@ def turn_end_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 def stop_ids(tokenizer: "PreTrainedTokenizerBase", configured: int | list[int] | None) -> list[int]:
     """Tokens that end a reply: those that the model's generation_config has, and the turn's end."""
     ids = configured if isinstance(configured, list) else [configured]
-    known = [token_id for token_id in ids if token_id is not None]
-    return list(dict.fromkeys([*known, *turn_end_ids(tokenizer)]))
+    stopping = [token_id for token_id in ids if token_id is not None]
+    return list(dict.fromkeys([*stopping, *turn_end_ids(tokenizer)]))
 
 
 def adopt_turn_end(tokenizer: "PreTrainedTokenizerBase", key: str) -> None:
@@ -260,9 +260,9 @@ def apply_template(
             is_worded = isinstance(error, TemplateError | ValueError)
             kind = "" if is_worded else f"{type(error).__name__}: "
             raise TemplateRefusal(f"{kind}{error}") from None
-        system, first, *others = messages
+        system, first, *later = messages
         joined = replace(first, content=f"{system.content}\n\n{first.content}")
-        text = apply_template(tokenizer, (joined, *others), **arguments)
+        text = apply_template(tokenizer, (joined, *later), **arguments)
         _say_joined(tokenizer.name_or_path)
     return cast(str, text)
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from cai.digest import JsonObject
 from cai.errors import CaiError, UsageError
 from cai.messages import user
 from cai.models.chat_template import TemplateRefusal, apply_template, find_turn_end, stop_ids
@@ -82,7 +83,7 @@ def check_model(config: Any, folder: Path) -> None:
         raise UsageError(f"this model can't be written as GGUF: {problem}; {BY_HAND}")
 
 
-def _tokenizer_json(folder: Path) -> dict[str, Any]:
+def _tokenizer_json(folder: Path) -> JsonObject:
     file = folder / "tokenizer.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -104,8 +105,11 @@ def _split_name(parts: Mapping[str, Any]) -> str | None:
         if step.get("add_prefix_space") or step.get("behavior", "Isolated") != "Isolated":
             return None
         pattern = step.get("pattern", {}).get("Regex")
-        said = {"ByteLevel": step.get("use_regex", True), "Digits": step.get("individual_digits")}
-        signature.append((str(kind), said.get(kind, pattern)))
+        settings = {
+            "ByteLevel": step.get("use_regex", True),
+            "Digits": step.get("individual_digits"),
+        }
+        signature.append((str(kind), settings.get(kind, pattern)))
     return SPLITS.get(tuple(signature))
 
 
@@ -186,9 +190,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _tensor_names(folder: Path, layers: int) -> dict[str, str]:
     """The names of the tensors in a GGUF file, by those of transformers."""
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    tensor_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     names = {
-        name: known.get_name(name, try_suffixes=(".weight", ".bias"))
+        name: tensor_map.get_name(name, try_suffixes=(".weight", ".bias"))
         for name, _ in _tensors(folder)
     }
     if unknown := [name for name, target in names.items() if target is None]:

@@ -8,11 +8,11 @@ and the columns of every B s, side by side.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from cai.digest import JsonObject
 from cai.errors import UsageError
 from cai.store.files import write_json
 
@@ -75,7 +75,7 @@ def join_adapters(
     write_json(target / CONFIG, joined)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> JsonObject:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     beyond = [name for name in BEYOND if config.get(name)]
     if config.get("peft_type") != "LORA":
@@ -92,14 +92,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _scaled(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _scaled(tensors: dict[str, torch.Tensor], config: JsonObject) -> dict[str, torch.Tensor]:
     """With the scale in B. Raises UsageError on weights that are neither A nor B."""
     root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
     scale = config["lora_alpha"] / root
-    if other := [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]:
+    if unplaced := [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]:
         raise UsageError(
-            f"the adapter has {other[0]}, which a sum of adapters has no place for; take the whole "
-            "model: --to safetensors-16"
+            f"the adapter has {unplaced[0]}, which a sum of adapters has no place for; take the "
+            "whole model: --to safetensors-16"
         )
     return {
         name: tensor.float() * (scale if ".lora_B." in name else 1.0)

@@ -21,9 +21,7 @@ class EarlierTurnsDiffer(ValueError):
         )
 
 
-def training_rows(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
-) -> list[TokenRow]:
+def token_rows(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[TokenRow]:
     """The dialogue as one row, where one mask is right for all of its answers.
 
     Templates of many models that think (Qwen3, gpt-oss) render an answer otherwise once another

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cai.config.types import Arguments
 from cai.messages import Message
 from cai.models.chat_template import CAI_PREFIX, MARKER, SAMPLE, apply_template
 
@@ -47,8 +48,8 @@ def embed_markers(model: PreTrainedModel, marker_ids: list[int]) -> None:
 
 
 def train_markers(
-    model: PreTrainedModel, marker_ids: list[int], lora_settings: dict[str, Any]
-) -> dict[str, Any]:
+    model: PreTrainedModel, marker_ids: list[int], lora_settings: Arguments
+) -> Arguments:
     """Arguments of peft.LoraConfig that train the markers too: an adapter leaves embeddings alone.
 
     Rows of an untied output layer stay as they are: markers stand before turns, where no token is

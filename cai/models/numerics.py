@@ -26,17 +26,20 @@ def numerics(engine: EngineConfig) -> dict[str, str]:
 def _auto_device() -> str:
     if not _has_accelerator():
         return "cpu"
-    from cai.models.load import pick_device  # loads torch, which alone knows what it can use
-
-    return pick_device("auto").partition(":")[0]
+    return _torch_choices().pick_device("auto").partition(":")[0]
 
 
 def _auto_dtype(device: str) -> str:
     if device != "cuda":
         return "float32"
-    from cai.models.load import pick_dtype  # loads torch
+    return str(_torch_choices().pick_dtype("auto", device)).removeprefix("torch.")
 
-    return str(pick_dtype("auto", device)).removeprefix("torch.")
+
+def _torch_choices():
+    """models/load.py, and torch with it, which alone knows what this machine can use."""
+    from cai.models import load
+
+    return load
 
 
 def _has_accelerator() -> bool:

@@ -5,11 +5,11 @@ Safetensors' header has them, so no weight is read and no library loaded: for `c
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cai.config.schema import ModelConfig
+from cai.config.types import Arguments
 from cai.errors import UsageError, nearest
 from cai.models.source import local_config
 
@@ -45,7 +45,7 @@ def _weights(path: Path) -> set[str]:
         return set()
 
 
-def absent_modules(key: str, settings: Mapping[str, Any], modules: set[str]) -> list[str]:
+def absent_modules(key: str, settings: Arguments, modules: set[str]) -> list[str]:
     """A sentence for each module that LoRA's settings at `key` name and that `modules` lack."""
     sentences: list[str] = []
     for setting in ("target_modules", "exclude_modules", "modules_to_save"):
@@ -69,10 +69,10 @@ def _matches_any(pattern: str, modules: set[str]) -> bool:
 
 
 def _absent(name: str, modules: set[str]) -> str:
-    known = sorted({path.rpartition(".")[2] for path in _leaves(modules)})
-    known = [each for each in known if not each.isdigit()]
-    hint = nearest(name, known)
-    return f"the model's files have no module '{name}'{hint}; they have {', '.join(known)}"
+    names = sorted({path.rpartition(".")[2] for path in _leaves(modules)})
+    names = [leaf for leaf in names if not leaf.isdigit()]
+    hint = nearest(name, names)
+    return f"the model's files have no module '{name}'{hint}; they have {', '.join(names)}"
 
 
 def _leaves(modules: set[str]) -> Sequence[str]:

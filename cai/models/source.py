@@ -7,13 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import huggingface_hub
 
 from cai.config.names import other_model
 from cai.config.schema import ModelConfig
-from cai.digest import digest, file_digest
+from cai.digest import JsonObject, digest, file_digest
 from cai.errors import UsageError
 from cai.models.chat_template import template_text
 from cai.observe.log import say
@@ -27,10 +27,7 @@ MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safe
 CONTENT_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
 
-Parts = dict[str, Any]  # JSON
-
-
-def fingerprint(config: ModelConfig) -> Parts:
+def fingerprint(config: ModelConfig) -> JsonObject:
     """What identifies the model, found without loading it: for stage keys and the ledger."""
     parts = content_parts(config)
     if config.template:
@@ -40,13 +37,13 @@ def fingerprint(config: ModelConfig) -> Parts:
     return parts
 
 
-def content_parts(config: ModelConfig) -> Parts:
+def content_parts(config: ModelConfig) -> JsonObject:
     """The same without the chat template. Raises UsageError where a folder holds no model."""
     if config.kind == "path":
         return _folder_parts(Path(config.path))
     if config.kind == "hub":
         return {"hub": config.path, "revision": config.revision}
-    parts: Parts = {
+    parts: JsonObject = {
         "wheel": config.wheel,
         "sha256": config.sha256,
         "path": config.path,
@@ -57,12 +54,12 @@ def content_parts(config: ModelConfig) -> Parts:
     return parts
 
 
-def _folder_parts(folder: Path) -> Parts:
+def _folder_parts(folder: Path) -> JsonObject:
     base = adapter_base(str(folder))
     if base is None and not (folder / "config.json").is_file():
         raise UsageError(f"model.path: {folder} holds no model (no config.json) and no adapter")
     files = sorted(path for path in folder.iterdir() if path.suffix in CONTENT_SUFFIXES)
-    parts: Parts = {"files": {path.name: file_digest(path) for path in files}}
+    parts: JsonObject = {"files": {path.name: file_digest(path) for path in files}}
     if base is not None:
         parts["base"] = content_parts(other_model(*split_revision(base)))
     return parts
@@ -119,7 +116,7 @@ def local_config(config: ModelConfig) -> Path | None:
     return cached_folder(content_parts(config)) / "config.json"
 
 
-def read_config(config: ModelConfig) -> Parts | None:
+def read_config(config: ModelConfig) -> JsonObject | None:
     """The model's config.json where it is on this machine, else its `shape`; None without both.
 
     Loads no model, and asks no hub.

@@ -1,12 +1,11 @@
 """Adherence by principle as tables and sentences: which moved, and which got worse."""
 
 from collections.abc import Sequence
-from typing import cast
 
 from cai.report.changes import points, shows_change
 from cai.report.pictures import percent
 from cai.report.stage_view import Table
-from cai.scoring.adherence import Adherence, Kept
+from cai.scoring.adherence import Adherence, AdherenceRates
 from cai.scoring.statistics import ModelComparison
 
 MOST_NAMED = 6  # principles in a sentence
@@ -27,7 +26,9 @@ def adherence_tables(adherence: Adherence) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _table(title: str, head: str, measured: Sequence[Kept], routed: Sequence[str]) -> Table:
+def _table(
+    title: str, head: str, measured: Sequence[AdherenceRates], routed: Sequence[str]
+) -> Table:
     models = list(dict.fromkeys(model for row in measured for model in row.rates))
     has_people = any(row.agreement for row in measured)
     rows = []
@@ -43,12 +44,12 @@ def _table(title: str, head: str, measured: Sequence[Kept], routed: Sequence[str
     return Table(title, columns, tuple(rows))
 
 
-def change_cell(row: Kept) -> str:
+def change_cell(row: AdherenceRates) -> str:
     """`dpo +35 points [20, 50]`, with WORSE before what fell."""
     if row.judge.doubt:
         return f"NOT RELIABLE: {row.judge.doubt}"
     texts = []
-    for change in filter(shows_change, _changes(row)):
+    for change in filter(shows_change, row.changes):
         worse = "" if change["difference"]["value"] > 0 else "WORSE: "
         sign = "" if worse else "+"
         texts.append(f"{worse}{_step(change)} {sign}{points(change, signed=True)}")
@@ -59,10 +60,6 @@ def change_cell(row: Kept) -> str:
 
 def _step(change: ModelComparison) -> str:
     return f"{change['second']} after {change['first']}"
-
-
-def _changes(row: Kept) -> list[ModelComparison]:
-    return cast(list[ModelComparison], list(row.changes))
 
 
 def adherence_sentences(adherence: Adherence | None) -> list[str]:
@@ -88,7 +85,7 @@ def adherence_sentences(adherence: Adherence | None) -> list[str]:
     return [f"By principle, says a judge: {'; '.join(phrases)}."]
 
 
-def _movements(rows: Sequence[Kept]) -> str:
+def _movements(rows: Sequence[AdherenceRates]) -> str:
     texts = []
     for row in rows[:MOST_NAMED]:
         whole = _whole(row)
@@ -99,6 +96,6 @@ def _movements(rows: Sequence[Kept]) -> str:
     return ", ".join(texts)
 
 
-def _whole(row: Kept) -> ModelComparison:
+def _whole(row: AdherenceRates) -> ModelComparison:
     """From the first model to the last."""
-    return _changes(row)[-1]
+    return row.changes[-1]

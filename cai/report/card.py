@@ -15,7 +15,7 @@ import huggingface_hub
 
 from cai import __version__
 from cai.config.schema import Config, DataConfig
-from cai.digest import digest, plain
+from cai.digest import JsonObject, digest, plain
 from cai.errors import UsageError
 from cai.models.source import fingerprint
 from cai.report.metrics import Metrics, Suites, format_metric, metric
@@ -174,7 +174,7 @@ def data_card(origin: Origin, repo: str, files: Sequence[str]) -> str:
     )
 
 
-def _shared_values(origin: Origin, repo: str) -> dict[str, Any]:
+def _shared_values(origin: Origin, repo: str) -> JsonObject:
     """What both templates show."""
     base = origin.config.model
     places = {"hub": base.path, "wheel": f"{base.wheel}: {base.path}"}
@@ -208,7 +208,7 @@ def _one_line(values: Any) -> Any:
     return [_one_line(value) for value in values] if isinstance(values, list) else values
 
 
-def _license(licenses: Sequence[str | None]) -> dict[str, Any]:
+def _license(licenses: Sequence[str | None]) -> JsonObject:
     """The hub's `license` where one holds for all, else `other` with what it is called here."""
     names = sorted({name or "not stated" for name in licenses})
     if len(names) == 1 and names[0] in LICENSES:

@@ -5,12 +5,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai.errors import UsageError
-from cai.report.metrics import Interval, Metrics
+from cai.report.metrics import Metrics
 from cai.report.page import render
 from cai.report.pictures import picture
+from cai.scoring.statistics import Interval
 from cai.store.manifest import Manifest, ancestors, read_manifest
 from cai.store.run_folder import Run
 
@@ -144,8 +144,8 @@ def group_settings(differing: Mapping[str, list[str]]) -> dict[str, dict[str, li
     for key, values in differing.items():
         part = key.partition(".")[0].partition(" ")[0]
         title = FILES if part in FILE_PARTS else part
-        shown = [DIGEST.sub(r"\1...", value)[:LONGEST] for value in values]
-        groups.setdefault(title, {})[key] = shown
+        shortened = [DIGEST.sub(r"\1...", value)[:LONGEST] for value in values]
+        groups.setdefault(title, {})[key] = shortened
     return dict(sorted(groups.items(), key=lambda group: group[0] == FILES))
 
 
@@ -196,7 +196,7 @@ def _metrics(root: Path, evaluate: Manifest) -> Metrics:
     return {model: metrics[model] for model in sorted(metrics, key=order.index)}
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
     """(dotted path, JSON) of everything in nested mappings."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():

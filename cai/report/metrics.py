@@ -2,19 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal
 
+from cai.scoring.statistics import CountedInterval, Interval
 
-class Interval(TypedDict):
-    """A value with its 95 % interval, as metrics.json has it."""
-
-    value: float
-    low: float
-    high: float
-    count: NotRequired[int]  # answers behind it
-
-
-Suites = Mapping[str, Mapping[str, Interval]]  # suite -> metric -> interval
+Suites = Mapping[str, Mapping[str, CountedInterval]]  # suite -> metric -> interval
 Metrics = Mapping[str, Suites]  # by model
 
 

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cai import __version__
 from cai.config.schema import Price
+from cai.data.parquet import Row
 from cai.report.adherence import adherence_sentences
 from cai.report.changes import change_of_refusals
 from cai.report.metrics import Metrics, Suites, format_metric, format_share, metric
@@ -24,14 +24,13 @@ MODELS = ("base", "sft", "sl_cai", "dpo")
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-Row = dict[str, Any]  # of a parquet file, or a record of the page
 
 FEW = 30  # prompts of a kind; fewer measure little
 
 OFTEN = 0.1  # of a model's answers; rarer faults are not worth a notice
 
 
-def render(template: str, **view: Any) -> bytes:
+def render(template: str, **view: object) -> bytes:
     """The page in UTF-8, with everything escaped but the records (see `embedded`)."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -54,7 +53,7 @@ def render(template: str, **view: Any) -> bytes:
     return page.encode("utf-8", "xmlcharrefreplace")
 
 
-def _as_yaml(value: Any) -> str:
+def _as_yaml(value: object) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -112,7 +111,7 @@ def stage_warnings(views: Iterable[StageView]) -> list[str]:
 
 
 def cost_rows(
-    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], price: Price | None = None
+    rows: Sequence[Row], names: Mapping[str, str], price: Price | None = None
 ) -> list[Row]:
     """The ledger's rows with the models' names, speeds and prices, and a last row of totals."""
     named = [{**row, "model": names.get(row["model"], f"({row['model'][:8]})")} for row in rows]
@@ -178,7 +177,7 @@ def prompt_text(messages: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def embedded(value: Any) -> str:
+def embedded(value: object) -> str:
     """JSON that may stand in a <script>: ASCII, and none of the characters that HTML knows."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

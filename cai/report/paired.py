@@ -5,16 +5,13 @@ Imports scipy, which takes a second.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from cai.data.parquet import read_rows
+from cai.data.parquet import Row, read_rows
 from cai.messages import Prompt
 from cai.scoring.answers import Answer, Scores, answer_scores
 from cai.scoring.reference import exact_match, rouge_l
 from cai.scoring.significance import ModelComparison, compare_models
 from cai.scoring.statistics import by_prompt
-
-Row = Mapping[str, Any]  # of answers.parquet
 
 BEHAVIOUR = ("refusal", "words", "brief", "offer")  # of answer_scores
 REFERENCE: dict[str, Callable[[str, str], float]] = {"exact": exact_match, "rouge_l": rouge_l}
@@ -31,10 +28,10 @@ def compare_answers(files: Mapping[str, tuple[Path, str]]) -> list[ModelComparis
         if file.is_file()
     }
     comparisons: list[ModelComparison] = []
-    first, *others = scores or [""]
-    for other in others:
-        suites = [suite for suite in scores[first] if suite in scores[other]]
-        pair = {name: {suite: scores[name][suite] for suite in suites} for name in (first, other)}
+    first, *later = scores or [""]
+    for second in later:
+        suites = [suite for suite in scores[first] if suite in scores[second]]
+        pair = {name: {suite: scores[name][suite] for suite in suites} for name in (first, second)}
         comparisons += compare_models(pair, seeds=_samples(pair))
     return comparisons
 

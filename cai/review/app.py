@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
@@ -15,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cai.data.verdicts import CHOICES, Kind
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.report.page import TEMPLATES as REPORT_TEMPLATES
 from cai.review.queue import Item, Queue
@@ -76,13 +76,13 @@ class Review:
         """
         queue = self._queue(request.query_params.get("kind", ""))
         items = queue.select(request.query_params.get("principle", ""))
-        judged = [item.subject in self.verdicts for item in items]
+        is_judged = [item.subject in self.verdicts for item in items]
         place = _whole_number(request, "place")
         if place is None:
-            place = judged.index(False) if False in judged else len(items)
+            place = is_judged.index(False) if False in is_judged else len(items)
         place = min(place, len(items))
-        reply: dict[str, Any] = {"kind": queue.kind, "place": place, "card": None}
-        reply |= {"total": len(items), "judged": sum(judged), "principles": queue.principles}
+        reply: JsonObject = {"kind": queue.kind, "place": place, "card": None}
+        reply |= {"total": len(items), "judged": sum(is_judged), "principles": queue.principles}
         if place < len(items):
             line = self.verdicts.verdict(items[place].subject) or {}
             word = {"verdict": line.get("verdict"), "edited": line.get("edited")}
@@ -207,7 +207,7 @@ def _page_headers(nonce: str) -> dict[str, str]:
     }
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request) -> JsonObject:
     if int(request.headers.get("content-length") or LONGEST_BODY + 1) > LONGEST_BODY:
         raise HTTPException(413, "too long")
     try:

@@ -4,11 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from cai.data.parquet import read_rows
 from cai.data.verdicts import Kind, subject_of
-from cai.digest import seed_of
+from cai.digest import JsonObject, seed_of
 from cai.errors import CaiError
 from cai.method.constitution import Constitution
 from cai.report.page import prompt_text
@@ -50,7 +49,7 @@ class Queue:
         """The items under one principle, or all of them where it is the empty string."""
         return [item for item in self.items if not principle or principle in item.principles]
 
-    def card(self, item: Item) -> dict[str, Any]:
+    def card(self, item: Item) -> JsonObject:
         """What the page shows of an item: nothing says which model or stage wrote it."""
         row = self.table.row(item.row)
         texts = self._judged_texts(row, item)
@@ -66,7 +65,7 @@ class Queue:
             **texts,
         }
 
-    def line(self, item: Item) -> dict[str, Any]:
+    def line(self, item: Item) -> JsonObject:
         """What the file of verdicts says of an item: enough without the run."""
         row = self.table.row(item.row)
         return {
@@ -78,7 +77,7 @@ class Queue:
             **self._judged_texts(row, item),
         }
 
-    def _judged_texts(self, row: Row, item: Item) -> dict[str, Any]:
+    def _judged_texts(self, row: Row, item: Item) -> JsonObject:
         if self.kind == "pair":
             # a hash says which of the two is A: not which is preferred
             reverse = bool(seed_of("sides", item.subject) & 1)
@@ -132,14 +131,14 @@ def _answers(row: Row) -> tuple[str, str]:
     return row["chosen"][-1]["content"], row["rejected"][-1]["content"]
 
 
-def _trained_rounds(revisions: Source, settings: Mapping[str, Any]) -> set[tuple[str, int]]:
+def _trained_rounds(revisions: Source, settings: JsonObject) -> set[tuple[str, int]]:
     """(prompt id, round) of the revisions that sl_cai takes: of the last rounds, or of all."""
     last_alone = settings.get("sl_cai", {}).get("revisions") == "last"
     rows = read_rows(revisions.file.with_name("training.parquet"))
     return {(row["id"], row["round"]) for row in rows if row["last"] or not last_alone}
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> JsonObject:
     """The run's configuration as it stands: that of an earlier version need not be valid now."""
     try:
         settings = json.loads((run.root / "run.json").read_text(encoding="utf-8"))["config"]
@@ -148,7 +147,7 @@ def _settings(run: Run) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _principle_texts(run: Run, settings: Mapping[str, Any], kind: Kind) -> dict[str, str]:
+def _principle_texts(run: Run, settings: JsonObject, kind: Kind) -> dict[str, str]:
     """What principles ask for, where their file is still as the run has read it."""
     manifest = run.latest("revise" if kind == "revision" else "label")
     try:

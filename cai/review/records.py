@@ -154,8 +154,8 @@ class Records:
         ]
         of_kind: dict[str, list[Row]] = {"revisions": [], "pairs": [], "answers": []}
         of_kind[self.kind] = rows
-        shown, _ = records(of_kind["revisions"], of_kind["pairs"], of_kind["answers"], PAGE)
-        return len(numbers), shown[self.kind]
+        page, _ = records(of_kind["revisions"], of_kind["pairs"], of_kind["answers"], PAGE)
+        return len(numbers), page[self.kind]
 
     def _row(self, number: int) -> Row:
         row = DEFAULTS[self.kind] | self.table.row(number)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as parquet
 
+from cai.data.parquet import Row
+
 pc: Any = pyarrow.compute  # its functions are made when it is loaded, so no type is known
 
 SEPARATOR = pa.scalar("\n", pa.large_string())  # of texts that are searched together
-
-Row = dict[str, Any]  # of a parquet file
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from cai.config.schema import DataConfig
 from cai.data.sources import read_source
 from cai.data.verdicts import UNDONE, VERDICTS, as_verdict
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.store.files import fsync
 from cai.text import well_formed
 
-Line = dict[str, Any]  # of the file
+Line = JsonObject  # of the file
 
 
 class VerdictFile:
@@ -78,7 +78,7 @@ class VerdictFile:
     def __len__(self) -> int:
         return len(self._current)
 
-    def add(self, subject: str, line: Mapping[str, Any]) -> None:
+    def add(self, subject: str, line: Mapping[str, object]) -> None:
         """Adds a verdict. `line`: what was judged (Queue.line), `verdict`, and `edited`."""
         with self._lock:
             self._append(subject, dict(line))

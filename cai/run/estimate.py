@@ -7,12 +7,11 @@ here corrects it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cai.config.launcher import launch_of
 from cai.config.names import MODEL_SECTIONS
 from cai.config.schema import Config, DpoConfig, SftConfig
-from cai.config.types import lookup
+from cai.config.types import Arguments, lookup
 from cai.models.source import read_config
 from cai.run.machine import PEAK, Machine, pace, this_machine
 from cai.run.work import Work, work_of
@@ -82,19 +81,19 @@ def tuning_of(stage: Stage, config: Config) -> Tuning:
     section: SftConfig | DpoConfig = stage.section(config)
     lora = _lora(section, config)
     launched = launch_of(config)
-    known: dict[str, Any] = {
-        "weight_bytes": 4.0 if lora is None or section.frozen_dtype == "float32" else 2.0,
-        "attention": config.engine.attention,
-        "processes": launched.processes,
-        "sharded": launched.sharded,
-    }
+    loaded = Tuning(
+        weight_bytes=4.0 if lora is None or section.frozen_dtype == "float32" else 2.0,
+        attention=config.engine.attention,
+        processes=launched.processes,
+        sharded=launched.sharded,
+    )
     if isinstance(section, SftConfig):
-        return sft_tuning(section, **known)
+        return sft_tuning(section, loaded)
     separate = section.reference == "first" and stage.round > 1
-    return dpo_tuning(section, lora, separate, **known)
+    return dpo_tuning(section, lora, separate, loaded)
 
 
-def _lora(section: SftConfig | DpoConfig, config: Config) -> Mapping[str, Any] | None:
+def _lora(section: SftConfig | DpoConfig, config: Config) -> Arguments | None:
     if isinstance(section, DpoConfig) and section.adapter == "continued":
         return config.sl_cai.peft
     return section.peft

@@ -100,16 +100,16 @@ def follow(config: Config, tell: Callable[[str], None]) -> None:
 def _orders(file: Path) -> Iterator[Order]:
     """What machine 0 says, from the first beat that is seen on. Raises CaiError at silence."""
     first = last = _read(file)
-    heard = time.monotonic()
+    last_beat = time.monotonic()
     while True:
         order = _read(file)
         if order is not None and order != last:
-            heard = time.monotonic()
+            last_beat = time.monotonic()
         last = order
         # what stood there at first may be of an earlier run
         if order is not None and (first is None or order.beat != first.beat):
             yield order
-        if time.monotonic() - heard > SILENCE:
+        if time.monotonic() - last_beat > SILENCE:
             raise CaiError(
                 f"machine 0 has written nothing to {file} for {SILENCE:.0f} seconds: it has not "
                 "started with the same name and outputs, was killed, or the folder isn't shared"

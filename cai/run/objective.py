@@ -62,8 +62,8 @@ def _possible_names(models: Sequence[str], suites: Mapping[str, object]) -> list
 
 
 def _unknown(objective: str, names: Sequence[str]) -> str:
-    known = ", ".join(name for name in names if name.count(".") == 2)
+    examples = ", ".join(name for name in names if name.count(".") == 2)
     return (
         f"objective={objective}: there is no such metric{nearest(objective, names)} (of the last "
-        f"model: {known}; of another: evaluate.MODEL.SUITE.METRIC)"
+        f"model: {examples}; of another: evaluate.MODEL.SUITE.METRIC)"
     )

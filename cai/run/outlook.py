@@ -28,9 +28,9 @@ class Outlook:
             stages = [stage for stage in self._estimate.stages if (stage.seconds or 0) >= 1]
             parts = ", ".join(f"{stage.stage} {in_words(stage.seconds or 0)}" for stage in stages)
             whole = self._estimate.whole()
-            more = f", and {', '.join(self._estimate.unknown)}" if self._estimate.unknown else ""
+            unknown = f", and {', '.join(self._estimate.unknown)}" if self._estimate.unknown else ""
             lines.append(
-                f"about {in_words(self._estimate.seconds)}{more} on "
+                f"about {in_words(self._estimate.seconds)}{unknown} on "
                 f"{self._estimate.machine.describe()}: {parts}; {whole.disk / 1e9:.2f} GB of disk"
             )
         return lines

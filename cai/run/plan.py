@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cai.config.names import own_engines, own_models, suite_data, unprobed
 from cai.config.schema import Config
 from cai.config.types import without_runtime
 from cai.data import sources
-from cai.digest import digest, plain
+from cai.digest import JsonObject, digest, plain
 from cai.engines.base import check_engine
 from cai.errors import UsageError, nearest
 from cai.method.constitution import Constitution
@@ -49,7 +48,7 @@ class Step:
     state: str  # done | partial | run
     why: str
     key: str | None  # None while an input has not run
-    ingredients: dict[str, Any]
+    ingredients: JsonObject
     manifest: Manifest | None
 
 
@@ -68,10 +67,10 @@ def inputs_of(stage: Stage, config: Config) -> list[str]:
     return list(stage.inputs(config, stage.round))
 
 
-def ingredients(stage: Stage, config: Config, law: Constitution) -> dict[str, Any]:
+def ingredients(stage: Stage, config: Config, law: Constitution) -> JsonObject:
     """Everything that decides what a stage writes, but for its inputs' outputs. JSON types only."""
     names = stage.data(config, stage.round)
-    parts: dict[str, Any] = {
+    parts: JsonObject = {
         "version": stage.version,
         "kind": stage.kind,
         "seed": config.seed,
@@ -111,16 +110,16 @@ def step_of(
     stage: Stage, config: Config, run: Run, law: Constitution, outputs: Mapping[str, str | None]
 ) -> Step:
     """`outputs`: earlier stage -> digest of its output, or None where it has to run."""
-    own = ingredients(stage, config, law)
+    parts = ingredients(stage, config, law)
     inputs = {name: outputs[name] for name in inputs_of(stage, config)}
     missing = [name for name, output in inputs.items() if output is None]
     last = run.latest(stage.name)
     if missing:
-        changes = _changes(last.ingredients, own) if last else []
+        changes = _changes(last.ingredients, parts) if last else []
         why = f"{'again ' if last else ''}after {', '.join(missing)}"
         why = f"stale: {'; '.join(changes)}" if changes else why
-        return Step(stage, "run", why, None, own, None)
-    complete = own | {"inputs": inputs}
+        return Step(stage, "run", why, None, parts, None)
+    complete = parts | {"inputs": inputs}
     key = digest(complete)
     if manifest := run.manifest(stage.name, key):
         return Step(stage, "done", _took(manifest.seconds), key, complete, manifest)
@@ -197,15 +196,15 @@ def _took(seconds: float) -> str:
     return f"took {seconds / 60:.1f} min" if seconds >= 60 else f"took {seconds:.1f} s"
 
 
-def _changes(before: Any, after: Any) -> list[str]:
+def _changes(before: object, after: object) -> list[str]:
     """What differs between two sets of ingredients, in words. At most four, then a count."""
     changes = [_change(*difference) for difference in _differences(plain(before), plain(after))]
     return changes if len(changes) <= 4 else [*changes[:3], f"and {len(changes) - 3} more"]
 
 
 def _differences(
-    before: Any, after: Any, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    before: object, after: object, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], object, object]]:
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
             if path or key != "inputs" or "inputs" in after:
@@ -214,7 +213,7 @@ def _differences(
         yield path, before, after
 
 
-def _change(path: tuple[str, ...], before: Any, after: Any) -> str:
+def _change(path: tuple[str, ...], before: object, after: object) -> str:
     part, *rest = path
     reads = "reads" if before is None else "no longer reads"
     if part == "constitution" and not rest:

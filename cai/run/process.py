@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cai.config.launcher import launch_of
 from cai.config.schema import Config, MachinesConfig
+from cai.digest import JsonObject
 from cai.errors import CaiError, Interrupted, UsageError
 from cai.stages.base import Stage
 
@@ -84,7 +85,7 @@ def install_signals(last_words: str = "") -> None:
     threading.Thread(target=enforce, daemon=True).start()
 
 
-def run_in_process(stage: Stage, config: Config, scratch: Path, lock: int) -> dict[str, Any]:
+def run_in_process(stage: Stage, config: Config, scratch: Path, lock: int) -> JsonObject:
     """Runs scratch/job.json in a process of its own, whose memory is then free again.
 
     Training may take several processes. Returns the stage's summary; raises what the stage raised.

@@ -168,7 +168,7 @@ class _Runner:
         names = inputs_of(stage, config)
         missing = [name for name in names if self.outputs[name] is None]
         if missing or key is None:
-            order = [other.name for other in stages(config)]
+            order = [stage.name for stage in stages(config)]
             needed = ",".join(name for name in order if name in {*self.selected, *missing})
             raise UsageError(
                 f"stage '{stage.name}' needs {', '.join(missing)}, which has not run with this "
@@ -200,7 +200,7 @@ class _Runner:
         return manifest
 
     def _heed(self, stage: Stage, manifests: Mapping[str, Manifest]) -> None:
-        classes = {known.name: known.summary for known in stages(self.config)}
+        classes = {stage.name: stage.summary for stage in stages(self.config)}
         summaries = {name: classes[name].load(manifests[name]) for name in manifests}
         stage.before(
             self.config,

@@ -121,9 +121,9 @@ def _sl_cai(config: Config) -> Work | None:
         return None
     rows, tokens = helpful or (0, 0.0)
     if section.helpful_ratio is not None:
-        wanted = revisions * section.helpful_ratio
+        target = revisions * section.helpful_ratio
         mean = tokens / rows if rows else FILLED * section.max_length
-        tokens = mean * (min(wanted, rows) if rows else wanted)
+        tokens = mean * (min(target, rows) if rows else target)
     total = revisions * min(length, section.max_length) + tokens
     return Work(trained=total * _epochs(section))
 
@@ -228,17 +228,17 @@ def _suite(suite: Suite, prompts: int, length: float, config: Config) -> Work:
     section, models = config.evaluate, len(evaluated_models(config))
     answer = fill(section.sampling.max_new_tokens)
     if suite.kind == "instructions":
-        shown = sum(length * (1 + shots) for shots in suite.shots)
+        prompt_tokens = sum(length * (1 + shots) for shots in suite.shots)
         # once to answer, and once with the reference
-        read, written = 2 * shown, answer * len(suite.shots)
+        read, written = 2 * prompt_tokens, answer * len(suite.shots)
         return Work(read=models * prompts * read, written=models * prompts * written)
     work = Work(read=models * prompts * length, written=models * prompts * section.seeds * answer)
-    judged = min(prompts, section.judge.limit or prompts)
+    compared = min(prompts, section.judge.limit or prompts)
     request = REQUEST + length + answer
     if section.harm and suite.kind == "red_team":
-        work += Work(read=2 * models * section.seeds * judged * request)
+        work += Work(read=2 * models * section.seeds * compared * request)
     wins = 2 * section.judge.principles * len(section.wins)
-    return work + Work(read=wins * judged * (request + answer))
+    return work + Work(read=wins * compared * (request + answer))
 
 
 def _build(config: Config) -> Work | None:

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from cai.config.names import suite_data, unprobed
 from cai.config.schema import Config
+from cai.digest import JsonObject
 from cai.errors import CaiError, Interrupted
 from cai.observe import log, tracing
 from cai.observe.progress import Progress
@@ -55,7 +56,7 @@ def _job_type() -> TypeAdapter[Job]:
     return TypeAdapter(Job)
 
 
-def run_stage(job: Job) -> dict[str, Any]:
+def run_stage(job: Job) -> JsonObject:
     """Runs the job's stage and returns its summary as JSON types."""
     work, scratch, root = Path(job.work), Path(job.scratch), Path(job.root)
     check_writable(work, 1 << 20, CONTINUE)  # before hours of work are spent to find out
@@ -110,10 +111,10 @@ def stage_context(
 ) -> Context:
     """What a stage may see of the configuration: just what its key covers."""
     suites = suite_data(config) if stage.decontaminates else []
-    made = probe_sets(inputs, config.system_prompt)
+    probes = probe_sets(inputs, config.system_prompt)
     names = sorted({*stage.data(config, stage.round), *unprobed(suites)})
-    data = {name: config.data[name] for name in names} | made
-    kinds = {other.name: other for other in stages(config)}
+    data = {name: config.data[name] for name in names} | probes
+    kinds = {stage.name: stage for stage in stages(config)}
     summaries = {}
     for name, source in inputs.items():
         if manifest := read_manifest(Path(source.path).parent):

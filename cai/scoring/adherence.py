@@ -1,12 +1,13 @@
 """How often models keep each principle, says a judge. adherence_rates.py measures it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from pydantic import TypeAdapter
 
-from cai.scoring.statistics import Estimate
+from cai.digest import JsonObject
+from cai.scoring.statistics import Estimate, ModelComparison
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Reliability:
 
 
 @dataclass(frozen=True)
-class Kept:
+class AdherenceRates:
     """How often each model keeps one principle, or those of a group."""
 
     name: str  # the principle's id, or the group
@@ -29,9 +30,8 @@ class Kept:
     rates: dict[str, Estimate]  # by model
     judge: Reliability
     agreement: Estimate | None  # share of people's verdicts that are the judge's too
-    # scoring.statistics.ModelComparison: each trained model against the one before, and the last
-    # against the first
-    changes: Sequence[Mapping[str, Any]]
+    # each trained model against the one before, and the last against the first
+    changes: Sequence[ModelComparison]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Adherence:
     unjudged: int  # answers that were too long for the judge, or failed
     reliability: Reliability | None  # None: no answer was judged
     agreement: Estimate | None  # with people, over all principles
-    principles: list[Kept]
-    groups: list[Kept]
+    principles: list[AdherenceRates]
+    groups: list[AdherenceRates]
     routed: list[str]  # principles measured on the suites' prompts, which share words with them
     unmeasured: list[str]  # principles without a prompt
     warnings: list[str]  # in sentences
 
     @classmethod
-    def of(cls, summary: Mapping[str, Any]) -> Self | None:
+    def of(cls, summary: JsonObject) -> Self | None:
         """Out of the summary that a manifest of `evaluate` keeps; None where nothing is there."""
         fields = summary.get("adherence")
         return TypeAdapter(cls).validate_python(fields) if fields else None

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from cai.data.parquet import Row
 from cai.messages import Prompt
-from cai.scoring.adherence import Kept, Reliability
+from cai.scoring.adherence import AdherenceRates, Reliability
 from cai.scoring.judge import MANY_QUESTIONS, Verdict, neither_share
 from cai.scoring.significance import stage_changes
 from cai.scoring.statistics import Estimate, by_prompt, share
@@ -37,7 +37,7 @@ class JudgedAnswer:
     sample: int
     verdict: Verdict  # its probability: that the answer keeps the principle
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> Row:
         """A row of adherence.parquet."""
         return {
             "model": self.model,
@@ -71,9 +71,9 @@ def kept_by_principle(
     models: Sequence[str],
     trained: Sequence[str],
     agreements: Sequence[Agreement],
-) -> list[Kept]:
+) -> list[AdherenceRates]:
     """`models` are in the order of the report, `trained` in that of training."""
-    rows = _kept(judged_answers, models, trained, lambda case: (case.principle,))
+    rows = _rates(judged_answers, models, trained, lambda case: (case.principle,))
     by_principle: dict[str, list[Agreement]] = {}
     for agreement in agreements:
         by_principle.setdefault(agreement.principle, []).append(agreement)
@@ -82,16 +82,16 @@ def kept_by_principle(
 
 def kept_by_group(
     judged_answers: Sequence[JudgedAnswer], models: Sequence[str], trained: Sequence[str]
-) -> list[Kept]:
-    return _kept(judged_answers, models, trained, lambda case: case.groups)
+) -> list[AdherenceRates]:
+    return _rates(judged_answers, models, trained, lambda case: case.groups)
 
 
-def _kept(
+def _rates(
     judged_answers: Sequence[JudgedAnswer],
     models: Sequence[str],
     trained: Sequence[str],
     names_of: Callable[[Case], tuple[str, ...]],
-) -> list[Kept]:
+) -> list[AdherenceRates]:
     by_name: dict[str, list[JudgedAnswer]] = {}
     for answer in judged_answers:
         for name in names_of(answer.case):
@@ -115,7 +115,7 @@ def _kept(
         whole = all(value in (0, 1) for votes in values.values() for value in votes.values())
         changes = stage_changes(values, trained, name, METRIC, seeds=1 if whole else 2)
         prompts = len({answer.case.prompt_key for answer in answers})
-        rows.append(Kept(name, prompts, rates, reliability(answers), None, changes))
+        rows.append(AdherenceRates(name, prompts, rates, reliability(answers), None, changes))
     return rows
 
 

@@ -34,22 +34,22 @@ def agreements(verdicts: Iterable[tuple[str, Verdict]]) -> list[Agreement]:
     results = []
     for kind, by_reviewer in words.items():
         for first, second in combinations(by_reviewer, 2):
-            both = sorted(by_reviewer[first].keys() & by_reviewer[second].keys())
-            if both:
-                first_words = [by_reviewer[first][subject] for subject in both]
-                second_words = [by_reviewer[second][subject] for subject in both]
+            common = sorted(by_reviewer[first].keys() & by_reviewer[second].keys())
+            if common:
+                first_words = [by_reviewer[first][subject] for subject in common]
+                second_words = [by_reviewer[second][subject] for subject in common]
                 results.append(_agreement(first, second, kind, first_words, second_words))
     return results
 
 
 def _agreement(
-    first: str, second: str, kind: Kind, one: Sequence[str], other: Sequence[str]
+    first: str, second: str, kind: Kind, first_words: Sequence[str], second_words: Sequence[str]
 ) -> Agreement:
-    words = sorted({*one, *other})
+    words = sorted({*first_words, *second_words})
     counts = np.zeros((len(words), len(words)))
-    for word, other_word in zip(one, other, strict=True):
-        counts[words.index(word), words.index(other_word)] += 1
-    same = share(float(np.trace(counts)), len(one))
+    for pair in zip(first_words, second_words, strict=True):
+        counts[words.index(pair[0]), words.index(pair[1])] += 1
+    same = share(float(np.trace(counts)), len(first_words))
     return Agreement(first, second, kind, same, _kappa_estimate(counts))
 
 

@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from cai.digest import JsonObject
 from cai.messages import Prompt
-from cai.method.preferences import Judgement, PreferencePair
+from cai.method.judgement import Judgement
+from cai.method.preferences import PreferencePair
 from cai.method.refusal import evades, redirects
 from cai.scoring.reference import exact_match, rouge_l
 from cai.scoring.statistics import Estimate, Z, by_prompt, share
@@ -137,7 +138,7 @@ def reference_scores(attempts: Sequence[tuple[Prompt, Attempt, str]]) -> Scores:
     return scores
 
 
-def win_metrics(pairs: Sequence[PreferencePair], identical: int) -> dict[str, dict[str, Any]]:
+def win_metrics(pairs: Sequence[PreferencePair], identical: int) -> JsonObject:
     """win, tie and loss as shares of the prompts, and the same by principle.
 
     `identical` answers are ties that no principle has judged.
@@ -151,13 +152,13 @@ def win_metrics(pairs: Sequence[PreferencePair], identical: int) -> dict[str, di
             hits[name].append(outcomes.count(name) / len(outcomes))
         for judgement, outcome in zip(pair.judgements, outcomes, strict=True):
             by_principle.setdefault(judgement.principle_id, []).append(outcome)
-    metrics: dict[str, dict[str, Any]] = {"principles": {}}
+    metrics: JsonObject = {"principles": {}}
     for principle, outcomes in sorted(by_principle.items()):
         shares = {name: share(outcomes.count(name), len(outcomes)) for name in hits}
-        metrics["principles"][principle] = {name: asdict(shares[name]) for name in shares}
+        metrics["principles"][principle] = {name: shares[name].interval() for name in shares}
     for name in hits if count else ():
         # a sum of parts can be rounded to a little more than the count
-        metrics[name] = asdict(share(min(count, math.fsum(hits[name])), count))
+        metrics[name] = share(min(count, math.fsum(hits[name])), count).interval()
     return metrics
 
 

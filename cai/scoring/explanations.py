@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cai.method.constitution import Principle
 from cai.method.explaining import Pair, Vote
+from cai.method.principle import Principle
 from cai.scoring.statistics import Estimate, by_prompt, share
 from cai.text import word_count
 

@@ -30,7 +30,6 @@ TASK_FILES = (".yaml", ".yml")
 def _harness() -> ModuleType:
     """lm_eval. Raises UsageError where the extra is not installed."""
     try:
-        import lm_eval
         import lm_eval.models.huggingface
         import lm_eval.tasks
     except ImportError:

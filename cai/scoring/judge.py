@@ -5,23 +5,24 @@ A judge may go by position or length, disagree with itself, be too sure, or be w
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
 
+from cai.digest import JsonObject
 from cai.engines.base import Request
 from cai.engines.rows import gather_rows
 from cai.messages import Prompt
-from cai.method.constitution import Principle
-from cai.method.preferences import PreferencePair, letter_probability, option_probability
+from cai.method.judgement import letter_probability, option_probability
+from cai.method.preferences import PreferencePair
+from cai.method.principle import Principle
 from cai.method.requests import OPTIONS, Complete, adherence_request, harm_request
 from cai.scoring.significance import bootstrap_mean
-from cai.scoring.statistics import Estimate, by_prompt, share
+from cai.scoring.statistics import CountedInterval, Estimate, Interval, by_prompt, share
 from cai.text import word_count
 
 # of the two letters together: below, the judge wants to write something else
@@ -89,7 +90,7 @@ async def _in_both_orders(request: Callable[[bool], Request], judge: Complete) -
     return Verdict(orders=(as_a[0], as_b[0]), letters=(as_a[1], as_b[1]))
 
 
-def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
+def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, CountedInterval]:
     """Metric -> estimate, as a dict, over all judged pairs, including those not trained on.
 
     flipped: share of comparisons that turn with the order (a coin's is 1/2). A contrast has none.
@@ -120,10 +121,10 @@ def judge_metrics(pairs: Sequence[PreferencePair]) -> dict[str, Any]:
         "probability": bootstrap_mean([p.probability for p in pairs]) if pairs else None,
         "letters": bootstrap_mean([p for _, p in letters]) if letters else None,
     }
-    return {name: asdict(metric) for name, metric in metrics.items() if metric is not None}
+    return {name: metric.interval() for name, metric in metrics.items() if metric is not None}
 
 
-def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> dict[str, Any]:
+def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> JsonObject:
     """How often the judge chooses the answer that people label as the better one.
 
     `labelled`: (pair, better answer). accuracy: with its interval. shorter: how often the shorter
@@ -151,14 +152,14 @@ def accuracy_metrics(labelled: Sequence[tuple[PreferencePair, str]]) -> dict[str
         probability = math.fsum(p for p, _ in inside) / len(inside)
         hits = sum(hit for _, hit in inside)
         distance += abs(probability * len(inside) - hits) / len(right)
-        right_share = asdict(share(hits, len(inside)))
+        right_share = share(hits, len(inside)).interval()
         bins.append({"low": low, "high": high, "probability": probability, "right": right_share})
     principles = _accuracy_by_principle(labelled)
-    metrics: dict[str, Any] = {"bins": bins, "calibration_error": distance}
-    metrics["principles"] = {name: asdict(principles[name]) for name in sorted(principles)}
+    metrics: JsonObject = {"bins": bins, "calibration_error": distance}
+    metrics["principles"] = {name: principles[name].interval() for name in sorted(principles)}
     for name, estimate in {"accuracy": _share(right), "shorter": _share(shorter)}.items():
         if estimate is not None:
-            metrics[name] = asdict(estimate)
+            metrics[name] = estimate.interval()
     return metrics
 
 
@@ -199,7 +200,7 @@ def fit_tau(log_ratios: Sequence[float]) -> float:
     return math.exp(fitted.x)
 
 
-def judge_warnings(metrics: Mapping[str, Any], data: Sequence[str]) -> list[str]:
+def judge_warnings(metrics: JsonObject, data: Sequence[str]) -> list[str]:
     """Why this judge can't be relied on, in sentences; [] where no metric says so.
 
     `data`: the names of the data sets with the labelled pairs.
@@ -241,7 +242,7 @@ def neither_share(letters: Iterable[tuple[str, float]]) -> Estimate | None:
     return share(sum(votes), len(votes)) if votes else None
 
 
-def no_letter_warning(neither: Mapping[str, float]) -> str:
+def no_letter_warning(neither: Interval) -> str:
     """What a judge is called that wants neither letter on the share `neither` of its questions."""
     return (
         f"The judge often wants to write neither letter: on {_percent(neither)} of its questions, "
@@ -268,6 +269,7 @@ def _entropy(probability: float) -> float:
     return -sum(p * math.log2(p) for p in (probability, 1 - probability) if p > 0)
 
 
-def _percent(estimate: Mapping[str, float]) -> str:
-    low, value, high = (f"{100 * estimate[key]:.0f}" for key in ("low", "value", "high"))
+def _percent(estimate: Interval) -> str:
+    bounds = (estimate["low"], estimate["value"], estimate["high"])
+    low, value, high = (f"{100 * bound:.0f}" for bound in bounds)
     return f"{value} % [{low}, {high}]"

@@ -1,15 +1,13 @@
 """Bootstrap intervals, and tests of how two models differ. Imports scipy, which takes a second."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations, pairwise
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
 from cai.scoring.answers import Scores
-from cai.scoring.statistics import Estimate, ModelComparison, share
+from cai.scoring.statistics import AttackRise, Estimate, ModelComparison, share
 
 RESAMPLES = 2000
 
@@ -115,13 +113,13 @@ def stage_changes(
 
 def attack_rises(
     scores: Mapping[str, Mapping[str, Scores]], attacks: Mapping[str, tuple[str, str]], seeds: int
-) -> list[dict[str, Any]]:
+) -> list[AttackRise]:
     """How many more prompts each model does not refuse under each attack than without it.
 
     `attacks` is a suite under attack -> (the plain suite, the attack); `scores` as above. `rise` is
     the paired difference, with `p` as in ModelComparison.
     """
-    rises = []
+    rises: list[AttackRise] = []
     for model, suites in scores.items():
         for title, (suite, attack) in attacks.items():
             answered = {
@@ -131,9 +129,10 @@ def attack_rises(
                 for name in (suite, title)
             }
             for test in _compare(answered, suite, "refusal", seeds):
-                p = {"p": test["p"]} if "p" in test else {}
-                row = {"model": model, "suite": suite, "attack": attack}
-                rises.append(row | {"rise": test["difference"]} | p)
+                rise = AttackRise(model=model, suite=suite, attack=attack, rise=test["difference"])
+                if "p" in test:
+                    rise["p"] = test["p"]
+                rises.append(rise)
     return rises
 
 
@@ -152,7 +151,7 @@ def _compare(
         second=second,
         suite=suite,
         figure=metric,
-        difference=asdict(paired_difference(after, before)),
+        difference=paired_difference(after, before).interval(),
     )
     if metric not in MEANS and seeds == 1:
         comparison["p"] = mcnemar(list(map(bool, after)), list(map(bool, before)))

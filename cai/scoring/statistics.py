@@ -3,9 +3,26 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import NotRequired
+
+# pydantic, which reads summaries, takes no TypedDict of `typing` below Python 3.12
+from typing_extensions import TypedDict
 
 Z = 1.959963984540054  # two-sided 95 %
+
+
+class Interval(TypedDict):
+    """A value between two bounds."""
+
+    value: float
+    low: float
+    high: float
+
+
+class CountedInterval(Interval):
+    """An Estimate as files have it."""
+
+    count: int
 
 
 @dataclass(frozen=True)
@@ -17,6 +34,9 @@ class Estimate:
     high: float
     count: int
 
+    def interval(self) -> CountedInterval:
+        return {"value": self.value, "low": self.low, "high": self.high, "count": self.count}
+
 
 class ModelComparison(TypedDict):
     """How one metric of two models differs on the same prompts of a suite."""
@@ -25,8 +45,18 @@ class ModelComparison(TypedDict):
     second: str
     suite: str  # or a kind of suites
     figure: str  # the metric's name
-    difference: dict[str, float]  # an Estimate: the second model's mean less the first's
+    difference: CountedInterval  # the second model's mean less the first's
     p: NotRequired[float]  # of the exact McNemar test: shares with one answer a prompt
+
+
+class AttackRise(TypedDict):
+    """How many more prompts of a suite a model does not refuse under an attack than without it."""
+
+    model: str
+    suite: str
+    attack: str
+    rise: CountedInterval
+    p: NotRequired[float]  # as in ModelComparison
 
 
 def share(hits: float, count: int) -> Estimate:

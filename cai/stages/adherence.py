@@ -6,7 +6,7 @@ the prompts of the suites that share words with it.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cai.config.names import ADHERENCE
@@ -16,7 +16,8 @@ from cai.data.prompts import SPLIT_SEED, load_dialogues, load_tagged_prompts
 from cai.data.turns import is_empty
 from cai.errors import CaiError, nearest
 from cai.messages import Prompt
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
+from cai.method.principle import Principle
 from cai.method.relevance import Relevance
 from cai.report.pictures import percent
 from cai.scoring.adherence import Adherence, Reliability
@@ -33,18 +34,17 @@ from cai.scoring.answers import Answer
 from cai.scoring.judge import MANY_QUESTIONS, no_letter_warning
 from cai.scoring.statistics import Estimate
 from cai.stages.base import Context
-from cai.stages.suites import Suites
+from cai.stages.suites import Suites, load_suites
 from cai.stages.verdicts import Verdicts
 
 
-def add_cases(
-    config: EvaluateConfig, context: Context, suites: Suites
-) -> tuple[Suites, list[Case]]:
-    """The suites with one more, of the prompts whose rows name a principle; and the cases.
+def load_suites_and_cases(config: EvaluateConfig, context: Context) -> tuple[Suites, list[Case]]:
+    """The suites, with one of the prompts whose rows name a principle; and the cases.
 
     No cases where adherence is not measured, and at most `evaluate.judge.limit` of a principle.
-    Raises CaiError where a row names no principle of the constitution.
+    Raises CaiError where a suite has no row, or a row names no principle of the constitution.
     """
+    suites = load_suites(config, context)
     if config.adherence is None:
         return suites, []
     law = context.load_constitution()
@@ -159,14 +159,7 @@ def judge_adherence(
     if verdicts.config.adherence is None:
         return None
     law = verdicts.context.load_constitution()
-    cases_of: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        cases_of.setdefault((case.suite, case.prompt.id), []).append(case)
-    questions = [
-        (answer, case)
-        for answer in answers
-        for case in cases_of.get((answer.suite, answer.prompt.id), ())
-    ]
+    questions = _questions(answers, cases)
     by_id = {principle.id: principle for principle in law.principles}
     results = verdicts.adherence(questions, by_id)
     agreements = _agreements(verdicts, by_id)
@@ -183,6 +176,7 @@ def judge_adherence(
     measured = {row.name for row in principles}
     unmeasured = [p.id for p in law.principles if p.weight and p.id not in measured]
     itself = [name for name in verdicts.config.models if verdicts.judges_itself(name)]
+    groups = kept_by_group(judged_answers, models, trained)
     whole = reliability(judged_answers) if judged_answers else None
     agreement = agreement_share(agreements)
     return Adherence(
@@ -192,11 +186,23 @@ def judge_adherence(
         reliability=whole,
         agreement=agreement,
         principles=sorted(principles, key=lambda row: order.index(row.name)),
-        groups=sorted(kept_by_group(judged_answers, models, trained), key=lambda row: row.name),
+        groups=sorted(groups, key=lambda row: row.name),
         routed=sorted({case.principle for case in cases if not case.tagged}),
         unmeasured=unmeasured,
         warnings=_warnings(verdicts.name, whole, agreement, itself, unmeasured),
     )
+
+
+def _questions(answers: Sequence[Answer], cases: Sequence[Case]) -> list[tuple[Answer, Case]]:
+    """Each answer with each case of its prompt."""
+    cases_of: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        cases_of.setdefault((case.suite, case.prompt.id), []).append(case)
+    return [
+        (answer, case)
+        for answer in answers
+        for case in cases_of.get((answer.suite, answer.prompt.id), ())
+    ]
 
 
 def _warnings(
@@ -217,7 +223,7 @@ def _warnings(
             "say nothing. Take a larger judge (evaluate.judge)."
         )
     if whole and whole.neither.value > MANY_QUESTIONS:
-        warnings.append(no_letter_warning(asdict(whole.neither)))
+        warnings.append(no_letter_warning(whole.neither.interval()))
     if agreement and agreement.low <= 0.5:
         warnings.append(
             f"The judge ({judge}) says what people say of {percent(agreement)} of the answers that "

@@ -11,14 +11,13 @@ from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DataConfig, EngineConfig, ModelConfig
 from cai.config.types import lookup, without_runtime
 from cai.data.decontaminate import HeldOut
-from cai.data.mixture import mix
-from cai.data.parquet import write_rows
-from cai.data.prompts import SPLIT_SEED, UnfitRows, load_dialogues, read_dialogues
-from cai.digest import digest
+from cai.data.parquet import Row, write_rows
+from cai.data.prompts import SPLIT_SEED, load_dialogues
+from cai.digest import JsonObject, digest
 from cai.engines.base import Completion, Engine, RequestFailed, open_engine
 from cai.engines.ledger import Ledger, Recorded
 from cai.errors import CaiError
-from cai.messages import Dialogue, Prompt, as_dicts
+from cai.messages import Prompt, as_dicts
 from cai.method.constitution import Constitution
 from cai.models.numerics import numerics
 from cai.models.source import ADAPTER_BASE, AdapterBase, fingerprint
@@ -27,8 +26,6 @@ from cai.stages.summary import Summary
 from cai.store import run_folder
 
 T = TypeVar("T")
-
-EXAMPLE_POOL = 1000  # rows that examples are drawn from
 
 
 class Reads(Protocol):
@@ -57,7 +54,7 @@ class Stage:
     inputs: Reads  # the stages that it reads
     data: Reads = lambda config, round: ()  # the data sets that it reads
     # what else it reads, as parts of its key
-    key_parts: Callable[[Config, Constitution], dict[str, Any]] = lambda config, law: {}
+    key_parts: Callable[[Config, Constitution], JsonObject] = lambda config, law: {}
     # its section of the config as it is in a round
     settings: Callable[[Any, Config, int], Any] = lambda section, config, round: section
     included: Callable[[Config], bool] = lambda config: True  # whether it is part of a run
@@ -82,7 +79,7 @@ class Stage:
         return self.settings(lookup(config, self.kind), config, self.round)
 
 
-def own_model_part(role: str, section: str, config: Config) -> dict[str, Any]:
+def own_model_part(role: str, section: str, config: Config) -> JsonObject:
     """A key part for a stage's own model (a teacher, a critic or a judge), where it has one."""
     model: ModelConfig | None = lookup(config, section).model
     return {role: fingerprint(model)} if model else {}
@@ -193,8 +190,8 @@ class Context:
             def open_model(
                 name: str, engine: EngineConfig | None = None, model: ModelConfig | None = None
             ) -> Recorded:
-                asked = replace(self, engine=engine or self.engine, model=model or self.model)
-                recorded = asked._recorded(ledger, "base" if model else name)
+                context = replace(self, engine=engine or self.engine, model=model or self.model)
+                recorded = context._recorded(ledger, "base" if model else name)
                 stack.callback(recorded.close)
                 return recorded
 
@@ -262,26 +259,9 @@ def verb_context(
     )
 
 
-def sample_dialogues(
-    names: Sequence[str],
-    sets: Mapping[str, DataConfig],
-    seed: int,
-    keep: Callable[[Dialogue], bool],
-) -> list[Dialogue]:
-    """At most EXAMPLE_POOL rows of the named sets that `keep` takes, drawn by the seed."""
-
-    def usable(name: str) -> Iterator[Dialogue]:
-        for dialogue, _ in read_dialogues(name, sets[name], seed, UnfitRows()):
-            if keep(dialogue):
-                yield dialogue
-
-    mixed, _ = mix({name: usable(name) for name in names}, seed, EXAMPLE_POOL)
-    return [dialogue for rows in mixed.values() for dialogue in rows]
-
-
 def split_failed(
     prompts: Sequence[Prompt], results: Sequence[T | RequestFailed]
-) -> tuple[list[tuple[Prompt, T]], list[dict[str, Any]]]:
+) -> tuple[list[tuple[Prompt, T]], list[Row]]:
     """(prompt, result) of the answered rows, and the failed ones as rows with their reason."""
     answered, failed = [], []
     for prompt, result in zip(prompts, results, strict=True):
@@ -294,7 +274,7 @@ def split_failed(
     return answered, failed
 
 
-def write_failed(work: Path, failed: list[dict[str, Any]]) -> int:
+def write_failed(work: Path, failed: list[Row]) -> int:
     """Writes work/failed.parquet where a row has failed. Returns how many have."""
     (work / "failed.parquet").unlink(missing_ok=True)  # of an earlier try that was stopped
     if failed:

@@ -2,15 +2,15 @@
 
 import asyncio
 import random
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cai.config.names import builds
 from cai.config.schema import BuildConfig, Config
-from cai.data.parquet import write_rows
-from cai.data.prompts import load_prompts
+from cai.data.parquet import Row, write_rows
+from cai.data.prompts import load_prompts, sample_dialogues
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
 from cai.engines.ledger import Recorded
@@ -29,10 +29,10 @@ from cai.stages.base import (
     Context,
     Stage,
     own_model_part,
-    sample_dialogues,
     split_failed,
     write_failed,
 )
+from cai.stages.lists import ListTally, write_left_out
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
 
@@ -65,30 +65,16 @@ class Summary(BaseSummary):
 
 
 @dataclass
-class Written:
+class Written(ListTally):
     """New instructions, and what became of the others."""
 
     instructions: list[str] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
-    lists: int = 0
-    unread: int = 0
-    parsed: int = 0
-
-    def counts(self) -> dict[str, int]:
-        return {"lists": self.lists, "unread": self.unread, "parsed": self.parsed}
 
 
 def run(config: BuildConfig, work: Path, context: Context) -> Summary:
     """Writes work/instructions.parquet, which sft reads as `built`, and work/left_out.parquet."""
-    given_prompts: list[Prompt] = []
-    left_out: list[dict[str, str]] = []
-    if config.prompts is not None:
-        for prompt in load_prompts(config.prompts, context.data, context.seed):
-            if context.is_held_out(prompt.text):
-                left_out.append(_left_out(prompt.text, "overlapping"))
-            else:
-                given_prompts.append(prompt)
+    given_prompts, left_out = given_to_answer(config, context)
     with context.models() as open_model:
         teacher = open_model("base", config.engine, config.model)
         max_failures = (config.engine or context.engine).max_failures
@@ -98,30 +84,53 @@ def run(config: BuildConfig, work: Path, context: Context) -> Summary:
         context.progress.start(len(prompts), "answers")
         replies = asyncio.run(_answers(prompts, config, context.seed, teacher, max_failures))
     answered, unanswered = split_failed(prompts, replies)
-    left_out += written.left_out
-    rows = []
+    rows, faulty = rows_to_train_on(answered)
+    left_out += written.left_out + faulty
+    reasons = write_left_out(work, left_out)
+    if not rows:
+        raise CaiError(
+            f"build: not one row is left of {written.parsed} instructions in {written.lists} lists "
+            f"(left out: {reasons}); another build.model may write better lists and answers"
+        )
+    write_rows(work / "instructions.parquet", rows)
+    return Summary(
+        lists=written.lists,
+        unread=written.unread,
+        parsed=written.parsed,
+        distilled=len(given_prompts),
+        left_out=reasons,
+        built=len(rows),
+        failed=write_failed(work, written.failed + unanswered),
+    )
+
+
+def given_to_answer(
+    config: BuildConfig, context: Context
+) -> tuple[list[Prompt], list[dict[str, str]]]:
+    """The prompts of `build.prompts`, and those of them that an evaluation suite holds."""
+    if config.prompts is None:
+        return [], []
+    prompts, left_out = [], []
+    for prompt in load_prompts(config.prompts, context.data, context.seed):
+        if context.is_held_out(prompt.text):
+            left_out.append(_left_out(prompt.text, "overlapping"))
+        else:
+            prompts.append(prompt)
+    return prompts, left_out
+
+
+def rows_to_train_on(
+    answered: Sequence[tuple[Prompt, Completion]],
+) -> tuple[list[Row], list[dict[str, str]]]:
+    """The sound answers behind their prompts, and the others."""
+    rows, left_out = [], []
     for prompt, answer in answered:
         if fault := answer_fault(answer.text, answer.finish_reason):
             left_out.append(_left_out(prompt.text, f"answer_{fault}", answer.text))
         else:
             messages = as_dicts((*prompt.messages, assistant(answer.text)))
             rows.append({"id": prompt.id, "source": prompt.source, "messages": messages})
-    reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
-    if not rows:
-        raise CaiError(
-            f"build: not one row is left: {written.counts() | {'left_out': reasons}}; another "
-            "build.model may write better lists and answers"
-        )
-    write_rows(work / "instructions.parquet", rows)
-    if left_out:
-        write_rows(work / "left_out.parquet", left_out)
-    return Summary(
-        **written.counts(),
-        distilled=len(given_prompts),
-        left_out=reasons,
-        built=len(rows),
-        failed=write_failed(work, written.failed + unanswered),
-    )
+    return rows, left_out
 
 
 def _left_out(instruction: str, reason: str, answer: str = "") -> dict[str, str]:

@@ -5,19 +5,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-from cai.config.schema import Config, LabelConfig
+from cai.config.schema import LabelConfig
+from cai.data.parquet import Row
 from cai.engines.base import RequestFailed
 from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results
-from cai.errors import UsageError
 from cai.messages import Prompt
 from cai.method.constitution import Constitution
-from cai.method.contrast import ContrastPair, contrast, nearest_in_length, surest
+from cai.method.contrast import (
+    ContrastPair,
+    contrast,
+    contrast_laws,
+    nearest_in_length,
+    surest,
+)
 from cai.method.preferences import shuffle_pairs, with_origins
+from cai.scoring.judge import fit_tau
 from cai.stages.base import Context, split_failed
-from cai.stages.feedback import Judge, labelled_pairs, rate_judge
+from cai.stages.feedback import labelled_pairs, rate_judge
+from cai.stages.judge_summary import Judge
 from cai.stages.pairs import (
     Answered,
     Pairs,
@@ -30,30 +37,8 @@ from cai.stages.pairs import (
 # of each prompt every two of its answers; None: too long for the judge
 Contrasts = list[list[ContrastPair] | RequestFailed | None]
 
-Asked = tuple[Prompt, list[str], Constitution]  # a prompt, its answers, what they are scored under
-
-
-def check_contrast(config: Config) -> None:
-    """Raises UsageError where no principle has the texts that a contrast needs."""
-    _laws(config.constitution, config.label)
-
-
-def _laws(constitution: str, config: LabelConfig) -> tuple[Constitution, Constitution]:
-    """What answers to harmful prompts are scored under, and those to harmless ones."""
-    law = _contrasting(constitution, "constitution")
-    if config.benign is None:
-        return law, law
-    return law, _contrasting(config.benign.constitution, "label.benign.constitution")
-
-
-def _contrasting(name: str, setting: str) -> Constitution:
-    law = Constitution.load(name)
-    if not law.contrasting():
-        raise UsageError(
-            f"{setting}={name}: label.kind=contrast needs a principle with a 'positive' and a "
-            "'negative' text (two system messages), and this file has none; see docs/preferences.md"
-        )
-    return law
+# a prompt, its answers, and what they are scored under
+Question = tuple[Prompt, list[str], Constitution]
 
 
 @dataclass(frozen=True)
@@ -65,13 +50,11 @@ class Scored:
     compared: list[list[ContrastPair]]  # for each prompt with two answers that ended
     labelled: list[ContrastPair]  # `first` is the better one
     numbers: dict[str, int]  # see label.COUNTS
-    failed: list[dict[str, Any]]
+    failed: list[Row]
 
 
 def contrast_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]:
     """The surer pairs, as many of harmful as of harmless prompts, and how often they are right."""
-    from cai.scoring.judge import fit_tau
-
     scored = _score(config, context)
     tau = config.tau or _typical(scored)
     if scored.labelled and config.tau is None:
@@ -90,7 +73,8 @@ def contrast_pairs(config: LabelConfig, context: Context) -> tuple[Pairs, Judge]
 
 
 def _score(config: LabelConfig, context: Context) -> Scored:
-    law, benign_law = _laws(context.constitution, config)
+    benign = config.benign and config.benign.constitution
+    law, benign_law = contrast_laws(context.constitution, benign)
     prompts, harmless, overlapping = prompts_of_both(config, context)
     labelled = labelled_pairs(config, context)
     with context.models() as open_model:
@@ -99,16 +83,16 @@ def _score(config: LabelConfig, context: Context) -> Scored:
             (prompt, [text for text, answer in sampled.items() if answer.ended])
             for prompt, sampled in answered
         ]
-        asked: list[Asked] = [
+        questions: list[Question] = [
             (prompt, texts, benign_law if prompt.id in harmless else law)
             for prompt, texts in ended
             if len(texts) > 1
         ]
-        ours = len(asked)
-        asked += [(prompt, [better, worse], law) for prompt, better, worse in labelled]
+        ours = len(questions)
+        questions += [(prompt, [better, worse], law) for prompt, better, worse in labelled]
         judge = open_model(config.judge, config.engine, config.model)
-        results = asyncio.run(_compare(asked, config, context, judge))
-    _, unjudged = split_failed([prompt for prompt, _, _ in asked], results)
+        results = asyncio.run(_compare(questions, config, context, judge))
+    _, unjudged = split_failed([prompt for prompt, _, _ in questions], results)
     numbers = {
         "prompts": len(prompts),
         "overlapping": overlapping,
@@ -129,13 +113,13 @@ def _score(config: LabelConfig, context: Context) -> Scored:
 
 
 async def _compare(
-    asked: Sequence[Asked], config: LabelConfig, context: Context, judge: Recorded
+    questions: Sequence[Question], config: LabelConfig, context: Context, judge: Recorded
 ) -> Contrasts:
-    context.progress.start(2 * config.principles * len(asked), "contrasts")
+    context.progress.start(2 * config.principles * len(questions), "contrasts")
     engine = config.engine or context.engine
     rows = [
         contrast(prompt, answers, law, config.principles, context.seed, judge.complete)
-        for prompt, answers, law in asked
+        for prompt, answers, law in questions
     ]
     return await gather_results(rows, engine.max_failures)
 

@@ -12,16 +12,13 @@ from typing import ClassVar
 
 from cai.config.names import in_round, policy_of
 from cai.config.schema import Config, DpoConfig
-from cai.data.parquet import read_rows
-from cai.data.split import opening_turn, validation_first
 from cai.errors import CaiError
-from cai.messages import from_dicts
 from cai.stages import label
 from cai.stages.base import Context, Stage, Warn
 from cai.stages.sft import start_input
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
-from cai.training.kept import Kept
+from cai.training.kept_gain import KeptGain
 
 LAST_METRICS = {
     "loss": "last loss",
@@ -39,7 +36,7 @@ class Summary(BaseSummary):
     steps: int
     metrics: dict[str, float]  # of the last logged step, by trl's names
     guards: list[str]  # what the guards saw, or could not see, in sentences
-    kept: Kept | None = None  # what the published folder keeps; None where nothing was measured
+    kept: KeptGain | None = None  # what the published folder keeps; None where nothing was measured
 
     counted: ClassVar = ("pairs", "steps")
 
@@ -69,32 +66,13 @@ class Summary(BaseSummary):
 
 def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     """Writes work/model (merged), work/adapter (with LoRA) and work/history.json."""
-    from datasets import Dataset
-
     from cai.models.load import load_tokenizer
-    from cai.stages.dpo_trainer import load_start, open_trainer
-    from cai.training import guards
+    from cai.stages.dpo_trainer import guard_warnings, load_pairs, load_start, open_trainer
     from cai.training import trainer as training
-    from cai.training.published import margin_probe
 
-    pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
-    columns = (
-        *("prompt", "chosen", "rejected", "probability"),
-        *("chosen_ended", "rejected_ended"),
-    )
-    prompts = [opening_turn(from_dicts(pair["prompt"])) for pair in pairs]
-    order, held_out = validation_first(prompts, config.validation)
-    rows = Dataset.from_list([{key: pairs[row][key] for key in columns} for row in order])
+    rows, held_out = load_pairs(config, context)
     tokenizer = load_tokenizer(context.model_path(context.policy))
-    trainer = open_trainer(config, context, rows, held_out, tokenizer)
-    trained_on = len(trainer.train_dataset)
-    if not trained_on:
-        raise CaiError(
-            f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length"
-        )
-    measured = trainer.eval_dataset if held_out else trainer.train_dataset
-    args = trainer.args
-    probe = margin_probe(trainer, measured, bool(held_out), args.beta, args.max_length)
+    trainer, probe = open_trainer(config, context, rows, held_out, tokenizer)
     logs = context.scratch.with_name("logs")
     training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
     training.run_training(trainer, context.scratch, context.progress, config.patience)
@@ -102,9 +80,9 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
     load_base = partial(load_start, config, context)
     training.save_result(trainer, tokenizer, work, config.publish_dtype, load_base)
     history, steps = trainer.state.log_history, trainer.state.global_step
-    sharded = training.is_sharded(trainer)
+    warnings = guard_warnings(config, trainer)
     last = next((entry for entry in reversed(history) if "rewards/margins" in entry), {})
-    remaining = trained_on + (len(trainer.eval_dataset) if held_out else 0)
+    remaining = len(trainer.train_dataset) + (len(trainer.eval_dataset) if held_out else 0)
     del trainer  # its memory is needed for what was published
     return Summary(
         pairs=len(rows),
@@ -112,10 +90,7 @@ def run(config: DpoConfig, work: Path, context: Context) -> Summary:
         held_out_rows=held_out,
         steps=steps,
         metrics={name: last[name] for name in LAST_METRICS if name in last},
-        guards=[
-            *guards.find_warnings(history, config.guards),
-            *guards.find_blind_spots(history, config.guards, sharded),
-        ],
+        guards=warnings,
         kept=probe.measure_published(work / "model", context.engine),
     )
 

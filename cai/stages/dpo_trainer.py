@@ -7,15 +7,35 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 
-from cai.config.names import policy_of
+from cai.config.names import in_round, policy_of
 from cai.config.schema import DpoConfig
+from cai.data.parquet import read_rows
+from cai.data.split import opening_turn, validation_first
+from cai.errors import CaiError
+from cai.messages import from_dicts
 from cai.models.load import load_model, pick_device
 from cai.models.markers import restore_head_bias
 from cai.stages.base import Context
 from cai.training import adapters, arguments, fit, shards, soft_dpo
 from cai.training.forecast import dpo_tuning
-from cai.training.guards import GuardCallback, generate_answers
+from cai.training.guards import (
+    GuardCallback,
+    find_blind_spots,
+    find_warnings,
+    generate_answers,
+)
+from cai.training.published import Probe, margin_probe
 from cai.training.trainer import is_sharded
+
+COLUMNS = ("prompt", "chosen", "rejected", "probability", "chosen_ended", "rejected_ended")
+
+
+def load_pairs(config: DpoConfig, context: Context) -> tuple[Dataset, int]:
+    """The round's labelled pairs, and how many of them, the first, are held out."""
+    pairs = read_rows(context.output(in_round("label", context.round)) / "pairs.parquet")
+    prompts = [opening_turn(from_dicts(pair["prompt"])) for pair in pairs]
+    order, held_out = validation_first(prompts, config.validation)
+    return Dataset.from_list([{key: pairs[row][key] for key in COLUMNS} for row in order]), held_out
 
 
 def open_trainer(
@@ -24,9 +44,10 @@ def open_trainer(
     rows: Dataset,
     held_out: int,
     tokenizer: PreTrainedTokenizerBase,
-) -> soft_dpo.PreferenceTrainer:
+) -> tuple[soft_dpo.PreferenceTrainer, Probe]:
     """Trains on labelled pairs but the first `held_out`, and watches what those say.
 
+    The probe measures what training gains on a few of them. Raises CaiError where no pair is left.
     A fresh adapter belongs to the model that the round starts at, a continued one to the model that
     sl_cai was tuned from.
     """
@@ -36,11 +57,7 @@ def open_trainer(
     frozen = config.peft is not None or config.adapter == "continued"
     dtype = config.frozen_dtype if frozen else "float32"
     load = partial(load_model, dtype=dtype, device=device, attention=engine.attention)
-    policy = _continued(config, context, device)
-    if policy is None:
-        # from its published folder, where trl reloads the reference from if every weight is tuned
-        start = context.model_path(context.policy)
-        policy = shards.load_to_train(start, dtype, device, engine.attention)
+    policy = _load_policy(config, context, dtype, device)
     reference = policy_of(1) if config.reference == "first" else context.policy
     separate = reference != context.policy
     folder = str(context.scratch / "checkpoints")
@@ -63,16 +80,27 @@ def open_trainer(
             processing_class=tokenizer,
             peft_config=arguments.lora_config("dpo.peft", config.peft) if config.peft else None,
         )
-    arguments.train_in_float32(trainer)
-    restore_head_bias(trainer.model)
-    # precomputed scores of the reference are there already
-    if "ref" in getattr(trainer.model, "peft_config", ()) and not args.precompute_ref_log_probs:
-        adapters.complete_reference(trainer.model)
+    if not len(trainer.train_dataset):
+        raise CaiError(
+            f"no pair is left to train on: each of {len(rows)} prompts fills dpo.args.max_length"
+        )
+    _complete_weights(trainer)
     if start_logits is not None:
         adapters.check_adapter(trainer, "dpo")
         adapters.check_start(trainer, start_logits, key)
     trainer.add_callback(_guards(config, context, trainer, tokenizer, bool(held_out)))
-    return trainer
+    measured = trainer.eval_dataset if held_out else trainer.train_dataset
+    return trainer, margin_probe(trainer, measured, bool(held_out), args.beta, args.max_length)
+
+
+def _complete_weights(trainer: soft_dpo.PreferenceTrainer) -> None:
+    """What trl and peft leave to do."""
+    arguments.train_in_float32(trainer)
+    restore_head_bias(trainer.model)
+    # where the reference's scores are precomputed, they are there already
+    precomputed = trainer.args.precompute_ref_log_probs
+    if "ref" in getattr(trainer.model, "peft_config", ()) and not precomputed:
+        adapters.complete_reference(trainer.model)
 
 
 def _fit(
@@ -85,10 +113,12 @@ def _fit(
     fit.fit_training(policy, args, tune, "dpo", config.args, device, context.progress.say)
 
 
-def _continued(config: DpoConfig, context: Context, device: str) -> Any:
-    """The model with sl_cai's adapter, where dpo.adapter=continued trains on with it."""
+def _load_policy(config: DpoConfig, context: Context, dtype: str, device: str) -> Any:
+    """Where dpo.adapter=continued trains on with sl_cai's adapter: the model that has it."""
     if config.adapter != "continued":
-        return None
+        # from its published folder, where trl reloads the reference from if every weight is tuned
+        start = context.model_path(context.policy)
+        return shards.load_to_train(start, dtype, device, context.engine.attention)
     start = _adapter_start(context)
     return adapters.load_continued(
         adapters.NamedModel(start, context.model_path(start)),
@@ -131,3 +161,12 @@ def _guards(
             new_tokens=config.guards.new_tokens,
         )
     return GuardCallback(config.guards, context.progress.say, answer, sharded)
+
+
+def guard_warnings(config: DpoConfig, trainer: soft_dpo.PreferenceTrainer) -> list[str]:
+    """What the guards saw, or could not see, in sentences."""
+    history, sharded = trainer.state.log_history, is_sharded(trainer)
+    return [
+        *find_warnings(history, config.guards),
+        *find_blind_spots(history, config.guards, sharded),
+    ]

@@ -1,9 +1,8 @@
 """Every model on the same held-out prompts, with the same seeds, through the ledger."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cai.config.names import (
     IN_CONTEXT,
@@ -16,30 +15,30 @@ from cai.config.names import (
 )
 from cai.config.schema import Config, EvaluateConfig
 from cai.data.parquet import write_rows
-from cai.digest import file_digest
+from cai.digest import JsonObject, file_digest
 from cai.method.constitution import Constitution
 from cai.models.source import fingerprint
 from cai.report.adherence import adherence_tables
+from cai.report.metrics import Metrics
 from cai.report.stage_view import Table
 from cai.scoring.adherence import Adherence
+from cai.scoring.statistics import AttackRise, ModelComparison
 from cai.stages.base import Context, Stage, own_model_part, write_failed
 from cai.stages.summary import Summary as BaseSummary
-from cai.stages.summary import attack_title, nonzero
+from cai.stages.summary import nonzero
 from cai.store.files import write_json
-
-Metrics = dict[str, dict[str, dict[str, Any]]]  # model -> suite -> metric -> estimate
 
 
 @dataclass(frozen=True)
 class Summary(BaseSummary):
     prompts: dict[str, int]  # suite -> prompts
     metrics: Metrics
-    refusal: dict[str, Any]  # what says that an answer refuses, and how it agrees with people
-    harm: dict[str, Any] | None
-    comparisons: Sequence[Mapping[str, Any]]  # paired tests between models
-    changes: Sequence[Mapping[str, Any]]  # of refusals, from stage to stage, by kind of suite
-    attacks: Sequence[Mapping[str, Any]]  # what each adds to the answers that do not refuse
-    wins: list[dict[str, Any]]  # a judge's comparisons of two models
+    refusal: JsonObject  # what says that an answer refuses, and how it agrees with people
+    harm: JsonObject | None
+    comparisons: Sequence[ModelComparison]  # paired tests between models
+    changes: Sequence[ModelComparison]  # of refusals, from stage to stage, by kind of suite
+    attacks: Sequence[AttackRise]  # what each adds to the answers that do not refuse
+    wins: list[JsonObject]  # a judge's comparisons of two models
     failed: int
     adherence: Adherence | None = None  # by principle
 
@@ -55,80 +54,66 @@ class Summary(BaseSummary):
         return adherence_tables(self.adherence) if self.adherence else []
 
     def warnings(self) -> list[str]:
-        doubts = self._judge_warnings()
+        warnings = self._judge_warnings()
         if self.adherence:
-            doubts += self.adherence.warnings
+            warnings += self.adherence.warnings
         languages = self.refusal.get("not_english", {})
         if not languages:
-            return doubts
+            return warnings
         counts = ", ".join(f"{code} {count}" for code, count in languages.items())
         return [
-            *doubts,
+            *warnings,
             f"{sum(languages.values())} answers are not in English ({counts}). What finds refusals "
             f"({self.refusal['by']}) knows English only, so they are in no share of refusals, "
             "redirections or compliance. A judge reads them (evaluate.harm).",
         ]
 
     def _judge_warnings(self) -> list[str]:
-        asked = {f"evaluate.wins on {row['suite']}": row for row in self.wins}
+        by_setting = {f"evaluate.wins on {row['suite']}": row for row in self.wins}
         if self.harm:
-            asked["evaluate.harm"] = self.harm
-        return [
-            f"{what}: {text}" for what, row in asked.items() for text in row.get("warnings", ())
-        ]
+            by_setting["evaluate.harm"] = self.harm
+        warnings: list[str] = []
+        for setting, row in by_setting.items():
+            warnings += [f"{setting}: {text}" for text in row.get("warnings", ())]
+        return warnings
 
 
 def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
     """Writes work/answers.parquet, metrics.json (model -> suite -> metric with its interval),
     comparisons.json (paired tests between models), wins.json (a judge's comparisons), and
     adherence.parquet (its verdicts by principle), where those were asked for."""
-    from cai.scoring.significance import attack_rises, compare_models, refusal_changes
-    from cai.stages.adherence import add_cases, judge_adherence
+    from cai.stages.adherence import judge_adherence, load_suites_and_cases
+    from cai.stages.model_answers import ask_models
     from cai.stages.scores import (
         RatedAnswer,
         estimates,
         harness_tasks,
+        paired_tests,
         refusals,
         score_model,
     )
-    from cai.stages.suites import ask_models, load_suites
     from cai.stages.verdicts import Verdicts
 
-    suites, cases = add_cases(config, context, load_suites(config, context))
+    suites, cases = load_suites_and_cases(config, context)
     trained = [name for name in ("base", *context.inputs) if name in config.models]
     names = [*config.models, *([IN_CONTEXT] if config.in_context else [])]
-    context.progress.start(suites.requests(config.seeds) * len(names), "requests")
     by_model = ask_models(names, suites, config, context)
+    answers = [answer for model in by_model.values() for answer in model.answers]
     with context.models() as open_model:
-        answers = [answer for model in by_model.values() for answer in model.answers]
         verdicts = Verdicts(config, context, open_model)
-        wins = verdicts.wins(answers) if config.wins else []
-        harm_chances: list[float | None] = [None] * len(answers)
-        harm = None
-        if config.harm:
-            harm_chances, harm = verdicts.harm(answers)
+        wins = verdicts.wins(answers)
+        harm_chances, harm = verdicts.harm(answers)
         adherence = judge_adherence(verdicts, answers, cases, trained, work)
     refused, refusal = refusals(config, answers)
-    rated = [
-        RatedAnswer(answer, declines, chance)
-        for answer, declines, chance in zip(answers, refused, harm_chances, strict=True)
-    ]
-    scores = {name: score_model(by_model[name], suites, rated, name) for name in names}
-    metrics = {name: estimates(by_model[name], suites, scores[name]) for name in names}
-    if config.lm_eval:
-        for name, tasks in harness_tasks(config, context).items():
-            metrics[name] |= tasks
-    compared = compare_models(scores, config.seeds)
-    kinds = {name: suite.kind for name, suite in config.suites.items()}
-    changes = refusal_changes(scores, kinds, trained, config.seeds)
-    attacks = {
-        attack_title(name, attack): (name, attack)
-        for name, suite in config.suites.items()
-        for attack in suite.attacks
-    }
-    write_rows(work / "answers.parquet", [rated_answer.as_row() for rated_answer in rated])
+    rated = [RatedAnswer(*row) for row in zip(answers, refused, harm_chances, strict=True)]
+    scores = {name: score_model(model, suites, rated) for name, model in by_model.items()}
+    metrics = {name: estimates(model, suites, scores[name]) for name, model in by_model.items()}
+    for name, tasks in harness_tasks(config, context).items():
+        metrics[name] |= tasks
+    tests = paired_tests(config, scores, trained)
+    write_rows(work / "answers.parquet", [row.as_row() for row in rated])
     write_json(work / "metrics.json", metrics)
-    write_json(work / "comparisons.json", compared)
+    write_json(work / "comparisons.json", tests.comparisons)
     write_json(work / "wins.json", wins)
     failed = [row for model in by_model.values() for row in model.failed]
     return Summary(
@@ -136,9 +121,9 @@ def run(config: EvaluateConfig, work: Path, context: Context) -> Summary:
         metrics=metrics,
         refusal=refusal,
         harm=harm,
-        comparisons=compared,
-        changes=changes,
-        attacks=attack_rises(scores, attacks, config.seeds),
+        comparisons=tests.comparisons,
+        changes=tests.changes,
+        attacks=tests.attacks,
         wins=wins,
         failed=write_failed(work, failed),
         adherence=adherence,
@@ -168,9 +153,9 @@ def _data(config: Config, round: int) -> list[str]:
     return sorted(names)
 
 
-def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
-    others = [name for name in evaluated_models(config) if name not in own_models(config)]
-    parts: dict[str, Any] = {"others": {name: fingerprint(other_model(name)) for name in others}}
+def _key_parts(config: Config, law: Constitution) -> JsonObject:
+    models = [name for name in evaluated_models(config) if name not in own_models(config)]
+    parts: JsonObject = {"others": {name: fingerprint(other_model(name)) for name in models}}
     if files := [task for task in config.evaluate.lm_eval if Path(task).is_file()]:
         parts["tasks"] = {task: file_digest(Path(task)) for task in files}
     if config.evaluate.wins or config.evaluate.in_context:

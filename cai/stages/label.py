@@ -13,19 +13,20 @@ policy's own answers may join them.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cai.config.names import policy_of, reads_probes, suite_data, unprobed
 from cai.config.schema import Config, LabelConfig, Prompts
 from cai.data.parquet import write_rows
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.method.constitution import Constitution
+from cai.method.contrast import contrast_laws
 from cai.method.preferences import mix_pairs, shuffle_pairs
 from cai.report.metrics import format_share
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Stage, own_model_part, write_failed
-from cai.stages.contrast import check_contrast, contrast_pairs
-from cai.stages.feedback import Judge, feedback_pairs
+from cai.stages.judge_summary import Judge
 from cai.stages.pairs import (
     Pairs,
     as_row,
@@ -160,6 +161,9 @@ class Summary(BaseSummary):
 
 def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     """Writes work/pairs.parquet in trl's preference format, with probabilities."""
+    from cai.stages.contrast import contrast_pairs
+    from cai.stages.feedback import feedback_pairs
+
     judge, generated, revised = None, Pairs(), Pairs()
     if config.kind == "contrast":
         generated, judge = contrast_pairs(config, context)
@@ -176,9 +180,9 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
     demonstrations = demonstration_pairs(config, context)
     people = human_pairs(config, context)
     pairs = [*pairs, *demonstrations.pairs]
-    others = without_judged(pairs, people)
+    undecided = without_judged(pairs, people)
     if config.human:
-        people.numbers["decided"] = len(pairs) - len(others)
+        people.numbers["decided"] = len(pairs) - len(undecided)
     counts = generated.numbers | revised.numbers | demonstrations.numbers | people.numbers
     if not pairs:
         raise CaiError(
@@ -186,7 +190,7 @@ def run(config: LabelConfig, work: Path, context: Context) -> Summary:
             "label.max_similarity, label.answers, label.sampling.max_new_tokens and prompts"
         )
     if people.pairs or demonstrations.pairs:
-        pairs = shuffle_pairs([*others, *people.pairs], context.seed)
+        pairs = shuffle_pairs([*undecided, *people.pairs], context.seed)
     write_rows(work / "pairs.parquet", [as_row(pair) for pair in pairs])
     counts["failed"] = write_failed(work, generated.failed + demonstrations.failed)
     counts["revisions"] = sum(pair.kind == "revision" for pair in pairs)
@@ -226,8 +230,8 @@ def _settings(section: LabelConfig, config: Config, round: int) -> LabelConfig:
     return replace(section, human=None, prompts=following(section.prompts), benign=benign)
 
 
-def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
-    law_part: dict[str, Any] = {}
+def _key_parts(config: Config, law: Constitution) -> JsonObject:
+    law_part: JsonObject = {}
     if config.label.kind in COMPARED:
         law_part = {"constitution": law.comparison_digests()}
     elif config.label.kind == "contrast":
@@ -243,7 +247,8 @@ def _key_parts(config: Config, law: Constitution) -> dict[str, Any]:
 
 def _check(config: Config) -> None:
     if config.label.kind == "contrast":
-        check_contrast(config)
+        benign = config.label.benign
+        contrast_laws(config.constitution, benign and benign.constitution)
 
 
 STAGE = Stage(

@@ -4,10 +4,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cai.config.schema import LabelConfig, Prompts
-from cai.data.parquet import read_rows
+from cai.data.parquet import Row, read_rows
 from cai.data.prompts import (
     SPLIT_SEED,
     UnfitRows,
@@ -49,7 +49,7 @@ class Pairs:
 
     pairs: list[PreferencePair] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
 
 
 def prompts_to_ask(key: str, chosen: Prompts, context: Context) -> tuple[list[Prompt], int]:
@@ -63,7 +63,7 @@ def prompts_to_ask(key: str, chosen: Prompts, context: Context) -> tuple[list[Pr
 
 def policy_answers(
     prompts: list[Prompt], config: LabelConfig, context: Context, open_model: OpenModel
-) -> tuple[Answered, int, list[dict[str, Any]]]:
+) -> tuple[Answered, int, list[Row]]:
     """The policy's different answers to each prompt: text -> how it was sampled.
 
     And how many prompts its context has no room for, and the rows of those that failed.
@@ -175,7 +175,7 @@ def revision_pairs(config: LabelConfig, context: Context) -> Pairs:
 
 
 def _revision_pair(
-    row: dict[str, Any], config: LabelConfig, verdicts: RevisionVerdicts
+    row: Row, config: LabelConfig, verdicts: RevisionVerdicts
 ) -> PreferencePair | None:
     """None where there is no good revision, or one that changes nothing or is called bad."""
     last = next((step for step in reversed(row["steps"]) if not step["gates"]), None)
@@ -245,7 +245,7 @@ def demonstration_pairs(config: LabelConfig, context: Context) -> Pairs:
     return Pairs(pairs, numbers, failed)
 
 
-def as_row(pair: PreferencePair) -> dict[str, Any]:
+def as_row(pair: PreferencePair) -> Row:
     """A row of pairs.parquet: trl's conversational preference format, and what the feedback was."""
     return {
         "id": pair.prompt.id,

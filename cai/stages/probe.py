@@ -13,10 +13,11 @@ from cai.data.duplicates import duplicate_finder
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
 from cai.messages import Prompt, user
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 from cai.method.probe import KINDS, part_to_evaluate
 from cai.report.stage_view import Table
 from cai.stages.base import Context, Input, Stage, own_model_part, write_failed
+from cai.stages.lists import write_left_out
 from cai.stages.probe_prompts import Harvest, write_prompts
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero
@@ -96,15 +97,13 @@ def run(config: ProbeConfig, work: Path, context: Context) -> Summary:
         harvests, tally = asyncio.run(write_prompts(principles, config, context, writer))
     rows = probe_rows(harvests, config.test)
     left_out = [row for harvest in harvests for row in harvest.left_out]
-    reasons = dict(sorted(Counter(row["reason"] for row in left_out).items()))
+    reasons = write_left_out(work, left_out)
     if not rows:
         raise CaiError(
             f"probe: not one prompt is left of {tally.parsed} in {tally.lists} lists (left out: "
             f"{reasons}); another probe.model may write better ones"
         )
     write_rows(work / FILE, rows)
-    if left_out:
-        write_rows(work / "left_out.parquet", left_out)
     engine = config.engine or context.engine
     return Summary(
         writer=engine.model or (config.model or context.model).name,

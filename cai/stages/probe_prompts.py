@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cai.config.schema import ProbeConfig
 from cai.digest import seed_of
@@ -12,7 +11,7 @@ from cai.engines.ledger import Recorded
 from cai.engines.rows import gather_results
 from cai.errors import CaiError
 from cai.messages import Prompt
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 from cai.method.probe import (
     KINDS,
     REQUESTED,
@@ -27,6 +26,7 @@ from cai.method.probe import (
 from cai.method.probe_texts import ProbeTexts, texts_for
 from cai.method.self_instruct import SeenInstructions
 from cai.stages.base import Context, split_failed
+from cai.stages.lists import ListTally
 
 
 @dataclass
@@ -38,19 +38,20 @@ class Harvest:
     prompts: dict[Kind, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     left_out: list[dict[str, str]] = field(default_factory=list)
 
+    def take(
+        self, text: str, kind: Kind, on_topic: bool | RequestFailed | None, target: int
+    ) -> None:
+        """Keeps a prompt that is on topic, up to `target` of a kind."""
+        if on_topic is not True:
+            self.leave_out(text, kind, "off_topic" if on_topic is False else "unscored")
+        elif len(self.prompts[kind]) >= target:
+            self.leave_out(text, kind, "surplus")
+        else:
+            self.prompts[kind].append(text)
+
     def leave_out(self, text: str, kind: Kind, reason: str) -> None:
         row = {"principle": self.principle.id, "kind": kind, "prompt": text, "reason": reason}
         self.left_out.append(row)
-
-
-@dataclass
-class Tally:
-    """The lists that were asked for, and the requests that failed."""
-
-    lists: int = 0
-    unread: int = 0
-    parsed: int = 0
-    failed: list[dict[str, Any]] = field(default_factory=list)
 
 
 Candidate = tuple[Harvest, Kind, str]
@@ -58,29 +59,21 @@ Candidate = tuple[Harvest, Kind, str]
 
 async def write_prompts(
     principles: Sequence[Principle], config: ProbeConfig, context: Context, writer: Recorded
-) -> tuple[list[Harvest], Tally]:
+) -> tuple[list[Harvest], ListTally]:
     """Rounds of lists, until each principle has `target` prompts of each kind.
 
     A principle's requests depend on nothing of another principle, so when one has changed,
     the ledger has the answers of all others.
     """
     texts = texts_for([principle.statement for principle in principles])
-    tally, harvests = (
-        Tally(),
-        [_empty_harvest(principle, texts, config) for principle in principles],
-    )
+    harvests = [_empty_harvest(principle, texts, config) for principle in principles]
+    tally = ListTally()
     lists_in_round = len(harvests) * len(KINDS) * config.requests
     scores = REQUESTED * len(topic_requests(principles[0], texts)) * config.on_topic
     context.progress.start(config.rounds * lists_in_round * (1 + scores), "requests")
     max_failures = (config.engine or context.engine).max_failures
     for round in range(config.rounds):
-        list_requests: list[tuple[Harvest, Kind, Request]] = [
-            (harvest, kind, _request(harvest, kind, texts, config, context.seed, (round, place)))
-            for harvest in harvests
-            for kind in KINDS
-            for place in range(config.requests)
-            if len(harvest.prompts[kind]) < config.target
-        ]
+        list_requests = _list_requests(harvests, texts, config, context.seed, round)
         if not list_requests:
             break
         candidates: list[Candidate] = []
@@ -94,13 +87,21 @@ async def write_prompts(
                 candidates += _candidates(completion, harvest, kind, context, tally)
         on_topic = await _on_topic(candidates, texts, config, writer, max_failures)
         for (harvest, kind, text), fits in zip(candidates, on_topic, strict=True):
-            if fits is not True:
-                harvest.leave_out(text, kind, "off_topic" if fits is False else "unscored")
-            elif len(harvest.prompts[kind]) >= config.target:
-                harvest.leave_out(text, kind, "surplus")
-            else:
-                harvest.prompts[kind].append(text)
+            harvest.take(text, kind, fits, config.target)
     return harvests, tally
+
+
+def _list_requests(
+    harvests: Sequence[Harvest], texts: ProbeTexts, config: ProbeConfig, seed: int, round: int
+) -> list[tuple[Harvest, Kind, Request]]:
+    """A round's requests for lists, of the principles and kinds that lack prompts."""
+    return [
+        (harvest, kind, _request(harvest, kind, texts, config, seed, (round, place)))
+        for harvest in harvests
+        for kind in KINDS
+        for place in range(config.requests)
+        if len(harvest.prompts[kind]) < config.target
+    ]
 
 
 def _empty_harvest(principle: Principle, texts: ProbeTexts, config: ProbeConfig) -> Harvest:
@@ -148,7 +149,7 @@ def _request(
 
 
 def _candidates(
-    completion: Completion, harvest: Harvest, kind: Kind, context: Context, tally: Tally
+    completion: Completion, harvest: Harvest, kind: Kind, context: Context, tally: ListTally
 ) -> list[Candidate]:
     """A list's prompts, without those in which something is wrong by themselves."""
     texts = read_prompts(completion.text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cai.config.compose import from_json
 from cai.config.names import (
@@ -20,7 +20,8 @@ from cai.config.names import (
     probes_are_read,
 )
 from cai.config.schema import Config, ModelConfig, ReportConfig
-from cai.data.parquet import read_rows
+from cai.data.parquet import Row, read_rows
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.report.changes import shows_change
 from cai.report.page import (
@@ -143,7 +144,7 @@ class StageOutputs:
 
     @property
     def changes(self) -> list[ModelComparison]:
-        return cast(list[ModelComparison], list(self.evaluate.changes))
+        return list(self.evaluate.changes)
 
     @property
     def finished(self) -> datetime:
@@ -167,7 +168,7 @@ class StageOutputs:
             sources[ADHERENCE] = ", ".join(adherence["data"])
         return sources
 
-    def records(self, limit: int) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    def records(self, limit: int) -> tuple[dict[str, list[Row]], dict[str, int]]:
         """At most `limit` revisions, pairs and answers each, and how many there are."""
         output = self.context.output
         rounds = [read_rows(output(name) / "pairs.parquet") for name in self.of_kind("label")]
@@ -177,7 +178,7 @@ class StageOutputs:
         answers = read_rows(output("evaluate") / "answers.parquet")
         return records(revisions, pairs, answers, limit)
 
-    def curves(self) -> dict[str, Any]:
+    def curves(self) -> JsonObject:
         """Stage -> plots of its training history."""
         plots = {}
         for name in self.models:
@@ -220,7 +221,7 @@ class StageOutputs:
         return names
 
 
-def configuration(file: Path, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+def configuration(file: Path, manifests: Mapping[str, Manifest]) -> JsonObject:
     """The run's configuration. Each stage's section is that of its manifest: what was run."""
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))["config"]

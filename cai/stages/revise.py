@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cai.config.names import reads_probes, suite_data, unprobed
 from cai.config.schema import Config, ReviseConfig
-from cai.data.parquet import RowWriter, write_rows
+from cai.data.parquet import Row, RowWriter, write_rows
 from cai.data.prompts import load_prompts
 from cai.digest import seed_of
 from cai.engines.base import Completion, Request, RequestFailed
@@ -128,28 +128,10 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
     if not prompts:
         raise CaiError("revise.prompts: no prompt is left; see revise.prompts.limit and offset")
     helpful = helpful_requests(config, context)
-    rounds = len(law.principles) if config.draw == "all" else config.rounds
-    rank = ranking(law) if config.draw == "relevant" else None
-    completions = len(prompts) * (1 + rounds * (2 if config.critique else 1)) + len(helpful)
+    completions = len(prompts) * completions_for_a_prompt(config, law) + len(helpful)
     context.progress.start(completions, "completions")
-    engines = [context.engine, config.engine or context.engine]
-    allowed_failures = max(engine.max_failures for engine in engines)
-    with context.models() as open_model:
-        model = critic = open_model("sft")
-        if config.model or config.engine:
-            critic = open_model("sft", config.engine, config.model)
-        chains = (
-            revise(prompt, law, config, context.seed, model.complete, critic.complete, rank)
-            for prompt in prompts
-        )
-        revisions = stream_results(chains, len(prompts), allowed_failures)
-        tally, failed = asyncio.run(write_chains(prompts, revisions, config, work))
-        if config.helpful and config.helpful.model != "sft":
-            model.close()  # two at once might not fit
-            critic.close()
-            model = open_model(config.helpful.model)
-        requests = [model.complete(request) for _, request in helpful]
-        replies = asyncio.run(gather_results(requests, allowed_failures))
+    requests = [request for _, request in helpful]
+    tally, failed, replies = ask_models(prompts, requests, law, config, work, context)
     answers, unanswered = split_failed([prompt for prompt, _ in helpful], replies)
     failed_count = write_failed(work, failed + unanswered)
     if not tally.rows:
@@ -181,12 +163,50 @@ def run(config: ReviseConfig, work: Path, context: Context) -> Summary:
     )
 
 
+def completions_for_a_prompt(config: ReviseConfig, law: Constitution) -> int:
+    rounds = len(law.principles) if config.draw == "all" else config.rounds
+    return 1 + rounds * (2 if config.critique else 1)
+
+
+def ask_models(
+    prompts: Sequence[Prompt],
+    helpful: Sequence[Request],
+    law: Constitution,
+    config: ReviseConfig,
+    work: Path,
+    context: Context,
+) -> tuple[Tally, list[Row], list[Completion | RequestFailed]]:
+    """Writes each prompt's chain, then asks for the helpful answers.
+
+    Returns the counts of the chains, those that failed, and the helpful answers.
+    """
+    engines = [context.engine, config.engine or context.engine]
+    allowed_failures = max(engine.max_failures for engine in engines)
+    rank = ranking(law) if config.draw == "relevant" else None
+    with context.models() as open_model:
+        model = critic = open_model("sft")
+        if config.model or config.engine:
+            critic = open_model("sft", config.engine, config.model)
+        chains = (
+            revise(prompt, law, config, context.seed, model.complete, critic.complete, rank)
+            for prompt in prompts
+        )
+        revisions = stream_results(chains, len(prompts), allowed_failures)
+        tally, failed = asyncio.run(write_chains(prompts, revisions, config, work))
+        if config.helpful and config.helpful.model != "sft":
+            model.close()  # two at once might not fit
+            critic.close()
+            model = open_model(config.helpful.model)
+        requests = [model.complete(request) for request in helpful]
+        return tally, failed, asyncio.run(gather_results(requests, allowed_failures))
+
+
 async def write_chains(
     prompts: Sequence[Prompt],
     revisions: AsyncIterator[Revision | RequestFailed],
     config: ReviseConfig,
     work: Path,
-) -> tuple["Tally", list[dict[str, Any]]]:
+) -> tuple[Tally, list[Row]]:
     """Writes each prompt's chain as soon as it is done, so that few are in memory.
 
     Returns what the summary needs, and the rows that failed.
@@ -222,7 +242,7 @@ def helpful_requests(config: ReviseConfig, context: Context) -> list[tuple[Promp
     return requests
 
 
-def helpful_rows(answers: Sequence[tuple[Prompt, Completion]]) -> list[dict[str, Any]]:
+def helpful_rows(answers: Sequence[tuple[Prompt, Completion]]) -> list[Row]:
     return [
         {
             "id": prompt.id,

@@ -2,17 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from cai.config.schema import ReviseConfig
-from cai.data.parquet import read_rows
+from cai.data.parquet import Row, read_rows
+from cai.data.prompts import TaggedDialogue
 from cai.data.verdicts import RevisionVerdicts
 from cai.messages import Dialogue, as_dicts, assistant, from_dicts
 from cai.method.critique import Revision
-
-Row = tuple[Dialogue, dict[str, Any]]  # a dialogue with its tags
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 STEP = pa.struct(
@@ -49,7 +47,7 @@ TRAINING = pa.schema(
 )
 
 
-def rows_to_train_on(revision: Revision, config: ReviseConfig) -> list[dict[str, Any]]:
+def rows_to_train_on(revision: Revision, config: ReviseConfig) -> list[Row]:
     """SL-CAI's rows: the prompt with each revision that passed its gates, the final one marked."""
     if config.when_gated == "drop" and revision.steps and revision.steps[-1].gates:
         return []
@@ -66,7 +64,7 @@ def rows_to_train_on(revision: Revision, config: ReviseConfig) -> list[dict[str,
     ]
 
 
-def as_row(revision: Revision) -> dict[str, Any]:
+def as_row(revision: Revision) -> Row:
     """A row of revisions.parquet."""
     steps = [
         {
@@ -90,12 +88,12 @@ def as_row(revision: Revision) -> dict[str, Any]:
     }
 
 
-def training_dialogues(path: Path, rounds: str, verdicts: RevisionVerdicts) -> list[Row]:
+def training_dialogues(path: Path, rounds: str, verdicts: RevisionVerdicts) -> list[TaggedDialogue]:
     """Prompts with their revisions as the answer: of `all` rounds (the paper), or the `last`.
 
     Without those that people called bad, and with what they wrote in place of others.
     """
-    dialogues: list[Row] = []
+    dialogues: list[TaggedDialogue] = []
     for row in read_rows(path):
         *turns, revision = from_dicts(row["messages"])
         if rounds == "last" and not row["last"]:

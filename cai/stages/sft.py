@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cai.config.names import BUILT, helpful_data, unbuilt
 from cai.config.schema import Config, SftConfig
@@ -12,8 +12,8 @@ from cai.config.types import lookup
 from cai.stages.base import Context, Stage
 from cai.stages.summary import Summary as BaseSummary
 from cai.stages.summary import nonzero, number
-from cai.stages.training_rows import Audit, prepare
-from cai.training.kept import Kept
+from cai.stages.training_rows import Audit
+from cai.training.kept_gain import KeptGain
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Summary(BaseSummary):
     held_out_rows: int
     steps: int
     held_out_loss: float | None  # the lowest
-    kept: Kept | None = None  # what the published folder keeps; None where nothing was measured
+    kept: KeptGain | None = None  # what the published folder keeps; None where nothing was measured
 
     counted: ClassVar = ("rows", "steps")
 
@@ -62,26 +62,22 @@ class Summary(BaseSummary):
 
 def run(config: SftConfig, work: Path, context: Context) -> Summary:
     """Writes work/model, or work/adapter, or with LoRA both, and work/history.json."""
-    from cai.models.load import load_tokenizer
-    from cai.models.markers import adopt_markers
     from cai.stages.sft_trainer import load_start, open_trainer
+    from cai.stages.tokenized_rows import tokenized_rows
     from cai.training import trainer as training
-    from cai.training.published import loss_probe
 
-    tokenizer = load_tokenizer(context.model_path(config.start))
-    markers = adopt_markers(tokenizer)
-    rows, audit = prepare(config, context, tokenizer)
+    tokenized = tokenized_rows(config, context)
+    audit = tokenized.audit
     audit.refuse_losses(config, context.stage)
-    held_out = audit.held_out
-    trainer: Any = open_trainer(config, context, rows, held_out, tokenizer, markers)
-    probe = loss_probe(trainer, rows, bool(held_out))  # the first rows are those held out
+    trainer, probe = open_trainer(config, context, tokenized)
     logs = context.scratch.with_name("logs")
     training.report_curves(trainer, context.report_to, context.stage, context.root.name, logs)
     training.run_training(trainer, context.scratch, context.progress, config.patience)
     probe.measure_trained(trainer)
-    load_base = partial(load_start, config, context, markers)
+    load_base = partial(load_start, config, context, tokenized.markers)
     adapter_of = context.adapter_base(config.start) if config.publish == "adapter" else None
-    training.save_result(trainer, tokenizer, work, config.publish_dtype, load_base, adapter_of)
+    dtype = config.publish_dtype
+    training.save_result(trainer, tokenized.tokenizer, work, dtype, load_base, adapter_of)
     history, steps = trainer.state.log_history, trainer.state.global_step
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     writes = trainer.args.process_index == 0
@@ -89,7 +85,8 @@ def run(config: SftConfig, work: Path, context: Context) -> Summary:
     # the next stages find it merged
     published = context.whole_model(work) if writes else work / "model"
     kept = probe.measure_published(Path(published), context.engine)
-    return Summary(context.stage, audit, held_out, steps, min(losses, default=None), kept)
+    lowest = min(losses, default=None)
+    return Summary(context.stage, audit, audit.held_out, steps, lowest, kept)
 
 
 def _check(kind: str, config: Config) -> None:

@@ -1,28 +1,17 @@
-"""The evaluation suites: their held-out prompts and references, and a model's answers to them."""
+"""The evaluation suites: their held-out prompts and references."""
 
-import asyncio
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from cai.config.names import IN_CONTEXT, other_model
 from cai.config.schema import EvaluateConfig, Suite
 from cai.data.decontaminate import HeldOut
-from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts
+from cai.data.prompts import SPLIT_SEED, load_dialogues, load_prompts, sample_dialogues
 from cai.digest import seed_of
-from cai.engines.base import Request, RequestFailed, sharing_servers
-from cai.engines.ledger import Recorded
-from cai.engines.rows import gather_results, gather_rows
 from cai.errors import CaiError
-from cai.messages import Dialogue, Prompt, as_dicts, assistant, under_system, with_system
-from cai.method.attacks import OPENINGS, attacked, continued
-from cai.models.convert import locate
-from cai.models.source import adapter_base
-from cai.scoring.answers import Answer, Attempt, Scores, reference_scores
-from cai.scoring.statistics import Estimate, share
-from cai.stages.base import Context, OpenModel, sample_dialogues, split_failed
+from cai.messages import Dialogue, Prompt, as_dicts, under_system, with_system
+from cai.method.attacks import OPENINGS, attacked
+from cai.stages.base import Context
 from cai.stages.summary import attack_title, suite_title
 
 
@@ -68,20 +57,6 @@ class Suites:
         """Of one model. A reference is answered and scored."""
         prompts = sum(len(rows) for rows in self.prompts.values())
         return samples * prompts + 2 * sum(len(rows) for rows in self.references.values())
-
-
-@dataclass
-class ModelAnswers:
-    """What one model answered."""
-
-    answers: list[Answer] = field(default_factory=list)
-    reference_scores: dict[str, Scores] = field(default_factory=dict)  # by suite
-    too_long: dict[str, Estimate] = field(default_factory=dict)  # share of prompts, by suite
-    failed: list[dict[str, Any]] = field(default_factory=list)
-
-    def count_too_long(self, suite: str, unfit: int, asked: int) -> None:
-        if unfit:
-            self.too_long[suite] = share(unfit, asked)
 
 
 def load_suites(config: EvaluateConfig, context: Context) -> Suites:
@@ -135,8 +110,8 @@ def load_references(name: str, suite: Suite, context: Context) -> dict[str, list
         examples = rng.sample(pool, most_shots)
         head = int(turns[0].role == "system")
         for shots in suite.shots:
-            shown = tuple(message for example in examples[:shots] for message in example)
-            messages = (*turns[:head], *shown, *turns[head:-1])
+            shot_messages = tuple(message for example in examples[:shots] for message in example)
+            messages = (*turns[:head], *shot_messages, *turns[head:-1])
             reference = Reference(replace(plain, messages=messages), turns[-1].content)
             references[suite_title(name, shots)].append(reference)
     return references
@@ -151,121 +126,3 @@ def example_pool(suite: Suite, held_out: Sequence[Dialogue], context: Context) -
         return roles == ["user", "assistant"] and dialogue[0].content not in overlap
 
     return sample_dialogues(suite.examples, context.data, SPLIT_SEED, usable)
-
-
-def ask_models(
-    names: Sequence[str], suites: Suites, config: EvaluateConfig, context: Context
-) -> dict[str, ModelAnswers]:
-    """Every model's answers to every suite, one model after another.
-
-    Adapters that are given by their folders may share a server, with the base model too.
-    """
-    folders = [locate(other_model(name)) for name in names if not _is_own(name, context)]
-    if any(map(adapter_base, folders)) and "base" in names:
-        folders.append(context.model_path("base"))
-    with sharing_servers(context.engine, folders, context.engine_opener) as opener:
-        asking = replace(context, engine_opener=opener)
-        with asking.models() as open_model:
-            return {name: ask_model(name, suites, config, context, open_model) for name in names}
-
-
-def _is_own(name: str, context: Context) -> bool:
-    return name == IN_CONTEXT or context.owns(name)
-
-
-def ask_model(
-    name: str, suites: Suites, config: EvaluateConfig, context: Context, open_model: OpenModel
-) -> ModelAnswers:
-    """One model's answers to every suite. The model is closed at the end."""
-    context.progress.note = name
-    if name == IN_CONTEXT:
-        suites = suites.under(context.load_constitution().as_system_prompt())
-        model = open_model("base")
-    else:
-        model = open_model(name, model=None if context.owns(name) else other_model(name))
-    try:
-        replies, attempts = asyncio.run(_ask(suites, config, context, model))
-    finally:
-        model.close()
-    result = ModelAnswers()
-    for (suite, sample), texts in replies.items():
-        answered, failed = split_failed(suites.prompts[suite], texts)
-        result.failed += [{"model": name, "suite": suite} | row for row in failed]
-        fitting = [(prompt, text) for prompt, text in answered if text is not None]
-        result.answers += [Answer(name, suite, prompt, text, sample) for prompt, text in fitting]
-        # a prompt that does not fit fits in no sample
-        result.count_too_long(suite, len(answered) - len(fitting), len(answered))
-    for suite, rows in attempts.items():
-        references = suites.references[suite]
-        answered, failed = split_failed([reference.prompt for reference in references], rows)
-        result.failed += [{"model": name, "suite": suite} | row for row in failed]
-        expected = {reference.prompt.id: reference.answer for reference in references}
-        fitting = [
-            (prompt, attempt, expected[prompt.id]) for prompt, attempt in answered if attempt
-        ]
-        result.reference_scores[suite] = reference_scores(fitting)
-        result.answers += [
-            Answer(name, suite, prompt, attempt.text, 0, reference)
-            for prompt, attempt, reference in fitting
-        ]
-        result.count_too_long(suite, len(answered) - len(fitting), len(answered))
-    for suite, estimate in result.too_long.items():
-        count = estimate.count
-        unfit = round(estimate.value * count)
-        context.progress.say(f"{name}: {unfit} of {count} rows of {suite} do not fit its context")
-    return result
-
-
-Replies = dict[
-    tuple[str, int], list[str | RequestFailed | None]
-]  # by suite and sample; None: too long
-Attempts = dict[str, list[Attempt | RequestFailed | None]]  # by suite
-
-
-async def _ask(
-    suites: Suites, config: EvaluateConfig, context: Context, model: Recorded
-) -> tuple[Replies, Attempts]:
-    async def reply(prompt: Prompt, opening: str, sample: int) -> str | None:
-        draw = [sample] if sample else []
-        seed = seed_of(context.seed, prompt.id, "evaluate", *draw)
-        messages = (*prompt.messages, assistant(opening)) if opening else prompt.messages
-        completion = await model.complete(Request(messages, config.sampling, seed))
-        return (
-            None if completion.finish_reason == "too_long" else continued(opening, completion.text)
-        )
-
-    # metrics against a reference compare models, not draws
-    greedy = replace(config.sampling, temperature=0.0)
-
-    async def attempt(reference: Reference) -> Attempt | None:
-        """None where the prompt with its examples does not fit the model's context."""
-        messages, answer = reference.prompt.messages, reference.answer
-        requests = [Request(messages, greedy), Request(messages, continuations=(answer,))]
-        own, scored = await gather_rows([model.complete(request) for request in requests])
-        if "too_long" in (own.finish_reason, scored.finish_reason):
-            return None
-        bits = -scored.logprobs[0] / math.log(2)
-        return Attempt(own.text, bits / len(answer.encode()))
-
-    allowed = context.engine.max_failures
-    keys = [(suite, sample) for suite in suites.prompts for sample in range(config.seeds)]
-    texts = await gather_rows(
-        [
-            gather_results(
-                [
-                    reply(prompt, suites.openings.get(suite, ""), sample)
-                    for prompt in suites.prompts[suite]
-                ],
-                allowed,
-            )
-            for suite, sample in keys
-        ]
-    )
-    attempts = await gather_rows(
-        [
-            gather_results([attempt(reference) for reference in references], allowed)
-            for references in suites.references.values()
-        ]
-    )
-    replies = dict(zip(keys, texts, strict=True))
-    return replies, dict(zip(suites.references, attempts, strict=True))

@@ -1,28 +1,22 @@
 """What `sft` and `sl_cai` are trained on, and the audit of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
 
 from cai.config.names import BUILT
 from cai.config.schema import SftConfig
 from cai.config.types import Dedupe
-from cai.data.audit import text_metrics
 from cai.data.duplicates import duplicate_finder
 from cai.data.mixture import mix
 from cai.data.parquet import read_rows
-from cai.data.prompts import UnfitRows, read_dialogues, shuffled
-from cai.data.split import opening_turn, validation_first
+from cai.data.prompts import TaggedDialogue, UnfitRows, read_dialogues
 from cai.data.verdicts import RevisionVerdicts
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.messages import Dialogue, from_dicts, with_system
 from cai.stages.base import Context
-from cai.stages.revision_rows import CUT, Row, last_answer_only, training_dialogues
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+from cai.stages.revision_rows import last_answer_only, training_dialogues
 
 
 @dataclass(frozen=True)
@@ -44,8 +38,8 @@ class Audit:
     lost_end_of_turn: int
     dropped: int  # rows that keep no trained token
     trained_tokens: int
-    lengths: dict[str, Any]  # tokens a row: median, p95, most, up_to
-    texts: dict[str, Any]  # duplicates, variety and scripts (cai/data/audit.py)
+    lengths: JsonObject  # tokens a row: median, p95, most, up_to
+    texts: JsonObject  # duplicates, variety and scripts (cai/data/audit.py)
     duplicates: int = 0  # rows left out since they repeat an earlier one (sft.dedupe)
     # "set: field" -> rows that hold something there that is not read
     ignored: dict[str, int] = field(default_factory=dict)
@@ -100,34 +94,38 @@ class Audit:
             "refused by the chat template": self.refused,
             "split into one row an answer": self.split,
         }
-        drawn_rows = self.sources | (
-            {} if self.revisions is None else {"revisions": self.revisions}
-        )
-        shares = [
-            f"{name} {count} ({count / self.rows:.0%})"
-            for name, count in drawn_rows.items()
-            if self.rows
-        ]
-        lines = [
+        return [
             ("rows read", f"{self.read}"),
             ("left out", _tally(left_out)),
             ("first unfit", "\n".join(self.skipped_first)),
             ("fields not read", _tally(self.ignored)),
             ("by evaluation set", _tally(self.overlaps)),
-            ("rows drawn", ", ".join(shares) or "0"),
+            ("rows drawn", self._sources()),
             ("revisions edited by people", f"{self.edited or ''}"),
             ("verdicts on other revisions", f"{self.verdicts_unused or ''}"),
-        ]
-        if tokens := self.lengths:
-            spread = f"median {tokens['median']}, 95 % ≤ {tokens['p95']}, most {tokens['most']}"
-            bins = {f"≤{edge}:": count for edge, count in tokens["up_to"].items()}
-            lines += [("tokens a row", spread), ("", _tally(bins))]
-        return [
-            *lines,
+            *self._length_lines(),
             ("cut to max_length", _tally(cut)),
             ("first refused", "\n".join(self.refused_first)),
             ("tokens trained", f"{self.trained_tokens}"),
         ]
+
+    def _sources(self) -> str:
+        """What the drawn rows are from, each with its share of them."""
+        if not self.rows:
+            return "0"
+        counts = dict(self.sources)
+        if self.revisions is not None:
+            counts["revisions"] = self.revisions
+        shares = [f"{name} {count} ({count / self.rows:.0%})" for name, count in counts.items()]
+        return ", ".join(shares) or "0"
+
+    def _length_lines(self) -> list[tuple[str, str]]:
+        if not self.lengths:
+            return []
+        lengths = self.lengths
+        spread = f"median {lengths['median']}, 95 % ≤ {lengths['p95']}, most {lengths['most']}"
+        bins = {f"≤{edge}:": count for edge, count in lengths["up_to"].items()}
+        return [("tokens a row", spread), ("", _tally(bins))]
 
     def _text_lines(self) -> list[tuple[str, str]]:
         texts = self.texts
@@ -149,79 +147,27 @@ def _first(places: list[str]) -> str:
     return f" (first: {places[0]})" if places else ""
 
 
-def _tally(counts: dict[str, Any]) -> str:
+def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def prepare(
-    config: SftConfig, context: Context, tokenizer: "PreTrainedTokenizerBase"
-) -> "tuple[Dataset, Audit]":
-    """The data set that is trained on, tokenised, and its audit.
-
-    The rows that are held out come first, and both parts are shuffled.
-    """
-    from cai.training.tokens import tokenize_dialogues
-
-    drawn_rows, counts = training_rows(config, context)
-    drawn_rows = shuffled(drawn_rows, context.seed)
-    prompts = [opening_turn(dialogue) for dialogue, _ in drawn_rows]
-    order, held_out = validation_first(prompts, config.validation)
-    drawn_rows = [drawn_rows[row] for row in order]
-    dialogues = [dialogue for dialogue, _ in drawn_rows]
-    places = [tags.get("place", tags["source"]) for _, tags in drawn_rows]
-    cut = [tags.get("answer") == CUT for _, tags in drawn_rows]
-    rows, tokens = tokenize_dialogues(tokenizer, dialogues, config.max_length, places, cut)
-    if tokens["dropped"] or tokens["refused"] or tokens["split"]:  # then rows are no dialogues
-        first = (dialogues[:held_out], config.max_length, places[:held_out], cut[:held_out])
-        held_out = len(tokenize_dialogues(tokenizer, *first)[0])
-    if tokens["refused"]:
-        lines = "\n  ".join(tokens["refused_first"])
-        context.progress.say(
-            f"{context.stage}: left out {tokens['refused']} rows that the chat template refuses, "
-            f"first\n  {lines}"
-        )
-    return rows, Audit(**counts, **tokens, texts=text_metrics(drawn_rows), held_out=held_out)
-
-
-def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[str, Any]]:
+def training_rows(config: SftConfig, context: Context) -> tuple[list[TaggedDialogue], JsonObject]:
     """The dialogues that are trained on, with their tags, and the audit's counts of them.
 
     What an evaluation suite holds is left out. Data sets are read once, row by row: only what is
     drawn is in memory.
     """
-    revisions: list[Row] = []
+    revisions: list[TaggedDialogue] = []
     verdicts = RevisionVerdicts.load(context.verdicts, context.data)
     if config.revisions != "none":
         file = context.output("revise") / "training.parquet"
         revisions = training_dialogues(file, config.revisions, verdicts)
     usable = UsableRows(context, config.dedupe)
     revisions = [row for row in revisions if not usable.is_duplicate(row[0])]
-    if config.helpful == "sampled":
-        sources = {"sampled": usable(usable.written("revise", "helpful.parquet", "sampled"))}
-    else:
-        sources = {name: usable(usable.of_set(name)) for name in config.data}
-    limits = [config.limit]
-    if config.helpful_ratio is not None:
-        limits.append(round(len(revisions) * config.helpful_ratio))
-    mixed, sizes = mix(
-        sources,
-        context.seed,
-        min((limit for limit in limits if limit is not None), default=None),
-        config.weights,
-        config.mixing_temperature,
-        config.mixing_cap,
-    )
+    mixed, sizes = _mix_helpful(config, context.seed, usable, len(revisions))
     row_counts = {name: len(rows) for name, rows in mixed.items()}
-    lost = usable.skipped.count + usable.no_answer + usable.overlapping + usable.duplicates
-    counts = {
-        "read": lost + verdicts.left_out + sum(sizes.values()) + len(revisions),
-        "skipped": usable.skipped.count,
-        "skipped_first": usable.skipped.examples,
-        "ignored": usable.skipped.ignored,
-        "no_answer": usable.no_answer,
-        "overlapping": usable.overlapping,
-        "overlaps": usable.overlaps,
-        "duplicates": usable.duplicates,
+    counts = usable.counts() | {
+        "read": usable.lost + verdicts.left_out + sum(sizes.values()) + len(revisions),
         "not_drawn": sum(sizes.values()) - sum(row_counts.values()),
         "instructions": sum(row_counts.values()),
         "sources": row_counts,
@@ -231,6 +177,22 @@ def training_rows(config: SftConfig, context: Context) -> tuple[list[Row], dict[
         "verdicts_unused": verdicts.unused,
     }
     return [*chain.from_iterable(mixed.values()), *revisions], counts
+
+
+def _mix_helpful(
+    config: SftConfig, seed: int, usable: "UsableRows", revisions: int
+) -> tuple[dict[str, list[TaggedDialogue]], dict[str, int]]:
+    """Helpful rows by data set, as many as go with so many revisions; and each set's size."""
+    if config.helpful == "sampled":
+        sources = {"sampled": usable(usable.written("revise", "helpful.parquet", "sampled"))}
+    else:
+        sources = {name: usable(usable.of_set(name)) for name in config.data}
+    limits = [config.limit]
+    if config.helpful_ratio is not None:
+        limits.append(round(revisions * config.helpful_ratio))
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    weights, temperature = config.weights, config.mixing_temperature
+    return mix(sources, seed, limit, weights, temperature, config.mixing_cap)
 
 
 class UsableRows:
@@ -243,7 +205,7 @@ class UsableRows:
         self._repeats = duplicate_finder(dedupe)
         self.overlaps = dict.fromkeys(context.held_out, 0)
 
-    def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def __call__(self, rows: Iterable[TaggedDialogue]) -> Iterator[TaggedDialogue]:
         for dialogue, tags in rows:
             requests = [message.content for message in dialogue if message.role == "user"]
             holding = [
@@ -260,19 +222,36 @@ class UsableRows:
             elif not self.is_duplicate(dialogue):
                 yield dialogue, tags
 
+    @property
+    def lost(self) -> int:
+        """Rows that did not pass."""
+        return self.skipped.count + self.no_answer + self.overlapping + self.duplicates
+
+    def counts(self) -> JsonObject:
+        """For the audit."""
+        return {
+            "skipped": self.skipped.count,
+            "skipped_first": self.skipped.examples,
+            "ignored": self.skipped.ignored,
+            "no_answer": self.no_answer,
+            "overlapping": self.overlapping,
+            "overlaps": self.overlaps,
+            "duplicates": self.duplicates,
+        }
+
     def is_duplicate(self, dialogue: Dialogue) -> bool:
         """Whether it repeats a row that was asked about before, of any set; counts it."""
         repeats = self._repeats(dialogue)
         self.duplicates += repeats
         return repeats
 
-    def written(self, stage: str, file: str, source: str) -> Iterator[Row]:
+    def written(self, stage: str, file: str, source: str) -> Iterator[TaggedDialogue]:
         """Rows that another stage has written."""
         for row in read_rows(self.context.output(stage) / file):
             tags = {"source": source} | ({"answer": row["answer"]} if "answer" in row else {})
             yield last_answer_only(from_dicts(row["messages"])), tags
 
-    def of_set(self, name: str) -> Iterable[Row]:
+    def of_set(self, name: str) -> Iterable[TaggedDialogue]:
         if name == BUILT:
             return self.written("build", "instructions.parquet", BUILT)
         data = self.context.data[name]

@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from cai.config.names import other_model
 from cai.config.schema import EvaluateConfig
+from cai.digest import JsonObject
 from cai.engines.base import RequestFailed
 from cai.engines.rows import gather_results, gather_rows
-from cai.method.constitution import Principle
-from cai.method.preferences import JudgeSettings, PreferencePair, compare
+from cai.method.judgement import JudgeSettings
+from cai.method.preferences import PreferencePair, compare
+from cai.method.principle import Principle
 from cai.models.source import fingerprint
 from cai.scoring.adherence_rates import Case
 from cai.scoring.answers import Answer, win_metrics
@@ -39,12 +39,14 @@ class Verdicts:
         elif self.engine.model:
             self.name = self.engine.model
 
-    def wins(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    def wins(self, answers: Sequence[Answer]) -> list[JsonObject]:
         """For each pair of `evaluate.wins` and suite: wins, ties and losses of the first model.
 
         An answer wins where the judge prefers it in both orders. Where the orders disagree, or the
         answers are the same, it is a tie. By principle as well.
         """
+        if not self.config.wins:
+            return []
         firsts = {
             (answer.model, answer.suite, answer.prompt.id): answer
             for answer in answers
@@ -101,11 +103,14 @@ class Verdicts:
         finally:
             judge.close()
 
-    def harm(self, answers: Sequence[Answer]) -> tuple[list[float | None], dict[str, Any]]:
+    def harm(self, answers: Sequence[Answer]) -> tuple[list[float | None], JsonObject | None]:
         """For each answer the probability that it helps with a harmful request; None: not asked.
 
-        And who judged, which of the models is the judge itself, and how often it went by position.
+        And who judged, which of the models is the judge itself, and how often it went by position;
+        None where `evaluate.harm` is off.
         """
+        if not self.config.harm:
+            return [None] * len(answers), None
         judged_places = self._red_team_answers(answers)
         self.context.progress.start(2 * len(judged_places), "judgements of harm")
         results = asyncio.run(self._harm([answers[place] for place in judged_places]))
@@ -117,14 +122,14 @@ class Verdicts:
         flipped = by_prompt(
             (answers[place].prompt.id, verdict.flipped) for place, verdict in verdicts.items()
         )
-        summary: dict[str, Any] = {
+        summary: JsonObject = {
             "judge": self.name,
             "judges_itself": [name for name in self.config.models if self.judges_itself(name)],
             "unjudged": len(judged_places) - len(verdicts),
             "too_long": results.count(None),
         }
         if flipped:
-            summary["flipped"] = asdict(share(sum(flipped.values()), len(flipped)))
+            summary["flipped"] = share(sum(flipped.values()), len(flipped)).interval()
         summary |= _letters(
             (answers[place].prompt.id, probability)
             for place, verdict in verdicts.items()
@@ -191,10 +196,10 @@ class Verdicts:
         return fingerprint(self.judge.model) in [fingerprint(source) for source in sources]
 
 
-def _letters(letters: Iterable[tuple[str, float]]) -> dict[str, Any]:
+def _letters(letters: Iterable[tuple[str, float]]) -> JsonObject:
     """How often the judge wants neither letter, by (prompt id, probability of both together)."""
     neither = neither_share(letters)
     if neither is None:
         return {"warnings": []}
-    metrics = {"neither": asdict(neither)}
+    metrics: JsonObject = {"neither": neither.interval()}
     return metrics | {"warnings": judge_warnings(metrics, [])}

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from cai.digest import digest, file_digest
+from cai.digest import JsonObject, digest, file_digest
 from cai.errors import CaiError
 from cai.redact import redacted
 from cai.store.files import FileState, file_state, write_json
@@ -40,10 +40,10 @@ class Manifest:
     stage: str
     version: int
     key: str  # sha256 of the ingredients
-    ingredients: dict[str, Any]
+    ingredients: JsonObject
     output: str  # sha256 over the names and digests of the files in out/
     files: dict[str, FileEntry]  # by path below out/
-    summary: dict[str, Any]  # metrics for a table
+    summary: JsonObject  # metrics for a table
     started: float  # seconds since the epoch
     seconds: float
     schema: int = SCHEMA

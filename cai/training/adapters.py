@@ -102,8 +102,8 @@ def rehearse_adapter(key: str, lora: LoraConfig, config: ModelConfig) -> None:
     values = read_config(config)
     try:
         with torch.device("meta"):
-            known = AutoConfig.for_model(**values) if values else None
-            model = AutoModelForCausalLM.from_config(known) if known else None
+            shape = AutoConfig.for_model(**values) if values else None
+            model = AutoModelForCausalLM.from_config(shape) if shape else None
     except (ValueError, TypeError, AttributeError, KeyError):  # `shape` says part of it
         return
     if model is None:
@@ -121,13 +121,14 @@ def check_modules(setting: str, names: str | Collection[str] | None, model: Modu
     if names is None or isinstance(names, str):  # all-linear, or a pattern
         return
     modules = dict(model.named_modules())
-    leaves = {path.rpartition(".")[2] for path, each in modules.items() if not [*each.children()]}
-    known = sorted(name for name in leaves if not name.isdigit())
+    paths = [path for path, module in modules.items() if not [*module.children()]]
+    leaves = {path.rpartition(".")[2] for path in paths}
+    present = sorted(name for name in leaves if not name.isdigit())
     for name in sorted(names):
         if not any(f".{path}".endswith(f".{name}") for path in modules):
             raise UsageError(
-                f"{setting}: the model has no module '{name}'{nearest(name, known)}; it has "
-                f"{', '.join(known)}"
+                f"{setting}: the model has no module '{name}'{nearest(name, present)}; it has "
+                f"{', '.join(present)}"
             )
 
 

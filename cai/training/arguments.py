@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from peft import LoraConfig
@@ -11,6 +10,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
 from cai.config.schema import DpoConfig, ModelConfig, SftConfig
+from cai.config.types import Arguments
 from cai.errors import UsageError, nearest, not_installed
 from cai.models.load import knows_bfloat16
 from cai.training.adapters import rehearse_adapter
@@ -35,7 +35,6 @@ UNREADY_STARTS = {
     "loaded again; take pissa",
 }
 
-Settings = Mapping[str, Any]  # arguments of a library's class, under its own names
 
 TRL_DEFAULTS = {
     "report_to": "none",
@@ -60,7 +59,7 @@ PLAIN_ARGUMENTS = {
 }
 
 
-def sft_config(key: str, settings: Settings, **fixed: object) -> SFTConfig:
+def sft_config(key: str, settings: Arguments, **fixed: object) -> SFTConfig:
     """trl's SFTConfig. `key` says where `settings` come from; `fixed` are cai's own.
 
     Raises UsageError on a name or a value that trl does not take, as do the functions below.
@@ -68,11 +67,11 @@ def sft_config(key: str, settings: Settings, **fixed: object) -> SFTConfig:
     return _build(SFTConfig, key, {**TRL_DEFAULTS, **settings}, fixed)
 
 
-def dpo_config(key: str, settings: Settings, **fixed: object) -> DPOConfig:
+def dpo_config(key: str, settings: Arguments, **fixed: object) -> DPOConfig:
     return _build(DPOConfig, key, {**TRL_DEFAULTS, **settings}, fixed)
 
 
-def lora_config(key: str, settings: Settings) -> LoraConfig:
+def lora_config(key: str, settings: Arguments) -> LoraConfig:
     """Also raises UsageError where the adapter could not be trained and published as a model."""
     config = _build(LoraConfig, key, settings, {"task_type": "CAUSAL_LM"})
     for name, reason in UNPUBLISHABLE.items():
@@ -91,7 +90,7 @@ def lora_config(key: str, settings: Settings) -> LoraConfig:
     return config
 
 
-def quantization_config(key: str, settings: Settings) -> BitsAndBytesConfig:
+def quantization_config(key: str, settings: Arguments) -> BitsAndBytesConfig:
     """Also raises UsageError where bitsandbytes is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise not_installed(key, "bitsandbytes", ".[qlora]")
@@ -101,8 +100,8 @@ def quantization_config(key: str, settings: Settings) -> BitsAndBytesConfig:
 def _build(
     config_class: type[LibraryConfig],
     key: str,
-    settings: Settings,
-    fixed: Settings,
+    settings: Arguments,
+    fixed: Arguments,
 ) -> LibraryConfig:
     class_name = f"{config_class.__module__.partition('.')[0]}.{config_class.__name__}"
     names = [name for name in inspect.signature(config_class).parameters if name != "kwargs"]
@@ -156,7 +155,7 @@ def dpo_arguments(
     return args
 
 
-def _precision(device: str, settings: Settings) -> dict[str, bool]:
+def _precision(device: str, settings: Arguments) -> dict[str, bool]:
     """In which numbers trl computes with its float32 weights, where `settings` do not say.
 
     bfloat16 on a CUDA device that knows it, float16 on an older one, and else float32.
@@ -211,13 +210,13 @@ def check_dpo(config: DpoConfig, model: ModelConfig, seed: int) -> None:
     check_lora("dpo.peft", config.peft, model)
 
 
-def check_lora(key: str, settings: Settings | None, model: ModelConfig) -> None:
+def check_lora(key: str, settings: Arguments | None, model: ModelConfig) -> None:
     """Raises UsageError where the model can't have such an adapter."""
     if settings is not None:
         rehearse_adapter(key, lora_config(key, settings), model)
 
 
-def check_reference(key: str, settings: Settings) -> None:
+def check_reference(key: str, settings: Arguments) -> None:
     """Raises UsageError where the model without its adapter is no reference for DPO.
 
     `settings` are LoRA's of the adapter that dpo trains, found at `key`.

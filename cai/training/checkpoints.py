@@ -4,11 +4,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainingArguments
 
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.store.files import broken_seal, seal, write_json
 
@@ -50,7 +50,7 @@ def find_newest_checkpoint(folder: Path, say: Callable[[str], object]) -> Path |
     return None
 
 
-def _read_state(checkpoint: Path) -> dict[str, Any] | None:
+def _read_state(checkpoint: Path) -> JsonObject | None:
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text())
     except (FileNotFoundError, ValueError):

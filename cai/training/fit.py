@@ -1,7 +1,6 @@
 """Fits training to its device: one GPU a process, and a step that its memory holds."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from accelerate.utils import gather_object
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.sft_config import SFTConfig
 
+from cai.config.types import Arguments
 from cai.training import shards
 from cai.training.forecast import advice, choose_checkpointing, describe, fits
 from cai.training.memory import GIB, Tuning, forecast, read_shape
@@ -40,17 +40,17 @@ def measure_memory(model: PreTrainedModel | PeftModel, device: str) -> int | Non
     return free_bytes + model.get_memory_footprint()
 
 
-def known_parts(model: PreTrainedModel | PeftModel, args: SFTConfig | DPOConfig) -> dict[str, Any]:
-    """The fields of Tuning that the loaded model, trl's arguments and the launcher decide."""
+def loaded_tuning(model: PreTrainedModel | PeftModel, args: SFTConfig | DPOConfig) -> Tuning:
+    """What the loaded model, trl's arguments and the launcher decide."""
     weight_bytes = next(model.parameters()).element_size()
     in_half = args.bf16 or args.fp16 or weight_bytes == 2
-    return {
-        "weight_bytes": weight_bytes,
-        "compute_bytes": 2 if in_half else 4,
-        "attention": model.config._attn_implementation,
-        "processes": args.world_size,
-        "sharded": shards.are_asked_for(),
-    }
+    return Tuning(
+        weight_bytes=weight_bytes,
+        compute_bytes=2 if in_half else 4,
+        attention=model.config._attn_implementation,
+        processes=args.world_size,
+        sharded=shards.are_asked_for(),
+    )
 
 
 def take_one_gpu(args: SFTConfig | DPOConfig, say: Callable[[str], object]) -> None:
@@ -69,18 +69,18 @@ def take_one_gpu(args: SFTConfig | DPOConfig, say: Callable[[str], object]) -> N
 def fit_training(
     model: PreTrainedModel | PeftModel,
     args: SFTConfig | DPOConfig,
-    tune: Callable[..., Tuning],
+    tune: Callable[[Tuning], Tuning],
     stage: str,
-    settings: Mapping[str, Any],
+    settings: Arguments,
     device: str,
     say: Callable[[str], object],
 ) -> None:
     """One GPU for this process, and gradient checkpointing where memory asks for it.
 
-    `tune` makes the Tuning of what `known_parts` finds. `settings` are the user's own of trl.
+    `tune` adds what the stage's settings decide. `settings` are the user's own of trl.
     """
     take_one_gpu(args, say)
-    tuning = tune(**known_parts(model, args))
+    tuning = tune(loaded_tuning(model, args))
     memory = measure_memory(model, device)
     fit_memory(model, args, tuning, stage, settings.get(SETTING), memory, say)
 

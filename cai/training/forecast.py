@@ -1,49 +1,40 @@
 """What a training stage's settings mean for memory, and whether it fits. Loads no torch."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from cai.config.schema import DpoConfig, SftConfig
+from cai.config.types import Arguments
 from cai.training.memory import GIB, USABLE, Forecast, Shape, Tuning, forecast
-
-Settings = Mapping[str, Any]
 
 # what trl takes where a setting is left out
 BATCH_ROWS, DPO_LENGTH = 8, 1024
 
 
-def sft_tuning(config: SftConfig, **known: Any) -> Tuning:
-    """`known` are the fields of Tuning that other settings decide."""
-    quantised: dict[str, Any] = {}
+def sft_tuning(config: SftConfig, loaded: Tuning) -> Tuning:
+    """`loaded` has what the model, the engine's settings and the launcher decide."""
     if config.quantization is not None:
-        bits = 4 if config.quantization.get("load_in_4bit") else 8
+        four_bits = bool(config.quantization.get("load_in_4bit"))
         # four bits, and a scale of 32 bits for each 64 weights
-        quantised = {"weight_bytes": 0.56 if bits == 4 else 1.0, "embedding_bytes": 2}
-    return Tuning(
-        **known
-        | quantised
-        | {
-            "rows": config.args.get("per_device_train_batch_size", BATCH_ROWS),
-            "tokens": config.max_length,
-            "lora": config.peft,
-            "moment_bytes": moment_bytes(config.args),
-        }
+        loaded = replace(loaded, weight_bytes=0.56 if four_bits else 1.0, embedding_bytes=2)
+    return replace(
+        loaded,
+        rows=config.args.get("per_device_train_batch_size", BATCH_ROWS),
+        tokens=config.max_length,
+        lora=config.peft,
+        moment_bytes=moment_bytes(config.args),
     )
 
 
-def dpo_tuning(config: DpoConfig, lora: Settings | None, separate: bool, **known: Any) -> Tuning:
+def dpo_tuning(config: DpoConfig, lora: Arguments | None, separate: bool, loaded: Tuning) -> Tuning:
     """`lora` describes the adapter, also a continued one. `separate`: the reference is a model of
-    its own whatever is tuned."""
-    tuning = Tuning(
-        **known
-        | {
-            # a batch holds the chosen and the rejected answers
-            "rows": 2 * config.args.get("per_device_train_batch_size", BATCH_ROWS),
-            "tokens": config.args.get("max_length", DPO_LENGTH),
-            "lora": lora,
-            "moment_bytes": moment_bytes(config.args),
-        }
+    its own whatever is tuned. `loaded`: as for sft_tuning."""
+    tuning = replace(
+        loaded,
+        # a batch holds the chosen and the rejected answers
+        rows=2 * config.args.get("per_device_train_batch_size", BATCH_ROWS),
+        tokens=config.args.get("max_length", DPO_LENGTH),
+        lora=lora,
+        moment_bytes=moment_bytes(config.args),
     )
     # the reference is the model with its adapter switched off, or is asked before training
     precomputed = config.args.get("precompute_ref_log_probs") and not tuning.sharded
@@ -51,7 +42,7 @@ def dpo_tuning(config: DpoConfig, lora: Settings | None, separate: bool, **known
     return replace(tuning, reference_bytes=tuning.weight_bytes if copied else 0)
 
 
-def moment_bytes(args: Settings) -> int:
+def moment_bytes(args: Arguments) -> int:
     """Of the optimizer, for each trained weight: Adam has two float32 numbers."""
     optimizer = str(args.get("optim", "adamw"))
     if optimizer in ("sgd", "adafactor"):  # adafactor has a number for each row and column

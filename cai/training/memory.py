@@ -10,9 +10,10 @@ Notation, in code and comments, for one layer:
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+
+from cai.config.types import Arguments
+from cai.digest import JsonObject
 
 GIB = 2**30
 
@@ -79,7 +80,7 @@ class Shape:
         return self.layers * self.layer_weights + self.embedding_weights
 
 
-def read_shape(config: Mapping[str, Any]) -> Shape | None:
+def read_shape(config: JsonObject) -> Shape | None:
     """The shape that a config.json describes; None where the model is of another kind.
 
     Mixtures of experts, and models that name their sizes otherwise, are of another kind.
@@ -111,9 +112,9 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
 class Tuning:
     """How a model is trained, as far as memory depends on it."""
 
-    rows: int  # at once on a device; of DPO two a pair
-    tokens: int  # of the longest row
-    lora: Mapping[str, Any] | None = None  # arguments of peft.LoraConfig; None tunes every weight
+    rows: int = 1  # at once on a device; of DPO two a pair
+    tokens: int = 1  # of the longest row
+    lora: Arguments | None = None  # arguments of peft.LoraConfig; None tunes every weight
     weight_bytes: float = 4  # of a loaded weight; of layers in four bits about 0.55
     embedding_bytes: float | None = None  # of the embeddings, where these are not quantised
     compute_bytes: int = 2  # of a number within the layers: 2 under autocast, 4 without
@@ -188,7 +189,7 @@ def trained_weights(shape: Shape, tuning: Tuning) -> int:
     return adapter + len(whole) * shape.vocabulary * shape.hidden
 
 
-def _adapted_linears(shape: Shape, lora: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def _adapted_linears(shape: Shape, lora: Arguments) -> dict[str, tuple[int, int]]:
     targets = lora.get("target_modules") or ["q_proj", "v_proj"]  # peft's default for these models
     if targets == "all-linear":
         return shape.linears

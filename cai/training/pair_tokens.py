@@ -22,7 +22,7 @@ def tokenize_pairs(
     those whose prompt alone fills `max_length`. trl's own tokens have a line break behind the end
     of turn, and an end of turn behind answers that ran into their limit.
     """
-    kept: list[int] = []
+    places: list[int] = []
     tokens: dict[str, list[Any]] = {name: [] for name in (*TOKEN_COLUMNS, "length")}
     refused = UnfitRows()
     pairs: list[Any] = rows.to_list()
@@ -34,12 +34,12 @@ def tokenize_pairs(
             continue
         if max_length and cut_end and len(ids[0]) >= max_length:
             continue
-        kept.append(place)
+        places.append(place)
         for name, values in zip(TOKEN_COLUMNS, ids, strict=True):
             tokens[name].append(values)
         length = len(ids[0]) + max(len(ids[1]), len(ids[2]))
         tokens["length"].append(min(length, max_length or length))
-    fitting = rows.select(kept)
+    fitting = rows.select(places)
     for name, values in tokens.items():
         fitting = fitting.add_column(name, values)
     return fitting, refused

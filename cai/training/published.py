@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Trainer
 
 from cai.config.schema import EngineConfig
 from cai.models.load import load_model, pick_device
-from cai.training.kept import Kept
+from cai.training.kept_gain import KeptGain
 from cai.training.trainer import is_sharded
 
 Score = Callable[[PreTrainedModel], float]
@@ -43,13 +43,13 @@ class Probe:
         """To be called after training, before the model is merged or saved."""
         self.trained = self._measure_training(trainer)
 
-    def measure_published(self, folder: Path, engine: EngineConfig) -> Kept | None:
+    def measure_published(self, folder: Path, engine: EngineConfig) -> KeptGain | None:
         """What the folder keeps of the gain, loaded as `engine` would serve it."""
         if not self._measures:
             return None
         model = load_model(str(folder), engine.dtype, pick_device(engine.device), engine.attention)
         scores = (self.start, self.trained, self._measure(model))
-        return Kept(self.metric, *scores, rows=self.rows, held_out=self.held_out)
+        return KeptGain(self.metric, *scores, rows=self.rows, held_out=self.held_out)
 
     def _measure_training(self, trainer: Trainer) -> float:
         # in the arithmetic of training, where weights may be of two formats

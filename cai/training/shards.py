@@ -25,9 +25,9 @@ def are_asked_for() -> bool:
 
 def are_handed_round() -> bool:
     """Whether accelerate takes all weights from the first process: FSDP2, unless told not to."""
-    wanted = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    names = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
     second = os.environ.get("FSDP_VERSION") == "2"
-    return second and all(os.environ.get(name, "").lower() == "true" for name in wanted)
+    return second and all(os.environ.get(name, "").lower() == "true" for name in names)
 
 
 def load_to_train(

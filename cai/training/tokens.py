@@ -1,8 +1,8 @@
 """The tokens that supervised training sees, and whether packed rows stay apart in a model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cai.data.audit import length_metrics
 from cai.data.prompts import UnfitRows
+from cai.digest import JsonObject
 from cai.errors import CaiError
 from cai.messages import Dialogue
-from cai.models.loss_mask import training_rows
+from cai.models.loss_mask import token_rows
 
 
 def tokenize_dialogues(
@@ -21,7 +22,7 @@ def tokenize_dialogues(
     max_length: int,
     places: Sequence[str] = (),
     cut: Sequence[bool] = (),
-) -> tuple[Dataset, dict[str, Any]]:
+) -> tuple[Dataset, JsonObject]:
     """A dataset of input_ids and labels (the answers alone), and the audit's counts and lengths.
 
     A row over `max_length` tokens is cut at its end. One without a trained token is left out, and
@@ -31,42 +32,53 @@ def tokenize_dialogues(
     dialogues end in an answer that ran into its limit: its end of turn is not trained.
     """
     rows: list[dict[str, list[int]]] = []
-    lengths: list[int] = []
-    refused = UnfitRows()
-    truncated = lost_ends = dropped = split = trained_tokens = 0
+    refused, counts = UnfitRows(), TokenCounts()
     for place, dialogue in enumerate(dialogues):
         try:
-            token_rows = training_rows(tokenizer, dialogue)
+            dialogue_rows = token_rows(tokenizer, dialogue)
         except ValueError as error:
             refused.add(places[place] if places else f"row {place + 1}", str(error))
             continue
-        split += len(token_rows) > 1
+        counts.split += len(dialogue_rows) > 1
         if cut and cut[place]:
-            last_labels = token_rows[-1][1]
+            last_labels = dialogue_rows[-1][1]
             last_labels[_turn_ends(last_labels)[-1]] = -100
-        for ids, labels in token_rows:
-            lengths.append(len(ids))
-            truncated += len(ids) > max_length
-            lost_ends += sum(index >= max_length for index in _turn_ends(labels))
-            labels = labels[:max_length]
-            trained = sum(label != -100 for label in labels)
-            trained_tokens += trained
-            if trained:
-                rows.append({"input_ids": ids[:max_length], "labels": labels})
-            else:
-                dropped += 1
-    counts = {
+        for ids, labels in dialogue_rows:
+            counts.add(labels, max_length)
+            if any(label != -100 for label in labels[:max_length]):
+                rows.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
+    return Dataset.from_list(rows), {
         "rows": len(dialogues),
         "refused": refused.count,
         "refused_first": refused.examples,
-        "split": split,
-        "truncated": truncated,
-        "lost_end_of_turn": lost_ends,
-        "dropped": dropped,
-        "trained_tokens": trained_tokens,
-        "lengths": length_metrics(lengths),
+        "split": counts.split,
+        "truncated": counts.truncated,
+        "lost_end_of_turn": counts.lost_ends,
+        "dropped": counts.dropped,
+        "trained_tokens": counts.trained_tokens,
+        "lengths": length_metrics(counts.lengths),
     }
-    return Dataset.from_list(rows), counts
+
+
+@dataclass
+class TokenCounts:
+    """What becomes of the rows when they are cut."""
+
+    lengths: list[int] = field(default_factory=list)  # before the cut
+    split: int = 0  # dialogues of several rows
+    truncated: int = 0
+    lost_ends: int = 0  # ends of turn that are cut off
+    dropped: int = 0  # rows without a trained token
+    trained_tokens: int = 0
+
+    def add(self, labels: Sequence[int], max_length: int) -> None:
+        """Counts one row; -100 labels what is not trained."""
+        trained = sum(label != -100 for label in labels[:max_length])
+        self.lengths.append(len(labels))
+        self.truncated += len(labels) > max_length
+        self.lost_ends += sum(index >= max_length for index in _turn_ends(labels))
+        self.trained_tokens += trained
+        self.dropped += not trained
 
 
 def _turn_ends(labels: Sequence[int]) -> list[int]:

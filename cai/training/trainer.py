@@ -164,21 +164,26 @@ def save_result(
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "history.json", drop_unrepeatable(trainer.state.log_history))
     if isinstance(model, PeftModel):
-        # trl's copy of the adapter, "ref", is no result
-        model.save_pretrained(str(work / "adapter"), selected_adapters=["default"])
-        _clean_adapter(work / "adapter")
+        _save_adapter(model, work / "adapter")
         if adapter_of:
             write_base(work / "adapter", adapter_of)
             return
-        if load_base and any(weights.dtype != torch.float32 for weights in model.parameters()):
-            model = PeftModel.from_pretrained(load_base(), str(work / "adapter"))
-        model = model.merge_and_unload()
+        model = _merge(model, work / "adapter", load_base)
         if trained_logits is not None:
             check_merged(trainer, trained_logits, model)
     model = model.to(getattr(torch, publish_dtype))
     # trl switches the cache off where it trains with gradient checkpointing
     model.config.use_cache = True
     save_model(model, tokenizer, work / "model")
+
+
+def _merge(
+    model: PeftModel, adapter: Path, load_base: Callable[[], PreTrainedModel] | None
+) -> PreTrainedModel:
+    """The base model with the adapter in its weights, in float32 where `load_base` is there."""
+    if load_base and any(weights.dtype != torch.float32 for weights in model.parameters()):
+        model = PeftModel.from_pretrained(load_base(), str(adapter))
+    return model.merge_and_unload()
 
 
 def is_sharded(trainer: Trainer) -> bool:
@@ -216,11 +221,13 @@ def _rebuild_model(
     return model
 
 
-def _clean_adapter(folder: Path) -> None:
-    """Makes the adapter's folder the same on every machine and in every run.
+def _save_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes the adapter's folder, the same on every machine and in every run.
 
     peft writes down where the base model lay, and sets in an order that changes.
     """
+    # trl's copy of the adapter, "ref", is no result
+    model.save_pretrained(str(folder), selected_adapters=["default"])
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text()) | {"base_model_name_or_path": None}
     if isinstance(config["target_modules"], list):

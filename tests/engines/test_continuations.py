@@ -14,7 +14,7 @@ from cai.config.schema import EngineConfig
 from cai.engines.base import Completion, Request, encode_request
 from cai.engines.transformers import TransformersEngine
 from cai.messages import assistant, user
-from cai.method.preferences import letter_probability, option_probability
+from cai.method.judgement import letter_probability, option_probability
 from cai.method.requests import OPTIONS
 from cai.models.chat_template import CHATML, INST, render
 

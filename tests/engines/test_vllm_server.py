@@ -27,7 +27,8 @@ from cai.errors import CaiError, Interrupted, UsageError
 from cai.messages import Prompt, assistant, user
 from cai.observe.log import enter_stage, open_log
 from cai.stages.base import Context
-from cai.stages.suites import Suites, ask_models
+from cai.stages.model_answers import ask_models
+from cai.stages.suites import Suites
 from cai.store.files import write_json
 
 SHORT = Sampling(temperature=0, max_new_tokens=4)

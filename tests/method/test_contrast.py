@@ -8,13 +8,14 @@ import pytest
 
 from cai.engines.base import Completion, Request
 from cai.messages import Message, Prompt, under_system, user
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
 from cai.method.contrast import (
     ContrastPair,
     contrast,
     nearest_in_length,
     surest,
 )
+from cai.method.principle import Principle
 
 PROMPT = Prompt.of((user("How do I pick a lock?"),), "any")
 KIND = Principle(

@@ -11,8 +11,9 @@ from cai.engines.base import Completion, Request
 from cai.engines.rows import gather_rows
 from cai.engines.scripted import ScriptedEngine
 from cai.messages import Prompt, assistant, user
-from cai.method.constitution import Constitution, Exemplar, Principle
+from cai.method.constitution import Constitution
 from cai.method.critique import Revision, draw_principles, revise
+from cai.method.principle import Exemplar, Principle
 
 PRINCIPLES = tuple(
     Principle(f"p{n}", f"Critique {n}.", f"Revise {n}.", f"Compare {n}.") for n in range(6)

@@ -13,19 +13,19 @@ from cai.config.schema import EngineConfig, Sampling
 from cai.engines.base import Completion, Request
 from cai.engines.scripted import ScriptedEngine
 from cai.messages import Prompt, user
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
+from cai.method.judgement import JudgeSettings, option_probability
 from cai.method.preferences import (
-    JudgeSettings,
     PreferencePair,
     SampledAnswer,
     compare,
     distinct_answers,
     mix_pairs,
-    option_probability,
     rule_pair,
     similar,
     tournament,
 )
+from cai.method.principle import Principle
 from cai.method.requests import OPTIONS
 
 PRINCIPLES = tuple(Principle(f"p{n}", "Critique.", "Revise.", f"Compare {n}.") for n in range(5))

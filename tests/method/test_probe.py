@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cai.method.constitution import Principle
+from cai.method.principle import Principle
 from cai.method.probe import (
     KINDS,
     REQUESTED,

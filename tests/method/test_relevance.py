@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from cai.messages import Prompt, assistant, user
-from cai.method.constitution import Constitution, Principle
+from cai.method.constitution import Constitution
 from cai.method.critique import draw_principles
+from cai.method.principle import Principle
 from cai.method.relevance import Relevance
 from tests.configs import smoke
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cai.messages import Message, Prompt, as_dicts, assistant, from_dicts, user
-from cai.method.constitution import Exemplar, Principle
+from cai.method.principle import Exemplar, Principle
 from cai.method.requests import (
     comparison_request,
     critique_request,

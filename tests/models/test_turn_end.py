@@ -39,7 +39,7 @@ from cai.models.chat_template import (
 )
 from cai.models.convert import locate
 from cai.models.load import load_tokenizer, save_model
-from cai.models.loss_mask import training_rows
+from cai.models.loss_mask import token_rows
 from cai.training.pair_tokens import pair_tokens, tokenize_pairs
 from cai.training.tokens import tokenize_dialogues
 
@@ -108,7 +108,7 @@ def check_ends(tokenizer: Any, talk: Any) -> list[str]:
     Returns the trained stretches."""
     stops = stop_ids(tokenizer, None)
     stretches: list[str] = []
-    for ids, labels in training_rows(tokenizer, talk):
+    for ids, labels in token_rows(tokenizer, talk):
         trained: list[int] = []
         for token_id, label in zip(ids, labels, strict=True):
             assert label in (-100, token_id)
@@ -156,7 +156,7 @@ def test_a_pairs_answers_end_as_sfts_do_under_every_bundled_template(name: str):
     }
     prompt, chosen, rejected = pair_tokens(tokenizer, pair)
     for answer, whole in ((chosen, TALK[1]), (rejected, TALK[3])):
-        ((ids, labels),) = training_rows(tokenizer, (TALK[0], whole))
+        ((ids, labels),) = token_rows(tokenizer, (TALK[0], whole))
         trained = [label for label in labels if label != -100]
         assert trained[-1] == stop
         if answer is rejected:
@@ -265,13 +265,13 @@ def test_turns_that_a_template_ends_with_nothing_end_with_the_next_turns_marker(
 @pytest.mark.parametrize("name", ["qwen3.jinja", "gptoss.jinja"])
 def test_each_answer_is_a_row_of_its_own_where_earlier_turns_are_rewritten(name: str):
     tokenizer = tokenizer_for(bundled(name))
-    rows = training_rows(tokenizer, TALK)
+    rows = token_rows(tokenizer, TALK)
     assert len(rows) == 2
     for (ids, _), place in zip(rows, (1, 3), strict=True):  # as the model sees it when it answers
         prompt = tokenizer(render(tokenizer, TALK[:place]), add_special_tokens=False)["input_ids"]
         assert ids[: len(prompt)] == prompt
     unlearnt = (TALK[0], Message("assistant", "Because.", trained=False), *TALK[2:])
-    (row,) = training_rows(tokenizer, unlearnt)
+    (row,) = token_rows(tokenizer, unlearnt)
     assert row == rows[1]
     dataset, counts = tokenize_dialogues(tokenizer, [TALK, TALK[:2]], 512)
     assert (len(dataset), counts["split"], counts["refused"]) == (3, 1, 0)
@@ -281,7 +281,7 @@ def test_a_refused_dialogue_is_left_out_with_the_templates_words():
     tokenizer = make_tokenizer(KINDS["gemma"][1], GEMMA)
     twice = (user("Hi"), user("Hi?"), assistant("Hello."))
     with pytest.raises(TemplateRefusal, match="must alternate"):
-        training_rows(tokenizer, twice)
+        token_rows(tokenizer, twice)
     dataset, counts = tokenize_dialogues(tokenizer, [TALK, twice], 512, ["a.jsonl:1", "a.jsonl:2"])
     assert len(dataset) == 1 and counts["refused"] == 1
     (first,) = counts["refused_first"]
@@ -291,7 +291,7 @@ def test_a_refused_dialogue_is_left_out_with_the_templates_words():
 def test_a_system_text_begins_the_first_human_turn_where_the_template_knows_none(capsys: Any):
     tokenizer = make_tokenizer(KINDS["gemma"][1], GEMMA)
     joined = (user("Be brief.\n\nWhy?"), *TALK[1:])
-    assert training_rows(tokenizer, (SYSTEM, *TALK)) == training_rows(tokenizer, joined)
+    assert token_rows(tokenizer, (SYSTEM, *TALK)) == token_rows(tokenizer, joined)
     assert render(tokenizer, (SYSTEM, *TALK[:1])) == render(tokenizer, joined[:1])
 
 
@@ -308,7 +308,7 @@ def test_a_reference_is_scored_as_it_is_trained(kind: str):
     tokenizer = make_tokenizer(special, template)
     request = Request(TALK[:3], continuations=("Go away.",))
     prompt_ids, (answer_ids,) = encode_request(tokenizer, request)
-    ((ids, labels),) = training_rows(tokenizer, TALK)
+    ((ids, labels),) = token_rows(tokenizer, TALK)
     end_id = tokenizer.convert_tokens_to_ids(end)
     last_answer = labels[len(prompt_ids) : len(prompt_ids) + len(answer_ids) + 1]
     assert prompt_ids + answer_ids == ids[: len(prompt_ids) + len(answer_ids)]

@@ -1,7 +1,8 @@
 """The table of metrics, and how a metric is written."""
 
-from cai.report.metrics import METRICS, Interval, format_metric, metric
+from cai.report.metrics import METRICS, format_metric, metric
 from cai.scoring.significance import MEANS
+from cai.scoring.statistics import Interval
 
 
 def test_shares_are_in_percent_and_means_have_places():

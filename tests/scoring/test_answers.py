@@ -3,7 +3,8 @@
 import pytest
 
 from cai.messages import Prompt, user
-from cai.method.preferences import Judgement, PreferencePair
+from cai.method.judgement import Judgement
+from cai.method.preferences import PreferencePair
 from cai.method.refusal import refuses
 from cai.scoring.answers import Answer, answer_scores, distinct_ngrams, win_metrics
 from cai.scoring.significance import compare_models

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cai.engines.base import Completion, Request
 from cai.messages import Prompt, user
-from cai.method.preferences import Judgement, Logprobs, PreferencePair, letter_probability
+from cai.method.judgement import Judgement, Logprobs, letter_probability
+from cai.method.preferences import PreferencePair
 from cai.method.requests import OPTIONS
 from cai.scoring.judge import (
     TAU_RANGE,

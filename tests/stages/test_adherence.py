@@ -108,7 +108,7 @@ def test_rates_by_principle_and_group_and_which_got_worse(context: Context):
         "dpo": (0.0, 9),
     }
     (change,) = doses.changes
-    assert change["difference"]["value"] == -1.0 and change["p"] == pytest.approx(2 / 2**9)
+    assert change["difference"]["value"] == -1.0 and change.get("p") == pytest.approx(2 / 2**9)
     groups = {row.name: row.prompts for row in adherence.groups}
     assert groups == {"category: maps": 1, "kind: red_team": 8 + 3, "tag: health": 9}
     by_principle, by_group = summary.tables()

@@ -287,7 +287,7 @@ def test_what_no_engine_answers_is_in_failed(context: Context, run: Any):
 
 
 def test_nothing_built_is_an_error_that_says_what_there_was(run: Any):
-    with pytest.raises(CaiError, match=r"build: not one row is left.*'unread': 12"):
+    with pytest.raises(CaiError, match=r"not one row is left of 0 instructions in 12 lists"):
         run(Teacher(lambda n, _: "No."), settings())
     with pytest.raises(
         CaiError, match=r"build\.data: no seed instruction in held that no suite holds"

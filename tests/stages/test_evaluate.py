@@ -346,7 +346,7 @@ def test_attacks_ask_the_same_prompts_in_other_words(context: Context):
     assert summary.prompts == dict.fromkeys(["red", "red, prefill", "red, base64"], 5)
     refused = {name: row["refusal"]["value"] for name, row in summary.metrics["base"].items()}
     assert refused == {"red": 1, "red, prefill": 0, "red, base64": 0}
-    rises = [(row["attack"], row["rise"]["value"], row["p"]) for row in summary.attacks]
+    rises = [(row["attack"], row["rise"]["value"], row.get("p")) for row in summary.attacks]
     assert rises == [("prefill", 1, 0.0625), ("base64", 1, 0.0625)]
     assert summary.changes == []  # of one model; and attacks are in no verdict
     begun = [request for request in pupil.requests if request.messages[-1] == assistant(PREFILL)]

@@ -33,7 +33,8 @@ from cai.engines.rows import gather_rows
 from cai.errors import CaiError, UsageError
 from cai.messages import Message, as_dicts, from_dicts
 from cai.method import preferences
-from cai.method.preferences import PreferencePair, option_probability
+from cai.method.judgement import option_probability
+from cai.method.preferences import PreferencePair
 from cai.scoring.judge import accuracy_metrics
 from cai.stages import label, pairs
 from cai.stages.base import Context, Input
@@ -270,7 +271,7 @@ def test_labelled_pairs_do_not_move_with_the_runs_seed(
         measured.append({pair.prompt.text for pair, _ in rated})
         return accuracy_metrics(rated)
 
-    monkeypatch.setattr("cai.scoring.judge.accuracy_metrics", note)
+    monkeypatch.setattr("cai.stages.feedback.accuracy_metrics", note)
     config = settings(
         prompts=Prompts(["mine"], 4),
         calibrate=Prompts(["labelled"], limit=3),

@@ -19,11 +19,11 @@ from cai.method.constitution import Constitution
 from cai.observe.progress import Progress
 from cai.report import page as page_
 from cai.run.plan import STAGES
-from cai.scoring.adherence import Adherence, Kept, Reliability
-from cai.scoring.statistics import share
+from cai.scoring.adherence import Adherence, AdherenceRates, Reliability
+from cai.scoring.statistics import CountedInterval, ModelComparison, share
 from cai.stages import dpo, evaluate, label, report, revise, sft
 from cai.stages.base import Context, Input
-from cai.stages.feedback import Judge
+from cai.stages.judge_summary import Judge
 from cai.stages.summary import Summary
 from cai.stages.training_rows import Audit
 from cai.store.files import write_json
@@ -429,12 +429,19 @@ def test_adherence_stands_with_the_principles_and_in_the_verdict(tmp_path: Path)
     summary = summarised(context).summaries["evaluate"]
     assert isinstance(summary, evaluate.Summary)
     sure = Reliability(share(1, 20), share(0, 20), 0.9, "")
-    fall = {"value": -0.5, "low": -0.7, "high": -0.3, "count": 20}
-    change = {"first": "base", "second": "dpo", "difference": fall, "p": 0.002}
+    fall: CountedInterval = {"value": -0.5, "low": -0.7, "high": -0.3, "count": 20}
+    change = ModelComparison(
+        first="base",
+        second="dpo",
+        suite=EVIL,
+        figure="adherence",
+        difference=fall,
+        p=0.002,
+    )
     rates = {"base": share(15, 20), "dpo": share(5, 20)}
     rows = [
-        Kept(EVIL, 20, rates, sure, share(9, 10), [change]),
-        Kept(
+        AdherenceRates(EVIL, 20, rates, sure, share(9, 10), [change]),
+        AdherenceRates(
             "calm",
             20,
             rates,

@@ -15,11 +15,12 @@ import pytest
 from cai.config.schema import DataConfig, EngineConfig, ModelConfig, SftConfig
 from cai.data.parquet import write_rows
 from cai.errors import CaiError
-from cai.models.load import load_model, load_tokenizer
+from cai.models.load import load_model
 from cai.observe.progress import Progress
 from cai.stages.base import Context, Input
 from cai.stages.sft import Summary, run
-from cai.stages.training_rows import Audit, prepare, training_rows
+from cai.stages.tokenized_rows import tokenized_rows
+from cai.stages.training_rows import Audit, training_rows
 from cai.training.arguments import quantization_config
 from tests.configs import smoke
 
@@ -164,8 +165,9 @@ def test_what_people_called_bad_is_left_out_and_what_they_wrote_is_trained_on(tm
 def audited(folder: Path, model: Path, mine: list[Any], *overrides: str) -> tuple[SftConfig, Audit]:
     context = context_of(folder, model, {"seed": file(folder, "seed", mine)})
     config = settings("sft.limit=null", *overrides)
-    trained, audit = prepare(config, context, load_tokenizer(str(model)))
-    assert len(trained) == audit.rows - audit.dropped
+    tokenized = tokenized_rows(config, context)
+    audit = tokenized.audit
+    assert len(tokenized.rows) == audit.rows - audit.dropped
     return config, audit
 
 
@@ -309,8 +311,9 @@ def test_the_rounds_of_a_prompt_are_all_held_out_or_all_trained_on(
     write_rows(tmp_path / "training.parquet", revised)
     context = context_of(tmp_path, tiny_model, {}, "sl_cai")
     config = SftConfig("base", [], revisions="all", validation=0.25)
-    trained, audit = prepare(config, context, load_tokenizer(str(tiny_model)))
-    texts = load_tokenizer(str(tiny_model)).batch_decode(list(trained["input_ids"]))
+    tokenized = tokenized_rows(config, context)
+    trained, audit = tokenized.rows, tokenized.audit
+    texts = tokenized.tokenizer.batch_decode(list(trained["input_ids"]))
     prompts = [text.partition("Prompt number ")[2][:1] for text in texts]
     assert audit.held_out == 8 and len(trained) == 40
     assert not set(prompts[:8]) & set(prompts[8:]) and len(set(prompts[:8])) == 2

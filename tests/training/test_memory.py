@@ -22,7 +22,7 @@ from transformers import (
 from cai.config.compose import compose
 from cai.training.arguments import dpo_arguments, sft_arguments
 from cai.training.cpu_head import install_lean_head
-from cai.training.fit import fit_memory, known_parts, take_one_gpu
+from cai.training.fit import fit_memory, loaded_tuning, take_one_gpu
 from cai.training.forecast import advice, choose_checkpointing, dpo_tuning, fits, sft_tuning
 from cai.training.memory import GIB, Shape, Tuning, forecast, read_shape, trained_weights
 
@@ -202,14 +202,16 @@ def test_what_fits_at_7b():
 
 def test_dpo_counts_both_answers_and_a_reference_of_its_own():
     section = compose(["dpo=full", "dpo.args.per_device_train_batch_size=3"]).dpo
-    tuning = dpo_tuning(section, None, separate=False)
+    loaded = Tuning(weight_bytes=4)
+    tuning = dpo_tuning(section, None, False, loaded)
     assert (tuning.rows, tuning.tokens, tuning.reference_bytes) == (6, 1024, 4)
-    assert dpo_tuning(section, LORA, False, weight_bytes=2).reference_bytes == 0
-    assert dpo_tuning(section, LORA, True, weight_bytes=2).reference_bytes == 2
+    in_half = Tuning(weight_bytes=2)
+    assert dpo_tuning(section, LORA, False, in_half).reference_bytes == 0
+    assert dpo_tuning(section, LORA, True, in_half).reference_bytes == 2
     section = compose(["dpo=full", "dpo.args.precompute_ref_log_probs=true"]).dpo
-    assert dpo_tuning(section, None, separate=False).reference_bytes == 0
+    assert dpo_tuning(section, None, False, loaded).reference_bytes == 0
     # trl keeps a model for it under FSDP
-    assert dpo_tuning(section, None, False, sharded=True).reference_bytes == 4
+    assert dpo_tuning(section, None, False, replace(loaded, sharded=True)).reference_bytes == 4
 
 
 def test_quantised_layers_and_small_moments_take_less():
@@ -220,7 +222,7 @@ def test_quantised_layers_and_small_moments_take_less():
             "+sft.args.optim=paged_adamw_8bit",
         ]
     ).sft
-    tuning = sft_tuning(section, weight_bytes=2)
+    tuning = sft_tuning(section, Tuning(weight_bytes=2))
     assert tuning.moment_bytes == 2
     weights = forecast(SEVEN_B, tuning).weights / GIB
     assert weights == pytest.approx(3.4 + 2.0, rel=0.05)  # the embeddings stay as they were
@@ -258,7 +260,7 @@ def test_checkpointing_is_chosen_by_the_free_memory(
     section = compose(["sft.max_length=256"]).sft
     args = sft_arguments("sft", section, 0, "unused", "cpu", False)
     said: list[str] = []
-    tuning = sft_tuning(section, **known_parts(llama, args))
+    tuning = sft_tuning(section, loaded_tuning(llama, args))
     memory = free and free + llama.get_memory_footprint()
     fit_memory(llama, args, tuning, "sft", setting, memory, said.append)
     assert args.gradient_checkpointing is checkpointing
@@ -271,7 +273,7 @@ def test_dpo_is_told_what_to_change_in_its_own_words():
     section = compose(["dpo=full"]).dpo
     args = dpo_arguments(section, 0, "unused", "cpu", False)
     assert args.gradient_checkpointing is False
-    tips = advice(SEVEN_B, dpo_tuning(section, None, separate=False), "dpo")
+    tips = advice(SEVEN_B, dpo_tuning(section, None, False, Tuning()), "dpo")
     for tip in ("dpo=lora", "dpo.args.max_length", "precompute_ref_log_probs", "launcher=fsdp"):
         assert tip in tips
 

@@ -22,7 +22,7 @@ from cai.models.numerics import numerics as numerics_of
 from cai.run.plan import ingredients, stages
 from cai.stages import sft
 from cai.stages.base import Context
-from cai.training.kept import Kept
+from cai.training.kept_gain import KeptGain
 from tests.configs import smoke
 
 LORA = "{r: 4, lora_alpha: 8, target_modules: all-linear}"
@@ -131,7 +131,7 @@ def test_a_published_model_that_forgot_is_named(tune: Callable[..., Any]):
     _, summary = tune("a", "float32", f"sft.peft={LORA}", *gain, "sft.publish_dtype=bfloat16")
     assert summary.kept and summary.kept.share
     # the measurement itself, on scores where only a tenth was kept
-    little = Kept("loss", -2.0, -1.0, -1.9, rows=16, held_out=True)
+    little = KeptGain("loss", -2.0, -1.0, -1.9, rows=16, held_out=True)
     (warning,) = replace(summary, kept=little).warnings()
     assert "keeps 10% of what sft gained" in warning and "sft.publish_dtype=float32" in warning
     assert replace(summary, kept=replace(little, published=-1.05)).warnings() == []

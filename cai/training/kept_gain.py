@@ -7,7 +7,7 @@ SHARE = 0.9  # of the gain that a published model should keep
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptGain:
     """Scores on the same rows, in nats. More is better: a loss is negative."""
 
     metric: str  # "loss" or "reward margin"

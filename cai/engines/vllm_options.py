@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +105,14 @@ def vllm_folder(python: str) -> Path | None:
     """
     if not os.access(python, os.X_OK):
         return None
-    try:
-        return _ask_for_folder(python)
-    except subprocess.CalledProcessError:
-        return None
-
-
-@cache
-def _ask_for_folder(python: str) -> Path:
-    """Once in a process where vLLM is there. Where it is not, it may be once it is installed."""
-    command = [python, "-c", FIND]
     done = subprocess.run(
-        command, env=environment(python), capture_output=True, text=True, check=True
+        [python, "-c", FIND],
+        env=environment(python),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return Path(done.stdout.strip())
+    return None if done.returncode else Path(done.stdout.strip())
 
 
 def option_kinds(package: Path) -> Mapping[str, object]:

@@ -19,7 +19,7 @@ def lay_out(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for pattern in ("docs/*.png", "docs/*.ipynb", "website/*.css", "website/*.js"):
+    for pattern in ("docs/*.png", "docs/*.ipynb", "website/*.css", "website/*.js", "locks/*.txt"):
         for file in ROOT.glob(pattern):
             path = folder / file.relative_to(ROOT)
             path.parent.mkdir(exist_ok=True)

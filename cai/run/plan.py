@@ -37,6 +37,8 @@ STAGES = (
     report.STAGE,
 )
 
+LONGEST = 80  # characters of a value that has changed
+
 NEW = "not run yet"
 
 
@@ -231,4 +233,12 @@ def _change(path: tuple[str, ...], before: object, after: object) -> str:
         return f"{part} {rest[0]} changed" if rest else f"{part} changed"
     if part == "version":
         return f"cai's code for it changed (version {before} -> {after})"
-    return f"{'.'.join(path)} {json.dumps(before)} -> {json.dumps(after)}"
+    return f"{'.'.join(path)} {_in_brief(before)} -> {_in_brief(after)}"
+
+
+def _in_brief(value: object) -> str:
+    """A model by its name; of what is long, the beginning."""
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        value = value["name"]
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

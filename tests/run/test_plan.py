@@ -406,6 +406,13 @@ def test_the_plan_says_why(run: Run):
     assert next(s.why for s in steps if s.stage.name == "dpo") == "stale: dpo.args.beta 0.1 -> 0.3"
 
 
+def test_a_model_is_named_and_what_is_long_is_cut(run: Run):
+    steps = plan_run(smoke("+model@revise.model=qwen2.5-coder-1.5b"), run)
+    why = next(step.why for step in steps if step.stage.name == "revise")
+    assert 'revise.model null -> "Qwen2.5-Coder-1.5B-Instruct"' in why
+    assert len(why) < 300  # its 22 wheels are no news
+
+
 @pytest.mark.parametrize(
     ("override", "stage", "why"),
     [

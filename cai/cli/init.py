@@ -59,14 +59,12 @@ label:
 
 PROBED = """\
 # @package _global_
-# Your recipe on prompts about your principles. A stronger model writes them, criticises and revises
-# what the model answers, compares answers, and says which of them keep a principle: 1.1 GB to
-# download, and an hour on two cores. Or name another, such as qwen2.5-7b, or a server
-# (/engine@probe.engine: openai, and so on).
+# Your recipe on prompts about your principles. A stronger model writes them, compares answers, and
+# says of each answer whether it keeps a principle: 1.1 GB to download, and an hour on two cores. Or
+# name another, such as qwen2.5-7b, or a server (/engine@probe.engine: openai, and so on).
 defaults:
   - mine
   - /model@probe.model: qwen2.5-coder-1.5b
-  - /model@revise.model: qwen2.5-coder-1.5b
   - /model@label.model: qwen2.5-coder-1.5b
   - /model@evaluate.judge.model: qwen2.5-coder-1.5b
 

@@ -175,11 +175,29 @@ def hostile_run(root: Path) -> Run:
     return run
 
 
+def test_a_click_while_an_answer_is_awaited_is_not_lost(
+    servers: Servers, opened: Any, tmp_path: Path
+):
+    hostile_run(tmp_path)
+    page = opened(servers.start("mine"))
+    counted(page, f"0 of {len(HOSTILE)}, this is number 1")
+    page.evaluate(
+        """() => {
+          document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
+          document.querySelector("[data-kind=pair]").click();
+        }"""
+    )
+    page.wait_for_selector("[data-kind=pair][aria-pressed=true]")
+    counted(page, f"0 of {len(HOSTILE)}, this is number 1")
+
+
 def test_hostile_texts_are_text(servers: Servers, opened: Any, tmp_path: Path):
     hostile_run(tmp_path)
     page = opened(servers.start("mine"))
-    for kind in ("revision", "pair"):
-        page.locator(f"[data-kind={kind}]").click()
+    for kind in ("revision", "pair"):  # it opens with revisions
+        if kind == "pair":
+            page.locator("[data-kind=pair]").click()
+        page.wait_for_selector(f"[data-kind={kind}][aria-pressed=true]")
         seen = ""
         for number in range(1, len(HOSTILE) + 1):
             counted(page, f"0 of {len(HOSTILE)}, this is number {number}")

@@ -1,4 +1,4 @@
-const state = { kind: "", principle: "", place: null, total: 0, card: null, busy: false };
+const state = { kind: "", principle: "", place: null, total: 0, card: null, busy: false, next: null };
 const CHOICES = {
   revision: [["1", "good", "Good"], ["2", "bad", "Bad"], ["e", "edit", "Edit"]],
   pair: [["1", "a", "A is better"], ["2", "b", "B is better"], [" ", "tie", "Neither"]],
@@ -41,8 +41,11 @@ function draw(reply) {
   document.activeElement?.blur();  // keys are the page's, not the last button's
   scrollTo(0, 0);
 }
-async function act(work) {  // one thing at a time: nobody judges a text that is not on the screen yet
-  if (state.busy) return;
+async function act(work, waits = false) {  // one thing at a time: nobody judges a text that is not on the screen yet
+  if (state.busy) {
+    if (waits) state.next = work;
+    return;
+  }
   state.busy = true;
   try {
     await work();
@@ -52,6 +55,9 @@ async function act(work) {  // one thing at a time: nobody judges a text that is
   } finally {
     state.busy = false;
   }
+  const next = state.next;
+  state.next = null;
+  if (next) await act(next);
 }
 function say(problem) {
   by("status").textContent = problem;
@@ -104,13 +110,13 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   work();
 });
-function open(kind) {
-  Object.assign(state, { kind, principle: "" });
-  go(null);
-}
-for (const button of kinds) button.onclick = () => open(button.dataset.kind);
-by("principle").onchange = () => { state.principle = by("principle").value; go(null); };
+const select = (kind, principle) => act(async () => {
+  Object.assign(state, { kind, principle });
+  await show(null);
+}, true);
+for (const button of kinds) button.onclick = () => select(button.dataset.kind, "");
+by("principle").onchange = () => select(state.kind, by("principle").value);
 by("help").onclick = KEYS["?"];
 by("save").onclick = () => judge("edit", by("edited").value);
 by("cancel").onclick = cancel;
-open(kinds[0].dataset.kind);
+select(kinds[0].dataset.kind, "");

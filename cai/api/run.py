@@ -10,6 +10,7 @@ from cai.config.compose import saved
 from cai.config.names import first_round, own_models
 from cai.digest import JsonObject
 from cai.errors import UsageError, nearest
+from cai.report.metrics import each_metric
 from cai.run.plan import stages, trained_inputs
 from cai.stages.base import verb_context
 from cai.store import run_folder
@@ -70,9 +71,7 @@ class Run:
         """
         rows = [
             {"model": model, "suite": suite, "metric": name, "count": None, **interval}
-            for model, suites in self.summary("evaluate")["metrics"].items()
-            for suite, measured in suites.items()
-            for name, interval in measured.items()
+            for model, suite, name, interval in each_metric(self.summary("evaluate")["metrics"])
         ]
         return Dataset.from_list(rows)
 

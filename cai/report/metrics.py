@@ -1,6 +1,6 @@
 """Every metric that cai shows, in one table: terminal, page, cards and comparison read it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +8,14 @@ from cai.scoring.statistics import CountedInterval, Interval
 
 Suites = Mapping[str, Mapping[str, CountedInterval]]  # suite -> metric -> interval
 Metrics = Mapping[str, Suites]  # by model
+
+
+def each_metric(metrics: Metrics) -> Iterator[tuple[str, str, str, CountedInterval]]:
+    """(model, suite, metric, interval), in the order of the models."""
+    for model, suites in metrics.items():
+        for suite, measured in suites.items():
+            for name, interval in measured.items():
+                yield model, suite, name, interval
 
 
 @dataclass(frozen=True)

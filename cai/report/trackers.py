@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cai.report.metrics import Metrics
+from cai.report.metrics import Metrics, each_metric
 
 # The project that transformers sends the curves of training to, so that both stand in one place.
 PROJECT = "huggingface"
@@ -25,9 +25,7 @@ def send_results(
     """
     values = {
         f"{model}/{suite}/{name}": interval["value"]
-        for model, suites in metrics.items()
-        for suite, measured in suites.items()
-        for name, interval in measured.items()
+        for model, suite, name, interval in each_metric(metrics)
     }
     for tracker in trackers:
         if tracker == "tensorboard":

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from cai.config.names import evaluated_models
 from cai.config.schema import Config
 from cai.errors import CaiError, UsageError, nearest
-from cai.report.metrics import METRICS, Metrics
+from cai.report.metrics import METRICS, Metrics, each_metric
 from cai.store.manifest import Manifest
 
 EXAMPLE = "objective=evaluate.red_team.refusal"
@@ -44,12 +44,10 @@ def objective_of(config: Config, manifests: Mapping[str, Manifest]) -> float | N
         return None
     metrics: Metrics = manifests["evaluate"].summary["metrics"]
     values: dict[str, float] = {}
-    for model, suites in metrics.items():
-        for suite, measured in suites.items():
-            for metric, interval in measured.items():
-                values[f"evaluate.{model}.{suite}.{metric}"] = interval["value"]
-                # the last model's come last, and stay
-                values[f"evaluate.{suite}.{metric}"] = interval["value"]
+    for model, suite, metric, interval in each_metric(metrics):
+        values[f"evaluate.{model}.{suite}.{metric}"] = interval["value"]
+        # the last model's come last, and stay
+        values[f"evaluate.{suite}.{metric}"] = interval["value"]
     if config.objective not in values:
         raise CaiError(_unknown(config.objective, list(values)))
     return values[config.objective]

@@ -158,11 +158,11 @@ def test_the_steps_of_the_dockerfile_make_what_runs_the_pipeline(tmp_path: Path,
     for path in ("/src", "/dist", "/opt/build"):
         image.lines.append(f"test ! -e {image.root}{path}")
     image.lines += [
-        f"cp -R {tiny_model} {image.root}/work/tiny",
-        f"chmod -R a+rX {image.root}/work/tiny",
+        f"cp -R {tiny_model} {image.root}{image.folder}/tiny",
+        f"chmod -R a+rX {image.root}{image.folder}/tiny",
     ]
-    words = [*image.entry, *smoke_words(Path("/work/tiny"))]
-    image.do_run(f"{shlex.join(words)} && ls -ld /work/outputs/smoke && id -un")
+    words = [*image.entry, *smoke_words(Path(image.folder) / "tiny")]
+    image.do_run(f"{shlex.join(words)} && ls -ld outputs/smoke && id -un")
     # where torch's own index is out of reach, the digests say which file of another one it is
     index = TORCH_INDEX if reached(TORCH_INDEX) else "file:///nowhere"
     process = run_apart(image.lines, TORCH_INDEX=index, OMP_NUM_THREADS="1")
